@@ -1,0 +1,1 @@
+"""What a model does, measured: sinks, laziness, direction."""

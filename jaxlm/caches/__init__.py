@@ -1,0 +1,33 @@
+"""Caches: what a transformer remembers, and how a layer attends over it.
+
+A cache is a pytree with one method,
+
+  attend(layer, q, k, v, positions, rule) -> (out, cache)
+
+called once per layer with the new queries, keys and values (positions already applied to q and k). It extends itself
+and attends; the model knows nothing else about memory, so another memory is another value passed in.
+"""
+
+from typing import Any, Protocol
+
+from jaxtyping import Array, Float, Int
+
+from jaxlm.caches.full import FullCache as FullCache
+from jaxlm.caches.full import Sequence as Sequence
+from jaxlm.models.attention import AttentionRule
+
+
+class Cache(Protocol):
+  """See the module's docstring."""
+
+  def attend(
+    self,
+    layer: int,
+    q: Float[Array, 'B T N H'],
+    k: Float[Array, 'B T K H'],
+    v: Float[Array, 'B T K H'],
+    positions: Int[Array, 'B T'],
+    rule: AttentionRule,
+  ) -> tuple[Float[Array, 'B T N H'], Any]:
+    """Returns the attention output of `layer` and the extended cache. `positions` rise by one along T."""
+    ...

@@ -1,0 +1,78 @@
+"""The two plain memories: none beyond the sequence itself (training), and every key and value so far (decoding)."""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from jaxlm.config import ModelConfig
+from jaxlm.models.attention import AttentionRule, attend
+
+
+def heads_first(x_BTKH):
+  return x_BTKH.transpose(0, 2, 1, 3)
+
+
+@struct.dataclass
+class Sequence:
+  """No memory: each token sees its own sequence up to itself, and with `segments` only its own document."""
+
+  segments: jax.Array | None = None  # [B, T] int32, equal within a document; 0 is padding
+
+  def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
+    del layer, positions  # Within a row, order is index: positions restart at document borders.
+    index_1T = jnp.arange(q.shape[1])[None]
+    mask_BTS = rule.visible(index_1T, index_1T)
+    if self.segments is not None:
+      mask_BTS = mask_BTS & (self.segments[:, :, None] == self.segments[:, None, :])
+    return attend(q, heads_first(k), heads_first(v), mask_BTS, rule), self
+
+
+@struct.dataclass
+class FullCache:
+  """Every key and value so far; the slot of a token is its position.
+
+  Rows of a batch may have different lengths, padded on the right: a padding slot lies in the future of every real
+  query until the real token of that position overwrites it, so no lengths are kept here.
+  """
+
+  keys: tuple[jax.Array, ...]  # per layer [B, K, S, H]: heads first, so that a decode step reads them without a copy
+  values: tuple[jax.Array, ...]  # per layer [B, K, S, H]
+  empty: bool = struct.field(pytree_node=False, default=False)  # True: nothing is written yet, rows start at slot 0
+
+  @classmethod
+  def create(cls, config: ModelConfig, batch: int, capacity: int, dtype=None) -> 'FullCache':
+    """Returns an empty cache with `capacity` slots per row."""
+    shape = (batch, config.num_kv_heads, capacity, config.head_dim)
+    zeros = lambda: tuple(jnp.zeros(shape, dtype or config.dtype) for _ in range(config.num_layers))
+    return cls(keys=zeros(), values=zeros(), empty=True)
+
+  @property
+  def nbytes(self) -> int:
+    return sum(x.nbytes for x in self.keys + self.values)
+
+  def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
+    k, v = (heads_first(x).astype(self.keys[layer].dtype) for x in (k, v))
+    if self.empty:  # Prefill: the new tokens are all there is, so unused slots need not be read.
+      write = lambda slots, new: jax.lax.dynamic_update_slice(slots, new, (0, 0, 0, 0))
+      index_1T = jnp.arange(q.shape[1])[None]
+      out = attend(q, k, v, rule.visible(index_1T, index_1T), rule)
+      keys, values = write(self.keys[layer], k), write(self.values[layer], v)
+    else:
+      keys, values = (
+        write_rows(slots, new, positions[:, 0]) for slots, new in ((self.keys[layer], k), (self.values[layer], v))
+      )
+      slot_1S = jnp.arange(keys.shape[2])[None]
+      out = attend(q, keys, values, rule.visible(positions, slot_1S), rule)
+    replaced = lambda layers, new: layers[:layer] + (new,) + layers[layer + 1 :]
+    # The last layer ends the prefill: from the next call on rows start where their positions say.
+    empty = self.empty and layer < len(self.keys) - 1
+    return out, self.replace(keys=replaced(self.keys, keys), values=replaced(self.values, values), empty=empty)
+
+
+def write_rows(slots_BKSH, new_BKTH, start_B):
+  """Writes each row's new entries from its own slot on. Rows are unrolled while few: XLA then updates in place."""
+  if slots_BKSH.shape[0] == 1:
+    return jax.lax.dynamic_update_slice(slots_BKSH, new_BKTH, (0, 0, start_B[0], 0))
+  return jax.vmap(lambda slots, new, start: jax.lax.dynamic_update_slice(slots, new, (0, start, 0)))(
+    slots_BKSH, new_BKTH, start_B
+  )

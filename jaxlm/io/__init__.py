@@ -1,0 +1,1 @@
+"""Weights in and out: our checkpoints, Hugging Face directories, GGUF files."""

@@ -1,0 +1,1 @@
+"""Models: attention, positions, the decoder-only transformer and how it is spread over devices."""

@@ -1,0 +1,171 @@
+"""The decoder-only transformer of every family we read: Llama, Mistral, Qwen, GPT-2, GPT-NeoX, OPT.
+
+  x = x + attention(norm(x));  x = x + mlp(norm(x));  logits = head(norm(x))
+
+or both at once from the same x (`parallel_residual`). Layers are unrolled (`layer_0`, `layer_1`, ...) and attention is
+whatever the cache makes of (layer, q, k, v): training passes `caches.Sequence`, decoding a cache that grows.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlm import caches
+from jaxlm.config import ModelConfig
+from jaxlm.models import positions as rope
+from jaxlm.models.attention import layer_rule
+
+ACTIVATIONS = {
+  'silu': jax.nn.silu,
+  'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+  'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+  'relu': jax.nn.relu,
+}
+
+# Initialisation of the attention-sink paper's code: N(0, 0.4 / fan_in), and for a gated MLP's down-projection
+# N(0, 1 / (F L^2)), which keeps the residual stream from growing with depth.
+fan_in_init = nn.initializers.variance_scaling(0.4, 'fan_in', 'normal')
+embed_init = nn.initializers.variance_scaling(0.4, 'fan_in', 'normal', in_axis=1, out_axis=0)
+
+
+def norm(config: ModelConfig, name: str) -> nn.Module:
+  make = nn.RMSNorm if config.norm == 'rmsnorm' else nn.LayerNorm
+  return make(epsilon=config.norm_eps, dtype=config.dtype, name=name)
+
+
+def dense(config: ModelConfig, features, name: str, *, use_bias: bool, axis=-1, init=fan_in_init) -> nn.Module:
+  return nn.DenseGeneral(features, axis=axis, use_bias=use_bias, dtype=config.dtype, kernel_init=init, name=name)
+
+
+class Attention(nn.Module):
+  config: ModelConfig
+  layer: int
+
+  @nn.compact
+  def __call__(self, x_BTD, positions_BT, rotation, cache):
+    c = self.config
+    q_BTNH = dense(c, (c.num_heads, c.head_dim), 'q', use_bias=c.qkv_bias)(x_BTD)
+    k_BTKH = dense(c, (c.num_kv_heads, c.head_dim), 'k', use_bias=c.qkv_bias)(x_BTD)
+    v_BTKH = dense(c, (c.num_kv_heads, c.head_dim), 'v', use_bias=c.qkv_bias)(x_BTD)
+    if c.qk_norm:
+      q_BTNH = nn.RMSNorm(epsilon=c.norm_eps, dtype=c.dtype, name='q_norm')(q_BTNH)
+      k_BTKH = nn.RMSNorm(epsilon=c.norm_eps, dtype=c.dtype, name='k_norm')(k_BTKH)
+    if rotation is not None:
+      q_BTNH, k_BTKH = rope.rotate(q_BTNH, *rotation), rope.rotate(k_BTKH, *rotation)
+    out_BTNH, cache = cache.attend(self.layer, q_BTNH, k_BTKH, v_BTKH, positions_BT, layer_rule(c, self.layer))
+    return dense(c, c.model_dim, 'o', use_bias=c.out_bias, axis=(-2, -1))(out_BTNH), cache
+
+
+class MLP(nn.Module):
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    c = self.config
+    hidden_BTF = dense(c, c.mlp_dim, 'up', use_bias=c.mlp_bias)(x_BTD)
+    if c.gated_mlp:
+      hidden_BTF = ACTIVATIONS[c.activation](dense(c, c.mlp_dim, 'gate', use_bias=c.mlp_bias)(x_BTD)) * hidden_BTF
+      init = nn.initializers.normal(1.0 / (c.mlp_dim**0.5 * c.num_layers))
+    else:
+      hidden_BTF, init = ACTIVATIONS[c.activation](hidden_BTF), fan_in_init
+    return dense(c, c.model_dim, 'down', use_bias=c.mlp_bias, init=init)(hidden_BTF)
+
+
+class Block(nn.Module):
+  config: ModelConfig
+  layer: int
+
+  @nn.compact
+  def __call__(self, x_BTD, positions_BT, rotation, cache):
+    c = self.config
+    attended_BTD, cache = Attention(c, self.layer, name='attention')(
+      norm(c, 'attention_norm')(x_BTD), positions_BT, rotation, cache
+    )
+    if c.parallel_residual:
+      return x_BTD + attended_BTD + MLP(c, name='mlp')(norm(c, 'mlp_norm')(x_BTD)), cache
+    x_BTD = x_BTD + attended_BTD
+    return x_BTD + MLP(c, name='mlp')(norm(c, 'mlp_norm')(x_BTD)), cache
+
+
+REMAT_POLICIES = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
+class Transformer(nn.Module):
+  """Decoder-only transformer; see the module's docstring."""
+
+  config: ModelConfig
+
+  def setup(self):
+    c = self.config
+    self.embed = nn.Embed(c.vocab_size, c.model_dim, dtype=c.dtype, embedding_init=embed_init)
+    if c.position == 'learned':
+      self.position_embed = nn.Embed(c.max_length, c.model_dim, dtype=c.dtype, embedding_init=embed_init)
+    block = Block
+    if c.remat != 'none':
+      block = nn.remat(Block, prevent_cse=True, policy=REMAT_POLICIES[c.remat])
+    self.layers = [block(c, i, name=f'layer_{i}') for i in range(c.num_layers)]
+    self.final_norm = norm(c, 'final_norm')
+    if not c.tied_embeddings:
+      self.head = self.param('head', fan_in_init, (c.model_dim, c.vocab_size))
+
+  def hidden(
+    self, tokens: Int[Array, 'B T'], positions: Int[Array, 'B T'] | None = None, cache: Any = None, length=None
+  ) -> tuple[Float[Array, 'B T D'], Any]:
+    """Returns (states after the final norm, the extended cache).
+
+    Args:
+      tokens: token ids.
+      positions: position of each token; 0, 1, ... when None.
+      cache: a `caches.Cache`; `caches.Sequence()` when None.
+      length: [B] tokens that each sequence will reach, read by dynamic RoPE scaling only; T when None.
+    """
+    c = self.config
+    if cache is None:
+      cache = caches.Sequence()
+    if positions is None:
+      positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    x_BTD = self.embed(tokens)
+    if c.position == 'learned':
+      x_BTD = x_BTD + self.position_embed(positions)
+    rotation = (
+      rope.rope_tables(c, positions, tokens.shape[1] if length is None else length) if c.position == 'rope' else None
+    )
+    for layer in self.layers:
+      x_BTD, cache = layer(x_BTD, positions, rotation, cache)
+    return self.final_norm(x_BTD), cache
+
+  def output_matrix(self) -> Float[Array, 'D V']:
+    return self.embed.embedding.T if self.config.tied_embeddings else self.head
+
+  def logits(self, hidden: Float[Array, '... D']) -> Float[Array, '... V']:
+    """Returns float32 logits."""
+    c = self.config
+    return cap(
+      jnp.matmul(hidden, self.output_matrix().astype(c.dtype), preferred_element_type=jnp.float32), c.logit_softcap
+    )
+
+  def __call__(self, tokens, positions=None, cache=None, length=None) -> tuple[Float[Array, 'B T V'], Any]:
+    """Returns (float32 logits, the extended cache); arguments as for `hidden`."""
+    hidden_BTD, cache = self.hidden(tokens, positions, cache, length)
+    return self.logits(hidden_BTD), cache
+
+
+def cap(logits, softcap: float | None):
+  return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
+def init_params(config: ModelConfig, key) -> Any:
+  """Returns float32 parameters; the same values on any number of devices."""
+  return Transformer(config).init(key, jnp.zeros((1, 1), jnp.int32))['params']
+
+
+def abstract_params(config: ModelConfig) -> Any:
+  """Returns the parameters' shapes and dtypes without computing anything."""
+  return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def count_params(params: Any) -> int:
+  return sum(x.size for x in jax.tree.leaves(params))
