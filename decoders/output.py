@@ -1,0 +1,25 @@
+"""What every decoder returns."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """Generated tokens and what happened. R rows: prompts x samples, the samples of a prompt side by side."""
+
+  tokens: np.ndarray
+  """[R, max_new_tokens] int32, padded after the end."""
+  lengths: np.ndarray
+  """[R] int32: tokens generated, EOS included."""
+  text: list[str] | None
+  """One string per row when the model has a tokenizer; without special tokens and without the stop string."""
+  stats: dict[str, Any]
+  """prefill_seconds, decode_seconds, compile_seconds, tokens_per_second (decode), kv_bytes, prompt_tokens, new_tokens,
+  target_calls."""
+
+  def rows(self) -> list[list[int]]:
+    """The generated ids of each row without padding."""
+    return [row[:n].tolist() for row, n in zip(self.tokens, self.lengths)]

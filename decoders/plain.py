@@ -1,0 +1,251 @@
+"""Plain autoregressive decoding: one compiled prefill, one compiled loop, one token per target call.
+
+Rows of a batch are padded on the right and advance at their own positions, so a row's tokens are those it gets alone;
+noise is keyed by (seed, row, position), so they do not depend on the batch size either.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoders import prompts as prompt_lib
+from decoders.output import Output
+from decoders.programs import Clock
+from decoders.sampling import Sampling, choose
+from jaxlm.caches import FullCache
+from jaxlm.config import ModelConfig
+from jaxlm.language_model import LanguageModel
+from jaxlm.models.transformer import Transformer
+
+# Tokens between two looks of the host at the output, when it has something to look for.
+STREAM_EVERY = 4
+
+
+@struct.dataclass
+class DecodeState:
+  """R rows of a batch on their way. The last token of a row is chosen but not yet in the cache."""
+
+  tokens: jax.Array  # [R, M] int32, generated so far, padding elsewhere
+  last: jax.Array  # [R] int32, the newest token
+  position: jax.Array  # [R] int32, its position
+  lengths: jax.Array  # [R] int32, tokens generated
+  done: jax.Array  # [R] bool
+  keys: jax.Array  # [R] random keys, one per row
+  seen: jax.Array | None  # [R, V] bool, tokens of prompt and output, for the repetition penalty
+  total: jax.Array  # [R] int32, the length each row may reach
+  cache: Any
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'capacity'))
+def prefill(params, tokens_BT, lengths_B, total_B, *, config: ModelConfig, capacity: int):
+  """Reads the prompts. Returns (float32 logits [B, V] after each row's last token, cache)."""
+  model, rows = Transformer(config), jnp.arange(tokens_BT.shape[0])
+  cache = FullCache.create(config, tokens_BT.shape[0], capacity)
+  hidden_BTD, cache = model.apply({'params': params}, tokens_BT, cache=cache, length=total_B, method=Transformer.hidden)
+  last_BD = hidden_BTD[rows, lengths_B - 1]
+  return model.apply({'params': params}, last_BD, method=Transformer.logits), cache
+
+
+@functools.partial(jax.jit, static_argnames='samples')
+def fan_out(tree, *, samples: int):
+  """Makes `samples` rows of each row, side by side."""
+  return jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), tree)
+
+
+@functools.partial(jax.jit, static_argnames='max_new_tokens')
+def start(logits_RV, tokens_RT, lengths_R, total_R, keys_R, pad_id, eos_E, values, *, max_new_tokens) -> DecodeState:
+  """Chooses the first token of each row. The cache is put in by the caller, so that it is not copied here."""
+  R, V = logits_RV.shape
+  seen = None
+  if 'repetition_penalty' in values:
+    real_RT = jnp.arange(tokens_RT.shape[1])[None] < lengths_R[:, None]
+    seen = jnp.zeros((R, V), bool).at[jnp.arange(R)[:, None], tokens_RT].max(real_RT)
+  state = DecodeState(
+    tokens=jnp.full((R, max_new_tokens), pad_id, jnp.int32), last=tokens_RT[:, 0], position=lengths_R - 1,
+    lengths=jnp.zeros(R, jnp.int32), done=jnp.zeros(R, bool), keys=keys_R, seen=seen, total=total_R, cache=None,
+  )  # fmt: skip
+  return emit(state, logits_RV, eos_E, values)
+
+
+def emit(state: DecodeState, logits_RV, eos_E, values) -> DecodeState:
+  """Chooses the token after `state.position` of each unfinished row."""
+  rows = jnp.arange(logits_RV.shape[0])
+  position = state.position + 1
+  noise_keys = jax.vmap(jax.random.fold_in)(state.keys, position)
+  chosen = choose(logits_RV, noise_keys, state.seen, values)
+  next_R = jnp.where(state.done, state.last, chosen)
+  # Finished rows write past the end, which drops the write.
+  slot = jnp.where(state.done, state.tokens.shape[1], state.lengths)
+  lengths = state.lengths + ~state.done
+  return state.replace(
+    tokens=state.tokens.at[rows, slot].set(next_R, mode='drop'),
+    last=next_R,
+    position=jnp.where(state.done, state.position, position),
+    lengths=lengths,
+    done=state.done | jnp.isin(next_R, eos_E) | (lengths >= state.tokens.shape[1]),
+    seen=None if state.seen is None else state.seen.at[rows, next_R].set(True),
+  )
+
+
+@functools.partial(jax.jit, static_argnames=('config',), donate_argnums=(1,))
+def decode(params, state: DecodeState, steps, eos_E, values, *, config: ModelConfig) -> tuple[DecodeState, Any]:
+  """Takes at most `steps` steps, fewer when every row is done. Returns (state, steps taken)."""
+  model = Transformer(config)
+
+  def unfinished(carry):
+    state, taken = carry
+    return (taken < steps) & ~jnp.all(state.done)
+
+  def body(carry):
+    state, taken = carry
+    hidden_R1D, cache = model.apply(
+      {'params': params},
+      state.last[:, None],
+      state.position[:, None],
+      state.cache,
+      state.total,
+      method=Transformer.hidden,
+    )
+    logits_RV = model.apply({'params': params}, hidden_R1D[:, 0], method=Transformer.logits)
+    return emit(state.replace(cache=cache), logits_RV, eos_E, values), taken + 1
+
+  return jax.lax.while_loop(unfinished, body, (state, jnp.int32(0)))
+
+
+def generate(
+  lm: LanguageModel,
+  prompts: Sequence[str] | Sequence[Sequence[int]],
+  *,
+  max_new_tokens: int = 64,
+  sampling: Sampling = Sampling(),
+  seed: int = 0,
+  num_samples: int = 1,
+  eos_id: int | Sequence[int] | None | str = 'tokenizer',
+  stop: Sequence[str] = (),
+  stream: Callable[[int, list[int]], None] | None = None,
+  batch_size: int | None = None,
+) -> Output:
+  """Continues each prompt.
+
+  Args:
+    prompts: strings when the model has a tokenizer, or lists of token ids; they may differ in length.
+    max_new_tokens: most tokens to generate for each row.
+    sampling: how tokens are chosen; greedy by default.
+    seed: the same seed gives a row the same tokens at any batch size.
+    num_samples: continuations of each prompt; they share one prefill and are rows side by side.
+    eos_id: token id(s) that end a row; by default the tokenizer's, None for none.
+    stop: strings that end a row; the text ends before them.
+    stream: called as stream(row, new_ids) while rows grow.
+    batch_size: prompts decoded together (None: all).
+
+  Raises:
+    ValueError: for an empty prompt, ids outside the vocabulary, or prompts that with max_new_tokens exceed the
+      model's context.
+  """
+  ids = prompt_lib.encode(lm, prompts)
+  prompt_lib.check_room(max(map(len, ids)), max_new_tokens, lm.config.max_length)
+  if num_samples < 1 or (batch_size is not None and batch_size < 1):
+    raise ValueError(f'{num_samples=} and {batch_size=} must be at least 1.')
+  if stop and lm.tokenizer is None:
+    raise ValueError(f'{stop=} needs a model with a tokenizer.')
+  eos, pad_id = ending(lm, eos_id)
+  clock, calls, kv_bytes = Clock(), 0, 0
+  tokens, lengths = [], []
+  batch_size = batch_size or len(ids)
+  for first in range(0, len(ids), batch_size):
+    padded = prompt_lib.pad(ids[first : first + batch_size], lm.config.max_length)
+    first_row = first * num_samples
+    keys_R = row_keys(seed, first_row, len(padded.lengths) * num_samples)
+    watch = Watch(lm, len(keys_R), stop, stream and (lambda row, new, base=first_row: stream(base + row, new)))
+    total_B = jnp.asarray(padded.lengths + max_new_tokens)
+    capacity = min(prompt_lib.bucket(int(padded.lengths.max()) + max_new_tokens), lm.config.max_length)
+    tokens_BT, lengths_B, eos_E = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), jnp.asarray(eos, jnp.int32)
+    logits_BV, cache = clock.run(
+      'prefill', prefill, lm.params, tokens_BT, lengths_B, total_B, config=lm.config, capacity=capacity
+    )
+    rows = (logits_BV, tokens_BT, lengths_B, total_B, cache)
+    if num_samples > 1:
+      rows = clock.run('prefill', fan_out, rows, samples=num_samples)
+    *rows, cache = rows
+    state = clock.run(
+      'prefill', start, *rows, keys_R, jnp.int32(pad_id), eos_E, sampling.values, max_new_tokens=max_new_tokens
+    ).replace(cache=cache)
+    calls, kv_bytes = calls + 1, max(kv_bytes, state.cache.nbytes)
+    state = watch.look(state)
+    while not bool(jnp.all(state.done)):
+      steps = jnp.int32(STREAM_EVERY if watch.watching else max_new_tokens)
+      state, taken = clock.run('decode', decode, lm.params, state, steps, eos_E, sampling.values, config=lm.config)
+      state, calls = watch.look(state), calls + int(taken)
+    tokens.append(np.asarray(state.tokens))
+    lengths.append(np.asarray(state.lengths))
+  tokens, lengths = np.concatenate(tokens), np.concatenate(lengths)
+  tokens = np.where(np.arange(max_new_tokens)[None] < lengths[:, None], tokens, pad_id).astype(np.int32)
+  decode_seconds = clock.seconds.get('decode', 0.0)
+  later = int(lengths.sum()) - len(lengths)  # the first token of each row is the prefill's
+  stats = {
+    'prompt_tokens': sum(map(len, ids)), 'new_tokens': int(lengths.sum()), 'target_calls': calls,
+    'prefill_seconds': clock.seconds['prefill'], 'decode_seconds': decode_seconds, 'compile_seconds': clock.compile_seconds,
+    'tokens_per_second': later / decode_seconds if decode_seconds else 0.0, 'kv_bytes': kv_bytes,
+  }  # fmt: skip
+  text = None
+  if lm.tokenizer is not None:
+    text = [cut(lm.tokenizer.decode(row[:n].tolist()), stop) for row, n in zip(tokens, lengths)]
+  return Output(tokens, lengths, text, stats)
+
+
+def ending(lm: LanguageModel, eos_id) -> tuple[list[int], int]:
+  """Returns (ids that end a row, the padding id)."""
+  tokenizer = lm.tokenizer
+  if isinstance(eos_id, str):
+    eos = list(tokenizer.eos_ids) if tokenizer is not None else []
+  else:
+    eos = [] if eos_id is None else [int(e) for e in np.atleast_1d(eos_id)]
+  pad_id = next((p for p in (getattr(tokenizer, 'pad_id', None), *eos) if p is not None), 0)
+  return eos or [-1], pad_id
+
+
+def row_keys(seed: int, first_row: int, rows: int) -> jax.Array:
+  return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(first_row + jnp.arange(rows))
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+  return text[: min([len(text), *(at for s in stop if (at := text.find(s)) >= 0)])]
+
+
+class Watch:
+  """The host's look at a growing batch: streams what is new and ends rows at a stop string."""
+
+  def __init__(self, lm: LanguageModel, rows: int, stop: Sequence[str], stream):
+    self.lm, self.stop, self.stream = lm, stop, stream
+    self.sent = [0] * rows
+    self.watching = bool(stop) or stream is not None
+
+  def look(self, state: DecodeState) -> DecodeState:
+    if not self.watching:
+      return state
+    tokens, lengths = np.asarray(state.tokens), np.array(state.lengths)
+    stopped = np.zeros(len(lengths), bool)
+    for row in range(len(lengths)):
+      if lengths[row] == self.sent[row]:
+        continue
+      ids = tokens[row, : lengths[row]].tolist()
+      if (end := self.stopped_at(ids, self.sent[row])) is not None:
+        lengths[row], stopped[row], ids = end, True, ids[:end]
+      if self.stream is not None and ids[self.sent[row] :]:
+        self.stream(row, ids[self.sent[row] :])
+      self.sent[row] = int(lengths[row])
+    if not stopped.any():
+      return state
+    return state.replace(lengths=jnp.asarray(lengths), done=state.done | stopped)
+
+  def stopped_at(self, ids: list[int], checked: int) -> int | None:
+    """The number of tokens after which a stop string is complete, or None."""
+    if not self.stop or not any(s in self.lm.tokenizer.decode(ids) for s in self.stop):
+      return None
+    contains = lambda n: any(s in self.lm.tokenizer.decode(ids[:n]) for s in self.stop)
+    return next(n for n in range(checked + 1, len(ids) + 1) if contains(n))

@@ -1,0 +1,29 @@
+"""Compiled programs kept by shape, so that what compiling costs and what running costs are known apart."""
+
+import time
+from typing import Any
+
+import jax
+
+_programs: dict[Any, Any] = {}
+
+
+class Clock:
+  """Seconds spent compiling, and seconds spent running each named part."""
+
+  def __init__(self):
+    self.compile_seconds = 0.0
+    self.seconds: dict[str, float] = {}
+
+  def run(self, part: str, function, *args, **static):
+    """Calls the jitted `function`, compiled for these shapes at most once, and waits for its result."""
+    leaves, structure = jax.tree.flatten(args)
+    key = (function, structure, tuple((x.shape, x.dtype, x.sharding) for x in leaves), tuple(sorted(static.items())))
+    if key not in _programs:
+      start = time.perf_counter()
+      _programs[key] = function.lower(*args, **static).compile()
+      self.compile_seconds += time.perf_counter() - start
+    start = time.perf_counter()
+    out = jax.block_until_ready(_programs[key](*args))
+    self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+    return out

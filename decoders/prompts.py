@@ -1,0 +1,62 @@
+"""Prompts as a user gives them, made into one padded array; everything wrong with them is found here."""
+
+from collections.abc import Sequence
+import dataclasses
+
+import numpy as np
+
+from jaxlm.language_model import LanguageModel
+
+
+@dataclasses.dataclass(frozen=True)
+class PaddedPrompts:
+  tokens: np.ndarray  # [B, T] int32, padded on the right with 0; T is a bucket, so that few programs are compiled
+  lengths: np.ndarray  # [B] int32
+
+
+def encode(lm: LanguageModel, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
+  """Returns token ids of each prompt. Raises ValueError for what is no prompt: empty, text without a tokenizer, ids
+  outside the vocabulary."""
+  if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], (int, np.integer))):
+    raise ValueError('`prompts` is a list of prompts: wrap a single one in a list.')
+  if not len(prompts):
+    raise ValueError('`prompts` is empty: pass at least one prompt.')
+  ids = []
+  for i, prompt in enumerate(prompts):
+    if isinstance(prompt, str):
+      if lm.tokenizer is None:
+        raise ValueError('This model has no tokenizer: pass prompts as lists of token ids.')
+      prompt = lm.tokenizer.encode(prompt, bos=lm.tokenizer.adds_bos)
+    ids.append([int(t) for t in prompt])
+    if not ids[-1]:
+      raise ValueError(f'Prompt {i} is empty: a model needs at least one token to start from (its BOS, say).')
+    if bad := [t for t in ids[-1] if not 0 <= t < lm.config.vocab_size]:
+      raise ValueError(f'Prompt {i} has token id {bad[0]}; the vocabulary has ids 0 to {lm.config.vocab_size - 1}.')
+  return ids
+
+
+def pad(ids: Sequence[Sequence[int]], max_length: int) -> PaddedPrompts:
+  lengths = np.array([len(row) for row in ids], np.int32)
+  tokens = np.zeros((len(ids), min(bucket(int(lengths.max())), max_length)), np.int32)
+  for row, prompt in zip(tokens, ids):
+    row[: len(prompt)] = prompt
+  return PaddedPrompts(tokens, lengths)
+
+
+def bucket(n: int) -> int:
+  """Rounds a length up to one of few sizes: multiples of 16, and of a quarter of the power of two below."""
+  step = max(16, 1 << max(0, n.bit_length() - 3))
+  return -(-n // step) * step
+
+
+def check_room(longest: int, max_new_tokens: int, max_length: int) -> None:
+  """Raises ValueError unless prompt and output fit into the model's context."""
+  if max_new_tokens < 1:
+    raise ValueError(f'{max_new_tokens=} must be at least 1.')
+  if longest + max_new_tokens > max_length:
+    room = max_length - longest
+    fix = f'set max_new_tokens to at most {room}' if room > 0 else 'shorten the prompt'
+    raise ValueError(
+      f'The longest prompt has {longest} tokens and {max_new_tokens=}, together {longest + max_new_tokens}; '
+      f'the model reads {max_length}: {fix}.'
+    )

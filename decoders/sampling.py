@@ -1,0 +1,108 @@
+"""From logits to the next token: greedy, or temperature with top-k, top-p, min-p and a repetition penalty.
+
+The filters are applied in Hugging Face's order: penalty, temperature, top-k, top-p, min-p. A filter keeps every token
+whose score reaches a threshold, and the threshold is found by bisection over float bit patterns: exact, and without
+the sort over the vocabulary that would cost more than the rest of a decoding step.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How the next token is chosen; the default is greedy."""
+
+  temperature: float = 0.0
+  """0 is greedy; 1 samples from the model's distribution."""
+  top_k: int = 0
+  """Keep the k most likely tokens, and ties of the last (0: all)."""
+  top_p: float = 1.0
+  """Keep the most likely tokens until their probability reaches p."""
+  min_p: float = 0.0
+  """Keep tokens at least min_p times as likely as the most likely one."""
+  repetition_penalty: float = 1.0
+  """Above 1: tokens of the prompt and of the output so far become less likely (https://arxiv.org/abs/1909.05858)."""
+
+  def __post_init__(self):
+    if not self.temperature >= 0:
+      raise ValueError(f'{self.temperature=} must be 0 (greedy) or more.')
+    if self.top_k < 0:
+      raise ValueError(f'{self.top_k=} must be 0 (all tokens) or more.')
+    if not 0 < self.top_p <= 1:
+      raise ValueError(f'{self.top_p=} must be in (0, 1].')
+    if not 0 <= self.min_p <= 1:
+      raise ValueError(f'{self.min_p=} must be in [0, 1].')
+    if not self.repetition_penalty > 0:
+      raise ValueError(f'{self.repetition_penalty=} must be positive.')
+
+  @property
+  def active(self) -> frozenset[str]:
+    """What has an effect. Programs are compiled for this set; the values are arguments, free to change."""
+    on = {'repetition_penalty'} if self.repetition_penalty != 1 else set()
+    if self.temperature > 0:
+      on |= {'temperature'} | {
+        n for n, off in (('top_k', 0), ('top_p', 1.0), ('min_p', 0.0)) if getattr(self, n) != off
+      }
+    return frozenset(on)
+
+  @property
+  def values(self) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(getattr(self, name)) for name in self.active}
+
+
+def choose(
+  logits: Float[Array, 'B V'], keys: jax.Array, seen: Bool[Array, 'B V'] | None, values: dict[str, jax.Array]
+) -> Int[Array, ' B']:
+  """Returns the next token of each row. `keys` [B] are the noise of this row and position; `values` as in Sampling."""
+  if 'repetition_penalty' in values:
+    logits = penalise(logits, seen, values['repetition_penalty'])
+  if 'temperature' not in values:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  logits = keep(logits / values['temperature'], values)
+  noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
+  return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+
+
+def penalise(logits: Float[Array, 'B V'], seen: Bool[Array, 'B V'], penalty) -> Float[Array, 'B V']:
+  return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def keep(logits: Float[Array, 'B V'], values: dict[str, jax.Array]) -> Float[Array, 'B V']:
+  """Sets logits that the filters in `values` (top_k, top_p, min_p) drop to -inf."""
+  drop_below = lambda logits, threshold: jnp.where(logits >= threshold, logits, -jnp.inf)
+  if 'top_k' in values:
+    logits = drop_below(logits, largest_threshold(logits, jnp.ones_like(logits), values['top_k']))
+  if 'top_p' in values:
+    probability = jax.nn.softmax(logits, axis=-1)
+    # The total may round to just under 1: a budget of all of it keeps everything.
+    budget = jnp.minimum(values['top_p'], jnp.sum(probability, axis=-1, keepdims=True))
+    logits = drop_below(logits, largest_threshold(logits, probability, budget))
+  if 'min_p' in values:
+    logits = drop_below(logits, jnp.max(logits, axis=-1, keepdims=True) + jnp.log(values['min_p']))
+  return logits
+
+
+def largest_threshold(x: Float[Array, 'B V'], weight: Float[Array, 'B V'], budget) -> Float[Array, 'B 1']:
+  """Returns the largest t, per row, for which the entries with x >= t weigh at least `budget`; -inf if none does.
+
+  Bisection over the 2^32 float32 values in their order: 32 passes of compare and sum.
+  """
+
+  def as_float(order):  # uint32 in the order of the floats -> float32
+    bits = jnp.where(order >> 31 == 1, order ^ jnp.uint32(1 << 31), ~order)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+  def enough(order):
+    return jnp.sum(jnp.where(x >= as_float(order), weight, 0), axis=-1, keepdims=True) >= budget
+
+  def halve(i, low):  # `low` is the largest order known to be enough, fixed from the highest bit down
+    higher = low | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+    return jnp.where(enough(higher), higher, low)
+
+  low = jax.lax.fori_loop(0, 32, halve, jnp.zeros((x.shape[0], 1), jnp.uint32))
+  threshold = as_float(low)
+  return jnp.where(jnp.isnan(threshold), -jnp.inf, threshold)
