@@ -1,0 +1,143 @@
+"""Next-token cross-entropy, and the same without ever holding the logits of a whole batch.
+
+  loss_sum = sum_bt mask_bt (logsumexp_v z_btv - z_bt[target]),   weight = sum_bt mask_bt,   z = cap(h W)
+
+With a vocabulary of 50k the float32 logits of one batch outweigh the model. `chunked_cross_entropy` walks over slices of
+the sequence; each slice's logits yield its loss and both gradients at once,
+
+  dz = mask (softmax(z) - onehot(target)) cap'(h W),   dh = dz W^T,   dW = sum h^T dz,
+
+so the head's product is computed once, not again in the backward pass, and only dh and dW outlive their slice.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num
+
+# Below this many logits they are computed at once: autodiff on the plain loss is then as fast, and simpler for XLA to
+# fuse. Above it a chunk is as large as this, which keeps the matrix unit busy while dW is read and written.
+CHUNK_LOGITS = 2**26
+
+
+def _capped(raw, softcap: float | None):
+  return raw if softcap is None else softcap * jnp.tanh(raw / softcap)
+
+
+def _is_target(logits, targets):
+  # A comparison, not a gather: it fuses, its gradient is no scatter, and a vocabulary split over devices stays split.
+  return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
+
+
+def cross_entropy(
+  logits: Float[Array, '*rows V'], targets: Int[Array, '*rows'], mask: Num[Array, '*rows'] | None = None
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+  """Returns (sum of the masked negative log-likelihoods, sum of the mask), both float32 scalars.
+
+  Args:
+    logits: any float dtype; computed in float32.
+    targets: token ids. What stands where the mask is zero does not matter.
+    mask: weight of each target, 0 for none; None counts every one. Treated as a constant.
+  """
+  mask = jnp.ones(targets.shape, jnp.float32) if mask is None else jax.lax.stop_gradient(mask.astype(jnp.float32))
+  logits = logits.astype(jnp.float32)
+  target_logits = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
+  return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - target_logits) * mask), jnp.sum(mask)
+
+
+def _logits(hidden, output_matrix, softcap):
+  raw = jnp.matmul(hidden, output_matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
+  return _capped(raw, softcap)
+
+
+def _slices(x_BT, steps: int):
+  """[B, T, ...] -> [steps, B, C, ...], zero-padded. Sliced along T, so that rows split over devices stay where they are."""
+  B, T, *rest = x_BT.shape
+  C = -(-T // steps)
+  x_BT = jnp.pad(x_BT, [(0, 0), (0, steps * C - T)] + [(0, 0)] * len(rest))
+  return x_BT.reshape(B, steps, C, *rest).swapaxes(0, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _loss_sum(hidden_BTD, output_DV, targets_BT, mask_BT, steps, softcap):
+  """The loss alone, for evaluation: nothing but a scalar outlives a slice."""
+
+  def one_slice(loss, xs):
+    h_BCD, targets_BC, mask_BC = xs
+    return loss + cross_entropy(_logits(h_BCD, output_DV, softcap), targets_BC, mask_BC)[0], None
+
+  xs = tuple(_slices(x, steps) for x in (hidden_BTD, targets_BT, mask_BT))
+  return jax.lax.scan(one_slice, jnp.zeros((), jnp.float32), xs)[0]
+
+
+def _loss_and_gradients(hidden_BTD, output_DV, targets_BT, mask_BT, steps, softcap):
+  B, T, D = hidden_BTD.shape
+  w_DV = output_DV.astype(hidden_BTD.dtype)
+
+  def one_slice(carry, xs):
+    loss, dw_DV = carry
+    h_BCD, targets_BC, mask_BC = xs
+    logits_BCV = _logits(h_BCD, w_DV, softcap)
+    log_z_BC1 = jax.nn.logsumexp(logits_BCV, axis=-1, keepdims=True)
+    is_target_BCV = _is_target(logits_BCV, targets_BC)
+    target_logits_BC = jnp.sum(jnp.where(is_target_BCV, logits_BCV, 0.0), axis=-1)
+    loss = loss + jnp.sum((log_z_BC1[..., 0] - target_logits_BC) * mask_BC)
+    dz_BCV = (jnp.exp(logits_BCV - log_z_BC1) - is_target_BCV) * mask_BC[..., None]
+    if softcap is not None:
+      dz_BCV = dz_BCV * (1.0 - jnp.square(logits_BCV / softcap))
+    dz_BCV = dz_BCV.astype(h_BCD.dtype)
+    dh_BCD = jnp.einsum('BCV,DV->BCD', dz_BCV, w_DV, preferred_element_type=jnp.float32).astype(h_BCD.dtype)
+    dw_DV = dw_DV + jnp.einsum('BCD,BCV->DV', h_BCD, dz_BCV, preferred_element_type=jnp.float32)
+    return (loss, dw_DV), dh_BCD
+
+  xs = tuple(_slices(x, steps) for x in (hidden_BTD, targets_BT, mask_BT))
+  start = jnp.zeros((), jnp.float32), jnp.zeros(output_DV.shape, jnp.float32)
+  (loss, dw_DV), dh = jax.lax.scan(one_slice, start, xs)
+  dh_BTD = dh.swapaxes(0, 1).reshape(B, -1, D)[:, :T]
+  return loss, (dh_BTD, dw_DV.astype(output_DV.dtype))
+
+
+def _backward(steps, softcap, gradients, g):
+  # The loss is a scalar, so its cotangent only scales what the forward pass already computed.
+  dh_BTD, dw_DV = gradients
+  return (dh_BTD * g).astype(dh_BTD.dtype), (dw_DV * g).astype(dw_DV.dtype), None, None
+
+
+_loss_sum.defvjp(_loss_and_gradients, _backward)
+
+
+def chunked_cross_entropy(
+  hidden: Float[Array, 'B T D'],
+  output_matrix: Float[Array, 'D V'],
+  targets: Int[Array, 'B T'],
+  mask: Num[Array, 'B T'] | None = None,
+  *,
+  chunk: int | None = None,
+  softcap: float | None = None,
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+  """`cross_entropy(cap(hidden @ output_matrix), targets, mask)` in little memory; same value, same gradients.
+
+  Args:
+    hidden: states after the final norm; their dtype is the dtype of the products, sums are float32.
+    output_matrix: usually float32 parameters, cast to hidden's dtype.
+    targets: token ids.
+    mask: weight of each target, a constant; None counts every one.
+    chunk: about how many tokens (B times a slice of T) share their logits' memory; 0: all at once; None: by size.
+    softcap: logits become softcap * tanh(logits / softcap).
+
+  Raises:
+    ValueError: shapes that do not belong together, or a negative chunk.
+  """
+  if hidden.shape[:2] != targets.shape or hidden.shape[-1] != output_matrix.shape[0]:
+    raise ValueError(f'hidden {hidden.shape} fits neither targets {targets.shape} nor matrix {output_matrix.shape}.')
+  if chunk is not None and chunk < 0:
+    raise ValueError(f'{chunk=} must be a number of tokens, 0 (all at once) or None (by size).')
+  (B, T), V = targets.shape, output_matrix.shape[1]
+  if chunk is None:
+    chunk = 0 if B * T * V <= CHUNK_LOGITS else CHUNK_LOGITS // V
+  if chunk == 0 or chunk >= B * T:
+    return cross_entropy(_logits(hidden, output_matrix, softcap), targets, mask)
+  mask = jnp.ones(targets.shape, jnp.float32) if mask is None else jax.lax.stop_gradient(mask.astype(jnp.float32))
+  steps = -(-T // max(1, chunk // B))
+  return _loss_sum(hidden, output_matrix, targets, mask, steps, softcap), jnp.sum(mask)

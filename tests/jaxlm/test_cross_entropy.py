@@ -1,0 +1,117 @@
+"""The chunked loss equals the plain one in value and gradients, and needs far less memory."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.losses import chunked_cross_entropy, cross_entropy
+from jaxlm.models import sharding
+
+B, T, D, V = 4, 7, 6, 23
+
+
+def inputs(dtype=jnp.float32, B=B):
+  keys = jax.random.split(jax.random.key(0), 4)
+  hidden = jax.random.normal(keys[0], (B, T, D)).astype(dtype)
+  matrix = jax.random.normal(keys[1], (D, V))
+  targets = jax.random.randint(keys[2], (B, T), 0, V)
+  mask = jax.random.bernoulli(keys[3], 0.7, (B, T)).astype(jnp.float32)
+  return hidden, matrix, targets, mask
+
+
+def plain(hidden, matrix, targets, mask, softcap=None):
+  logits = jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
+  if softcap is not None:
+    logits = softcap * jnp.tanh(logits / softcap)
+  return cross_entropy(logits, targets, mask)
+
+
+def test_plain_loss_is_the_definition():
+  logits = jnp.log(jnp.asarray([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]]))
+  loss, weight = cross_entropy(logits, jnp.asarray([[0, 2]]), jnp.asarray([[1.0, 2.0]]))
+  np.testing.assert_allclose(loss, -np.log(0.5) - 2 * np.log(0.7), rtol=1e-6)
+  assert weight == 3.0
+
+
+def test_masked_targets_do_not_matter():
+  hidden, matrix, targets, mask = inputs()
+  logits = hidden @ matrix
+  junk = jnp.where(mask > 0, targets, -1)
+  chex.assert_trees_all_equal(cross_entropy(logits, targets, mask), cross_entropy(logits, junk, mask))
+
+
+@pytest.mark.parametrize('softcap', [None, 3.0])
+@pytest.mark.parametrize('chunk', [1, 5, 8, 27, 0, None])
+@pytest.mark.parametrize('dtype, tol', [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)])
+def test_chunked_equals_plain_in_value_and_gradients(chunk, softcap, dtype, tol):
+  hidden, matrix, targets, mask = inputs(dtype)
+  value_and_grad = lambda f: jax.value_and_grad(lambda h, w: 0.7 * f(h, w)[0], argnums=(0, 1))(hidden, matrix)
+  chunked = lambda h, w: chunked_cross_entropy(h, w, targets, mask, chunk=chunk, softcap=softcap)
+  expected_loss, expected = value_and_grad(lambda h, w: plain(h, w, targets, mask, softcap))
+  loss, grads = value_and_grad(chunked)
+  np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+  np.testing.assert_allclose(chunked(hidden, matrix)[0] * 0.7, loss, rtol=1e-6)  # The gradient-free path.
+  for actual, wanted in zip(grads, expected):
+    assert actual.dtype == wanted.dtype
+    actual, wanted = np.asarray(actual, np.float32), np.asarray(wanted, np.float32)
+    np.testing.assert_allclose(actual, wanted, rtol=tol, atol=tol * np.abs(wanted).max())
+
+
+def test_without_a_mask_every_target_counts():
+  hidden, matrix, targets, _ = inputs()
+  loss, weight = chunked_cross_entropy(hidden, matrix, targets, chunk=8)
+  np.testing.assert_allclose(loss, cross_entropy(hidden @ matrix, targets)[0], rtol=1e-6)
+  assert weight == B * T
+
+
+def test_gradients_under_pmap_and_under_sharding_equal_one_device():
+  args = inputs()
+  loss = lambda h, w, t, m: chunked_cross_entropy(h, w, t, m, chunk=8)[0]
+  grad = jax.grad(loss, argnums=(0, 1))
+  dh, dw = jax.jit(grad)(*args)
+
+  @functools.partial(jax.pmap, axis_name='data', in_axes=(0, None, 0, 0), out_axes=(0, None))
+  def mapped(h, w, t, m):
+    dh, dw = grad(h, w, t, m)
+    return dh, jax.lax.psum(dw, 'data')
+
+  rows = lambda x: x.reshape(4, B // 4, *x.shape[1:])
+  dh_mapped, dw_mapped = mapped(rows(args[0]), args[1], rows(args[2]), rows(args[3]))
+  chex.assert_trees_all_close((dh_mapped.reshape(dh.shape), dw_mapped), (dh, dw), rtol=1e-5, atol=1e-5)
+
+  mesh = sharding.make_mesh(fsdp=2, tensor=2)
+  put = lambda x, *spec: jax.device_put(x, jax.NamedSharding(mesh, jax.P(*spec)))
+  h, w, t, m = args
+  sharded = put(h, 'fsdp'), put(w, 'fsdp', None), put(t, 'fsdp'), put(m, 'fsdp')
+  chex.assert_trees_all_close(jax.jit(grad)(*sharded), (dh, dw), rtol=1e-5, atol=1e-5)
+
+
+def test_peak_memory_is_far_below_the_logits():
+  B, T, D, V = 4, 256, 16, 8192
+  shapes = (
+    jax.ShapeDtypeStruct((B, T, D), jnp.float32),
+    jax.ShapeDtypeStruct((D, V), jnp.float32),
+    jax.ShapeDtypeStruct((B, T), jnp.int32),
+    jax.ShapeDtypeStruct((B, T), jnp.float32),
+  )
+
+  def peak(chunk):
+    loss = lambda *args: chunked_cross_entropy(*args, chunk=chunk)[0]
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  logits = B * T * V * 4
+  assert peak(0) >= logits
+  assert peak(64) < logits / 4
+
+
+def test_shapes_that_do_not_fit_are_named():
+  hidden, matrix, targets, mask = inputs()
+  with pytest.raises(ValueError, match=r'\(4, 7, 6\).*\(23, 6\)'):
+    chunked_cross_entropy(hidden, matrix.T, targets, mask)
+  with pytest.raises(ValueError, match='chunk=-1'):
+    chunked_cross_entropy(hidden, matrix, targets, mask, chunk=-1)
