@@ -1,0 +1,504 @@
+"""Tokenizers: bytes, SentencePiece and Hugging Face JSON behind one protocol.
+
+A tokenizer maps each id to bytes; the text of ids is those bytes joined and read as UTF-8, ill-formed parts becoming
+U+FFFD. So text can be streamed token by token and adds up to exactly what `decode` of all ids says.
+"""
+
+import codecs
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+import hashlib
+import json
+from pathlib import Path
+import re
+from typing import Any, Protocol, runtime_checkable
+
+from jaxlm.data import chat as chat_lib
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+  """What trainers and decoders ask of a tokenizer."""
+
+  vocab_size: int
+  bos_id: int | None
+  eos_id: int | None
+  pad_id: int | None
+
+  def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
+    """Returns ids. `special` reads strings such as '<|im_start|>' as their one id; otherwise they are plain text."""
+
+  def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+    """Returns the text of ids; ids outside the vocabulary have none."""
+
+  def chat(self, messages: list[dict] | str, *, add_generation_prompt: bool = True) -> list[int]:
+    """Returns the ids of a conversation in the model's own format. Raises ValueError when it has none."""
+
+  def save(self, directory: str | Path) -> None:
+    """Writes files from which `from_directory` makes an equal tokenizer."""
+
+
+class _ByteTable:
+  """Shared by all tokenizers: decoding through a table id -> bytes, chat, and the parsing of special strings."""
+
+  bos_id: int | None = None
+  eos_id: int | None = None
+  pad_id: int | None = None
+  stop_ids: tuple[int, ...] = ()
+  """Ids that end a generated text: eos_id and, for chat models, the end of a turn."""
+  adds_bos: bool = False
+  """Whether the model expects bos_id before a text."""
+  chat_template: str | None = None
+  strips_first_space: bool = False
+  """SentencePiece puts a space before a text; decoding takes it away again."""
+  _bytes: list[bytes]
+  _special: dict[str, int]
+  """Strings that `special=True` reads as one id."""
+
+  @property
+  def vocab_size(self) -> int:
+    return len(self._bytes)
+
+  @functools.cached_property
+  def special_ids(self) -> frozenset[int]:
+    """Ids that `skip_special` leaves out of the text."""
+    return frozenset(self._special.values())
+
+  def token_bytes(self, id: int, *, skip_special: bool = True) -> bytes:
+    """Returns the UTF-8 bytes (perhaps part of a character) that an id stands for."""
+    if not 0 <= id < len(self._bytes) or (skip_special and id in self.special_ids):
+      return b''
+    return self._bytes[id]
+
+  def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+    data = b''.join(self.token_bytes(int(i), skip_special=skip_special) for i in ids)
+    if self.strips_first_space and data.startswith(b' '):
+      data = data[1:]
+    return data.decode('utf-8', errors='replace')
+
+  def _encode_plain(self, text: str) -> list[int]:
+    raise NotImplementedError
+
+  def _encode_special(self, text: str) -> list[int]:
+    ids, start = [], 0
+    if self._special:
+      longest_first = sorted(self._special, key=len, reverse=True)
+      for match in re.finditer('|'.join(map(re.escape, longest_first)), text):
+        ids += [*self._encode_plain(text[start : match.start()]), self._special[match[0]]]
+        start = match.end()
+    return ids + self._encode_plain(text[start:])
+
+  def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
+    ids = self._encode_special(text) if special else self._encode_plain(text)
+    return [*self._ends('bos', bos), *ids, *self._ends('eos', eos)]
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """Returns `encode` of each text, faster."""
+    return [self._encode_plain(text) for text in texts]
+
+  def _ends(self, name: str, wanted: bool) -> list[int]:
+    if not wanted:
+      return []
+    if (id := getattr(self, f'{name}_id')) is None:
+      raise ValueError(f'{name}=True, but this tokenizer has no {name} token.')
+    return [id]
+
+  def chat(self, messages: list[dict] | str, *, add_generation_prompt: bool = True) -> list[int]:
+    # As in transformers, the template's own markers are parsed, and so are markers that a message smuggles in.
+    names = {f'{n}_token': self.token_text(getattr(self, f'{n}_id')) for n in ('bos', 'eos', 'pad')}
+    text = chat_lib.render(self.chat_template, messages, add_generation_prompt=add_generation_prompt, **names)
+    return self.encode(text, special=True)
+
+  def token_text(self, id: int | None) -> str:
+    """Returns the string of a token, special or not ('' for None)."""
+    return '' if id is None else self.token_bytes(id, skip_special=False).decode('utf-8', errors='replace')
+
+
+class ByteTokenizer(_ByteTable):
+  """UTF-8 bytes as ids 0..255, then bos 256, eos 257, pad 258. Needs no training and loses nothing."""
+
+  FILE = 'tokenizer_bytes.json'
+
+  def __init__(self):
+    self._special = {'<bos>': 256, '<eos>': 257, '<pad>': 258}
+    self._bytes = [bytes([i]) for i in range(256)] + [name.encode() for name in self._special]
+    self.bos_id, self.eos_id, self.pad_id = 256, 257, 258
+    self.stop_ids = (257,)
+    self.fingerprint = 'bytes-1'
+
+  def _encode_plain(self, text: str) -> list[int]:
+    return list(text.encode())
+
+  def save(self, directory: str | Path) -> None:
+    _write_json(Path(directory) / self.FILE, {'kind': 'bytes', 'vocab_size': self.vocab_size})
+
+
+class SentencePieceTokenizer(_ByteTable):
+  """A SentencePiece model, given as the bytes of its .model file. A literal U+2581 reads as a space, as always there."""
+
+  def __init__(self, proto: bytes, settings: Mapping[str, Any] | None = None):
+    import sentencepiece
+
+    self._proto = proto
+    self._processor = sp = sentencepiece.SentencePieceProcessor(model_proto=proto)
+    size = sp.get_piece_size()
+    self._bytes = [self._piece_bytes(i) for i in range(size)]
+    self._special = {sp.id_to_piece(i): i for i in range(size) if sp.is_control(i)}
+    self.strips_first_space = self._adds_dummy_prefix(proto)
+    ids = {'bos': sp.bos_id(), 'eos': sp.eos_id(), 'pad': sp.pad_id()}
+    _set_specials(self, {name: id for name, id in ids.items() if id >= 0}, settings or {})
+    self.fingerprint = hashlib.sha256(proto).hexdigest()
+
+  def _piece_bytes(self, id: int) -> bytes:
+    sp = self._processor
+    if sp.is_byte(id):
+      return bytes([int(sp.id_to_piece(id)[3:5], 16)])
+    if sp.is_unknown(id):
+      return '\ufffd'.encode()
+    return sp.id_to_piece(id).replace('\u2581', ' ').encode()
+
+  @staticmethod
+  def _adds_dummy_prefix(proto: bytes) -> bool:
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto.FromString(proto)
+    return model.normalizer_spec.add_dummy_prefix
+
+  def _encode_plain(self, text: str) -> list[int]:
+    return self._processor.encode(text) if text else []
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    return self._processor.encode(list(texts))
+
+  def save(self, directory: str | Path) -> None:
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / 'tokenizer.model').write_bytes(self._proto)
+    _write_json(directory / 'tokenizer_config.json', _settings(self))
+
+
+class HuggingFaceTokenizer(_ByteTable):
+  """A tokenizer.json, through the `tokenizers` package.
+
+  Args:
+    json_text: the text of tokenizer.json.
+    settings: what tokenizer_config.json and its neighbours say: bos_token, eos_token, pad_token, chat_template,
+      add_bos_token, eos_token_id (a number or a list), ...
+  """
+
+  def __init__(self, json_text: str, settings: Mapping[str, Any] | None = None):
+    import tokenizers
+
+    self._json = json_text
+    self._plain = tokenizers.Tokenizer.from_str(json_text)
+    self._parsing = tokenizers.Tokenizer.from_str(json_text)
+    self._plain.encode_special_tokens = True  # the other way round than it sounds: special strings become plain text
+    vocab = self._plain.get_vocab(with_added_tokens=True)
+    kind, self.strips_first_space = _decoder_kind(json.loads(json_text).get('decoder'))
+    self._bytes = [b''] * (max(vocab.values(), default=-1) + 1)
+    self._joins_bytes = kind != 'other'
+    if self._joins_bytes:
+      for piece, id in vocab.items():
+        self._bytes[id] = _byte_level(piece) if kind == 'byte_level' else _metaspace(piece)
+    added = self._plain.get_added_tokens_decoder()
+    self._special = {token.content: id for id, token in added.items() if token.special}
+    for piece, id in self._special.items():
+      self._bytes[id] = piece.encode()
+    _set_specials(self, {}, settings or {})
+    # The post-processor is where a tokenizer.json says that texts start with BOS.
+    first = self._parsing.encode('a', add_special_tokens=True).ids[:1]
+    self.adds_bos = self.bos_id is not None and first == [self.bos_id]
+    self.fingerprint = hashlib.sha256(json_text.encode()).hexdigest()
+
+  def _encode_plain(self, text: str) -> list[int]:
+    return self._plain.encode(text, add_special_tokens=False).ids
+
+  def _encode_special(self, text: str) -> list[int]:
+    return self._parsing.encode(text, add_special_tokens=False).ids
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+  def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+    if self._joins_bytes:
+      return super().decode(ids, skip_special=skip_special)
+    return self._plain.decode([int(i) for i in ids if i >= 0], skip_special_tokens=skip_special)
+
+  def save(self, directory: str | Path) -> None:
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / 'tokenizer.json').write_text(self._json, encoding='utf-8')
+    settings = {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False, **_settings(self)}
+    _write_json(directory / 'tokenizer_config.json', settings)
+
+
+# ---- id -> bytes of a tokenizer.json ----
+
+
+@functools.cache
+def _byte_alphabet() -> dict[str, int]:
+  """GPT-2's printable stand-ins for the 256 bytes."""
+  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [b for b in range(256) if b not in set(printable)]
+  return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def _byte_level(piece: str) -> bytes:
+  alphabet = _byte_alphabet()
+  if all(c in alphabet for c in piece):
+    return bytes(alphabet[c] for c in piece)
+  return piece.encode()  # an added token that holds a plain space, say
+
+
+def _metaspace(piece: str) -> bytes:
+  if re.fullmatch('<0x[0-9A-Fa-f]{2}>', piece):
+    return bytes([int(piece[3:5], 16)])
+  return piece.replace('\u2581', ' ').encode()
+
+
+def _decoder_kind(decoder: Mapping[str, Any] | None) -> tuple[str, bool]:
+  """Returns ('byte_level' | 'metaspace' | 'other', whether a first space is taken away)."""
+  steps = (decoder or {}).get('decoders', [decoder] if decoder else [])
+  types = [step['type'] for step in steps]
+  if types == ['ByteLevel']:
+    return 'byte_level', False
+  if types in (['Replace', 'ByteFallback', 'Fuse'], ['Replace', 'ByteFallback', 'Fuse', 'Strip']):
+    if steps[0].get('pattern') == {'String': '\u2581'} and steps[0].get('content') == ' ':
+      return 'metaspace', 'Strip' in types
+  return 'other', False
+
+
+# ---- special tokens and settings ----
+
+
+def _token(value: Any) -> str | None:
+  return value.get('content') if isinstance(value, Mapping) else value
+
+
+def _set_specials(tokenizer: _ByteTable, ids: Mapping[str, int], settings: Mapping[str, Any]) -> None:
+  """Sets bos_id, eos_id, pad_id, stop_ids, adds_bos and chat_template from what the model's files say."""
+  stops = []
+  for name in ('bos', 'eos', 'pad'):
+    id = ids.get(name)
+    numbers = settings.get(f'{name}_token_id')
+    numbers = [] if numbers is None else list(numbers) if isinstance(numbers, Iterable) else [numbers]
+    if (text := _token(settings.get(f'{name}_token'))) is not None:
+      found = tokenizer._special.get(text)
+      if found is None and text.encode() in tokenizer._bytes:
+        found = tokenizer._bytes.index(text.encode())
+      id = id if found is None else found
+    if id is None and numbers:
+      id = int(numbers[0])
+    if id is not None and not 0 <= id < tokenizer.vocab_size:
+      raise ValueError(f'{name}_token_id={id} lies outside the vocabulary of {tokenizer.vocab_size} tokens.')
+    setattr(tokenizer, f'{name}_id', id)
+    if name == 'eos':
+      stops = [*([] if id is None else [id]), *map(int, numbers)]
+  tokenizer.stop_ids = tuple(dict.fromkeys([*stops, *map(int, settings.get('stop_token_ids', ()))]))
+  tokenizer.adds_bos = bool(settings.get('add_bos_token') or False) and tokenizer.bos_id is not None
+  template = settings.get('chat_template')
+  if isinstance(template, list):  # several named templates
+    named = {t['name']: t['template'] for t in template}
+    template = named.get('default', next(iter(named.values()), None))
+  tokenizer.chat_template = template
+
+
+def _settings(tokenizer: _ByteTable) -> dict[str, Any]:
+  settings: dict[str, Any] = {'add_bos_token': tokenizer.adds_bos, 'stop_token_ids': list(tokenizer.stop_ids)}
+  for name in ('bos', 'eos', 'pad'):
+    if (id := getattr(tokenizer, f'{name}_id')) is not None:
+      settings[f'{name}_token'] = tokenizer.token_text(id)
+  if tokenizer.chat_template is not None:
+    settings['chat_template'] = tokenizer.chat_template
+  return settings
+
+
+def _write_json(path: Path, value: Any) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def _read_settings(directory: Path) -> dict[str, Any]:
+  # Later files win. The numeric ids of the model's own configs only fill what no token string says, and add stops.
+  settings: dict[str, Any] = {}
+  for name in ('config.json', 'generation_config.json', 'special_tokens_map.json', 'tokenizer_config.json'):
+    if not (path := directory / name).is_file():
+      continue
+    try:
+      fields = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as e:
+      raise ValueError(f'{path} is not readable JSON: {e}') from e
+    numeric = name in ('config.json', 'generation_config.json')
+    settings |= {k: v for k, v in fields.items() if v is not None and (not numeric or k.endswith('_token_id'))}
+  if (path := directory / 'chat_template.jinja').is_file():
+    settings['chat_template'] = path.read_text(encoding='utf-8')
+  return settings
+
+
+# ---- making tokenizers ----
+
+
+def from_directory(path: str | Path) -> Tokenizer | None:
+  """Returns the tokenizer whose files lie in a directory (tokenizer.json, *.model, tokenizer_bytes.json), or None.
+
+  Raises:
+    ValueError: a file is there but cannot be read; the message names it.
+  """
+  path = Path(path)
+  if (file := path / 'tokenizer.json').is_file():
+    try:
+      return HuggingFaceTokenizer(file.read_text(encoding='utf-8'), _read_settings(path))
+    except Exception as e:  # tokenizers raises bare Exception
+      raise ValueError(f'{file} cannot be used as a tokenizer: {e}') from e
+  models = sorted(path.glob('*.model'))
+  preferred = [m for m in models if m.name == 'tokenizer.model'] or models
+  if len(preferred) > 1:
+    raise ValueError(f'{path} holds several SentencePiece models: {", ".join(m.name for m in preferred)}.')
+  if preferred:
+    return from_sentencepiece(preferred[0])
+  if (path / ByteTokenizer.FILE).is_file():
+    return ByteTokenizer()
+  return None
+
+
+def from_sentencepiece(path: str | Path) -> SentencePieceTokenizer:
+  """Returns the tokenizer of one .model file, with the settings that lie beside it."""
+  path = Path(path)
+  try:
+    return SentencePieceTokenizer(path.read_bytes(), _read_settings(path.parent))
+  except (RuntimeError, ValueError) as e:
+    raise ValueError(f'{path} cannot be used as a SentencePiece model: {e}') from e
+
+
+def from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
+  """Returns the tokenizer that a GGUF file's metadata describes (keys 'tokenizer.*')."""
+  from jaxlm.data import gguf_vocabulary
+
+  return gguf_vocabulary.from_gguf(fields)
+
+
+def train_sentencepiece(
+  texts: Iterable[str],
+  vocab_size: int,
+  directory: str | Path | None = None,
+  *,
+  kind: str = 'bpe',
+  dummy_prefix: bool = False,
+  max_bytes: int = 100_000_000,
+) -> SentencePieceTokenizer:
+  """Trains a SentencePiece model that loses nothing: unseen characters become bytes, newlines and runs of spaces stay.
+
+  Ids: unk 0, bos 1, eos 2, pad 3, 256 bytes, then pieces. One thread, no sampling: equal texts give an equal model.
+
+  Args:
+    directory: where to save it, if anywhere.
+    kind: 'bpe' or 'unigram'.
+    dummy_prefix: puts a space before each text, so that a first word is the same piece as a later one. Without it,
+      decode(a + b) = decode(a) + decode(b).
+    max_bytes: training stops reading after this much text.
+
+  Raises:
+    ValueError: the vocabulary is larger than the texts can fill, or too small for their characters; with both numbers.
+  """
+  import io
+
+  import sentencepiece
+
+  model = io.BytesIO()
+  seen = [0]
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=_lines(texts, max_bytes, seen),
+      model_writer=model,
+      vocab_size=vocab_size,
+      model_type=kind,
+      byte_fallback=True,
+      normalization_rule_name='identity',
+      remove_extra_whitespaces=False,
+      allow_whitespace_only_pieces=True,
+      add_dummy_prefix=dummy_prefix,
+      split_digits=True,
+      character_coverage=0.9999,
+      unk_id=0,
+      bos_id=1,
+      eos_id=2,
+      pad_id=3,
+      num_threads=1,
+      minloglevel=2,
+    )
+  except RuntimeError as e:
+    words = str(e)
+    if found := re.search(r'value <= (\d+)', words):
+      hint = f'at most {found[1]} pieces: ask for a smaller vocabulary, or give more text'
+    elif found := re.search(r'smaller than required_chars\.? *(\d+) vs (\d+)', words):
+      hint = f'at least {found[2]} pieces for its characters and the 256 bytes: ask for a larger vocabulary'
+    else:
+      hint = f'another vocabulary ({words.strip()})'
+    raise ValueError(f'{vocab_size=} does not fit: {seen[0]} bytes of text allow {hint}.') from e
+  tokenizer = SentencePieceTokenizer(model.getvalue())
+  if directory is not None:
+    tokenizer.save(directory)
+  return tokenizer
+
+
+def _lines(texts: Iterable[str], max_bytes: int, seen: list[int]) -> Iterator[str]:
+  # SentencePiece drops sentences longer than 4192 bytes without a word, so lines are cut; newlines are byte pieces.
+  for text in texts:
+    for line in text.splitlines():
+      for start in range(0, len(line), 1000):
+        piece = line[start : start + 1000]
+        seen[0] += len(piece.encode())
+        if piece:
+          yield piece
+    if seen[0] >= max_bytes:
+      return
+
+
+class TextStream:
+  """Text of ids that arrive a few at a time: never half a character, and all parts together equal `decode` of all ids.
+
+  stream = TextStream(tokenizer)
+  for ids in generated:
+    print(stream.push(ids), end='')
+  print(stream.flush())
+  """
+
+  def __init__(self, tokenizer: Tokenizer, *, prompt: Sequence[int] = (), skip_special: bool = True):
+    """`prompt`: ids that came before; their text is not emitted, but a space that follows them is kept."""
+    self._tokenizer, self._skip = tokenizer, skip_special
+    # A tokenizer whose decoder is more than joining bytes (WordPiece) is decoded anew at each push.
+    self._joins = getattr(tokenizer, '_joins_bytes', hasattr(tokenizer, 'token_bytes'))
+    self._strip = getattr(tokenizer, 'strips_first_space', False)
+    self._decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')
+    self._ids: list[int] = []
+    self._text = self._sent = ''
+    if len(prompt):
+      self.push(prompt)
+      self.flush()
+
+  def push(self, ids: Iterable[int]) -> str:
+    """Returns the text that these ids complete."""
+    ids = [int(i) for i in ids]
+    if not self._joins:
+      return self._push_whole(ids)
+    data = b''.join(self._tokenizer.token_bytes(i, skip_special=self._skip) for i in ids)
+    if data and self._strip:
+      self._strip = False
+      data = data.removeprefix(b' ')
+    return self._decoder.decode(data)
+
+  def _push_whole(self, ids: list[int]) -> str:
+    self._ids += ids
+    before, self._text = self._text, self._tokenizer.decode(self._ids, skip_special=self._skip)
+    # What two decodings agree on is settled: a later token may change the end (a character's missing bytes, a space).
+    settled = next((i for i, (a, b) in enumerate(zip(before, self._text)) if a != b), min(len(before), len(self._text)))
+    settled = max(settled, len(self._sent))
+    new, self._sent = self._text[len(self._sent) : settled], self._text[:settled]
+    return new
+
+  def flush(self) -> str:
+    """Returns what was held back, ill-formed bytes as U+FFFD."""
+    if not self._joins:
+      new, self._sent = self._text[len(self._sent) :], self._text
+      return new
+    return self._decoder.decode(b'', final=True)
