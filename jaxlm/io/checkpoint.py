@@ -1,0 +1,230 @@
+"""Checkpoints: Orbax, wrapped small.
+
+RUN/checkpoints/STEP holds four items, so that each can be read without the others: `params`, `ema` (when the run keeps
+one), `state` (step and optimizer) and `notes` (JSON). Orbax writes into a temporary folder and renames it, so a folder
+that bears a step number is complete, and a killed save leaves the earlier ones as they were.
+"""
+
+from collections.abc import Callable
+import json
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from jaxlm import config as configs
+from jaxlm.errors import CheckpointError
+from jaxlm.models import sharding, transformer
+
+preservation = ocp.checkpoint_managers
+
+NOTES = 'notes'
+
+
+def steps(directory: str | Path) -> list[int]:
+  """Returns the steps of the complete checkpoints in a `checkpoints` folder, oldest first."""
+  folder = Path(directory)
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
+
+
+class Checkpointer:
+  """Saves in the background and keeps the newest `keep` checkpoints and the best by `metrics['loss']`.
+
+  Every process of a run calls every method: each writes its own shards.
+  """
+
+  def __init__(self, directory: str | Path, *, keep: int = 2):
+    self.directory = Path(directory).absolute()
+    policies = [
+      preservation.LatestN(n=keep),
+      preservation.BestN(
+        n=1, get_metric_fn=lambda m: m['loss'], reverse=True, keep_checkpoints_without_metrics=False
+      ),
+    ]
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=preservation.AnyPreservationPolicy(policies),
+      best_fn=lambda m: m['loss'],
+      best_mode='min',
+      # A save that was killed leaves its temporary folder; nobody will finish it.
+      cleanup_tmp_directories=True,
+      enable_async_checkpointing=True,
+    )
+    self._manager = ocp.CheckpointManager(epath.Path(self.directory), options=options)
+
+  def latest(self) -> int | None:
+    """Step of the newest complete checkpoint."""
+    return self._manager.latest_step()
+
+  def save(
+    self, step: int, items: dict[str, Any], notes: dict[str, Any], metrics: dict[str, float] | None = None
+  ) -> None:
+    """Copies `items` (trees by name, None left out) off the devices and writes them in the background.
+
+    Raises:
+      CheckpointError: this save, or the one before it, could not be written (disk full, not writable, ...).
+    """
+    args = {name: ocp.args.StandardSave(tree) for name, tree in items.items() if tree is not None}
+    with _writing(self.directory / str(step)):
+      self._manager.wait_until_finished()
+      self._manager.save(
+        step, args=ocp.args.Composite(**args, **{NOTES: ocp.args.JsonSave(notes)}), metrics=metrics, force=True
+      )
+
+  def wait(self) -> None:
+    """Returns when everything is written. Raises CheckpointError if it could not be."""
+    with _writing(self.directory):
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+
+  def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Returns the items in `abstract` (trees of jax.ShapeDtypeStruct with shardings, None left out)."""
+    return read(self.directory / str(step), {k: v for k, v in abstract.items() if v is not None})
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+class _writing:
+  """Turns whatever goes wrong while writing into a CheckpointError that names the folder."""
+
+  def __init__(self, folder: Path):
+    self.folder = folder
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, trace):
+    if isinstance(error, Exception):
+      kept = steps(self.folder if self.folder.is_dir() and not self.folder.name.isdecimal() else self.folder.parent)
+      last = f'the newest complete checkpoint is step {kept[-1]}' if kept else 'there is no earlier checkpoint'
+      raise CheckpointError(f'Could not write {self.folder}: {error}. Is the disk full? {last}.') from error
+    return False
+
+
+def read(folder: str | Path, abstract: dict[str, Any]) -> dict[str, Any]:
+  """Returns items of one checkpoint folder, each straight into the shardings of its abstract tree.
+
+  Raises:
+    CheckpointError: a missing item, a parameter of another shape (both are named), or files that cannot be read.
+  """
+  out, folder = {}, Path(folder).absolute()
+  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+    for name, tree in abstract.items():
+      path = folder / name
+      if not path.is_dir():
+        raise CheckpointError(f'{path} does not exist: {folder} is not a checkpoint of this kind.')
+      try:
+        found = _shapes(reader.metadata(epath.Path(path)))
+        if not found:  # Orbax only warns about a missing or broken manifest.
+          raise ValueError('its manifest or metadata cannot be read')
+        check_fits(found, tree, path)
+        out[name] = reader.restore(epath.Path(path), args=ocp.args.StandardRestore(tree))
+      except CheckpointError:
+        raise
+      except Exception as e:  # Orbax and TensorStore raise a dozen kinds for damaged files.
+        first = str(e).strip().split('\n')[0][:300]
+        raise CheckpointError(f'{path} is damaged or was not written by Orbax: {first}') from e
+  return out
+
+
+def read_notes(folder: str | Path) -> dict[str, Any]:
+  """Returns the JSON notes of one checkpoint folder."""
+  path = Path(folder) / NOTES / 'metadata'
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as e:
+    raise CheckpointError(f'{path} cannot be read: {e}') from e
+
+
+def _names(path) -> str:
+  return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)
+
+
+def _shapes(metadata: Any) -> dict[str, tuple[int, ...]]:
+  tree = getattr(metadata, 'item_metadata', metadata)
+  tree = getattr(tree, 'tree', tree)
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, 'shape'))
+  return {_names(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, 'shape')}
+
+
+def check_fits(found: dict[str, tuple[int, ...]], tree: Any, where: str | Path) -> None:
+  """Raises CheckpointError naming the first parameter that differs, with both shapes. `found`: shape by path."""
+  wanted = {_names(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+  for name, shape in wanted.items():
+    if name not in found:
+      raise CheckpointError(f'{where} has no {name!r}, which the config wants with shape {shape}.')
+    if found[name] != shape:
+      raise CheckpointError(f'{where}: {name!r} has shape {found[name]}, the config wants {shape}.')
+  for name, shape in found.items():
+    if name not in wanted:
+      raise CheckpointError(f'{where} has {name!r} of shape {shape}, which the config does not know.')
+
+
+def run_config(directory: str | Path) -> dict[str, Any]:
+  """Returns the config.json of a run directory. Raises CheckpointError if it is not one."""
+  path = Path(directory) / 'config.json'
+  try:
+    found = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise CheckpointError(f'{directory} is not a run directory: it has no config.json.') from None
+  except (OSError, ValueError) as e:
+    raise CheckpointError(f'{path} cannot be read: {e}') from e
+  if not isinstance(found, dict) or 'model' not in found:
+    raise CheckpointError(f'{path} is not the config of a run: it has no "model".')
+  return found
+
+
+def load_run(
+  path: str | Path,
+  dtype: str | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+  *,
+  step: int | None = None,
+  load_tokenizer: Callable | None = None,
+) -> tuple[configs.ModelConfig, Any, Any]:
+  """Returns (config, parameters, tokenizer or None) of a run directory; neither optimizer nor anything else is read.
+
+  A run that keeps a moving average of its parameters (run.ema_decay) is loaded with that average.
+
+  Args:
+    path: run directory.
+    dtype: of the parameters and of the computation; None: float32 on a CPU, bfloat16 on accelerators.
+    mesh: parameters are read straight into their parts of it (see `models.sharding`).
+    step: of the checkpoint; None: the newest complete one.
+    load_tokenizer: reads the run's tokenizer folder; None: `data.tokenizers.from_directory`.
+
+  Raises:
+    CheckpointError: not a run directory, no complete checkpoint, a checkpoint that is damaged or does not fit the config.
+  """
+  path = Path(path)
+  try:
+    config = configs.model_config(run_config(path)['model'])
+  except (TypeError, ValueError) as e:
+    raise CheckpointError(f'{path / "config.json"}: {e}') from e
+  found = steps(path / 'checkpoints')
+  if not found:
+    raise CheckpointError(f'{path} holds no complete checkpoint: the run was stopped before its first save.')
+  if step is not None and step not in found:
+    raise CheckpointError(f'{path} has no checkpoint of step {step}; there are {found}.')
+  folder = path / 'checkpoints' / str(found[-1] if step is None else step)
+  dtype = dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+  config = config.replace(dtype=dtype)
+
+  def placed(names, leaf):
+    keys = [k.key for k in names]
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    where = device if mesh is None else sharding.sharding(keys, leaf.shape, mesh)
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=where)
+
+  abstract = jax.tree_util.tree_map_with_path(placed, transformer.abstract_params(config))
+  item = 'ema' if (folder / 'ema').is_dir() else 'params'
+  params = read(folder, {item: abstract})[item]
+  tokenizer = None
+  if (path / 'tokenizer').is_dir():
+    if load_tokenizer is None:
+      from jaxlm.data.tokenizers import from_directory as load_tokenizer
+    tokenizer = load_tokenizer(path / 'tokenizer')
+  return config, params, tokenizer

@@ -1,0 +1,70 @@
+"""OptimizerConfig -> an optax chain and its schedule.
+
+Step s = 0, 1, ... of S, W of them warm-up, peak p, floor f = p * min_lr_ratio, u = (s - W) / (S - W):
+
+  s < W      p s / W
+  constant   p
+  linear     f + (p - f) (1 - u)
+  cosine     f + (p - f) (1 + cos(pi u)) / 2
+  wsd        p until the last `decay_fraction` of all steps, linear to f over those
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from trainers.config import OptimizerConfig
+
+
+class Optimizer(NamedTuple):
+  """The gradient transformation, and the learning rate as a function of the step, for the logs."""
+
+  tx: optax.GradientTransformation
+  schedule: optax.Schedule
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+  """Returns the learning rate as a function of the step (see the module's docstring)."""
+  c, peak, floor = config, config.learning_rate, config.learning_rate * config.min_lr_ratio
+  rest = max(1, steps - c.warmup_steps)
+  decay = max(1, min(rest, round(steps * c.decay_fraction)))
+  after = {
+    'constant': lambda: optax.constant_schedule(peak),
+    'linear': lambda: optax.linear_schedule(peak, floor, rest),
+    'cosine': lambda: optax.cosine_decay_schedule(peak, rest, alpha=c.min_lr_ratio),
+    'wsd': lambda: optax.linear_schedule(peak, floor, decay, transition_begin=rest - decay),
+  }[c.schedule]()
+  if not c.warmup_steps:
+    return after
+  return optax.join_schedules([optax.linear_schedule(0.0, peak, c.warmup_steps), after], [c.warmup_steps])
+
+
+def decay_mask(config: OptimizerConfig, params: Any) -> Any:
+  """Returns a tree of booleans: which parameters weight decay shrinks."""
+
+  def kind(path) -> str:
+    names = [str(getattr(k, 'key', k)) for k in path]
+    if names[-1] == 'embedding':
+      return 'embedding'
+    owner = names[-2] if len(names) > 1 else ''
+    if 'norm' in owner:
+      return 'norm'
+    return 'bias' if names[-1] == 'bias' else 'matrix'
+
+  return jax.tree_util.tree_map_with_path(lambda path, _: kind(path) not in config.decay_exempt, params)
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
+  """Returns AdamW after global-norm clipping, over a run of `steps` steps."""
+  schedule = make_schedule(config, steps)
+  adamw = optax.adamw(
+    schedule,
+    b1=config.beta1,
+    b2=config.beta2,
+    eps=config.eps,
+    weight_decay=config.weight_decay,
+    mask=lambda params: decay_mask(config, params),
+  )
+  clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+  return Optimizer(optax.chain(*clip, adamw), schedule)
