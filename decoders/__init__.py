@@ -9,12 +9,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+  from decoders.options import Sampling as Sampling
   from decoders.output import Output as Output
   from decoders.plain import generate as generate
-  from decoders.sampling import Sampling as Sampling
 
 # The function lives in `plain`: `decoders.generate` as a module is the command line, which nothing imports.
-_PUBLIC = {'generate': 'decoders.plain', 'Sampling': 'decoders.sampling', 'Output': 'decoders.output'}
+_PUBLIC = {'generate': 'decoders.plain', 'Sampling': 'decoders.options', 'Output': 'decoders.output'}
 
 
 def __getattr__(name: str):

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoders import prompts as prompt_lib
+from decoders.options import Sampling
 from decoders.output import Output
 from decoders.programs import Clock
-from decoders.sampling import Sampling, choose
+from decoders.sampling import choose
 from jaxlm.caches import FullCache
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
@@ -147,13 +148,14 @@ def generate(
     ValueError: for an empty prompt, ids outside the vocabulary, or prompts that with max_new_tokens exceed the
       model's context.
   """
-  ids = prompt_lib.encode(lm, prompts)
-  prompt_lib.check_room(max(map(len, ids)), max_new_tokens, lm.config.max_length)
   if num_samples < 1 or (batch_size is not None and batch_size < 1):
     raise ValueError(f'{num_samples=} and {batch_size=} must be at least 1.')
   if stop and lm.tokenizer is None:
     raise ValueError(f'{stop=} needs a model with a tokenizer.')
+  ids = prompt_lib.encode(lm, prompts)
+  prompt_lib.check_room(max(map(len, ids)), max_new_tokens, lm.config.max_length)
   eos, pad_id = ending(lm, eos_id)
+  values = jax.tree.map(jnp.asarray, sampling.active)
   clock, calls, kv_bytes = Clock(), 0, 0
   tokens, lengths = [], []
   batch_size = batch_size or len(ids)
@@ -173,13 +175,13 @@ def generate(
       rows = clock.run('prefill', fan_out, rows, samples=num_samples)
     *rows, cache = rows
     state = clock.run(
-      'prefill', start, *rows, keys_R, jnp.int32(pad_id), eos_E, sampling.values, max_new_tokens=max_new_tokens
+      'prefill', start, *rows, keys_R, jnp.int32(pad_id), eos_E, values, max_new_tokens=max_new_tokens
     ).replace(cache=cache)
     calls, kv_bytes = calls + 1, max(kv_bytes, state.cache.nbytes)
     state = watch.look(state)
     while not bool(jnp.all(state.done)):
       steps = jnp.int32(STREAM_EVERY if watch.watching else max_new_tokens)
-      state, taken = clock.run('decode', decode, lm.params, state, steps, eos_E, sampling.values, config=lm.config)
+      state, taken = clock.run('decode', decode, lm.params, state, steps, eos_E, values, config=lm.config)
       state, calls = watch.look(state), calls + int(taken)
     tokens.append(np.asarray(state.tokens))
     lengths.append(np.asarray(state.lengths))

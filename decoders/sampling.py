@@ -5,59 +5,15 @@ whose score reaches a threshold, and the threshold is found by bisection over fl
 the sort over the vocabulary that would cost more than the rest of a decoding step.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-  """How the next token is chosen; the default is greedy."""
-
-  temperature: float = 0.0
-  """0 is greedy; 1 samples from the model's distribution."""
-  top_k: int = 0
-  """Keep the k most likely tokens, and ties of the last (0: all)."""
-  top_p: float = 1.0
-  """Keep the most likely tokens until their probability reaches p."""
-  min_p: float = 0.0
-  """Keep tokens at least min_p times as likely as the most likely one."""
-  repetition_penalty: float = 1.0
-  """Above 1: tokens of the prompt and of the output so far become less likely (https://arxiv.org/abs/1909.05858)."""
-
-  def __post_init__(self):
-    if not self.temperature >= 0:
-      raise ValueError(f'{self.temperature=} must be 0 (greedy) or more.')
-    if self.top_k < 0:
-      raise ValueError(f'{self.top_k=} must be 0 (all tokens) or more.')
-    if not 0 < self.top_p <= 1:
-      raise ValueError(f'{self.top_p=} must be in (0, 1].')
-    if not 0 <= self.min_p <= 1:
-      raise ValueError(f'{self.min_p=} must be in [0, 1].')
-    if not self.repetition_penalty > 0:
-      raise ValueError(f'{self.repetition_penalty=} must be positive.')
-
-  @property
-  def active(self) -> frozenset[str]:
-    """What has an effect. Programs are compiled for this set; the values are arguments, free to change."""
-    on = {'repetition_penalty'} if self.repetition_penalty != 1 else set()
-    if self.temperature > 0:
-      on |= {'temperature'} | {
-        n for n, off in (('top_k', 0), ('top_p', 1.0), ('min_p', 0.0)) if getattr(self, n) != off
-      }
-    return frozenset(on)
-
-  @property
-  def values(self) -> dict[str, jax.Array]:
-    return {name: jnp.asarray(getattr(self, name)) for name in self.active}
-
-
 def choose(
   logits: Float[Array, 'B V'], keys: jax.Array, seen: Bool[Array, 'B V'] | None, values: dict[str, jax.Array]
 ) -> Int[Array, ' B']:
-  """Returns the next token of each row. `keys` [B] are the noise of this row and position; `values` as in Sampling."""
+  """Returns the next token of each row. `keys` [B] are the noise of this row and position; `values`: Sampling.active."""
   if 'repetition_penalty' in values:
     logits = penalise(logits, seen, values['repetition_penalty'])
   if 'temperature' not in values:

@@ -31,7 +31,9 @@ def rope_frequencies(config: ModelConfig, length: Int[Array, ' B'] | int) -> tup
   if rope.scaling == 'dynamic':
     stretch = jnp.maximum(length / original, 1.0) * rope.factor - (rope.factor - 1)
     theta = rope.theta * stretch ** (dim / (dim - 2))
-    return jnp.asarray(theta, jnp.float32)[..., None] ** -jnp.asarray(exponent, jnp.float32), 1.0
+    theta = jnp.asarray(theta, jnp.float32)
+    exponent = jnp.asarray(exponent, jnp.float32).reshape((1,) * theta.ndim + (-1,))
+    return theta[..., None] ** -exponent, 1.0
   if rope.scaling == 'llama3':
     turns = original * frequency / (2 * math.pi)
     keep = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)

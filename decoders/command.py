@@ -1,0 +1,109 @@
+"""The command line of all decoders: python -m decoders.generate MODEL --prompt "..." """
+
+import dataclasses
+import sys
+from typing import Annotated, Literal
+
+import tyro
+
+from decoders.options import Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+  """Continue prompts, or answer a chat message, with a model from a run directory, a Hugging Face directory, a .gguf
+  file, a fetched name (python -m jaxlm.data.fetch) or a Hub id."""
+
+  model: tyro.conf.Positional[str]
+  """Where the model is."""
+  prompt: Annotated[tuple[str, ...], tyro.conf.arg(metavar='TEXT ...')] = ()
+  """Texts to continue; '-' reads one from standard input."""
+  chat: str | None = None
+  """A message to answer, put through the model's chat template."""
+  system: str | None = None
+  """System message before --chat."""
+  decoder: Literal['plain'] = 'plain'
+  max_new_tokens: int = 128
+  sampling: Sampling = Sampling()
+  seed: int = 0
+  num_samples: int = 1
+  """Continuations of each prompt."""
+  stop: tuple[str, ...] = ()
+  """Strings that end the text."""
+  dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
+  """Of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
+  stats: bool = True
+  """Print what happened to standard error."""
+
+
+def main(config: GenerateConfig) -> None:
+  if bool(config.prompt) == (config.chat is not None):
+    raise ValueError('Pass either --prompt TEXT ... or --chat MESSAGE.')
+  import decoders
+  import jaxlm
+
+  lm = jaxlm.load(config.model, dtype=config.dtype)
+  if lm.tokenizer is None:
+    raise ValueError(f'{config.model} has no tokenizer, so it cannot read text; use decoders.generate from Python.')
+  if config.chat is not None:
+    system = [{'role': 'system', 'content': config.system}] if config.system else []
+    prompts = [lm.tokenizer.chat([*system, {'role': 'user', 'content': config.chat}])]
+  else:
+    prompts = [sys.stdin.read() if p == '-' else p for p in config.prompt]
+  streams = len(prompts) * config.num_samples == 1
+  printer = Printer(lm.tokenizer)
+  if streams and config.chat is None:
+    printer.write(prompts[0])
+  out = decoders.generate(
+    lm,
+    prompts,
+    max_new_tokens=config.max_new_tokens,
+    sampling=config.sampling,
+    seed=config.seed,
+    num_samples=config.num_samples,
+    stop=config.stop,
+    # Text is held back while a stop string may still end it, so with --stop it is printed whole.
+    stream=printer.stream if streams and not config.stop else None,
+  )
+  if streams:
+    printer.write(out.text[0] if config.stop else printer.text.flush())
+    printer.write('\n')
+  else:
+    for row, text in enumerate(out.text):
+      prompt = '' if config.chat is not None else prompts[row // config.num_samples]
+      printer.write(f'--- {row}\n{prompt}{text}\n')
+  if config.stats:
+    print(summary(out.stats), file=sys.stderr)
+
+
+class Printer:
+  """Writes text as soon as it is complete."""
+
+  def __init__(self, tokenizer):
+    from jaxlm.data.tokenizers import TextStream
+
+    self.text = TextStream(tokenizer)
+
+  def stream(self, row: int, ids: list[int]) -> None:
+    self.write(self.text.push(ids))
+
+  def write(self, text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def summary(stats: dict) -> str:
+  """One line: where the time and the memory went."""
+  return (
+    f'[{stats["new_tokens"]} tokens, {stats["tokens_per_second"]:.1f} tokens/s; prefill of {stats["prompt_tokens"]} tokens '
+    f'{stats["prefill_seconds"]:.2f} s; compiling {stats["compile_seconds"]:.1f} s; KV cache {stats["kv_bytes"] / 1e6:.1f} MB]'
+  )
+
+
+def run() -> None:
+  """Parses the command line, and says what is wrong with it in one line."""
+  config = tyro.cli(GenerateConfig, prog='python -m decoders.generate')
+  try:
+    main(config)
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {error}')

@@ -1,0 +1,6 @@
+"""python -m decoders.generate MODEL --prompt "..."; the function of the same name is in decoders.plain."""
+
+from decoders.command import run
+
+if __name__ == '__main__':
+  run()

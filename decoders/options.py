@@ -1,0 +1,41 @@
+"""What a user may choose about decoding, as plain data: no JAX here, so that a command shows its help at once."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How the next token is chosen; the default is greedy."""
+
+  temperature: float = 0.0
+  """0 is greedy; 1 samples from the model's distribution."""
+  top_k: int = 0
+  """Keep the k most likely tokens, and ties of the last (0: all)."""
+  top_p: float = 1.0
+  """Keep the most likely tokens until their probability reaches p."""
+  min_p: float = 0.0
+  """Keep tokens at least min_p times as likely as the most likely one."""
+  repetition_penalty: float = 1.0
+  """Above 1: tokens of the prompt and of the output so far become less likely (https://arxiv.org/abs/1909.05858)."""
+
+  def __post_init__(self):
+    if not self.temperature >= 0:
+      raise ValueError(f'{self.temperature=} must be 0 (greedy) or more.')
+    if self.top_k < 0:
+      raise ValueError(f'{self.top_k=} must be 0 (all tokens) or more.')
+    if not 0 < self.top_p <= 1:
+      raise ValueError(f'{self.top_p=} must be in (0, 1].')
+    if not 0 <= self.min_p <= 1:
+      raise ValueError(f'{self.min_p=} must be in [0, 1].')
+    if not self.repetition_penalty > 0:
+      raise ValueError(f'{self.repetition_penalty=} must be positive.')
+
+  @property
+  def active(self) -> dict[str, float]:
+    """The settings that have an effect. Programs are compiled for their names; the values are free to change."""
+    penalty = {} if self.repetition_penalty == 1 else {'repetition_penalty': self.repetition_penalty}
+    if self.temperature == 0:
+      return penalty
+    off = {'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
+    filters = {name: getattr(self, name) for name in off if getattr(self, name) != off[name]}
+    return {'temperature': self.temperature, **filters, **penalty}
