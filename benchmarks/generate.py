@@ -1,0 +1,125 @@
+"""python -m benchmarks.generate: greedy decoding beside transformers' `generate`, same weights, same tokens, one run.
+
+Decoding reads every weight once per step, so its speed is also shown as memory bandwidth, beside what one large
+matrix-vector product reaches in the same process.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+import tempfile
+import time
+
+import numpy as np
+import tyro
+
+from benchmarks import report
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Greedy decoding beside transformers."""
+
+  models: tuple[str, ...] = ('small', 'smollm2')
+  """small: 8 Llama layers x 512, vocabulary 32000, random; smollm2: SmolLM2-135M-Instruct."""
+  batches: tuple[int, ...] = (1, 8)
+  prompt_tokens: int = 128
+  new_tokens: int = 128
+  repeats: int = 5
+  threads: int = len(os.sched_getaffinity(0))
+  """PyTorch's threads; XLA uses all cores it is given."""
+
+
+def main(config: Config) -> None:
+  report.require_peer()
+  import jax
+  import torch
+
+  import decoders
+
+  torch.set_num_threads(config.threads)
+  rows = []
+  for name in config.models:
+    lm, peer = models(name)
+    weights = sum(x.nbytes for x in jax.tree.leaves(lm.params))
+    if not lm.config.tied_embeddings:  # the input embedding is looked up, not read
+      weights -= lm.params['embed']['embedding'].nbytes
+    for batch in config.batches:
+      prompts = np.random.default_rng(0).integers(10, lm.config.vocab_size, (batch, config.prompt_tokens))
+      inputs = torch.tensor(prompts)
+
+      def transformers(new_tokens, peer=peer, inputs=inputs):
+        start = time.perf_counter()
+        with torch.inference_mode():
+          out = peer.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+          )
+        return time.perf_counter() - start, out[:, inputs.shape[1] :].numpy()
+
+      def ours(lm=lm, prompts=prompts):
+        out = decoders.generate(lm, prompts.tolist(), max_new_tokens=config.new_tokens, eos_id=None)
+        return out.stats['prefill_seconds'], out.stats['decode_seconds'], out.tokens
+
+      runs = report.in_turn(
+        {
+          'ours': ours,
+          'first': lambda: transformers(1),
+          'whole': lambda: transformers(config.new_tokens),
+          'bandwidth': lambda: report.matvec_bandwidth(repeats=3),
+        },
+        config.repeats,
+      )
+      median = lambda values: float(np.median(list(values)))
+      decoded = batch * (config.new_tokens - 1)
+      peer_prefill = median(t for t, _ in runs['first'])
+      peer_decode = median(t for t, _ in runs['whole']) - peer_prefill
+      our_decode = median(d for _, d, _ in runs['ours'])
+      bandwidth = median(runs['bandwidth'])
+      reached = weights * (config.new_tokens - 1) / our_decode / 1e9
+      rows.append({
+        'model': name, 'batch': batch,
+        'jaxlm tok/s': decoded / our_decode, 'transformers tok/s': decoded / peer_decode, 'ratio': peer_decode / our_decode,
+        'prefill s': median(p for p, _, _ in runs['ours']), 'transformers prefill s': peer_prefill,
+        'GB/s': reached, 'matvec GB/s': bandwidth, 'of matvec': reached / bandwidth,
+        'same tokens': float(np.mean(runs['ours'][0][2] == runs['whole'][0][1])),
+      })  # fmt: skip
+      print(report.table(rows), flush=True)
+  report.write('generate', rows, config=dataclasses.asdict(config))
+
+
+def models(name: str):
+  """Returns (our model, transformers' model) with the same float32 weights."""
+  import torch
+  import transformers
+
+  import jaxlm
+
+  with tempfile.TemporaryDirectory() as folder:
+    if name == 'small':
+      torch.manual_seed(0)
+      shape = transformers.LlamaConfig(
+        vocab_size=32000, num_hidden_layers=8, hidden_size=512, intermediate_size=1376, num_attention_heads=8,
+        max_position_embeddings=1024, bos_token_id=None, eos_token_id=None, pad_token_id=0,
+      )  # fmt: skip
+      # Wider than the default, so that the most likely token is well ahead of the next.
+      shape.initializer_range = 0.05
+      transformers.LlamaForCausalLM(shape).save_pretrained(folder)
+      lm = jaxlm.load(folder, dtype='float32')
+    elif name == 'smollm2':
+      from jaxlm.data import fetch
+
+      lm = jaxlm.load(fetch.fetch('smollm2'), dtype='float32')
+      jaxlm.save_huggingface(lm, Path(folder) / 'hf')
+      folder = Path(folder) / 'hf'
+    else:
+      raise SystemExit(f'Unknown model {name!r}; known: small, smollm2.')
+    peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return lm, peer
+
+
+if __name__ == '__main__':
+  main(tyro.cli(Config))

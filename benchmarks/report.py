@@ -1,0 +1,107 @@
+"""What every benchmark shares: the machine's description, the table, the JSON file, the peer's threads."""
+
+from collections.abc import Callable, Sequence
+import json
+import os
+from pathlib import Path
+import platform
+import time
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / 'results'
+
+
+def machine() -> dict[str, Any]:
+  """Returns what a number must be read with: processor, cores, accelerator, versions."""
+  import jax
+
+  model = platform.processor()
+  if (info := Path('/proc/cpuinfo')).exists():
+    model = next(
+      (line.split(': ')[1] for line in info.read_text().splitlines() if line.startswith('model name')), model
+    )
+  versions = {'python': platform.python_version(), 'jax': jax.__version__}
+  try:
+    import torch
+    import transformers
+
+    versions |= {'torch': torch.__version__, 'transformers': transformers.__version__}
+  except ImportError:
+    pass
+  return {
+    'cpu': model.strip(),
+    'cores': len(os.sched_getaffinity(0)),
+    'device': jax.devices()[0].device_kind,
+    **versions,
+  }
+
+
+def seconds(run: Callable[[], Any]) -> float:
+  start = time.perf_counter()
+  run()
+  return time.perf_counter() - start
+
+
+def in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[Any]]:
+  """Calls each function in turn, `repeats` times after one warm-up, so that a drifting machine hits all alike."""
+  for run in runs.values():
+    run()
+  results: dict[str, list[Any]] = {name: [] for name in runs}
+  for _ in range(repeats):
+    for name, run in runs.items():
+      results[name].append(run())
+  return results
+
+
+def matvec_bandwidth(rows: int = 4096, columns: int = 16384, repeats: int = 15) -> float:
+  """Returns GB/s at which one float32 matrix far larger than the caches is multiplied with a vector."""
+  import jax
+  import jax.numpy as jnp
+
+  matrix, vector = jnp.ones((rows, columns)), jnp.ones((1, rows))
+  multiply = jax.jit(jnp.matmul)
+  taken = in_turn({'matvec': lambda: seconds(lambda: multiply(vector, matrix).block_until_ready())}, repeats)
+  return matrix.nbytes / np.median(taken['matvec']) / 1e9
+
+
+def matmul_flops(size: int = 2048, repeats: int = 7) -> float:
+  """Returns floating-point operations per second of one large float32 matrix product."""
+  import jax
+  import jax.numpy as jnp
+
+  matrix = jnp.ones((size, size))
+  multiply = jax.jit(jnp.matmul)
+  taken = in_turn({'matmul': lambda: seconds(lambda: multiply(matrix, matrix).block_until_ready())}, repeats)
+  return 2 * size**3 / np.median(taken['matmul'])
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+  """Returns the rows as an aligned Markdown table."""
+  show = lambda v: f'{v:.3g}' if isinstance(v, float) else str(v)
+  columns = list(rows[0])
+  cells = [columns, *[[show(row.get(c, '')) for c in columns] for row in rows]]
+  widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+  lines = ['| ' + ' | '.join(cell.ljust(w) for cell, w in zip(row, widths)) + ' |' for row in cells]
+  return '\n'.join([lines[0], '|' + '|'.join('-' * (w + 2) for w in widths) + '|', *lines[1:]])
+
+
+def write(name: str, rows: Sequence[dict[str, Any]], **more: Any) -> Path:
+  """Prints the table and writes benchmarks/results/NAME.json."""
+  RESULTS.mkdir(parents=True, exist_ok=True)
+  path = RESULTS / f'{name}.json'
+  path.write_text(json.dumps({'machine': machine(), **more, 'rows': list(rows)}, indent=2) + '\n')
+  print(table(rows), f'\nMachine: {machine()}', *(f'{k}: {v}' for k, v in more.items()), f'Written to {path}', sep='\n')
+  return path
+
+
+def require_peer() -> None:
+  """Raises SystemExit with the install line when PyTorch or transformers is missing."""
+  try:
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+  except ImportError as error:
+    raise SystemExit(
+      f"This benchmark runs beside PyTorch and transformers: pip install -e '.[bench]' ({error})."
+    ) from None
