@@ -1,0 +1,89 @@
+"""Text that every Python carries: the language reference's topics, and what the standard library says of itself.
+
+A couple of megabytes of English prose and examples with no download. Docstrings are read from the source files by
+`ast`; nothing is imported. The content depends on the Python version and on nothing else.
+"""
+
+import ast
+from collections.abc import Iterator
+import functools
+from pathlib import Path
+import platform
+import sysconfig
+
+from jaxlm import errors
+
+# A fixed list, in every Python from 3.11 on: a listing of the folder would change with what a system has installed.
+MODULES = """
+abc argparse ast asyncio base64 bdb bisect bz2 calendar cmd code codecs codeop collections concurrent configparser
+contextlib contextvars copy copyreg csv ctypes curses dataclasses datetime dbm decimal difflib dis doctest email
+encodings enum filecmp fileinput fnmatch fractions ftplib functools genericpath getopt getpass gettext glob graphlib
+gzip hashlib heapq hmac html http imaplib importlib inspect io ipaddress json keyword linecache locale logging lzma
+mailbox mimetypes modulefinder multiprocessing netrc ntpath numbers opcode operator optparse os pathlib pdb pickle
+pickletools pkgutil platform plistlib poplib posixpath pprint profile pstats py_compile pyclbr pydoc queue quopri
+random re reprlib rlcompleter runpy sched secrets selectors shelve shlex shutil signal site smtplib socket
+socketserver sqlite3 ssl stat statistics string stringprep struct subprocess symtable sysconfig tabnanny tarfile
+tempfile textwrap threading timeit tkinter token tokenize trace traceback tracemalloc turtle types typing unittest
+urllib uuid venv warnings wave weakref webbrowser wsgiref xml xmlrpc zipapp zipfile zipimport
+_collections_abc _pydatetime _pydecimal _pyio _strptime _weakrefset
+""".split()
+
+
+def facts() -> list[str]:
+  return ['embedded', '1', platform.python_version()]
+
+
+def read() -> Iterator[str]:
+  """Yields the documents; the two seconds of parsing are spent once in a process."""
+  yield from _documents()
+
+
+@functools.cache
+def _documents() -> tuple[str, ...]:
+  return tuple(_read())
+
+
+def _read() -> Iterator[str]:
+  """Yields one document per topic and per module: its docstrings in source order, each said once."""
+  import pydoc_data.topics
+
+  seen: set[str] = set()
+  found = False
+  for _, text in sorted(pydoc_data.topics.topics.items()):
+    if text not in seen:
+      seen.add(text)
+      found = True
+      yield text.strip()
+  library = Path(sysconfig.get_path('stdlib'))
+  for path in (path for name in MODULES for path in _sources(library, name)):
+    parts = []
+    for text in _docstrings(path):
+      if text not in seen:
+        seen.add(text)
+        parts.append(text)
+    if parts:
+      found = True
+      yield '\n\n'.join(parts)
+  if not found:
+    raise errors.DataError(f'This Python carries no text ({library} has no sources): name a text file instead.')
+
+
+def _sources(library: Path, name: str) -> list[Path]:
+  if (folder := library / name).is_dir():
+    inside = (p.relative_to(folder).parts for p in folder.rglob('*.py'))
+    return [folder.joinpath(*parts) for parts in sorted(inside) if not any('test' in x for x in parts)]
+  file = library / f'{name}.py'
+  return [file] if file.is_file() else []
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+  try:
+    tree = ast.parse(path.read_bytes())
+  except (SyntaxError, ValueError):  # a template rather than a module
+    return
+  nodes = [
+    n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+  ]
+  for node in sorted(nodes, key=lambda n: getattr(n, 'lineno', 0)):
+    if text := (ast.get_docstring(node) or '').strip():
+      yield text
