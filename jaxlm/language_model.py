@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from pathlib import Path
+import re
 from typing import Any
 
 import jax
@@ -9,7 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
+from jaxlm.errors import CheckpointError
 from jaxlm.models.transformer import Transformer
+
+DTYPES = ('float32', 'bfloat16', 'float16')
+KINDS = (
+  'a run directory of ours (config.json and checkpoints/), a Hugging Face directory (config.json and *.safetensors), '
+  'a .gguf file, a fetched name, or a Hub id ORG/NAME'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,3 +38,129 @@ def _forward(params, tokens, *, config):
 def forward(lm: LanguageModel, tokens: Int[Array, 'B T']) -> Float[Array, 'B T V']:
   """Returns float32 logits of a full forward pass, compiled once per shape. Pad rows on the right, with any id."""
   return _forward(lm.params, jnp.asarray(tokens), config=lm.config)
+
+
+def load(path: str | Path, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None) -> LanguageModel:
+  """Returns a model from a run of ours, a Hugging Face directory, a .gguf file, a fetched name or a Hub id.
+
+  Host memory needed is the parameters' own size plus one block of a tensor.
+
+  Args:
+    path: see above; a local path is tried before a name.
+    dtype: of parameters and computation; None: float32 on a CPU, bfloat16 on an accelerator.
+    mesh: devices to spread each tensor over as it is read (jaxlm.models.sharding); None: the default device.
+
+  Raises:
+    CheckpointError: nothing there, of another kind, truncated, corrupt, pickled, of a family that is not supported,
+      or not fitting its config or tokenizer. The message names the file, and the parameter or field.
+  """
+  if dtype is None:
+    dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+  if dtype not in DTYPES:
+    raise ValueError(f'{dtype=} is not one of {", ".join(DTYPES)}, or None.')
+  place = Path(path).expanduser()
+  if not place.exists():
+    place = _find(str(path))
+  if place.is_dir():
+    parts = _load_directory(place, dtype, mesh)
+  else:
+    parts = _load_file(place, dtype, mesh)
+  return LanguageModel(*parts)
+
+
+def _load_directory(place: Path, dtype: str, mesh) -> tuple[ModelConfig, Any, Any]:
+  from jaxlm.io import huggingface
+
+  config = place / huggingface.CONFIG
+  if (place / 'checkpoints').is_dir() or (config.is_file() and 'model' in huggingface.read_json(config)):
+    from jaxlm.io import checkpoint
+
+    return checkpoint.load_run(place, dtype=dtype, mesh=mesh)
+  if config.is_file():
+    return huggingface.load(place, dtype, mesh)
+  files = sorted(p for p in place.iterdir() if p.is_file())
+  if len(found := [p for p in files if p.suffix == '.gguf']) == 1:
+    return _load_file(found[0], dtype, mesh)
+  if found:
+    raise CheckpointError(f'{place} holds {len(found)} GGUF files; name one of them: {", ".join(map(str, found))}.')
+  if any(p.suffix == '.safetensors' for p in files):
+    raise CheckpointError(f'{place} has weights but no {config.name}, which says what model they are of.')
+  if pickled := [p for p in files if p.suffix in huggingface.PICKLES]:
+    raise huggingface.refuse_pickle(pickled[0])
+  raise CheckpointError(f'{place} is not a model. Expected {KINDS}.')
+
+
+def _load_file(place: Path, dtype: str, mesh) -> tuple[ModelConfig, Any, Any]:
+  from jaxlm.io import gguf, huggingface
+
+  if place.suffix in huggingface.PICKLES:
+    raise huggingface.refuse_pickle(place)
+  if place.suffix == '.safetensors':
+    raise CheckpointError(f'{place} holds weights only: load its directory, where config.json should be.')
+  if place.suffix == '.gguf' or place.open('rb').read(4) == b'GGUF':
+    return gguf.load(place, dtype, mesh)
+  raise CheckpointError(f'{place} is not a model. Expected {KINDS}.')
+
+
+def _find(name: str) -> Path:
+  """Returns where a fetched name or a Hub id lies. Raises CheckpointError saying what was tried."""
+  import difflib
+
+  from jaxlm.data import fetch
+
+  names = _fetchable(fetch)
+  if name in names:
+    if (place := fetch.locate(name)) is not None:
+      return place
+    raise CheckpointError(f'{name!r} has not been fetched yet: python -m jaxlm.data.fetch {name}')
+  # A first part that is a local folder means a mistyped path, not a Hub organisation.
+  if re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', name) and not Path(name.split('/')[0]).exists():
+    return _from_hub(name)
+  near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+  hint = f' Did you mean {near[0]!r}?' if near else ''
+  known = f' Names that can be fetched: {", ".join(names)}.' if names else ''
+  raise CheckpointError(f'There is no model at {name!r}.{hint} Expected {KINDS}.{known}')
+
+
+def _fetchable(fetch) -> list[str]:
+  return sorted(getattr(fetch, 'NAMES', ()))
+
+
+def _from_hub(name: str) -> Path:
+  try:
+    import huggingface_hub
+  except ImportError as e:
+    raise CheckpointError(
+      f'There is no model at {name!r}, and to try it as a Hub id needs huggingface_hub: pip install jaxlm[hub]. '
+      f'Otherwise expected {KINDS}.'
+    ) from e
+  try:
+    return Path(
+      huggingface_hub.snapshot_download(name, allow_patterns=['*.json', '*.safetensors', '*.model', '*.jinja'])
+    )
+  except Exception as e:  # the client's own, its HTTP library's and the system's
+    raise CheckpointError(
+      f'There is no model at {name!r} here, and as a Hub id it could not be had ({type(e).__name__}: {e}). '
+      f'Expected {KINDS}.'
+    ) from e
+
+
+def save_huggingface(
+  lm: LanguageModel, path: str | Path, *, max_shard_size: int | str = '5GB', overwrite: bool = False
+) -> None:
+  """Writes a directory that transformers, and `load`, read: config.json, safetensors, the tokenizer's files.
+
+  Parameters keep their dtype. Until everything is written, what was in the directory before stays as it is.
+
+  Args:
+    path: directory, made if it is not there.
+    max_shard_size: larger weights are split into files of at most this size ('5GB', '200MB', or bytes).
+    overwrite: replaces a model that is there already, its tokenizer included.
+
+  Raises:
+    ValueError: no family of models can express the config; the message names the fields.
+    FileExistsError: there is a model already and `overwrite` is False.
+  """
+  from jaxlm.io import huggingface
+
+  huggingface.save(lm.config, lm.params, lm.tokenizer, path, max_shard_size=max_shard_size, overwrite=overwrite)

@@ -1,0 +1,155 @@
+"""The model families of Hugging Face checkpoints: how each writes its config and names its tensors.
+
+A family is a table from our parameters to its tensors (layouts as in jaxlm.io.weights) and two functions, `read` from
+its config.json to ours and `write` back. A family can express a config of ours if and only if reading what it wrote
+gives the same meaning back, so nothing else decides what it can be saved as.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+from jaxlm import errors
+from jaxlm.config import ModelConfig
+from jaxlm.io import layernorm_families as layernorm
+from jaxlm.io import rms_families as rms
+from jaxlm.io.fields import Fields
+from jaxlm.io.rope_fields import rope_meaning
+from jaxlm.io.weights import Entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """One `model_type`."""
+
+  model_type: str
+  architecture: str
+  read: Callable[[Fields], dict[str, Any]]  # -> arguments of ModelConfig
+  write: Callable[[ModelConfig], dict[str, Any]]  # -> fields of config.json
+  base: str  # prefix of all tensors but the output layer; some checkpoints leave it out
+  head: str
+  table: dict[str, tuple]  # our path below the root -> (name below the base, axes[, skipped rows]); * is the layer
+
+  def config(self, fields: Fields) -> ModelConfig:
+    """Returns the ModelConfig of a config.json. Raises CheckpointError naming a field that we do not compute."""
+    fields.only('quantization_config', None, 'weights quantised by another library are not read; get the plain ones')
+    try:
+      return ModelConfig(**self.read(fields))
+    except (TypeError, ValueError) as e:
+      if isinstance(e, errors.CheckpointError):
+        raise
+      raise errors.CheckpointError(f'{fields.source}: {e}') from e
+
+  def entries(self, config: ModelConfig) -> list[Entry]:
+    """Returns where every parameter of a config lies. Raises CheckpointError for one that the family has not."""
+    entries = []
+    for path in parameter_paths(config):
+      layer = path.split('/')[0].removeprefix('layer_')
+      key = path.replace(f'layer_{layer}/', 'layer_*/')
+      if path == 'head':
+        entries.append(Entry(path, self.head, 'V,D'))
+      elif key in self.table:
+        name, axes, *skip = self.table[key]
+        entries.append(Entry(path, self.base + name.replace('*', layer), axes, *skip))
+      else:
+        raise errors.CheckpointError(f'{self.model_type} models have no parameter {path}.')
+    return entries
+
+
+def parameter_paths(config: ModelConfig) -> list[str]:
+  """Returns the paths of all parameters, layers in order, as the transformer itself makes them."""
+  import jax
+
+  from jaxlm.models.transformer import abstract_params
+
+  # Layers have the same parameters, so one is traced however many there are.
+  leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config.replace(num_layers=1, windows=())))
+  paths = ['/'.join(key.key for key in path) for path, _ in leaves]
+  layer = [path for path in paths if path.startswith('layer_0/')]
+  first = [path for path in paths if path.split('/')[0] in ('embed', 'position_embed')]
+  last = [path for path in paths if path not in layer and path not in first]
+  return [*first, *(p.replace('layer_0/', f'layer_{i}/') for i in range(config.num_layers) for p in layer), *last]
+
+
+def meaning(config: ModelConfig) -> dict[str, Any]:
+  """Returns a config's fields with everything that changes no logit in one normal form."""
+  fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ('dtype', 'remat')}
+  fields['windows'] = tuple(config.window(i) or 0 for i in range(config.num_layers))
+  fields['rope'] = rope_meaning(config) if config.position == 'rope' else None
+  return fields
+
+
+def differences(family: Family, config: ModelConfig) -> dict[str, Any]:
+  """Returns the fields of `config`, with their values, that would not survive being saved as `family`."""
+  try:
+    back = family.config(Fields(family.write(config), family.model_type))
+  except errors.CheckpointError as e:
+    return {'': str(e)}
+  wanted, got = meaning(config), meaning(back)
+  return {name: value for name, value in wanted.items() if got[name] != value}
+
+
+def choose(config: ModelConfig) -> Family:
+  """Returns the first family that can express a config. Raises ValueError naming what stands in the way of all."""
+  lost = {}
+  for family in FAMILIES.values():
+    lost[family.model_type] = differences(family, config)
+    if not lost[family.model_type]:
+      return family
+  fields = set.intersection(*(set(d) for d in lost.values() if '' not in d) or [set()])
+  nearest = min((name for name in lost if '' not in lost[name]), key=lambda name: len(lost[name]), default='')
+  show = lambda names, of: ', '.join(f'{name}={of[name]!r}' for name in sorted(names))
+  if fields:
+    reason = f'no family expresses {show(fields, lost[nearest])}'
+  else:
+    reason = (
+      f'no family expresses all fields at once; nearest is {nearest}, without {show(lost[nearest], lost[nearest])}'
+    )
+  raise ValueError(f'This model has no Hugging Face form: {reason}. Families: {", ".join(FAMILIES)}.')
+
+
+_RMS = dict(base='model.', head='lm_head.weight', table=rms.llama_table())
+FAMILIES: dict[str, Family] = {  # in the order in which `choose` tries them
+  family.model_type: family
+  for family in (
+    Family('llama', 'LlamaForCausalLM', rms.read_llama, rms.write_llama, **_RMS),
+    Family('mistral', 'MistralForCausalLM', rms.read_mistral, rms.write_mistral, **_RMS),
+    Family('qwen2', 'Qwen2ForCausalLM', rms.read_qwen2, rms.write_qwen2, **_RMS),
+    Family('qwen3', 'Qwen3ForCausalLM', rms.read_qwen3, rms.write_qwen3, **_RMS),
+    Family(
+      'opt',
+      'OPTForCausalLM',
+      layernorm.read_opt,
+      layernorm.write_opt,
+      'model.',
+      'lm_head.weight',
+      layernorm.opt_table(),
+    ),
+    Family(
+      'gpt2',
+      'GPT2LMHeadModel',
+      layernorm.read_gpt2,
+      layernorm.write_gpt2,
+      'transformer.',
+      'lm_head.weight',
+      layernorm.gpt2_table(),
+    ),
+    Family(
+      'gpt_neox',
+      'GPTNeoXForCausalLM',
+      layernorm.read_neox,
+      layernorm.write_neox,
+      'gpt_neox.',
+      'embed_out.weight',
+      layernorm.neox_table(),
+    ),
+  )
+}
+
+
+def family_of(fields: Fields) -> Family:
+  """Returns the family of a config.json. Raises CheckpointError for one that is not in the table."""
+  model_type = fields['model_type']
+  if model_type not in FAMILIES:
+    raise errors.unknown(f'model family in {fields.source}:', model_type, FAMILIES, errors.CheckpointError)
+  return FAMILIES[model_type]

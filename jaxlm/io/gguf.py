@@ -1,0 +1,236 @@
+"""GGUF files, the format of llama.cpp: Llama (with Mistral), Qwen2 and Qwen3, plain or quantised.
+
+Three ways in which they differ from Hugging Face checkpoints: the rows of q and k of Llama models are permuted so that
+RoPE rotates neighbours (2i, 2i + 1) instead of halves (i, i + H/2), shapes are written fastest axis first, and Llama
+3's RoPE scaling is a tensor of divisors, one per frequency.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlm import errors
+from jaxlm.config import ModelConfig, RopeConfig
+from jaxlm.errors import CheckpointError
+from jaxlm.io import weights
+from jaxlm.io.families import parameter_paths
+from jaxlm.io.fields import Fields
+from jaxlm.io.weights import Entry
+
+ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
+# As convert_hf_to_gguf writes Llama 3.1 and 3.2; the file itself holds only the divisors that follow from them.
+_LLAMA3 = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_length=8192)
+_ROPE_DIVISORS = 'rope_freqs.weight'
+
+_NAMES = {
+  'embed/embedding': ('token_embd.weight', 'V,D'),
+  'final_norm/scale': ('output_norm.weight', 'D'),
+  'head': ('output.weight', 'V,D'),
+  'attention_norm/scale': ('attn_norm.weight', 'D'),
+  'attention/q/kernel': ('attn_q.weight', 'NH,D'),
+  'attention/k/kernel': ('attn_k.weight', 'KH,D'),
+  'attention/v/kernel': ('attn_v.weight', 'KH,D'),
+  'attention/q/bias': ('attn_q.bias', 'NH'),
+  'attention/k/bias': ('attn_k.bias', 'KH'),
+  'attention/v/bias': ('attn_v.bias', 'KH'),
+  'attention/o/kernel': ('attn_output.weight', 'D,NH'),
+  'attention/o/bias': ('attn_output.bias', 'D'),
+  'attention/q_norm/scale': ('attn_q_norm.weight', 'H'),
+  'attention/k_norm/scale': ('attn_k_norm.weight', 'H'),
+  'mlp_norm/scale': ('ffn_norm.weight', 'D'),
+  'mlp/gate/kernel': ('ffn_gate.weight', 'F,D'),
+  'mlp/up/kernel': ('ffn_up.weight', 'F,D'),
+  'mlp/down/kernel': ('ffn_down.weight', 'D,F'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A tensor in a GGUF file, unread."""
+
+  file: Path
+  name: str
+  kind: Any  # gguf.GGMLQuantizationType
+  shape: tuple[int, ...]  # slowest axis first
+  offset: int
+  nbytes: int
+
+  def rows(self, start: int, stop: int) -> np.ndarray:
+    """Returns rows [start, stop), dequantised to float32. Raises CheckpointError for a type that is not known."""
+    import gguf
+
+    if len(self.shape) == 1:  # a vector is one row of blocks
+      return self._read(self.offset, (self.nbytes,), gguf)[start:stop]
+    width = self.nbytes // self.shape[0]
+    return self._read(self.offset + start * width, (stop - start, width), gguf)
+
+  def _read(self, offset: int, shape: tuple[int, ...], gguf) -> np.ndarray:
+    with open(self.file, 'rb') as f:
+      f.seek(offset)
+      data = np.fromfile(f, np.uint8, math.prod(shape))
+    if data.size < math.prod(shape):
+      raise CheckpointError(f'{self.file} ended inside tensor {self.name!r}: it shrank while it was read.')
+    try:
+      return gguf.quants.dequantize(data.reshape(shape), self.kind)
+    except NotImplementedError as e:
+      raise CheckpointError(
+        f'{self.file}: tensor {self.name!r} is stored as {self.kind.name}, which cannot be dequantised. '
+        'Get the model as F16, BF16, Q8_0, Q6_K, Q4_K or Q4_0.'
+      ) from e
+
+
+def load(path: Path, dtype: str, mesh: Any = None) -> tuple[ModelConfig, Any, Any]:
+  """Returns (config, params, tokenizer or None). Raises CheckpointError for what cannot be read or does not fit."""
+  from jaxlm.data import tokenizers
+
+  metadata, tensors = read_header(path)
+  config = read_config(Fields(metadata, path), tensors)
+  tokenizer = None
+  if metadata.get('tokenizer.ggml.model', 'none') not in ('none', 'no_vocab'):
+    try:
+      tokenizer = tokenizers.from_gguf(metadata)
+    except ValueError as e:
+      raise CheckpointError(f'{path}: the tokenizer in this file cannot be used: {e}') from e
+  weights.check_tokenizer(tokenizer, config, path)
+  tensors.pop(_ROPE_DIVISORS, None)
+  params = weights.load(config, entries(config, metadata['general.architecture']), tensors, dtype, mesh)
+  return config.replace(dtype=dtype), params, tokenizer
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+  """Returns (metadata as plain Python values, tensors by name). Raises CheckpointError naming a broken file."""
+  import gguf
+
+  try:
+    size = path.stat().st_size
+    with open(path, 'rb') as f:
+      magic = f.read(4)
+  except OSError as e:
+    raise CheckpointError(f'{path} cannot be read: {e.strerror or e}.') from e
+  if magic != b'GGUF':
+    raise CheckpointError(f'{path} is not a GGUF file: it begins with {magic!r}. Download or copy it again.')
+  try:
+    reader = gguf.GGUFReader(path)
+    # The package's views of the mapped file would keep it in memory; only offsets are kept here.
+    metadata = {key: field.contents() for key, field in reader.fields.items()}
+    tensors = {
+      t.name: Tensor(
+        path, t.name, t.tensor_type, tuple(int(n) for n in reversed(t.shape)), int(t.data_offset), int(t.n_bytes)
+      )
+      for t in reader.tensors
+    }
+  except Exception as e:  # GGUFReader trusts its input; a broken file fails in any of NumPy's and Python's ways
+    raise CheckpointError(
+      f'{path} ({size} bytes) is a truncated or corrupt GGUF file ({type(e).__name__}: {e}). Download or copy it again.'
+    ) from e
+  for tensor in tensors.values():
+    if tensor.offset + tensor.nbytes > size:
+      raise CheckpointError(
+        f'{path} is truncated: it has {size} bytes, tensor {tensor.name!r} ends at '
+        f'{tensor.offset + tensor.nbytes}. Download or copy it again.'
+      )
+  return metadata, tensors
+
+
+def read_config(f: Fields, tensors: Mapping[str, Tensor]) -> ModelConfig:
+  """Returns the ModelConfig of a file's metadata. Raises CheckpointError naming a field that we do not compute."""
+  arch = f['general.architecture']
+  if arch not in ARCHITECTURES:
+    raise errors.unknown(f'GGUF architecture in {f.source}:', arch, ARCHITECTURES, CheckpointError)
+  if f.get('split.count', 1) > 1:
+    raise f.refuse('split.count', f.get('split.count'), 'merge the parts first (llama-gguf-split --merge)')
+  if f.get(f'{arch}.expert_count', 0):
+    raise f.refuse(f'{arch}.expert_count', f.get(f'{arch}.expert_count'), 'mixtures of experts are not computed')
+  width, heads = f[f'{arch}.embedding_length'], f[f'{arch}.attention.head_count']
+  for name in ('attention.head_count', 'attention.head_count_kv', 'feed_forward_length'):
+    if isinstance(f.get(f'{arch}.{name}'), list):
+      raise f.refuse(f'{arch}.{name}', f.get(f'{arch}.{name}'), 'layers of different shapes are not computed')
+  head_dim = f.get(f'{arch}.attention.key_length') or f.head_dim(
+    f'{arch}.embedding_length', f'{arch}.attention.head_count'
+  )
+  f.only(f'{arch}.attention.value_length', head_dim, 'keys and values have one width')
+  f.only(f'{arch}.rope.dimension_count', head_dim, 'these models rotate whole heads')
+  if 'token_embd.weight' not in tensors:
+    raise CheckpointError(f"{f.source}: parameter embed/embedding is missing: there is no tensor 'token_embd.weight'.")
+  max_length, window = f[f'{arch}.context_length'], f.get(f'{arch}.attention.sliding_window', 0)
+  return ModelConfig(
+    vocab_size=tensors['token_embd.weight'].shape[0],
+    num_layers=f[f'{arch}.block_count'],
+    model_dim=width,
+    num_heads=heads,
+    num_kv_heads=f.get(f'{arch}.attention.head_count_kv', heads),
+    head_dim=head_dim,
+    mlp_dim=f[f'{arch}.feed_forward_length'],
+    max_length=max_length,
+    norm_eps=_decimal(f[f'{arch}.attention.layer_norm_rms_epsilon']),
+    rope=_read_rope(f, arch, head_dim, max_length, tensors.get(_ROPE_DIVISORS)),
+    qk_norm=arch == 'qwen3',
+    qkv_bias='blk.0.attn_q.bias' in tensors,
+    out_bias='blk.0.attn_output.bias' in tensors,
+    tied_embeddings='output.weight' not in tensors,
+    windows=(window,) if window else (),
+  )
+
+
+def _decimal(x: float) -> float:
+  """Returns the decimal number that was meant: metadata is float32, where 1e-5 is 9.99999974e-06."""
+  return float(f'{x:.7g}')
+
+
+def _read_rope(f: Fields, arch: str, head_dim: int, max_length: int, divisors: Tensor | None) -> RopeConfig:
+  theta = _decimal(f.get(f'{arch}.rope.freq_base', 10000.0))
+  key = f'{arch}.rope.scaling'
+  scaling = f.get(f'{key}.type', 'linear' if f.get(f'{arch}.rope.scale_linear') else 'none')
+  if scaling not in ('none', 'linear', 'yarn'):
+    raise f.refuse(f'{key}.type', scaling, 'RoPE scalings are none, linear, yarn')
+  if divisors is not None:
+    if scaling != 'none':
+      raise f.refuse(f'{key}.type', scaling, f'there is a {_ROPE_DIVISORS} as well')
+    return _llama3_rope(f, theta, head_dim, divisors.rows(0, divisors.shape[0]))
+  if scaling == 'none':
+    return RopeConfig(theta=theta)
+  factor = _decimal(f.get(f'{key}.factor', f.get(f'{arch}.rope.scale_linear', 1.0)))
+  if scaling == 'linear':
+    return RopeConfig(theta=theta, scaling='linear', factor=factor)
+  f.only(f'{key}.yarn_log_multiplier', 0.0, 'the scale of attention follows from the factor')
+  return RopeConfig(
+    theta=theta,
+    scaling='yarn',
+    factor=factor,
+    original_length=f.get(f'{key}.original_context_length', max_length),
+    beta_fast=float(f.get(f'{key}.yarn_beta_fast', 32.0)),
+    beta_slow=float(f.get(f'{key}.yarn_beta_slow', 1.0)),
+    attention_factor=float(f.get(f'{key}.attn_factor', 1.0)) * (0.1 * math.log(max(factor, 1.0)) + 1.0),
+  )
+
+
+def _llama3_rope(f: Fields, theta: float, head_dim: int, divisors: np.ndarray) -> RopeConfig:
+  """Returns the Llama 3 scaling that a tensor of divisors came from. Raises CheckpointError if it came from none."""
+  from jaxlm.models.positions import rope_frequencies
+
+  if np.all(divisors == 1):
+    return RopeConfig(theta=theta)
+  rope = RopeConfig(theta=theta, scaling='llama3', factor=float(divisors.max()), **_LLAMA3)
+  frequencies = [
+    np.asarray(rope_frequencies(ModelConfig(head_dim=head_dim, rope=r), 0)[0]) for r in (RopeConfig(theta=theta), rope)
+  ]
+  if divisors.shape != frequencies[0].shape or not np.allclose(frequencies[0] / frequencies[1], divisors, rtol=1e-3):
+    raise f.refuse(_ROPE_DIVISORS, divisors.tolist(), f'they are not those of Llama 3 ({_LLAMA3})')
+  return rope
+
+
+def entries(config: ModelConfig, arch: str) -> list[Entry]:
+  """Returns where every parameter of a config lies in a GGUF file."""
+  out = []
+  for path in parameter_paths(config):
+    layer, _, rest = path.partition('/')
+    in_layer = layer.startswith('layer_')
+    name, axes = _NAMES[rest if in_layer else path]
+    if arch == 'llama' and rest.split('/')[-2:-1] in (['q'], ['k']):
+      axes = axes.replace('H', 'ht')  # neighbours, not halves
+    out.append(Entry(path, f'blk.{layer.removeprefix("layer_")}.{name}' if in_layer else name, axes))
+  return out

@@ -1,0 +1,236 @@
+"""Hugging Face directories, both ways: config.json, safetensors (one file, or shards with an index), a tokenizer.
+
+Only safetensors are read: a pickle runs code when it is opened. What a family's config and tensors are called is in
+jaxlm.io.families.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+from pathlib import Path
+import re
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.config import ModelConfig
+from jaxlm.errors import CheckpointError
+from jaxlm.io import families, safetensors_files, weights
+from jaxlm.io.fields import Fields
+
+CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
+PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle', '.msgpack', '.h5')
+_TOKENIZER_FILES = (
+  *('tokenizer.json', 'tokenizer.model', 'tokenizer_bytes.json', 'tokenizer_config.json', 'chat_template.jinja'),
+  *('special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt'),
+)
+# Buffers that old versions of transformers stored beside the weights: masks and RoPE frequencies.
+_BUFFERS = re.compile(r'(\.attn\.(masked_)?bias|\.attention\.(masked_)?bias|rotary_emb\.inv_freq)$')
+
+
+def load(directory: Path, dtype: str, mesh: Any = None) -> tuple[ModelConfig, Any, Any]:
+  """Returns (config, params, tokenizer or None). Raises CheckpointError for what cannot be read or does not fit."""
+  from jaxlm.data import tokenizers
+
+  fields = Fields(read_json(directory / CONFIG), directory / CONFIG)
+  family = families.family_of(fields)
+  config = family.config(fields)
+  try:
+    tokenizer = tokenizers.from_directory(directory)
+  except CheckpointError:
+    raise
+  except ValueError as e:
+    raise CheckpointError(str(e)) from e
+  weights.check_tokenizer(tokenizer, config, directory)
+  config, tensors = _our_names(family, config, find_tensors(directory))
+  params = weights.load(config, family.entries(config), tensors, dtype, mesh)
+  return config.replace(dtype=dtype), params, tokenizer
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """Returns the object in a JSON file. Raises CheckpointError naming the file."""
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except OSError as e:
+    raise CheckpointError(f'{path} cannot be read: {e.strerror or e}.') from e
+  except ValueError as e:
+    raise CheckpointError(f'{path} is not readable JSON ({e}). Download or copy it again.') from e
+  if not isinstance(value, dict):
+    raise CheckpointError(f'{path} holds a {type(value).__name__}, not an object.')
+  return value
+
+
+def find_tensors(directory: Path) -> dict[str, safetensors_files.Tensor]:
+  """Returns a directory's tensors by name, unread. Raises CheckpointError naming a shard that is missing or broken."""
+  index = directory / INDEX
+  if index.is_file():
+    shards = read_json(index).get('weight_map')
+    if not isinstance(shards, dict) or not shards:
+      raise CheckpointError(f'{index} has no "weight_map". Download or copy it again.')
+    files = sorted(set(shards.values()))
+  else:
+    shards = {}
+    files = [WEIGHTS] if (directory / WEIGHTS).is_file() else sorted(p.name for p in directory.glob('*.safetensors'))
+  if not files:
+    raise no_weights(directory)
+  tensors = {}
+  for file in files:
+    if not (directory / file).is_file():
+      raise CheckpointError(f'{directory / file} is missing, but {index.name} names it. Download or copy it again.')
+    tensors |= safetensors_files.read_header(directory / file)
+  if missing := [name for name in shards if name not in tensors]:
+    raise CheckpointError(f'{directory / shards[missing[0]]} has no tensor {missing[0]!r}, but {index.name} says so.')
+  return tensors
+
+
+def no_weights(directory: Path) -> CheckpointError:
+  """Returns the error for a directory without safetensors."""
+  pickled = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
+  if pickled:
+    return refuse_pickle(directory / pickled[0])
+  return CheckpointError(f'{directory} has a {CONFIG} but no weights: expected {WEIGHTS}, or shards and {INDEX}.')
+
+
+def refuse_pickle(path: Path) -> CheckpointError:
+  return CheckpointError(
+    f'{path} is not read: pickled weights run whatever code they contain. Weights are read from safetensors, GGUF and '
+    'our own runs. Most models have a model.safetensors too; or convert it where you trust the file: '
+    'transformers.AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR).'
+  )
+
+
+def _our_names(
+  family: families.Family, config: ModelConfig, tensors: Mapping[str, safetensors_files.Tensor]
+) -> tuple[ModelConfig, dict[str, safetensors_files.Tensor]]:
+  """Returns (config, tensors) with the variations that checkpoints have of a family's names resolved."""
+  tensors = {name: tensor for name, tensor in tensors.items() if not _BUFFERS.search(name)}
+  if not any(name.startswith(family.base) for name in tensors):  # saved from the model without its output layer
+    tensors = {name if name == family.head else family.base + name: tensor for name, tensor in tensors.items()}
+  embed = family.base + family.table['embed/embedding'][0]
+  if config.tied_embeddings and family.head in tensors:
+    # Files with both mean what they say when they differ, and name one tensor twice when they do not.
+    if embed in tensors and not _equal(tensors[embed], tensors[family.head]):
+      return config.replace(tied_embeddings=False), tensors
+    head = tensors.pop(family.head)
+    tensors.setdefault(embed, head)
+  return config, tensors
+
+
+def _equal(a: safetensors_files.Tensor, b: safetensors_files.Tensor) -> bool:
+  if a.shape != b.shape or len(a.shape) != 2:
+    return False
+  step = max(1, weights.BLOCK_BYTES // (4 * max(a.shape[1], 1)))
+  spans = ((i, min(i + step, a.shape[0])) for i in range(0, a.shape[0], step))
+  return all(np.array_equal(a.rows(*span), b.rows(*span)) for span in spans)
+
+
+def save(
+  config: ModelConfig,
+  params: Any,
+  tokenizer: Any,
+  directory: str | Path,
+  *,
+  max_shard_size: int | str = '5GB',
+  overwrite: bool = False,
+) -> None:
+  """Writes a directory that transformers loads; see jaxlm.save_huggingface.
+
+  Everything is written to a folder inside `directory` first and moved into place at the end, config.json last: a save
+  that was interrupted leaves what was there before, or something that has no config.json and so does not load.
+  """
+  directory = Path(directory).expanduser()
+  family = families.choose(config)
+  limit = parse_size(max_shard_size)
+  ours = lambda: [p for n in (CONFIG, INDEX, 'model*.safetensors') for p in sorted(directory.glob(n))]
+  if not overwrite and (found := ours()):
+    raise _exists(found)
+  pending = _pending(family, config, params)
+  directory.mkdir(parents=True, exist_ok=True)
+  staging = directory / f'.saving-{os.getpid()}'
+  shutil.rmtree(staging, ignore_errors=True)
+  staging.mkdir()
+  try:
+    _write_weights(staging, pending, limit)
+    if tokenizer is not None:
+      tokenizer.save(staging)
+    ids = _token_ids(tokenizer)
+    dtypes = {str(tensor.dtype) for tensor in pending}
+    dtype = dtypes.pop() if len(dtypes) == 1 else 'float32'
+    fields = {'architectures': [family.architecture], 'model_type': family.model_type, 'dtype': dtype}
+    fields |= {'torch_dtype': dtype, **family.write(config), **ids}  # dtype for transformers 5, torch_dtype for 4
+    _write_json(staging / 'generation_config.json', {**ids, **_stops(tokenizer)})
+    _write_json(staging / CONFIG, fields)
+    new = sorted((p for p in staging.iterdir()), key=lambda p: p.name == CONFIG)
+    if not overwrite and (found := [directory / p.name for p in new if (directory / p.name).exists()]):
+      raise _exists(found)
+    (directory / CONFIG).unlink(missing_ok=True)  # from here until the end the directory does not load
+    for old in [*ours(), *(directory / name for name in _TOKENIZER_FILES)]:  # else shards or a tokenizer of before stay
+      old.unlink(missing_ok=True)
+    for path in new:
+      os.replace(path, directory / path.name)
+  finally:
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def parse_size(size: int | str) -> int:
+  """Returns bytes: 1000, '200MB', '5GB', '2GiB'. Raises ValueError for anything else."""
+  match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?', str(size).strip(), re.IGNORECASE)
+  if not match or not float(match[1]):
+    raise ValueError(f"max_shard_size={size!r} is not a size; write bytes, or '200MB', '5GB', '2GiB'.")
+  base = 1024 if match[3] else 1000
+  return int(float(match[1]) * base ** ' KMGT'.index(match[2].upper() or ' '))
+
+
+def _pending(family: families.Family, config: ModelConfig, params: Any) -> list[safetensors_files.Pending]:
+  """Returns the file's tensors, to be made one at a time. Raises ValueError for parameters of another shape."""
+  layout = weights.Layout(config)
+  leaves = {'/'.join(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+  groups: dict[str, list[weights.Entry]] = {}
+  for entry in family.entries(config):
+    wanted, got = layout.our_shape(entry.path), getattr(leaves.get(entry.path), 'shape', None)
+    if got != wanted:
+      raise ValueError(f'Parameter {entry.path} has shape {got}, the config asks for {wanted}.')
+    groups.setdefault(entry.name, []).append(entry)
+  pending = []
+  for name, entries in groups.items():
+    parts = [leaves[entry.path] for entry in entries]
+    make = lambda entries=entries, parts=parts: layout.write(entries, [np.asarray(part) for part in parts])
+    pending.append(safetensors_files.Pending(name, np.dtype(parts[0].dtype), layout.file_shape(entries[0]), make))
+  return pending
+
+
+def _write_weights(directory: Path, pending: list[safetensors_files.Pending], limit: int) -> None:
+  shards: list[list[safetensors_files.Pending]] = [[]]
+  for tensor in pending:
+    if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > limit:
+      shards.append([])
+    shards[-1].append(tensor)
+  if len(shards) == 1:
+    return safetensors_files.write(directory / WEIGHTS, pending)
+  index = {'metadata': {'total_size': sum(t.nbytes for t in pending)}, 'weight_map': {}}
+  for i, shard in enumerate(shards):
+    file = f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
+    safetensors_files.write(directory / file, shard)
+    index['weight_map'] |= {tensor.name: file for tensor in shard}
+  _write_json(directory / INDEX, index)
+
+
+def _token_ids(tokenizer: Any) -> dict[str, int | None]:
+  # Written even when unknown: a family's defaults may lie outside this model's vocabulary.
+  return {f'{name}_token_id': getattr(tokenizer, f'{name}_id', None) for name in ('bos', 'eos', 'pad')}
+
+
+def _stops(tokenizer: Any) -> dict[str, Any]:
+  stops = list(getattr(tokenizer, 'stop_ids', ()))
+  return {'eos_token_id': stops} if len(stops) > 1 else {}
+
+
+def _exists(found: list[Path]) -> FileExistsError:
+  names = ', '.join(path.name for path in found)
+  return FileExistsError(f'{found[0].parent} already holds {names}: pass overwrite=True, or another directory.')
+
+
+def _write_json(path: Path, value: Any) -> None:
+  path.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')

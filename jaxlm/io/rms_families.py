@@ -1,0 +1,133 @@
+"""Llama, Mistral, Qwen2 and Qwen3 as Hugging Face writes them: RMSNorm, RoPE, a gated MLP."""
+
+from typing import Any
+
+from jaxlm.config import ModelConfig
+from jaxlm.io.fields import Fields, activation_name
+from jaxlm.io.rope_fields import read_rope, write_rope
+
+
+def llama_table() -> dict[str, tuple]:
+  table = {
+    'embed/embedding': ('embed_tokens.weight', 'V,D'),
+    'final_norm/scale': ('norm.weight', 'D'),
+    'layer_*/attention_norm/scale': ('layers.*.input_layernorm.weight', 'D'),
+    'layer_*/attention/o/kernel': ('layers.*.self_attn.o_proj.weight', 'D,NH'),
+    'layer_*/attention/o/bias': ('layers.*.self_attn.o_proj.bias', 'D'),
+    'layer_*/attention/q_norm/scale': ('layers.*.self_attn.q_norm.weight', 'H'),
+    'layer_*/attention/k_norm/scale': ('layers.*.self_attn.k_norm.weight', 'H'),
+    'layer_*/mlp_norm/scale': ('layers.*.post_attention_layernorm.weight', 'D'),
+    'layer_*/mlp/down/kernel': ('layers.*.mlp.down_proj.weight', 'D,F'),
+    'layer_*/mlp/down/bias': ('layers.*.mlp.down_proj.bias', 'D'),
+  }
+  for x, heads in (('q', 'NH'), ('k', 'KH'), ('v', 'KH')):
+    table[f'layer_*/attention/{x}/kernel'] = (f'layers.*.self_attn.{x}_proj.weight', f'{heads},D')
+    table[f'layer_*/attention/{x}/bias'] = (f'layers.*.self_attn.{x}_proj.bias', heads)
+  for x in ('gate', 'up'):
+    table[f'layer_*/mlp/{x}/kernel'] = (f'layers.*.mlp.{x}_proj.weight', 'F,D')
+    table[f'layer_*/mlp/{x}/bias'] = (f'layers.*.mlp.{x}_proj.bias', 'F')
+  return table
+
+
+def _read_rms(f: Fields) -> dict[str, Any]:
+  """What the four families share."""
+  heads, max_length = f['num_attention_heads'], f['max_position_embeddings']
+  head_dim = f.get('head_dim') or f.head_dim('hidden_size', 'num_attention_heads')
+  return dict(
+    vocab_size=f['vocab_size'],
+    num_layers=f['num_hidden_layers'],
+    model_dim=f['hidden_size'],
+    num_heads=heads,
+    num_kv_heads=f.get('num_key_value_heads', heads),
+    head_dim=head_dim,
+    mlp_dim=f['intermediate_size'],
+    max_length=max_length,
+    norm='rmsnorm',
+    norm_eps=f.get('rms_norm_eps', 1e-6),
+    activation=f.activation('hidden_act', 'silu'),
+    gated_mlp=True,
+    rope=read_rope(f, max_length),
+    tied_embeddings=f.get('tie_word_embeddings', False),
+  )
+
+
+def _write_rms(c: ModelConfig) -> dict[str, Any]:
+  return dict(
+    vocab_size=c.vocab_size,
+    num_hidden_layers=c.num_layers,
+    hidden_size=c.model_dim,
+    num_attention_heads=c.num_heads,
+    num_key_value_heads=c.num_kv_heads,
+    head_dim=c.head_dim,
+    intermediate_size=c.mlp_dim,
+    max_position_embeddings=c.max_length,
+    rms_norm_eps=c.norm_eps,
+    hidden_act=activation_name(c),
+    tie_word_embeddings=c.tied_embeddings,
+    **write_rope(c),
+  )
+
+
+def read_llama(f: Fields) -> dict[str, Any]:
+  f.head_dim('hidden_size', 'num_attention_heads')  # transformers insists on it here, and only here
+  bias = f.get('attention_bias', False)
+  return _read_rms(f) | dict(qkv_bias=bias, out_bias=bias, mlp_bias=f.get('mlp_bias', False))
+
+
+def write_llama(c: ModelConfig) -> dict[str, Any]:
+  return _write_rms(c) | dict(attention_bias=c.qkv_bias, mlp_bias=c.mlp_bias)
+
+
+def read_mistral(f: Fields) -> dict[str, Any]:
+  # transformers gives every layer the window, whatever layer_types says; the models that mix are other families.
+  if len(set(f.get('layer_types', ()))) > 1:
+    raise f.refuse('layer_types', f.get('layer_types'), 'Mistral models have one kind of layer')
+  window = f.get('sliding_window', 0)
+  return _read_rms(f) | dict(windows=(window,) if window else ())
+
+
+def write_mistral(c: ModelConfig) -> dict[str, Any]:
+  return _write_rms(c) | dict(sliding_window=c.window(0))
+
+
+def _read_qwen_windows(f: Fields) -> tuple[int, ...]:
+  layers = f['num_hidden_layers']
+  window = f.get('sliding_window', 4096) if f.get('use_sliding_window', False) else 0
+  first = f.get('max_window_layers', 28)
+  default = ['sliding_attention' if window and i >= first else 'full_attention' for i in range(layers)]
+  types = f.get('layer_types', default)
+  for kind in types:
+    if kind not in ('sliding_attention', 'full_attention') or (kind == 'sliding_attention' and not window):
+      raise f.refuse('layer_types', kind, f'with sliding_window={window}, layers are of the kinds {set(default)}')
+  if len(types) != layers:
+    raise f.refuse('layer_types', types, f'num_hidden_layers={layers}')
+  return tuple(window if kind == 'sliding_attention' else 0 for kind in types) if 'sliding_attention' in types else ()
+
+
+def _write_qwen_windows(c: ModelConfig) -> dict[str, Any]:
+  windows = [c.window(i) or 0 for i in range(c.num_layers)]
+  return dict(
+    use_sliding_window=any(windows),
+    sliding_window=max(windows) or None,
+    max_window_layers=next((i for i, w in enumerate(windows) if w), c.num_layers),
+    layer_types=['sliding_attention' if w else 'full_attention' for w in windows],
+  )
+
+
+def read_qwen2(f: Fields) -> dict[str, Any]:
+  return _read_rms(f) | dict(qkv_bias=True, windows=_read_qwen_windows(f))
+
+
+def write_qwen2(c: ModelConfig) -> dict[str, Any]:
+  return _write_rms(c) | _write_qwen_windows(c)
+
+
+def read_qwen3(f: Fields) -> dict[str, Any]:
+  bias = f.get('attention_bias', False)
+  return _read_rms(f) | dict(
+    head_dim=f.get('head_dim', 128), qk_norm=True, qkv_bias=bias, out_bias=bias, windows=_read_qwen_windows(f)
+  )
+
+
+def write_qwen3(c: ModelConfig) -> dict[str, Any]:
+  return write_qwen2(c) | dict(attention_bias=c.qkv_bias)

@@ -1,0 +1,94 @@
+"""RoPE as Hugging Face configs write it.
+
+transformers 5 keeps everything in `rope_parameters`; 4.x wrote `rope_theta`, `rope_scaling` and, for GPT-NeoX,
+`rotary_emb_base` and `rotary_pct`. Both are read, and both are written, so that either version reads our files.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from jaxlm.config import ModelConfig, RopeConfig
+from jaxlm.io.fields import Fields
+
+_USED = {  # which fields of RopeConfig a scaling reads, besides theta and fraction
+  'none': (),
+  'linear': ('factor',),
+  'dynamic': ('factor', 'original_length'),
+  'llama3': ('factor', 'original_length', 'low_freq_factor', 'high_freq_factor'),
+  'yarn': ('factor', 'original_length', 'beta_fast', 'beta_slow', 'attention_factor', 'truncate'),
+}
+
+
+def read_rope(f: Fields, max_length: int, fraction: float | None = None) -> RopeConfig:
+  """Returns the RopeConfig. `fraction`: a family's default of rotated dimensions; None: it always rotates all.
+
+  Raises CheckpointError naming a scaling that we do not compute.
+  """
+  where = 'rope_scaling' if f.get('rope_scaling') else 'rope_parameters'
+  rope = f.get(where, {})
+  if any(isinstance(value, dict) for value in rope.values()):
+    raise f.refuse(where, rope, 'all layers share one kind of positions')
+  get = lambda name, *older, default=None: next(
+    (v for v in (rope.get(name), f.get(name), *map(f.get, older)) if v is not None), default
+  )
+  theta = get('rope_theta', 'rotary_emb_base', default=10000.0)
+  part = get('partial_rotary_factor', 'rotary_pct', default=fraction or 1.0)
+  if fraction is None and part != 1.0:
+    raise f.refuse('partial_rotary_factor', part, 'this family rotates whole heads')
+  kind = rope.get('rope_type') or rope.get('type') or 'default'
+  scaling = 'none' if kind == 'default' else kind
+  if scaling not in _USED:
+    known = ', '.join(('default', *list(_USED)[1:]))
+    raise f.refuse(f'{where}["rope_type"]', kind, f'RoPE types are {known}')
+  values: dict[str, Any] = dict(theta=float(theta), fraction=float(part), scaling=scaling)
+  if scaling == 'none':
+    return RopeConfig(**values)
+  original = rope.get('original_max_position_embeddings') or f.get('original_max_position_embeddings') or max_length
+  factor = rope.get('factor')
+  if factor is None and scaling != 'yarn':
+    raise f.refuse(where, rope, f'{scaling} scaling needs a factor')
+  values['factor'] = factor = float(max_length / original if factor is None else factor)
+  if scaling in ('llama3', 'yarn'):  # transformers reads `dynamic` from max_position_embeddings alone
+    values['original_length'] = int(original)
+  for name in ('low_freq_factor', 'high_freq_factor', 'beta_fast', 'beta_slow', 'attention_factor'):
+    if name in _USED[scaling] and rope.get(name) is not None:
+      values[name] = float(rope[name])
+  if scaling == 'yarn':
+    values['truncate'] = rope.get('truncate', True)
+    scale, all_dims = rope.get('mscale'), rope.get('mscale_all_dim')
+    if rope.get('attention_factor') is None and scale and all_dims and factor > 1:
+      values['attention_factor'] = (0.1 * scale * math.log(factor) + 1) / (0.1 * all_dims * math.log(factor) + 1)
+  return RopeConfig(**values)
+
+
+def rope_meaning(config: ModelConfig) -> RopeConfig:
+  """Returns the RoPE of a config with the fields that its scaling does not read at their defaults."""
+  rope, used = config.rope, _USED[config.rope.scaling]
+  defaults = RopeConfig(theta=rope.theta, fraction=rope.fraction, scaling=rope.scaling)
+  rope = dataclasses.replace(defaults, **{name: getattr(rope, name) for name in used})
+  if 'original_length' in used:
+    rope = dataclasses.replace(rope, original_length=rope.original_length or config.max_length)
+  if 'attention_factor' in used and rope.attention_factor is None:
+    rope = dataclasses.replace(rope, attention_factor=0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0)
+  return rope
+
+
+def write_rope(config: ModelConfig, partial: bool = False) -> dict[str, Any]:
+  """Returns the fields of config.json. `partial`: the family can rotate a part of each head (GPT-NeoX)."""
+  rope = rope_meaning(config)
+  names = {'original_length': 'original_max_position_embeddings'}
+  scaling = {names.get(name, name): getattr(rope, name) for name in _USED[rope.scaling]}
+  if rope.scaling == 'dynamic':
+    del scaling['original_max_position_embeddings']
+  if scaling:
+    scaling['rope_type'] = rope.scaling
+  fields: dict[str, Any] = {
+    'rope_theta': rope.theta,
+    'rope_scaling': scaling or None,
+    'rope_parameters': {'rope_type': 'default', 'rope_theta': rope.theta, **scaling},
+  }
+  if partial:
+    fields |= {'rotary_emb_base': rope.theta, 'rotary_pct': rope.fraction}
+    fields['rope_parameters']['partial_rotary_factor'] = rope.fraction
+  return fields
