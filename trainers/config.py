@@ -4,6 +4,10 @@ import dataclasses
 from typing import Literal
 
 
+class ConfigError(ValueError):
+  """Settings that cannot work together, or not on these devices; the message says which would."""
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
   """AdamW with warm-up, a schedule and clipping; the defaults are the attention-sink paper's."""

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from jaxlm.models import sharding
-from trainers.config import DistributedConfig, MeshConfig
+from trainers.config import ConfigError, DistributedConfig, MeshConfig
 from trainers.step import data_parallel
 
 BATCH = PartitionSpec(('data', 'fsdp'))
@@ -28,7 +28,7 @@ def initialize(config: DistributedConfig) -> None:
   try:
     jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
   except ValueError as e:
-    raise ValueError(
+    raise ConfigError(
       f'The environment does not say where the other hosts are ({e}). Pass --distributed.coordinator HOST:PORT '
       '--distributed.num-processes N --distributed.process-id I on each.'
     ) from e
@@ -48,13 +48,13 @@ class Layout:
     return self.mesh.shape['data'] * self.mesh.shape['fsdp']
 
   def check_batch_size(self, batch_size: int, accumulate: int = 1) -> None:
-    """Raises ValueError, naming the nearest sizes that work, if the rows cannot be shared out evenly."""
+    """Raises ConfigError, naming the nearest sizes that work, if the rows cannot be shared out evenly."""
     unit = self.batch_parts * accumulate
     if batch_size % unit:
       lower, upper = batch_size // unit * unit, -(-batch_size // unit) * unit
       near = f'{lower} or {upper}' if lower else f'{upper}'
       what = f'{self.batch_parts} devices' + (f' x {accumulate} micro-batches' if accumulate > 1 else '')
-      raise ValueError(f'A batch of {batch_size} rows cannot be shared by {what}; the nearest that can: {near}.')
+      raise ConfigError(f'A batch of {batch_size} rows cannot be shared by {what}; the nearest that can: {near}.')
 
   def shardings(self, tree: Any) -> Any:
     """How a tree of parameters (or a state that holds some) lies on the devices; leaves may be abstract."""
@@ -65,9 +65,7 @@ class Layout:
   def abstract(self, init: Callable) -> Any:
     """Returns what `init()` would, as shapes with shardings: what a checkpoint is restored into."""
     shapes = jax.eval_shape(init)
-    return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings(shapes)
-    )
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings(shapes))
 
   def create(self, init: Callable) -> Any:
     """Returns `init()`, computed straight into place: no device ever holds more than its part."""
@@ -118,13 +116,13 @@ def make_layout(config: MeshConfig, devices: list[jax.Device] | None = None) -> 
   """Returns the layout on all devices of all hosts, or on `devices`.
 
   Raises:
-    ValueError: the mesh does not divide the devices.
+    ConfigError: the mesh does not divide the devices.
   """
   devices = list(jax.devices() if devices is None else devices)
   need = config.fsdp * config.tensor
   if len(devices) % need:
     fits = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-    raise ValueError(
+    raise ConfigError(
       f'mesh.fsdp={config.fsdp} x mesh.tensor={config.tensor} = {need} does not divide {len(devices)} devices; '
       f'products that do: {fits}.'
     )

@@ -40,9 +40,7 @@ class Checkpointer:
     self.directory = Path(directory).absolute()
     policies = [
       preservation.LatestN(n=keep),
-      preservation.BestN(
-        n=1, get_metric_fn=lambda m: m['loss'], reverse=True, keep_checkpoints_without_metrics=False
-      ),
+      preservation.BestN(n=1, get_metric_fn=lambda m: m['loss'], reverse=True, keep_checkpoints_without_metrics=False),
     ]
     options = ocp.CheckpointManagerOptions(
       preservation_policy=preservation.AnyPreservationPolicy(policies),

@@ -1,0 +1,347 @@
+"""The training loop that all trainers share. It knows steps, devices, checkpoints and signals; what is trained is a Task.
+
+A run is a function of its config: a batch depends on (source, seed, step), randomness on (seed, step). So a run that was
+stopped after any checkpoint and started again leaves the same parameters and the same metrics, bit for bit, as one that
+never stopped. Stopping (SIGTERM, Ctrl-C) saves first and exits with 128 + the signal's number, as shells expect.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+import dataclasses
+import math
+from pathlib import Path
+import signal
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm import config as configs
+from jaxlm.errors import DivergedError
+from jaxlm.io.checkpoint import Checkpointer, read_notes
+from trainers import distributed, report, run_directory
+from trainers.config import TrainConfig
+from trainers.metrics import MetricLog, Progress, plot_losses
+from trainers.optimizer import make_optimizer
+from trainers.step import TrainState as TrainState
+from trainers.step import data_parallel as data_parallel
+from trainers.step import init_state
+from trainers.step import make_train_step as make_train_step
+
+Batch = dict[str, np.ndarray]
+
+
+class Task:
+  """What differs between trainers. Rows are the part of a batch that this process reads."""
+
+  trainer: str
+  """Name of the command that made the run, kept in its config.json."""
+  batch_size: int
+  """Rows of a batch over all devices and hosts."""
+
+  def init_params(self, key: jax.Array) -> Any:
+    raise NotImplementedError
+
+  def loss(self, params: Any, batch: Any, key: jax.Array | None) -> tuple:
+    """Returns (loss_sum, weight) or (loss_sum, weight, further sums); key is None in evaluation."""
+    raise NotImplementedError
+
+  def batch(self, step: int, rows: range) -> Batch:
+    """Returns `rows` of the batch of a step: a function of the task's seed and the step, nothing else."""
+    raise NotImplementedError
+
+  def eval_batches(self, rows: range) -> Iterable[Batch]:
+    """Yields `rows` of held-out batches of batch_size, padded with rows of weight 0; the same ones every time."""
+    return ()
+
+  def eval_sums(self, params: Any, batch: Any) -> dict[str, jax.Array]:
+    """Returns sums that `eval_metrics` makes metrics of."""
+    loss_sum, weight, *_ = self.loss(params, batch, None)
+    return {'loss': loss_sum, 'weight': weight}
+
+  def eval_metrics(self, sums: dict[str, float]) -> dict[str, float]:
+    """Returns metrics of the summed sums; 'loss' decides which checkpoint is the best."""
+    return {'loss': sums['loss'] / max(sums['weight'], 1e-8)}
+
+  def activation_bytes(self, rows: int) -> int | None:
+    """Returns about how much memory the forward pass keeps for `rows` rows on one device."""
+    return None
+
+  def save_assets(self, directory: Path) -> None:
+    """Writes what the run directory needs besides checkpoints, such as a tokenizer. May be called again on resuming."""
+
+  def finish(self, directory: Path, say: Callable[[str], None]) -> None:
+    """Runs in one process after the last step, with everything saved: samples, plots, the next command."""
+
+
+class Stopped(SystemExit):
+  """A run that a signal stopped after saving; the exit code is 128 + the signal's number."""
+
+
+class StopOnSignal:
+  """Remembers the first SIGTERM or Ctrl-C; a second Ctrl-C interrupts at once. Hosts agree through `stop`."""
+
+  def __init__(self):
+    self.received, self._previous = 0, {}
+
+  def __enter__(self):
+    try:
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._handle)
+    except ValueError:  # Not the main thread: signals are somebody else's.
+      pass
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _handle(self, number, frame):
+    if self.received == signal.SIGINT == number:
+      raise KeyboardInterrupt
+    self.received = number
+
+  def stop(self, step: int, every: int) -> bool:
+    """Whether to stop after `step`. Several hosts ask each other, every `every` steps only: it waits for the devices."""
+    if jax.process_count() == 1:
+      return bool(self.received)
+    if step % every:
+      return False
+    from jax.experimental import multihost_utils
+
+    self.received = int(np.max(multihost_utils.process_allgather(np.asarray(self.received))))
+    return bool(self.received)
+
+
+def prefetch(make: Callable[[int], Any], start: int, stop: int, depth: int = 2) -> Iterator[Any]:
+  """Yields make(start), ..., make(stop - 1), made in another thread while the devices are busy."""
+  with ThreadPoolExecutor(1, thread_name_prefix='batches') as pool:
+    waiting = [pool.submit(make, i) for i in range(start, min(start + depth, stop))]
+    try:
+      for i in range(start, stop):
+        if i + depth < stop:
+          waiting.append(pool.submit(make, i + depth))
+        yield waiting.pop(0).result()
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)
+
+
+def fit(task: Task, config: TrainConfig) -> TrainState:
+  """Trains until config.run.steps, resuming whatever the run directory holds; returns the last state.
+
+  Args:
+    task: what to train.
+    config: a TrainConfig with a `model` field besides; the whole of it is written to config.json.
+
+  Raises:
+    ConfigError: settings that do not fit the devices.
+    CheckpointError: a run directory that cannot be used, or a checkpoint that cannot be written or read.
+    DivergedError: the loss, a gradient or a parameter is no longer finite; nothing is saved after that.
+    Stopped: a signal stopped the run; it is saved.
+  """
+  return _Run(task, config).train()
+
+
+class _Run:
+  """The parts of one run, and the loop over them."""
+
+  def __init__(self, task: Task, config: TrainConfig):
+    self.task, self.config, c = task, config, config.run
+    distributed.initialize(config.distributed)
+    self.layout = distributed.make_layout(config.mesh)
+    self.layout.check_batch_size(task.batch_size, c.accumulate)
+    self.rows = self.layout.rows(task.batch_size)
+    self.directory = Path(c.directory or f'runs/{task.trainer}')
+    self.main = jax.process_index() == 0
+    self.optimizer = make_optimizer(config.optimizer, c.steps)
+
+    changed = run_directory.open_run(self.directory, config, task.trainer)
+    if self.main:
+      task.save_assets(self.directory)
+    self.checkpoints = Checkpointer(self.directory / 'checkpoints', keep=c.keep)
+    self.step = self.checkpoints.latest() or 0
+    notes = read_notes(self.directory / 'checkpoints' / str(self.step)) if self.step else {}
+    self.tokens = notes.get('tokens', 0.0)
+    self.progress = Progress(self.step, c.steps, show=self.main)
+    if changed and self.step:
+      self.progress.say('Changed since this run began: ' + ', '.join(f'{k} {a!r} -> {b!r}' for k, a, b in changed))
+
+  def init(self) -> TrainState:
+    params = self.task.init_params(jax.random.key(self.config.run.seed))
+    return init_state(params, self.optimizer.tx, ema=self.config.run.ema_decay > 0)
+
+  def restore(self, abstract: TrainState) -> TrainState:
+    read = self.checkpoints.restore(
+      self.step,
+      {'params': abstract.params, 'ema': abstract.ema, 'state': {'step': abstract.step, 'opt': abstract.opt_state}},
+    )
+    return TrainState(read['state']['step'], read['params'], read['state']['opt'], read.get('ema'))
+
+  def save(self, state: TrainState, valid: dict[str, float] | None) -> None:
+    self.checkpoints.save(
+      self.step,
+      {'params': state.params, 'ema': state.ema, 'state': {'step': state.step, 'opt': state.opt_state}},
+      notes={'tokens': self.tokens, 'seed': self.config.run.seed},
+      metrics=valid,
+    )
+
+  def evaluate(self, state: TrainState) -> dict[str, float]:
+    """Returns the task's metrics of the held-out batches, {} if there are none."""
+    params = state.params if state.ema is None else state.ema
+    params = jax.device_put(params, self.layout.shardings(params))
+    sums: list[dict[str, jax.Array]] = []
+    for batch in self.task.eval_batches(self.rows):
+      sums.append(self._eval_sums(params, self.layout.put_whole(batch, self.task.batch_size)))
+    if not sums:
+      return {}
+    return self.task.eval_metrics({name: sum(float(s[name]) for s in sums) for name in sums[0]})
+
+  def train(self) -> TrainState:
+    c = self.config.run
+    abstract = self.layout.abstract(self.init)
+    if self.main:
+      report.print_start(self.progress.say, self.task, self.config, self.layout, abstract, self.directory, self.step)
+    state = self.restore(abstract) if self.step else self.layout.create(self.init)
+    if self.step >= c.steps:
+      self.progress.say(f'{self.directory} is complete at step {self.step}; a larger --run.steps goes on from there.')
+      self.finish()
+      return state
+    self._eval_sums = jax.jit(self.task.eval_sums)
+    settings = configs.to_dict(self.config)
+    self.log = MetricLog(self.directory, c, step=self.step, settings=settings, write=self.main)
+    try:
+      with StopOnSignal() as signals:
+        state = self.steps(state, signals)
+    except BaseException:
+      self.progress.close()
+      self.log.close()
+      self._abandon()
+      raise
+    self.log.close()
+    self.finish()
+    return state
+
+  def steps(self, state: TrainState, signals: StopOnSignal) -> TrainState:
+    c = self.config.run
+    train_step = self.layout.compile(
+      make_train_step(
+        self.task.loss,
+        self.optimizer.tx,
+        schedule=self.optimizer.schedule,
+        seed=c.seed,
+        accumulate=c.accumulate,
+        ema_decay=c.ema_decay,
+      )
+    )
+    due = lambda every: every > 0 and self.step % every == 0
+    pending, clock = None, _Clock()
+    trace = _Trace(self.directory / 'profile', self.step + 3, c.profile if self.main else 0)
+    make = lambda step: self.layout.put(self.task.batch(step, self.rows), self.task.batch_size)
+    for batch in prefetch(make, self.step, c.steps):
+      trace.at(self.step, state)
+      state, metrics = train_step(state, batch)
+      # The metrics of the step before: the device already has this one to work on while we wait for them.
+      if pending is not None:
+        self.record(*pending, clock)
+      self.step += 1
+      pending = self.step, metrics
+      last = self.step == c.steps
+      stop = signals.stop(self.step, c.log_every)
+      evaluate, save = last or due(c.eval_every), last or stop or due(c.save_every)
+      if not (evaluate or save):
+        continue
+      self.record(*pending, clock)  # Also proves that what we are about to save is finite.
+      pending, valid = None, {}
+      if evaluate:
+        valid = self.evaluate(state)
+        self.log.write(self.step, {f'valid/{k}': v for k, v in valid.items()})
+        if valid:
+          shown = ', '.join(f'{k} {v:.4g}' for k, v in valid.items())
+          self.progress.say(f'step {self.step}: validation {shown}')
+      if save:
+        self.save(state, {'loss': valid['loss']} if math.isfinite(valid.get('loss', math.nan)) else None)
+      clock.restart()
+      if stop and not last:
+        self.stop(signals.received)
+    trace.at(math.inf, state)
+    self.checkpoints.wait()
+    return state
+
+  def record(self, step: int, metrics: dict[str, jax.Array], clock: '_Clock') -> None:
+    """Waits for a step's metrics, refuses those that are not finite, logs some."""
+    c = self.config.run
+    values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+    for name in ('loss', 'grad_norm', 'param_norm'):
+      if not math.isfinite(values[name]):
+        self.diverged(step, name, values)
+    self.tokens += values['tokens']
+    rate = clock.rate(values['tokens'])
+    self.progress.update(step, values['loss'], rate)
+    if step % c.log_every == 0 or step in (1, c.steps):
+      timing = {'seconds': clock.seconds, 'tokens_per_second': rate}
+      self.log.write(step, {**values, 'tokens_seen': self.tokens, **timing})
+
+  def diverged(self, step: int, name: str, values: dict[str, float]) -> None:
+    self.checkpoints.wait()
+    latest = self.checkpoints.latest()
+    folder = self.directory / 'checkpoints'
+    good = f'the last good checkpoint is {folder / str(latest)}' if latest else 'there is no checkpoint yet'
+    raise DivergedError(
+      f'{name} is {values[name]} at step {step}, learning rate {values["learning_rate"]:.3g}; {good}. Nothing was saved '
+      'after it. Starting the same command again repeats this; a lower --optimizer.learning-rate, a longer '
+      '--optimizer.warmup-steps or a smaller --optimizer.clip-norm may go on from there.'
+    )
+
+  def stop(self, number: int) -> None:
+    self.checkpoints.wait()
+    name = signal.Signals(number).name
+    self.progress.say(f'{name}: saved step {self.step} in {self.directory}. Start the same command again to resume.')
+    raise Stopped(128 + number)
+
+  def _abandon(self) -> None:
+    """Lets a save in the background come to its end, without hiding the error that brought us here."""
+    try:
+      self.checkpoints.close()
+    except Exception:
+      pass
+
+  def finish(self) -> None:
+    self.progress.close()
+    self.checkpoints.close()
+    if self.main:
+      plot_losses(self.directory)
+      self.task.finish(self.directory, self.progress.say)
+
+
+@dataclasses.dataclass
+class _Clock:
+  """Seconds of this process's training, and the rate since the last call; evaluation and saving are left out."""
+
+  seconds: float = 0.0
+  _last: float = dataclasses.field(default_factory=time.monotonic)
+
+  def rate(self, tokens: float) -> float:
+    passed, self._last = time.monotonic() - self._last, time.monotonic()
+    self.seconds += passed
+    return tokens / max(passed, 1e-9)
+
+  def restart(self) -> None:
+    self._last = time.monotonic()
+
+
+class _Trace:
+  """A jax.profiler trace of `steps` steps from `start` on; the first ones compile and would hide the rest."""
+
+  def __init__(self, directory: Path, start: int, steps: int):
+    self.directory, self.start, self.end, self.on = directory, start, start + steps, False
+
+  def at(self, step: float, state: TrainState) -> None:
+    if not self.on and self.start <= step < self.end:
+      jax.block_until_ready(state.step)
+      jax.profiler.start_trace(str(self.directory))
+      self.on = True
+    elif self.on and step >= self.end:
+      jax.block_until_ready(state.step)
+      jax.profiler.stop_trace()
+      self.on = False

@@ -1,0 +1,110 @@
+"""A run directory: config.json says what it is, and only a directory that has one is ever written into again."""
+
+import json
+import os
+from pathlib import Path
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+import jaxlm
+from jaxlm import config as configs
+from jaxlm.errors import CheckpointError
+from jaxlm.io import checkpoint
+
+
+def versions() -> dict[str, Any]:
+  """Returns what the numbers of a run may depend on besides its config."""
+  import flax
+  import optax
+  import orbax.checkpoint
+
+  devices = jax.devices()
+  return {
+    'jaxlm': jaxlm.__version__,
+    'jax': jax.__version__,
+    'flax': flax.__version__,
+    'optax': optax.__version__,
+    'orbax': orbax.checkpoint.__version__,
+    'python': platform.python_version(),
+    'devices': f'{len(devices)} x {devices[0].device_kind}',
+    'processes': jax.process_count(),
+    'git_commit': _git_commit(),
+  }
+
+
+def _git_commit() -> str | None:
+  try:
+    root = Path(jaxlm.__file__).resolve().parents[1]
+    command = ['git', '-C', str(root), 'rev-parse', '--show-toplevel', 'HEAD']
+    top, commit = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.split()
+  except (OSError, ValueError, subprocess.TimeoutExpired):
+    return None
+  return commit if Path(top) == root else None  # An installed jaxlm may lie inside somebody else's repository.
+
+
+def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
+  """{'a': {'b': 1}} -> {'a.b': 1}."""
+  if not isinstance(tree, dict):
+    return {prefix: tree}
+  return {k: v for name, x in tree.items() for k, v in flatten(x, f'{prefix}.{name}' if prefix else name).items()}
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+  """Returns (field, old value, new value) where two configs differ."""
+  old, new = flatten(old), flatten(new)
+  return [(k, old.get(k), new.get(k)) for k in sorted(old | new) if old.get(k) != new.get(k)]
+
+
+def open_run(path: str | Path, config: Any, trainer: str) -> list[tuple[str, Any, Any]]:
+  """Makes a new run directory, or checks that an old one may be resumed with `config` and notes the new config.
+
+  Returns the settings that changed since the run began, other than those of the model, which may not.
+
+  Raises:
+    CheckpointError: `path` is a file, holds something that is not a run, or a run of another model or trainer.
+  """
+  path = Path(path)
+  new = configs.to_dict(config)
+  if path.exists() and not path.is_dir():
+    raise CheckpointError(f'{path} is a file; choose another --run.directory.')
+  changed = []
+  if (path / 'config.json').exists():
+    old = checkpoint.run_config(path)
+    if old.get('trainer') != trainer:
+      raise CheckpointError(f'{path} is a run of {old.get("trainer")!r}, not of {trainer!r}: another --run.directory?')
+    for field, before, now in changes(old['model'], new['model']):
+      raise CheckpointError(
+        f'{path} was begun with model.{field} = {before!r}; it cannot be resumed with {now!r}. To start anew, pass '
+        f'--run.directory with another path, or move {path} away.'
+      )
+    skip = ('run.directory', 'trainer', 'versions')
+    changed = [c for c in changes(old, {**new, 'trainer': trainer}) if not c[0].startswith(skip)]
+  elif path.is_dir() and (others := sorted(p.name for p in path.iterdir() if p.name != '.config.json.tmp')):
+    first = others[0]
+    raise CheckpointError(
+      f'{path} holds {first!r} but no config.json: not a run directory, and nothing is overwritten.'
+    )
+  if jax.process_index() == 0:
+    try:
+      path.mkdir(parents=True, exist_ok=True)
+      text = json.dumps({'trainer': trainer, **new, 'versions': versions()}, indent=2)
+      write_atomically(path / 'config.json', text)
+    except OSError as e:
+      raise CheckpointError(f'The run directory {path} cannot be written: {e}') from e
+  return changed
+
+
+def write_atomically(path: Path, text: str) -> None:
+  """Writes a file that is either there in full or not at all, whenever the process is killed."""
+  scratch = path.with_name(f'.{path.name}.tmp')
+  try:
+    with open(scratch, 'w') as f:
+      f.write(text)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(scratch, path)
+  finally:
+    scratch.unlink(missing_ok=True)
