@@ -83,11 +83,11 @@ class Layout:
 
     return jax.jit(step, donate_argnums=0)
 
-  def rows(self, batch_size: int) -> range:
+  def rows(self, batch_size: int) -> slice:
     """Rows of the batch that this process has to read."""
     indices = NamedSharding(self.mesh, BATCH).addressable_devices_indices_map((batch_size,))
     spans = [index[0].indices(batch_size) for index in indices.values()]
-    return range(min(s[0] for s in spans), max(s[1] for s in spans))
+    return slice(min(s[0] for s in spans), max(s[1] for s in spans))
 
   def put(self, batch: dict[str, np.ndarray], batch_size: int) -> dict[str, jax.Array]:
     """Places this process's `rows` of a batch for `compile`d steps."""

@@ -5,8 +5,7 @@ stopped after any checkpoint and started again leaves the same parameters and th
 never stopped. Stopping (SIGTERM, Ctrl-C) saves first and exits with 128 + the signal's number, as shells expect.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 import dataclasses
 import math
 from pathlib import Path
@@ -18,6 +17,7 @@ import jax
 import numpy as np
 
 from jaxlm import config as configs
+from jaxlm.data.packing import prefetch
 from jaxlm.errors import DivergedError
 from jaxlm.io.checkpoint import Checkpointer, read_notes
 from trainers import distributed, report, run_directory
@@ -47,11 +47,11 @@ class Task:
     """Returns (loss_sum, weight) or (loss_sum, weight, further sums); key is None in evaluation."""
     raise NotImplementedError
 
-  def batch(self, step: int, rows: range) -> Batch:
+  def batch(self, step: int, rows: slice) -> Batch:
     """Returns `rows` of the batch of a step: a function of the task's seed and the step, nothing else."""
     raise NotImplementedError
 
-  def eval_batches(self, rows: range) -> Iterable[Batch]:
+  def eval_batches(self, rows: slice) -> Iterable[Batch]:
     """Yields `rows` of held-out batches of batch_size, padded with rows of weight 0; the same ones every time."""
     return ()
 
@@ -67,6 +67,10 @@ class Task:
   def activation_bytes(self, rows: int) -> int | None:
     """Returns about how much memory the forward pass keeps for `rows` rows on one device."""
     return None
+
+  def describe(self) -> str:
+    """Returns a line about the data, for the start of a run."""
+    return ''
 
   def save_assets(self, directory: Path) -> None:
     """Writes what the run directory needs besides checkpoints, such as a tokenizer. May be called again on resuming."""
@@ -112,19 +116,6 @@ class StopOnSignal:
 
     self.received = int(np.max(multihost_utils.process_allgather(np.asarray(self.received))))
     return bool(self.received)
-
-
-def prefetch(make: Callable[[int], Any], start: int, stop: int, depth: int = 2) -> Iterator[Any]:
-  """Yields make(start), ..., make(stop - 1), made in another thread while the devices are busy."""
-  with ThreadPoolExecutor(1, thread_name_prefix='batches') as pool:
-    waiting = [pool.submit(make, i) for i in range(start, min(start + depth, stop))]
-    try:
-      for i in range(start, stop):
-        if i + depth < stop:
-          waiting.append(pool.submit(make, i + depth))
-        yield waiting.pop(0).result()
-    finally:
-      pool.shutdown(wait=False, cancel_futures=True)
 
 
 def fit(task: Task, config: TrainConfig) -> TrainState:
@@ -234,11 +225,18 @@ class _Run:
         ema_decay=c.ema_decay,
       )
     )
+    put = lambda batch: self.layout.put(batch, self.task.batch_size)
+    with prefetch(self.task, self.step, c.steps, rows=self.rows, transform=put) as batches:
+      state = self.each_step(state, train_step, batches, signals)
+    self.checkpoints.wait()
+    return state
+
+  def each_step(self, state: TrainState, train_step: Callable, batches: Iterable, signals: StopOnSignal) -> TrainState:
+    c = self.config.run
     due = lambda every: every > 0 and self.step % every == 0
     pending, clock = None, _Clock()
     trace = _Trace(self.directory / 'profile', self.step + 3, c.profile if self.main else 0)
-    make = lambda step: self.layout.put(self.task.batch(step, self.rows), self.task.batch_size)
-    for batch in prefetch(make, self.step, c.steps):
+    for batch in batches:
       trace.at(self.step, state)
       state, metrics = train_step(state, batch)
       # The metrics of the step before: the device already has this one to work on while we wait for them.
@@ -265,7 +263,6 @@ class _Run:
       if stop and not last:
         self.stop(signals.received)
     trace.at(math.inf, state)
-    self.checkpoints.wait()
     return state
 
   def record(self, step: int, metrics: dict[str, jax.Array], clock: '_Clock') -> None:

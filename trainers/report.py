@@ -42,4 +42,6 @@ def print_start(
     parts['activations and logits'] = activations
   detail = ', '.join(f'{name} {gigabytes(n)}' for name, n in parts.items() if n)
   say(f'Memory per device, about {gigabytes(sum(parts.values()))}: {detail}')
+  if data := task.describe():
+    say(data)
   say(f'Run directory: {directory}' + (f', resuming at step {step}' if step else ''))
