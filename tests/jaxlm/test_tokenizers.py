@@ -1,0 +1,403 @@
+"""Tokenizers: what goes in comes out, streamed text adds up, saved equals loaded, and users cannot inject markers."""
+
+import json
+import random
+
+import pytest
+
+from jaxlm.data import chat, fetch, gguf_vocabulary, sources
+from jaxlm.data import tokenizers as T
+
+TEXTS = [
+  'Hello, world! 12345 + 6.',
+  '  two  spaces\tand\ttabs\n\n\nlines\r\n end ',
+  'Füße, naïve café, Ελληνικά, русский, עברית',
+  '日本語とかな 中文 한국어 ไทย हिन्दी',
+  '👩‍👩‍👧 e\u0301 \u200b \x00 𝔘𝔫𝔦',
+  'def f(x):\n    return {"a": x ** 2}  # <|im_end|> <s> </s> <eos>',
+  '',
+]
+CHATML = (
+  "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def byte_level_bpe() -> T.HuggingFaceTokenizer:
+  """A little byte-level BPE, trained here."""
+  import tokenizers
+  from tokenizers import decoders, models, pre_tokenizers, trainers
+
+  tok = tokenizers.Tokenizer(models.BPE())
+  tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tok.decoder = decoders.ByteLevel()
+  special = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
+  alphabet = pre_tokenizers.ByteLevel.alphabet()
+  trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+  tok.train_from_iterator(TEXTS * 3, trainer)
+  tok.add_tokens(['  both halves '])  # an added token that is not special and holds plain spaces
+  settings = {'bos_token': '<|endoftext|>', 'eos_token': {'content': '<|im_end|>'}, 'chat_template': CHATML}
+  return T.HuggingFaceTokenizer(tok.to_str(), settings)
+
+
+def llama_json() -> T.HuggingFaceTokenizer:
+  """A tokenizer.json as Llama 2 has it: spaces as U+2581, unknown characters as bytes, one space put in front."""
+  import tokenizers
+  from tokenizers import AddedToken, decoders, models, normalizers
+
+  pieces = ['<unk>', '<s>', '</s>', *(f'<0x{i:02X}>' for i in range(256)), '▁', 'H', 'e', 'l', 'o', 'lo', '▁H', 'el']
+  tok = tokenizers.Tokenizer(
+    models.BPE(
+      {p: i for i, p in enumerate(pieces)},
+      [('l', 'o'), ('▁', 'H'), ('e', 'l')],
+      unk_token='<unk>',
+      fuse_unk=True,
+      byte_fallback=True,
+    )
+  )
+  tok.normalizer = normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')])
+  tok.decoder = decoders.Sequence(
+    [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(' ', 1, 0)]
+  )
+  tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ('<unk>', '<s>', '</s>')])
+  return T.HuggingFaceTokenizer(tok.to_str(), {'bos_token': '<s>', 'eos_token': '</s>'})
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory) -> dict[str, T.Tokenizer]:
+  corpus = [*TEXTS * 4, *(f'The quick brown fox jumps over the lazy dog {i} times.' for i in range(300))]
+  return {
+    'bytes': T.ByteTokenizer(),
+    'sentencepiece': T.train_sentencepiece(corpus, 420),
+    'sentencepiece, prefix': T.train_sentencepiece(corpus, 420, dummy_prefix=True),
+    'unigram': T.train_sentencepiece(corpus, 370, kind='unigram'),
+    'byte-level BPE': byte_level_bpe(),
+    'llama json': llama_json(),
+  }
+
+
+KINDS = ['bytes', 'sentencepiece', 'sentencepiece, prefix', 'unigram', 'byte-level BPE', 'llama json']
+each = pytest.mark.parametrize('kind', KINDS)
+
+
+@each
+def test_decoding_undoes_encoding(made, kind):
+  t = made[kind]
+  assert isinstance(t, T.Tokenizer)
+  for text in TEXTS:
+    ids = t.encode(text)
+    assert t.decode(ids) == text
+    assert all(0 <= i < t.vocab_size for i in ids)
+  assert t.encode_batch(TEXTS) == [t.encode(text) for text in TEXTS]
+
+
+@each
+def test_bos_and_eos_stand_at_the_ends_and_not_in_the_text(made, kind):
+  t = made[kind]
+  ids = t.encode(TEXTS[0], bos=True, eos=True)
+  assert ids == [t.bos_id, *t.encode(TEXTS[0]), t.eos_id]
+  assert t.decode(ids) == TEXTS[0]
+  assert t.token_text(t.eos_id) in t.decode(ids, skip_special=False)
+
+
+@each
+def test_special_strings_in_text_are_text_unless_asked_for(made, kind):
+  t = made[kind]
+  name = t.token_text(t.eos_id)
+  text = f'Ha{name}Ho'
+  assert t.eos_id not in t.encode(text) and t.decode(t.encode(text)) == text
+  assert t.encode(text, special=True).count(t.eos_id) == 1
+
+
+@each
+def test_streamed_text_adds_up_to_the_decoded_text(made, kind):
+  t, rng = made[kind], random.Random(kind)
+  rows = [t.encode(text, bos=True) for text in TEXTS]
+  # Random ids are mostly ill-formed UTF-8; some lie outside the vocabulary.
+  rows += [[rng.randrange(-2, t.vocab_size + 3) for _ in range(rng.randrange(1, 60))] for _ in range(200)]
+  for ids in rows:
+    for skip in (True, False):
+      stream, parts, at = T.TextStream(t, skip_special=skip), [], 0
+      while at < len(ids):
+        step = rng.randrange(1, 4)
+        parts.append(stream.push(ids[at : at + step]))
+        at += step
+      assert ''.join(parts) + stream.flush() == t.decode(ids, skip_special=skip)
+
+
+@each
+def test_streaming_never_emits_half_a_character(made, kind):
+  t = made[kind]
+  for text in TEXTS:
+    stream = T.TextStream(t)
+    parts = [stream.push([i]) for i in t.encode(text)]
+    assert not any('\ufffd' in part for part in parts) and stream.flush() == ''
+
+
+def test_a_stream_after_a_prompt_keeps_the_space_between(made):
+  t = made['sentencepiece, prefix']
+  prompt, full = t.encode('The quick'), t.encode('The quick brown fox')
+  assert full[: len(prompt)] == prompt and t.decode(full[len(prompt) :]) == 'brown fox'
+  assert T.TextStream(t, prompt=prompt).push(full[len(prompt) :]) == ' brown fox'
+
+
+def test_decoded_parts_join_without_a_dummy_prefix(made):
+  t = made['sentencepiece']
+  ids = t.encode('The quick brown fox')
+  assert all(t.decode(ids[:i]) + t.decode(ids[i:]) == 'The quick brown fox' for i in range(len(ids)))
+
+
+def test_a_decoder_of_another_kind_still_streams():
+  import tokenizers
+  from tokenizers import decoders, models, pre_tokenizers
+
+  words = ['[UNK]', 'un', '##believ', '##able', 'story', '.']
+  tok = tokenizers.Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token='[UNK]'))
+  tok.pre_tokenizer, tok.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+  t = T.HuggingFaceTokenizer(tok.to_str())
+  ids = t.encode('unbelievable story.')
+  stream = T.TextStream(t)
+  assert t.decode(ids) == 'unbelievable story.'
+  assert ''.join(stream.push([i]) for i in ids) + stream.flush() == t.decode(ids)
+
+
+@each
+def test_saved_equals_loaded(made, kind, tmp_path):
+  t = made[kind]
+  t.save(tmp_path)
+  again = T.from_directory(tmp_path)
+  assert type(again) is type(t)
+  for name in ('vocab_size', 'bos_id', 'eos_id', 'pad_id', 'stop_ids', 'adds_bos', 'chat_template', 'fingerprint'):
+    assert getattr(again, name) == getattr(t, name), name
+  for text in TEXTS:
+    assert again.encode(text) == t.encode(text) and again.encode(text, special=True) == t.encode(text, special=True)
+
+
+def test_from_directory_of_nothing_is_none_and_of_damage_names_the_file(tmp_path):
+  assert T.from_directory(tmp_path) is None
+  (tmp_path / 'tokenizer.model').write_bytes(b'version of a thing that is not a model')
+  with pytest.raises(ValueError, match='tokenizer.model'):
+    T.from_directory(tmp_path)
+  (tmp_path / 'tokenizer.json').write_text('{"version": ')
+  with pytest.raises(ValueError, match='tokenizer.json'):
+    T.from_directory(tmp_path)
+
+
+def test_special_ids_come_from_the_files_beside_the_tokenizer(tmp_path):
+  t = byte_level_bpe()
+  (tmp_path / 'tokenizer.json').write_text(t._json, encoding='utf-8')
+  (tmp_path / 'config.json').write_text(json.dumps({'bos_token_id': 0, 'eos_token_id': 0, 'vocab_size': 512}))
+  (tmp_path / 'generation_config.json').write_text(json.dumps({'eos_token_id': [2, 0]}))
+  loaded = T.from_directory(tmp_path)
+  assert (loaded.bos_id, loaded.eos_id, loaded.pad_id, loaded.stop_ids) == (0, 2, None, (2, 0))
+  (tmp_path / 'special_tokens_map.json').write_text(
+    json.dumps({'pad_token': '<|im_start|>', 'eos_token': '<|im_end|>'})
+  )
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'eos_token': '<|endoftext|>'}))
+  (tmp_path / 'chat_template.jinja').write_text(CHATML)
+  loaded = T.from_directory(tmp_path)
+  assert (loaded.eos_id, loaded.pad_id, loaded.stop_ids, loaded.chat_template) == (0, 1, (0, 2), CHATML)
+
+
+# ---- training ----
+
+
+def test_training_is_deterministic(tmp_path):
+  corpus = [f'{i} red bricks and {i * 7} blue ones' for i in range(400)]
+  a, b = (T.train_sentencepiece(iter(corpus), 320, tmp_path / n) for n in 'ab')
+  assert a.fingerprint == b.fingerprint
+  assert (tmp_path / 'a/tokenizer.model').read_bytes() == (tmp_path / 'b/tokenizer.model').read_bytes()
+  assert (a.bos_id, a.eos_id, a.pad_id, a.vocab_size) == (1, 2, 3, 320)
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused_with_both_numbers():
+  with pytest.raises(ValueError, match=r'vocab_size=5000 .*at most \d+ pieces'):
+    T.train_sentencepiece(['a few words'], 5000)
+  with pytest.raises(ValueError, match=r'vocab_size=100 .*at least \d+ pieces'):
+    T.train_sentencepiece(['a few words'], 100)
+
+
+def test_digits_are_split_and_runs_of_spaces_are_pieces():
+  t = T.train_sentencepiece(['    if x:\n        return 1234567890'] * 50, 300)
+  pieces = [t.token_text(i) for i in t.encode('    if 12')]
+  assert pieces[-2:] == ['1', '2'] and len(pieces[0].strip()) == 0 and len(pieces[0]) > 1
+
+
+# ---- chat ----
+
+
+def test_chat_goes_through_the_template_and_its_markers_are_single_ids(made):
+  t = made['byte-level BPE']
+  start, end = (t.encode(s, special=True)[0] for s in ('<|im_start|>', '<|im_end|>'))
+  ids = t.chat('Hello')
+  assert ids == t.chat([{'role': 'user', 'content': 'Hello'}])
+  assert ids == [
+    *(start, *t.encode('user\nHello'), end, *t.encode('\n')),
+    *(start, *t.encode('assistant\n')),
+  ]
+  assert t.chat('Hello', add_generation_prompt=False) == ids[: ids.index(end) + 2]
+
+
+def test_chat_without_a_template_says_so():
+  with pytest.raises(ValueError, match='no chat template'):
+    T.ByteTokenizer().chat('Hi')
+
+
+def test_templates_have_what_transformers_gives_them():
+  messages = [{'role': 'user', 'content': '<é & "x">'}]
+  assert chat.render('{{ bos_token }}{{ messages | tojson }}', messages, bos_token='<s>') == '<s>' + json.dumps(
+    messages, ensure_ascii=False
+  )
+  assert chat.render("{{ strftime_now('%Y') | length }}", messages) == '4'
+  assert chat.render('{% for m in messages %}\n  {% if loop.first %}\nX{% endif %}\n{% endfor %}', messages) == 'X'
+  assert chat.render('{% generation %}a{% endgeneration %}{% for m in messages %}{% break %}{% endfor %}', 'b') == 'a'
+  assert chat.render('{% if tools %}t{% else %}none{% endif %}', 'b') == 'none'
+  with pytest.raises(ValueError, match='roles must alternate'):
+    chat.render("{{ raise_exception('roles must alternate') }}", messages)
+  with pytest.raises(ValueError, match='refuses|does not parse'):
+    chat.render('{% for %}', messages)
+  with pytest.raises(ValueError, match='Message 0'):
+    chat.render('x', ['Hi'])
+
+
+@pytest.mark.parametrize(
+  'template', ["{{ ''.__class__.__mro__[1].__subclasses__() }}", '{{ messages.append(1) }}', '{{ messages.clear() }}']
+)
+def test_templates_cannot_leave_the_sandbox_or_change_the_messages(template):
+  messages = [{'role': 'user', 'content': 'x'}]
+  with pytest.raises(ValueError, match='refuses'):
+    chat.render(template, messages)
+  assert messages == [{'role': 'user', 'content': 'x'}]
+
+
+# ---- GGUF ----
+
+
+def test_a_gguf_sentencepiece_vocabulary_encodes_like_the_model_it_came_from(made):
+  for kind in ('sentencepiece', 'sentencepiece, prefix'):
+    t = made[kind]
+    sp = t._processor
+    size = t.vocab_size
+    kinds = ['is_unknown', 'is_control', 'is_unused', 'is_byte']
+    numbers = {'is_unknown': 2, 'is_control': 3, 'is_unused': 5, 'is_byte': 6}
+    types = [next((numbers[k] for k in kinds if getattr(sp, k)(i)), 1) for i in range(size)]
+    again = T.from_gguf(
+      {
+        'tokenizer.ggml.model': 'llama',
+        'tokenizer.ggml.tokens': [sp.id_to_piece(i) for i in range(size)],
+        'tokenizer.ggml.scores': [sp.get_score(i) for i in range(size)],
+        'tokenizer.ggml.token_type': types,
+        'tokenizer.ggml.bos_token_id': 1,
+        'tokenizer.ggml.eos_token_id': 2,
+        'tokenizer.ggml.padding_token_id': 3,
+        'tokenizer.ggml.add_space_prefix': t.strips_first_space,
+      }
+    )
+    assert (again.bos_id, again.eos_id, again.pad_id, again.adds_bos) == (1, 2, 3, True)
+    for text in TEXTS:
+      assert again.encode(text) == t.encode(text) and again.decode(again.encode(text)) == text
+
+
+def test_a_gguf_byte_level_vocabulary_encodes_like_the_json_it_came_from(made):
+  t = made['byte-level BPE']
+  spec = json.loads(t._json)
+  vocab = {**spec['model']['vocab'], **{a['content']: a['id'] for a in spec['added_tokens']}}
+  special = {a['id']: 3 if a['special'] else 4 for a in spec['added_tokens']}
+  fields = {
+    'tokenizer.ggml.model': 'gpt2',
+    'tokenizer.ggml.pre': 'gpt-2',
+    'tokenizer.ggml.tokens': sorted(vocab, key=vocab.get),
+    'tokenizer.ggml.token_type': [special.get(i, 1) for i in range(len(vocab))],
+    'tokenizer.ggml.merges': [' '.join(m) for m in spec['model']['merges']],
+    'tokenizer.ggml.bos_token_id': 0,
+    'tokenizer.ggml.eos_token_id': 2,
+    'tokenizer.ggml.add_bos_token': True,
+    'tokenizer.chat_template': CHATML,
+  }
+  again = T.from_gguf(fields)
+  assert again.adds_bos and again.stop_ids == (2,) and again.chat('Hi') == t.chat('Hi')
+  for text in TEXTS:
+    assert again.encode(text) == t.encode(text) and again.encode(text, special=True) == t.encode(text, special=True)
+  with pytest.raises(ValueError, match="'smolm'.*Did you mean 'smollm'"):
+    T.from_gguf(fields | {'tokenizer.ggml.pre': 'smolm'})
+  with pytest.raises(ValueError, match='Unknown GGUF vocabulary'):
+    T.from_gguf(fields | {'tokenizer.ggml.model': 'rwkv'})
+
+
+@pytest.mark.parametrize(
+  'tag, text, parts',
+  [
+    ('gpt-2', "It's 2024  now", ['It', "'s", ' 2024', ' ', ' now']),
+    ('smollm', "It's 2024  now", ['It', "'s", ' ', '2', '0', '2', '4', ' ', ' now']),
+    ('llama-bpe', "IT'S 20245!\n\n x", ['IT', "'S", ' ', '202', '45', '!\n\n', ' x']),
+    ('qwen2', '20 a\n', ['2', '0', ' a', '\n']),
+  ],
+)
+def test_text_is_cut_as_the_tag_says(tag, text, parts):
+  from tokenizers import pre_tokenizers
+
+  steps = []
+  for step in gguf_vocabulary.PRE_TOKENIZERS[tag]:
+    arguments = {k: v for k, v in step.items() if k != 'type'}
+    if step['type'] == 'Split':
+      import tokenizers
+
+      arguments['pattern'] = tokenizers.Regex(arguments['pattern']['Regex'])
+      arguments['behavior'] = 'isolated'
+    steps.append(getattr(pre_tokenizers, step['type'])(**arguments))
+  cut = pre_tokenizers.Sequence(steps).pre_tokenize_str(text)
+  assert [T._byte_level(piece).decode() for piece, _ in cut] == parts
+
+
+# ---- the real vocabulary ----
+
+
+@pytest.fixture(scope='module')
+def smollm():
+  path = fetch.locate('smollm2')
+  if path is None:
+    pytest.skip('SmolLM2 is not fetched: python -m jaxlm.data.fetch smollm2')
+  import gguf
+
+  reader = gguf.GGUFReader(path)
+  return T.from_gguf({k: v.contents() for k, v in reader.fields.items() if k.startswith('tokenizer.')})
+
+
+@pytest.mark.real
+def test_the_real_vocabulary_encodes_known_strings(smollm):
+  assert (smollm.vocab_size, smollm.bos_id, smollm.eos_id, smollm.pad_id) == (49152, 1, 2, 2)
+  assert smollm.encode('Hello world 123') == [19556, 905, 216, 33, 34, 35]
+  assert smollm.decode(smollm.chat('Hi'), skip_special=False) == (
+    '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n'
+    '<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n'
+  )
+  assert smollm.chat('Hi')[0] == 1 and smollm.chat('Hi').count(2) == 2
+  for text in TEXTS:
+    ids = smollm.encode(text)
+    assert smollm.decode(ids) == text and not smollm.special_ids & set(ids)
+    stream = T.TextStream(smollm)
+    assert ''.join(stream.push([i]) for i in ids) + stream.flush() == text
+
+
+@pytest.mark.real
+def test_the_real_vocabulary_agrees_with_transformers(smollm, tmp_path):
+  transformers = pytest.importorskip('transformers', reason='the peer is not installed: pip install jaxlm[parity]')
+  smollm.save(tmp_path)
+  peer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+  rng = random.Random(0)
+  for text in TEXTS:
+    assert peer.encode(text, add_special_tokens=False) == smollm.encode(text, special=True)
+  for _ in range(200):
+    ids = [rng.randrange(49152) for _ in range(30)]
+    for skip in (True, False):
+      assert peer.decode(ids, skip_special_tokens=skip) == smollm.decode(ids, skip_special=skip)
+  messages = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Yes?'}]
+  for prompt in (True, False):
+    rendered = peer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    assert smollm.chat(messages, add_generation_prompt=prompt) == peer.encode(rendered, add_special_tokens=False)
+
+
+def test_the_embedded_text_survives_a_tokenizer_trained_on_it():
+  texts = list(sources.documents('embedded'))
+  t = T.train_sentencepiece(texts, 1000, max_bytes=300_000)
+  assert all(t.decode(t.encode(text)) == text for text in texts[:200])
