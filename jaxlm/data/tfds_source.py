@@ -6,6 +6,7 @@ BUILDERS says which module. A preparation in TFRecord, TFDS's default, cannot be
 
 from collections.abc import Iterator
 import importlib
+import json
 from pathlib import Path
 import re
 from typing import Any
@@ -55,7 +56,9 @@ def builder(name: str, data_dir: str | Path | None = None, *, download: bool = F
     raise errors.unknown('TFDS dataset', base, {*BUILDERS, *_NEWER, *prepared}, errors.DataError) from e
   except (ValueError, AssertionError) as e:  # an unknown config or version
     raise errors.DataError(f'TFDS cannot open {name!r}: {e}') from e
-  made = f'tfds.builder({name!r}, data_dir={data_dir!r}, file_format="array_record").download_and_prepare()'
+  place = '' if data_dir is None else f'data_dir={json.dumps(data_dir)}, '
+  made = f'tfds.builder({json.dumps(name)}, {place}file_format="array_record").download_and_prepare()'
+  remedy = f"python -c 'import tensorflow_datasets as tfds; {made}'"
   if not found.is_prepared():
     if not download:
       raise errors.DataError(

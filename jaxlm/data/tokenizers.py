@@ -24,6 +24,10 @@ class Tokenizer(Protocol):
   bos_id: int | None
   eos_id: int | None
   pad_id: int | None
+  stop_ids: tuple[int, ...]
+  """Ids that end a generated text: eos_id and, for chat models, the end of a turn."""
+  adds_bos: bool
+  """Whether the model expects bos_id before a text."""
 
   def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
     """Returns ids. `special` reads strings such as '<|im_start|>' as their one id; otherwise they are plain text."""

