@@ -219,7 +219,8 @@ def _text(path: Path, document: int) -> Iterator[str]:
     yield ''.join(lines).strip('\n')
 
 
-def _value(example: Any, field: str, where: str) -> str:
+def text_of(example: Any, field: str, where: str) -> str:
+  """Returns the text in a field of an example. Raises DataError, opening with `where`, if there is none."""
   if not isinstance(example, dict):
     raise errors.DataError(f'{where}: expected an object with the field {field!r}, found {type(example).__name__}.')
   if field not in example:
@@ -245,13 +246,13 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
       except ValueError as e:
         raise errors.DataError(f'{path} is not readable JSON: {e}.') from e
       for i, example in enumerate(examples):
-        yield _value(example, field, f'{path}, element {i}')
+        yield text_of(example, field, f'{path}, element {i}')
       return
     try:
       example = json.loads(line)
     except ValueError as e:
       raise errors.DataError(f'{path}, line {number} is not readable JSON: {e}.') from e
-    yield _value(example, field, f'{path}, line {number}')
+    yield text_of(example, field, f'{path}, line {number}')
 
 
 def _parquet(path: Path, field: str) -> Iterator[str]:
@@ -268,7 +269,7 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
       for batch in file.iter_batches(columns=[field], batch_size=1024):
         for text in batch.column(0).to_pylist():
           if text is not None:
-            yield _value({field: text}, field, f'{path}, row {row}')
+            yield text_of({field: text}, field, f'{path}, row {row}')
           row += 1
   except pa.ArrowInvalid as e:
     raise errors.DataError(f'{path} is not a readable Parquet file: {e}.') from e

@@ -63,7 +63,7 @@ def builder(name: str, data_dir: str | Path | None = None, *, download: bool = F
     if not download:
       raise errors.DataError(
         f'TFDS dataset {name!r} is not prepared in {found.data_dir}. Where there is network, run\n'
-        f"  python -c 'import tensorflow_datasets as tfds; {made}'\nor name a text file instead."
+        f'  {remedy}\nor name a text file instead.'
       )
     found = tfds.builder(name, data_dir=data_dir, file_format='array_record')
     found.download_and_prepare()
@@ -71,7 +71,7 @@ def builder(name: str, data_dir: str | Path | None = None, *, download: bool = F
   if kind != 'array_record':
     raise errors.DataError(
       f'TFDS dataset {name!r} in {found.data_dir} is stored as {kind}, which only TensorFlow reads. '
-      f"Remove that folder and prepare it again:\n  python -c 'import tensorflow_datasets as tfds; {made}'"
+      f'Remove that folder and prepare it again:\n  {remedy}'
     )
   return found
 
@@ -105,7 +105,7 @@ def source(spec: str, field: str, data_dir: str | Path | None, download: bool):
           text = text.decode()
         except UnicodeDecodeError as e:
           raise errors.DataError(f'TFDS dataset {name!r}, example {i}: the field {field!r} is not UTF-8.') from e
-      yield sources._value({field: text}, field, f'TFDS dataset {name!r}, example {i}')
+      yield sources.text_of({field: text}, field, f'TFDS dataset {name!r}, example {i}')
 
   def facts():
     found = builder(name, data_dir, download=download)

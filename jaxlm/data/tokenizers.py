@@ -8,6 +8,7 @@ import codecs
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import functools
 import hashlib
+import io
 import json
 from pathlib import Path
 import re
@@ -150,7 +151,9 @@ class SentencePieceTokenizer(_ByteTable):
     self._special = {sp.id_to_piece(i): i for i in range(size) if sp.is_control(i)}
     self.strips_first_space = self._adds_dummy_prefix(proto)
     ids = {'bos': sp.bos_id(), 'eos': sp.eos_id(), 'pad': sp.pad_id()}
-    _set_specials(self, {name: id for name, id in ids.items() if id >= 0}, settings or {})
+    # Models of this kind expect BOS unless their files say otherwise.
+    settings = {'add_bos_token': True, **(settings or {})}
+    _set_specials(self, {name: id for name, id in ids.items() if id >= 0}, settings)
     self.fingerprint = hashlib.sha256(proto).hexdigest()
 
   def _piece_bytes(self, id: int) -> bytes:
@@ -404,8 +407,6 @@ def train_sentencepiece(
   Raises:
     ValueError: the vocabulary is larger than the texts can fill, or too small for their characters; with both numbers.
   """
-  import io
-
   import sentencepiece
 
   model = io.BytesIO()
@@ -439,7 +440,7 @@ def train_sentencepiece(
     else:
       hint = f'another vocabulary ({words.strip()})'
     raise ValueError(f'{vocab_size=} does not fit: {seen[0]} bytes of text allow {hint}.') from e
-  tokenizer = SentencePieceTokenizer(model.getvalue())
+  tokenizer = SentencePieceTokenizer(model.getvalue(), {'add_bos_token': False})
   if directory is not None:
     tokenizer.save(directory)
   return tokenizer
