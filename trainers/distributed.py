@@ -16,8 +16,6 @@ from jaxlm.models import sharding
 from trainers.config import ConfigError, DistributedConfig, MeshConfig
 from trainers.step import data_parallel
 
-BATCH = PartitionSpec(('data', 'fsdp'))
-
 
 def initialize(config: DistributedConfig) -> None:
   """Joins the other hosts, if the config names any. Must run before anything asks JAX for its devices."""
@@ -43,9 +41,13 @@ class Layout:
   """pmap over the local devices instead of jit over the mesh; the state is replicated."""
 
   @property
+  def batch_spec(self) -> PartitionSpec:
+    return PartitionSpec('data' if self.mapped else ('data', 'fsdp'))
+
+  @property
   def batch_parts(self) -> int:
     """Number of devices (or groups of devices) that get different rows."""
-    return self.mesh.shape['data'] * self.mesh.shape['fsdp']
+    return self.mesh.shape['data'] * self.mesh.shape.get('fsdp', 1)
 
   def check_batch_size(self, batch_size: int, accumulate: int = 1) -> None:
     """Raises ConfigError, naming the nearest sizes that work, if the rows cannot be shared out evenly."""
@@ -85,7 +87,7 @@ class Layout:
 
   def rows(self, batch_size: int) -> slice:
     """Rows of the batch that this process has to read."""
-    indices = NamedSharding(self.mesh, BATCH).addressable_devices_indices_map((batch_size,))
+    indices = NamedSharding(self.mesh, self.batch_spec).addressable_devices_indices_map((batch_size,))
     spans = [index[0].indices(batch_size) for index in indices.values()]
     return slice(min(s[0] for s in spans), max(s[1] for s in spans))
 
@@ -107,7 +109,7 @@ class Layout:
         start, stop, _ = index[0].indices(batch_size)
         return x[start - first : stop - first]
 
-      return jax.make_array_from_callback(shape, NamedSharding(self.mesh, BATCH), part)
+      return jax.make_array_from_callback(shape, NamedSharding(self.mesh, self.batch_spec), part)
 
     return jax.tree.map(place, batch)
 
@@ -126,6 +128,8 @@ def make_layout(config: MeshConfig, devices: list[jax.Device] | None = None) -> 
       f'mesh.fsdp={config.fsdp} x mesh.tensor={config.tensor} = {need} does not divide {len(devices)} devices; '
       f'products that do: {fits}.'
     )
+  if need == 1 and len(devices) == jax.local_device_count() and jax.process_count() == 1:
+    # The mesh that pmap makes for its axis: a state that lies on another one would compile the step twice.
+    return Layout(Mesh(np.array(devices), ('data',)), mapped=True)
   mesh = sharding.make_mesh(data=len(devices) // need, fsdp=config.fsdp, tensor=config.tensor, devices=devices)
-  every_device_here = len(devices) == jax.local_device_count() and jax.process_count() == 1
-  return Layout(mesh, mapped=need == 1 and every_device_here)
+  return Layout(mesh, mapped=False)
