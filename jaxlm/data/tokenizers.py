@@ -4,7 +4,6 @@ A tokenizer maps each id to bytes; the text of ids is those bytes joined and rea
 U+FFFD. So text can be streamed token by token and adds up to exactly what `decode` of all ids says.
 """
 
-import codecs
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import functools
 import hashlib
@@ -15,6 +14,8 @@ import re
 from typing import Any, Protocol, runtime_checkable
 
 from jaxlm.data import chat as chat_lib
+from jaxlm.data import tokenizer_files
+from jaxlm.data.text_stream import TextStream as TextStream
 
 
 @runtime_checkable
@@ -135,7 +136,7 @@ class ByteTokenizer(_ByteTable):
     return list(text.encode())
 
   def save(self, directory: str | Path) -> None:
-    _write_json(Path(directory) / self.FILE, {'kind': 'bytes', 'vocab_size': self.vocab_size})
+    tokenizer_files.write_json(Path(directory) / self.FILE, {'kind': 'bytes', 'vocab_size': self.vocab_size})
 
 
 class SentencePieceTokenizer(_ByteTable):
@@ -153,7 +154,7 @@ class SentencePieceTokenizer(_ByteTable):
     ids = {'bos': sp.bos_id(), 'eos': sp.eos_id(), 'pad': sp.pad_id()}
     # Models of this kind expect BOS unless their files say otherwise.
     settings = {'add_bos_token': True, **(settings or {})}
-    _set_specials(self, {name: id for name, id in ids.items() if id >= 0}, settings)
+    tokenizer_files.set_specials(self, {name: id for name, id in ids.items() if id >= 0}, settings)
     self.fingerprint = hashlib.sha256(proto).hexdigest()
 
   def _piece_bytes(self, id: int) -> bytes:
@@ -181,7 +182,7 @@ class SentencePieceTokenizer(_ByteTable):
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / 'tokenizer.model').write_bytes(self._proto)
-    _write_json(directory / 'tokenizer_config.json', _settings(self))
+    tokenizer_files.write_json(directory / 'tokenizer_config.json', tokenizer_files.settings_of(self))
 
 
 class HuggingFaceTokenizer(_ByteTable):
@@ -201,17 +202,19 @@ class HuggingFaceTokenizer(_ByteTable):
     self._parsing = tokenizers.Tokenizer.from_str(json_text)
     self._plain.encode_special_tokens = True  # the other way round than it sounds: special strings become plain text
     vocab = self._plain.get_vocab(with_added_tokens=True)
-    kind, self.strips_first_space = _decoder_kind(json.loads(json_text).get('decoder'))
+    kind, self.strips_first_space = tokenizer_files.decoder_kind(json.loads(json_text).get('decoder'))
     self._bytes = [b''] * (max(vocab.values(), default=-1) + 1)
     self._joins_bytes = kind != 'other'
     if self._joins_bytes:
       for piece, id in vocab.items():
-        self._bytes[id] = _byte_level(piece) if kind == 'byte_level' else _metaspace(piece)
+        self._bytes[id] = (
+          tokenizer_files.byte_level(piece) if kind == 'byte_level' else tokenizer_files.metaspace(piece)
+        )
     added = self._plain.get_added_tokens_decoder()
     self._special = {token.content: id for id, token in added.items() if token.special}
     for piece, id in self._special.items():
       self._bytes[id] = piece.encode()
-    _set_specials(self, {}, settings or {})
+    tokenizer_files.set_specials(self, {}, settings or {})
     # The post-processor is where a tokenizer.json says that texts start with BOS.
     first = self._parsing.encode('a', add_special_tokens=True).ids[:1]
     self.adds_bos = self.bos_id is not None and first == [self.bos_id]
@@ -235,111 +238,12 @@ class HuggingFaceTokenizer(_ByteTable):
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / 'tokenizer.json').write_text(self._json, encoding='utf-8')
-    settings = {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False, **_settings(self)}
-    _write_json(directory / 'tokenizer_config.json', settings)
-
-
-# ---- id -> bytes of a tokenizer.json ----
-
-
-@functools.cache
-def _byte_alphabet() -> dict[str, int]:
-  """GPT-2's printable stand-ins for the 256 bytes."""
-  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  others = [b for b in range(256) if b not in set(printable)]
-  return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-def _byte_level(piece: str) -> bytes:
-  alphabet = _byte_alphabet()
-  if all(c in alphabet for c in piece):
-    return bytes(alphabet[c] for c in piece)
-  return piece.encode()  # an added token that holds a plain space, say
-
-
-def _metaspace(piece: str) -> bytes:
-  if re.fullmatch('<0x[0-9A-Fa-f]{2}>', piece):
-    return bytes([int(piece[3:5], 16)])
-  return piece.replace('\u2581', ' ').encode()
-
-
-def _decoder_kind(decoder: Mapping[str, Any] | None) -> tuple[str, bool]:
-  """Returns ('byte_level' | 'metaspace' | 'other', whether a first space is taken away)."""
-  steps = (decoder or {}).get('decoders', [decoder] if decoder else [])
-  types = [step['type'] for step in steps]
-  if types == ['ByteLevel']:
-    return 'byte_level', False
-  if types in (['Replace', 'ByteFallback', 'Fuse'], ['Replace', 'ByteFallback', 'Fuse', 'Strip']):
-    if steps[0].get('pattern') == {'String': '\u2581'} and steps[0].get('content') == ' ':
-      return 'metaspace', 'Strip' in types
-  return 'other', False
-
-
-# ---- special tokens and settings ----
-
-
-def _token(value: Any) -> str | None:
-  return value.get('content') if isinstance(value, Mapping) else value
-
-
-def _set_specials(tokenizer: _ByteTable, ids: Mapping[str, int], settings: Mapping[str, Any]) -> None:
-  """Sets bos_id, eos_id, pad_id, stop_ids, adds_bos and chat_template from what the model's files say."""
-  stops = []
-  for name in ('bos', 'eos', 'pad'):
-    id = ids.get(name)
-    numbers = settings.get(f'{name}_token_id')
-    numbers = [] if numbers is None else list(numbers) if isinstance(numbers, Iterable) else [numbers]
-    if (text := _token(settings.get(f'{name}_token'))) is not None:
-      found = tokenizer._special.get(text)
-      if found is None and text.encode() in tokenizer._bytes:
-        found = tokenizer._bytes.index(text.encode())
-      id = id if found is None else found
-    if id is None and numbers:
-      id = int(numbers[0])
-    if id is not None and not 0 <= id < tokenizer.vocab_size:
-      raise ValueError(f'{name}_token_id={id} lies outside the vocabulary of {tokenizer.vocab_size} tokens.')
-    setattr(tokenizer, f'{name}_id', id)
-    if name == 'eos':
-      stops = [*([] if id is None else [id]), *map(int, numbers)]
-  tokenizer.stop_ids = tuple(dict.fromkeys([*stops, *map(int, settings.get('stop_token_ids', ()))]))
-  tokenizer.adds_bos = bool(settings.get('add_bos_token') or False) and tokenizer.bos_id is not None
-  template = settings.get('chat_template')
-  if isinstance(template, list):  # several named templates
-    named = {t['name']: t['template'] for t in template}
-    template = named.get('default', next(iter(named.values()), None))
-  tokenizer.chat_template = template
-
-
-def _settings(tokenizer: _ByteTable) -> dict[str, Any]:
-  settings: dict[str, Any] = {'add_bos_token': tokenizer.adds_bos, 'stop_token_ids': list(tokenizer.stop_ids)}
-  for name in ('bos', 'eos', 'pad'):
-    if (id := getattr(tokenizer, f'{name}_id')) is not None:
-      settings[f'{name}_token'] = tokenizer.token_text(id)
-  if tokenizer.chat_template is not None:
-    settings['chat_template'] = tokenizer.chat_template
-  return settings
-
-
-def _write_json(path: Path, value: Any) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
-
-
-def _read_settings(directory: Path) -> dict[str, Any]:
-  # Later files win. The numeric ids of the model's own configs only fill what no token string says, and add stops.
-  settings: dict[str, Any] = {}
-  for name in ('config.json', 'generation_config.json', 'special_tokens_map.json', 'tokenizer_config.json'):
-    if not (path := directory / name).is_file():
-      continue
-    try:
-      fields = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as e:
-      raise ValueError(f'{path} is not readable JSON: {e}') from e
-    numeric = name in ('config.json', 'generation_config.json')
-    settings |= {k: v for k, v in fields.items() if v is not None and (not numeric or k.endswith('_token_id'))}
-  if (path := directory / 'chat_template.jinja').is_file():
-    settings['chat_template'] = path.read_text(encoding='utf-8')
-  return settings
+    settings = {
+      'tokenizer_class': 'PreTrainedTokenizerFast',
+      'clean_up_tokenization_spaces': False,
+      **tokenizer_files.settings_of(self),
+    }
+    tokenizer_files.write_json(directory / 'tokenizer_config.json', settings)
 
 
 # ---- making tokenizers ----
@@ -354,7 +258,7 @@ def from_directory(path: str | Path) -> Tokenizer | None:
   path = Path(path)
   if (file := path / 'tokenizer.json').is_file():
     try:
-      return HuggingFaceTokenizer(file.read_text(encoding='utf-8'), _read_settings(path))
+      return HuggingFaceTokenizer(file.read_text(encoding='utf-8'), tokenizer_files.read_settings(path))
     except Exception as e:  # tokenizers raises bare Exception
       raise ValueError(f'{file} cannot be used as a tokenizer: {e}') from e
   models = sorted(path.glob('*.model'))
@@ -372,7 +276,7 @@ def from_sentencepiece(path: str | Path) -> SentencePieceTokenizer:
   """Returns the tokenizer of one .model file, with the settings that lie beside it."""
   path = Path(path)
   try:
-    return SentencePieceTokenizer(path.read_bytes(), _read_settings(path.parent))
+    return SentencePieceTokenizer(path.read_bytes(), tokenizer_files.read_settings(path.parent))
   except (RuntimeError, ValueError) as e:
     raise ValueError(f'{path} cannot be used as a SentencePiece model: {e}') from e
 
@@ -457,53 +361,3 @@ def _lines(texts: Iterable[str], max_bytes: int, seen: list[int]) -> Iterator[st
           yield piece
     if seen[0] >= max_bytes:
       return
-
-
-class TextStream:
-  """Text of ids that arrive a few at a time: never half a character, and all parts together equal `decode` of all ids.
-
-  stream = TextStream(tokenizer)
-  for ids in generated:
-    print(stream.push(ids), end='')
-  print(stream.flush())
-  """
-
-  def __init__(self, tokenizer: Tokenizer, *, prompt: Sequence[int] = (), skip_special: bool = True):
-    """`prompt`: ids that came before; their text is not emitted, but a space that follows them is kept."""
-    self._tokenizer, self._skip = tokenizer, skip_special
-    # A tokenizer whose decoder is more than joining bytes (WordPiece) is decoded anew at each push.
-    self._joins = getattr(tokenizer, '_joins_bytes', hasattr(tokenizer, 'token_bytes'))
-    self._strip = getattr(tokenizer, 'strips_first_space', False)
-    self._decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')
-    self._ids: list[int] = []
-    self._text = self._sent = ''
-    if len(prompt):
-      self.push(prompt)
-      self.flush()
-
-  def push(self, ids: Iterable[int]) -> str:
-    """Returns the text that these ids complete."""
-    ids = [int(i) for i in ids]
-    if not self._joins:
-      return self._push_whole(ids)
-    data = b''.join(self._tokenizer.token_bytes(i, skip_special=self._skip) for i in ids)
-    if data and self._strip:
-      self._strip = False
-      data = data.removeprefix(b' ')
-    return self._decoder.decode(data)
-
-  def _push_whole(self, ids: list[int]) -> str:
-    self._ids += ids
-    before, self._text = self._text, self._tokenizer.decode(self._ids, skip_special=self._skip)
-    # What two decodings agree on is settled: a later token may change the end (a character's missing bytes, a space).
-    settled = next((i for i, (a, b) in enumerate(zip(before, self._text)) if a != b), min(len(before), len(self._text)))
-    settled = max(settled, len(self._sent))
-    new, self._sent = self._text[len(self._sent) : settled], self._text[:settled]
-    return new
-
-  def flush(self) -> str:
-    """Returns what was held back, ill-formed bytes as U+FFFD."""
-    if not self._joins:
-      new, self._sent = self._text[len(self._sent) :], self._text
-      return new
-    return self._decoder.decode(b'', final=True)

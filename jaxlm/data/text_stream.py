@@ -1,0 +1,55 @@
+"""Text as it is generated: complete characters only, adding up to what decoding everything at once gives."""
+
+import codecs
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+class TextStream:
+  """Text of ids that arrive a few at a time: never half a character, and all parts together equal `decode` of all ids.
+
+  stream = TextStream(tokenizer)
+  for ids in generated:
+    print(stream.push(ids), end='')
+  print(stream.flush())
+  """
+
+  def __init__(self, tokenizer: Any, *, prompt: Sequence[int] = (), skip_special: bool = True):
+    """`prompt`: ids that came before; their text is not emitted, but a space that follows them is kept."""
+    self._tokenizer, self._skip = tokenizer, skip_special
+    # A tokenizer whose decoder is more than joining bytes (WordPiece) is decoded anew at each push.
+    self._joins = getattr(tokenizer, '_joins_bytes', hasattr(tokenizer, 'token_bytes'))
+    self._strip = getattr(tokenizer, 'strips_first_space', False)
+    self._decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')
+    self._ids: list[int] = []
+    self._text = self._sent = ''
+    if len(prompt):
+      self.push(prompt)
+      self.flush()
+
+  def push(self, ids: Iterable[int]) -> str:
+    """Returns the text that these ids complete."""
+    ids = [int(i) for i in ids]
+    if not self._joins:
+      return self._push_whole(ids)
+    data = b''.join(self._tokenizer.token_bytes(i, skip_special=self._skip) for i in ids)
+    if data and self._strip:
+      self._strip = False
+      data = data.removeprefix(b' ')
+    return self._decoder.decode(data)
+
+  def _push_whole(self, ids: list[int]) -> str:
+    self._ids += ids
+    before, self._text = self._text, self._tokenizer.decode(self._ids, skip_special=self._skip)
+    # What two decodings agree on is settled: a later token may change the end (a character's missing bytes, a space).
+    settled = next((i for i, (a, b) in enumerate(zip(before, self._text)) if a != b), min(len(before), len(self._text)))
+    settled = max(settled, len(self._sent))
+    new, self._sent = self._text[len(self._sent) : settled], self._text[:settled]
+    return new
+
+  def flush(self) -> str:
+    """Returns what was held back, ill-formed bytes as U+FFFD."""
+    if not self._joins:
+      new, self._sent = self._text[len(self._sent) :], self._text
+      return new
+    return self._decoder.decode(b'', final=True)
