@@ -108,7 +108,7 @@ def _find(name: str) -> Path:
 
   from jaxlm.data import fetch
 
-  names = _fetchable(fetch)
+  names = sorted(name for name, d in fetch.DATASETS.items() if any(f.endswith('.gguf') for f in d.files))
   if name in names:
     if (place := fetch.locate(name)) is not None:
       return place
@@ -118,12 +118,9 @@ def _find(name: str) -> Path:
     return _from_hub(name)
   near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
   hint = f' Did you mean {near[0]!r}?' if near else ''
-  known = f' Names that can be fetched: {", ".join(names)}.' if names else ''
-  raise CheckpointError(f'There is no model at {name!r}.{hint} Expected {KINDS}.{known}')
-
-
-def _fetchable(fetch) -> list[str]:
-  return sorted(getattr(fetch, 'NAMES', ()))
+  raise CheckpointError(
+    f'There is no model at {name!r}.{hint} Expected {KINDS}. Names that can be fetched: {", ".join(names)}.'
+  )
 
 
 def _from_hub(name: str) -> Path:

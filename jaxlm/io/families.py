@@ -24,6 +24,7 @@ class Family:
 
   model_type: str
   architecture: str
+  activation: str  # ours, that its models usually have
   read: Callable[[Fields], dict[str, Any]]  # -> arguments of ModelConfig
   write: Callable[[ModelConfig], dict[str, Any]]  # -> fields of config.json
   base: str  # prefix of all tensors but the output layer; some checkpoints leave it out
@@ -75,7 +76,9 @@ def meaning(config: ModelConfig) -> dict[str, Any]:
   """Returns a config's fields with everything that changes no logit in one normal form."""
   fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ('dtype', 'remat')}
   fields['windows'] = tuple(config.window(i) or 0 for i in range(config.num_layers))
-  fields['rope'] = rope_meaning(config) if config.position == 'rope' else None
+  del fields['rope']
+  if config.position == 'rope':
+    fields |= {f'rope.{name}': value for name, value in dataclasses.asdict(rope_meaning(config)).items()}
   return fields
 
 
@@ -86,13 +89,16 @@ def differences(family: Family, config: ModelConfig) -> dict[str, Any]:
   except errors.CheckpointError as e:
     return {'': str(e)}
   wanted, got = meaning(config), meaning(back)
-  return {name: value for name, value in wanted.items() if got[name] != value}
+  return {name: value for name, value in wanted.items() if got.get(name) != value}
 
 
 def choose(config: ModelConfig) -> Family:
-  """Returns the first family that can express a config. Raises ValueError naming what stands in the way of all."""
+  """Returns a family that can express a config, if possible one whose models have its activation.
+
+  Raises ValueError naming what stands in the way of all families.
+  """
   lost = {}
-  for family in FAMILIES.values():
+  for family in sorted(FAMILIES.values(), key=lambda family: family.activation != config.activation):
     lost[family.model_type] = differences(family, config)
     if not lost[family.model_type]:
       return family
@@ -109,16 +115,17 @@ def choose(config: ModelConfig) -> Family:
 
 
 _RMS = dict(base='model.', head='lm_head.weight', table=rms.llama_table())
-FAMILIES: dict[str, Family] = {  # in the order in which `choose` tries them
+FAMILIES: dict[str, Family] = {  # `choose` tries them in this order, the usual activation first
   family.model_type: family
   for family in (
-    Family('llama', 'LlamaForCausalLM', rms.read_llama, rms.write_llama, **_RMS),
-    Family('mistral', 'MistralForCausalLM', rms.read_mistral, rms.write_mistral, **_RMS),
-    Family('qwen2', 'Qwen2ForCausalLM', rms.read_qwen2, rms.write_qwen2, **_RMS),
-    Family('qwen3', 'Qwen3ForCausalLM', rms.read_qwen3, rms.write_qwen3, **_RMS),
+    Family('llama', 'LlamaForCausalLM', 'silu', rms.read_llama, rms.write_llama, **_RMS),
+    Family('mistral', 'MistralForCausalLM', 'silu', rms.read_mistral, rms.write_mistral, **_RMS),
+    Family('qwen2', 'Qwen2ForCausalLM', 'silu', rms.read_qwen2, rms.write_qwen2, **_RMS),
+    Family('qwen3', 'Qwen3ForCausalLM', 'silu', rms.read_qwen3, rms.write_qwen3, **_RMS),
     Family(
       'opt',
       'OPTForCausalLM',
+      'relu',
       layernorm.read_opt,
       layernorm.write_opt,
       'model.',
@@ -128,6 +135,7 @@ FAMILIES: dict[str, Family] = {  # in the order in which `choose` tries them
     Family(
       'gpt2',
       'GPT2LMHeadModel',
+      'gelu_tanh',
       layernorm.read_gpt2,
       layernorm.write_gpt2,
       'transformer.',
@@ -137,6 +145,7 @@ FAMILIES: dict[str, Family] = {  # in the order in which `choose` tries them
     Family(
       'gpt_neox',
       'GPTNeoXForCausalLM',
+      'gelu',
       layernorm.read_neox,
       layernorm.write_neox,
       'gpt_neox.',

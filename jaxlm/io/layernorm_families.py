@@ -124,6 +124,9 @@ def write_neox(c: ModelConfig) -> dict[str, Any]:
   )
 
 
+_HEADS = (('q', 'N'), ('k', 'K'), ('v', 'K'))  # as many of each in these families
+
+
 def _layer_norms(table: dict[str, str]) -> dict[str, tuple]:
   """Scale and bias of each norm."""
   parts = {'scale': 'weight', 'bias': 'bias'}
@@ -141,9 +144,9 @@ def opt_table() -> dict[str, tuple]:
     'layer_*/mlp/down/kernel': ('decoder.layers.*.fc2.weight', 'D,F'),
     'layer_*/mlp/down/bias': ('decoder.layers.*.fc2.bias', 'D'),
   }
-  for x in 'qkv':
-    table[f'layer_*/attention/{x}/kernel'] = (f'decoder.layers.*.self_attn.{x}_proj.weight', 'NH,D')
-    table[f'layer_*/attention/{x}/bias'] = (f'decoder.layers.*.self_attn.{x}_proj.bias', 'NH')
+  for x, heads in _HEADS:
+    table[f'layer_*/attention/{x}/kernel'] = (f'decoder.layers.*.self_attn.{x}_proj.weight', f'{heads}H,D')
+    table[f'layer_*/attention/{x}/bias'] = (f'decoder.layers.*.self_attn.{x}_proj.bias', f'{heads}H')
   norms = {
     'layer_*/attention_norm': 'decoder.layers.*.self_attn_layer_norm',
     'layer_*/mlp_norm': 'decoder.layers.*.final_layer_norm',
@@ -163,9 +166,9 @@ def gpt2_table() -> dict[str, tuple]:
     'layer_*/mlp/down/kernel': ('h.*.mlp.c_proj.weight', 'F,D'),
     'layer_*/mlp/down/bias': ('h.*.mlp.c_proj.bias', 'D'),
   }
-  for i, x in enumerate('qkv'):
-    table[f'layer_*/attention/{x}/kernel'] = ('h.*.attn.c_attn.weight', f'D,{i}NH')
-    table[f'layer_*/attention/{x}/bias'] = ('h.*.attn.c_attn.bias', f'{i}NH')
+  for i, (x, heads) in enumerate(_HEADS):
+    table[f'layer_*/attention/{x}/kernel'] = ('h.*.attn.c_attn.weight', f'D,{i}{heads}H')
+    table[f'layer_*/attention/{x}/bias'] = ('h.*.attn.c_attn.bias', f'{i}{heads}H')
   norms = {'layer_*/attention_norm': 'h.*.ln_1', 'layer_*/mlp_norm': 'h.*.ln_2', 'final_norm': 'ln_f'}
   return table | _layer_norms(norms)
 
@@ -180,9 +183,9 @@ def neox_table() -> dict[str, tuple]:
     'layer_*/mlp/down/kernel': ('layers.*.mlp.dense_4h_to_h.weight', 'D,F'),
     'layer_*/mlp/down/bias': ('layers.*.mlp.dense_4h_to_h.bias', 'D'),
   }
-  for i, x in enumerate('qkv'):  # q, k, v lie side by side within each head
-    table[f'layer_*/attention/{x}/kernel'] = ('layers.*.attention.query_key_value.weight', f'N{i}H,D')
-    table[f'layer_*/attention/{x}/bias'] = ('layers.*.attention.query_key_value.bias', f'N{i}H')
+  for i, (x, heads) in enumerate(_HEADS):  # q, k, v lie side by side within each head
+    table[f'layer_*/attention/{x}/kernel'] = ('layers.*.attention.query_key_value.weight', f'{heads}{i}H,D')
+    table[f'layer_*/attention/{x}/bias'] = ('layers.*.attention.query_key_value.bias', f'{heads}{i}H')
   norms = {
     'layer_*/attention_norm': 'layers.*.input_layernorm',
     'layer_*/mlp_norm': 'layers.*.post_attention_layernorm',
