@@ -39,7 +39,8 @@ class Family:
     except (TypeError, ValueError) as e:
       if isinstance(e, errors.CheckpointError):
         raise
-      raise errors.CheckpointError(f'{fields.source}: {e}') from e
+      what = 'a field has a value of the wrong kind: ' if isinstance(e, TypeError) else ''
+      raise errors.CheckpointError(f'{fields.source}: {what}{e}') from e
 
   def entries(self, config: ModelConfig) -> list[Entry]:
     """Returns where every parameter of a config lies. Raises CheckpointError for one that the family has not."""
