@@ -14,7 +14,7 @@ class GenerateConfig:
   """Continue prompts, or answer a chat message, with a model from a run directory, a Hugging Face directory, a .gguf
   file, a fetched name (python -m jaxlm.data.fetch) or a Hub id."""
 
-  model: tyro.conf.Positional[str]
+  model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='MODEL')]
   """Where the model is."""
   prompt: Annotated[tuple[str, ...], tyro.conf.arg(metavar='TEXT ...')] = ()
   """Texts to continue; '-' reads one from standard input."""
@@ -23,9 +23,12 @@ class GenerateConfig:
   system: str | None = None
   """System message before --chat."""
   decoder: Literal['plain'] = 'plain'
+  """How tokens are found; plain is one model call for each."""
   max_new_tokens: int = 128
-  sampling: Sampling = Sampling()
+  """Most tokens to generate for each text."""
+  sampling: tyro.conf.OmitArgPrefixes[Sampling] = Sampling()
   seed: int = 0
+  """Of the sampling noise; the same seed gives the same text."""
   num_samples: int = 1
   """Continuations of each prompt."""
   stop: tuple[str, ...] = ()

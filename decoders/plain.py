@@ -204,7 +204,7 @@ def ending(lm: LanguageModel, eos_id) -> tuple[list[int], int]:
   """Returns (ids that end a row, the padding id)."""
   tokenizer = lm.tokenizer
   if isinstance(eos_id, str):
-    eos = list(tokenizer.eos_ids) if tokenizer is not None else []
+    eos = list(tokenizer.stop_ids) if tokenizer is not None else []
   else:
     eos = [] if eos_id is None else [int(e) for e in np.atleast_1d(eos_id)]
   pad_id = next((p for p in (getattr(tokenizer, 'pad_id', None), *eos) if p is not None), 0)

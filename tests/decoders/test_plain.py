@@ -15,7 +15,7 @@ SAMPLED = decoders.Sampling(temperature=1.0, top_k=20, top_p=0.95, repetition_pe
 class Letters:
   """A tokenizer whose token i is one character."""
 
-  vocab_size, bos_id, pad_id, eos_ids, adds_bos = 50, None, 0, (), False
+  vocab_size, bos_id, pad_id, stop_ids, adds_bos = 50, None, 0, (), False
 
   def encode(self, text, *, bos=False, eos=False):
     return [ord(c) - 60 for c in text]
