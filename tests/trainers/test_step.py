@@ -1,0 +1,118 @@
+"""One step, however it is spread: devices, meshes, micro-batches and uneven padding give the same numbers."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxlm.models.transformer import init_params
+from tests.trainers import tiny
+from trainers import distributed
+from trainers.config import ConfigError, MeshConfig, OptimizerConfig
+from trainers.language_modeling import next_token_loss
+from trainers.optimizer import make_optimizer
+from trainers.step import init_state, make_train_step
+
+STEPS = 3
+PARAMS = jax.jit(lambda: init_params(tiny.MODEL, jax.random.key(1)))
+
+
+def loss(params, batch, key):
+  return next_token_loss(params, batch, tiny.MODEL)
+
+
+def run(layout, batch=tiny.make_batch, **kwargs):
+  """Returns (params, losses, norms) after STEPS steps."""
+  optimizer = make_optimizer(OptimizerConfig(learning_rate=0.01, warmup_steps=0), STEPS)
+  init = lambda: init_state(init_params(tiny.MODEL, jax.random.key(1)), optimizer.tx)
+  state = layout.create(init)
+  step = layout.compile(make_train_step(loss, optimizer.tx, schedule=optimizer.schedule, **kwargs))
+  history = []
+  for i in range(STEPS):
+    state, metrics = step(state, layout.put(batch(i), tiny.B))
+    history.append(jax.device_get(metrics))
+  assert int(state.step) == STEPS
+  return jax.device_get(state.params), [m['loss'] for m in history], [m['grad_norm'] for m in history]
+
+
+@pytest.fixture(scope='module')
+def single():
+  return run(distributed.make_layout(MeshConfig(), jax.devices()[:1]))
+
+
+@pytest.mark.parametrize('mesh', [MeshConfig(), MeshConfig(fsdp=2, tensor=2), MeshConfig(fsdp=4), MeshConfig(tensor=2)])
+def test_four_devices_equal_one(single, mesh):
+  layout = distributed.make_layout(mesh)
+  assert layout.mapped == (mesh == MeshConfig())
+  params, losses, norms = run(layout)
+  np.testing.assert_allclose(losses, single[1], rtol=1e-6)
+  np.testing.assert_allclose(norms, single[2], rtol=1e-5)
+  chex.assert_trees_all_close(params, single[0], atol=1e-5)
+
+
+def test_the_loss_falls_and_padding_is_uneven(single):
+  assert single[1][-1] < single[1][0]
+  assert len(set(tiny.make_batch(0)['mask'].reshape(4, -1).sum(1))) > 1
+
+
+@pytest.mark.parametrize('mesh', [MeshConfig(), MeshConfig(fsdp=2, tensor=2)])
+def test_micro_batches_equal_the_whole_batch(single, mesh):
+  params, losses, _ = run(distributed.make_layout(mesh), accumulate=2)
+  np.testing.assert_allclose(losses, single[1], rtol=1e-6)
+  chex.assert_trees_all_close(params, single[0], atol=1e-5)
+
+
+def test_accumulated_gradient_is_the_whole_gradient_to_1e_6():
+  params = PARAMS()
+  batch = jax.tree.map(jnp.asarray, tiny.make_batch(0))
+  keep = optax.sgd(1.0)  # One step of plain descent shows the gradient itself.
+  results = [
+    jax.jit(make_train_step(loss, keep, accumulate=n))(init_state(params, keep), batch)[0].params for n in (1, 4)
+  ]
+  chex.assert_trees_all_close(results[0], results[1], atol=1e-6)
+
+
+def test_rows_that_are_all_padding_change_nothing():
+  short = tiny.make_batch(0)
+  padded = {name: np.concatenate([x, np.zeros_like(x)]) for name, x in short.items()}
+  params, keep = PARAMS(), optax.sgd(1.0)
+  step = jax.jit(make_train_step(loss, keep))
+  (a, metrics), (b, padded_metrics) = (step(init_state(params, keep), batch) for batch in (short, padded))
+  chex.assert_trees_all_close(a.params, b.params, atol=1e-6)
+  np.testing.assert_allclose(metrics['loss'], padded_metrics['loss'], rtol=1e-6)
+
+
+def test_keys_depend_on_the_step_and_extras_are_means():
+  def noisy(params, batch, key):
+    noise = jax.random.uniform(key)
+    return jnp.sum(params['w'] * batch['x']), jnp.sum(batch['x']), {'noise': noise * jnp.sum(batch['x'])}
+
+  tx = optax.sgd(0.1)
+  step = jax.jit(make_train_step(noisy, tx, seed=3))
+  state, noise = init_state({'w': jnp.ones(())}, tx), []
+  for _ in range(2):
+    state, metrics = step(state, {'x': jnp.ones((4,))})
+    noise.append(float(metrics['noise']))
+  again = init_state({'w': jnp.ones(())}, tx)
+  assert noise[0] != noise[1]
+  assert float(step(again, {'x': jnp.ones((4,))})[1]['noise']) == noise[0]
+
+
+def test_moving_average_follows_the_parameters():
+  tx = optax.sgd(1.0)
+  step = jax.jit(make_train_step(lambda p, b, k: (p['w'] * b['x'][0], jnp.ones(())), tx, ema_decay=0.75))
+  state, _ = step(init_state({'w': jnp.full((), 3.0)}, tx, ema=True), {'x': jnp.full((1,), 2.0)})
+  np.testing.assert_allclose(state.params['w'], 1.0)
+  np.testing.assert_allclose(state.ema['w'], 0.75 * 3.0 + 0.25 * 1.0)
+
+
+def test_batches_and_meshes_that_do_not_fit_name_what_does():
+  layout = distributed.make_layout(MeshConfig())
+  with pytest.raises(ConfigError, match=r'10 rows.*4 devices.*8 or 12'):
+    layout.check_batch_size(10)
+  with pytest.raises(ConfigError, match=r'2 rows.*4 devices x 2 micro-batches.*: 8'):
+    layout.check_batch_size(2, accumulate=2)
+  with pytest.raises(ConfigError, match=r'mesh.fsdp=3 .* 4 devices.*\[1, 2, 4\]'):
+    distributed.make_layout(MeshConfig(fsdp=3))
