@@ -38,7 +38,7 @@ from dataclasses import replace
 run = Path(os.environ.get('RUN_DIRECTORY', 'runs/quickstart'))
 _, config = pretrain.PRESETS['smoke' if QUICK else 'embedded']
 config = replace(config, run=replace(config.run, directory=str(run), steps=300 if QUICK else 1000, eval_every=50))
-pretrain.main(config)  # fmt: skip
+_ = pretrain.main(config)
 
 # %%
 logged = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]

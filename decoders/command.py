@@ -54,7 +54,7 @@ def main(config: GenerateConfig) -> None:
   else:
     prompts = [sys.stdin.read() if p == '-' else p for p in config.prompt]
   streams = len(prompts) * config.num_samples == 1
-  printer = Printer(lm.tokenizer)
+  printer = Printer(lm, prompts[0])
   if streams and config.chat is None:
     printer.write(prompts[0])
   out = decoders.generate(
@@ -82,10 +82,11 @@ def main(config: GenerateConfig) -> None:
 class Printer:
   """Writes text as soon as it is complete."""
 
-  def __init__(self, tokenizer):
-    from jaxlm.data.tokenizers import TextStream
+  def __init__(self, lm, prompt):
+    from decoders.prompts import encode
+    from jaxlm.data.text_stream import TextStream
 
-    self.text = TextStream(tokenizer)
+    self.text = TextStream(lm.tokenizer, prompt=encode(lm, [prompt])[0])
 
   def stream(self, row: int, ids: list[int]) -> None:
     self.write(self.text.push(ids))

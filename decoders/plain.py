@@ -163,7 +163,12 @@ def generate(
     padded = prompt_lib.pad(ids[first : first + batch_size], lm.config.max_length)
     first_row = first * num_samples
     keys_R = row_keys(seed, first_row, len(padded.lengths) * num_samples)
-    watch = Watch(lm, len(keys_R), stop, stream and (lambda row, new, base=first_row: stream(base + row, new)))
+    watch = Watch(
+      lm.tokenizer,
+      [ids[first + row // num_samples] for row in range(len(keys_R))],
+      stop,
+      stream and (lambda row, new, base=first_row: stream(base + row, new)),
+    )
     total_B = jnp.asarray(padded.lengths + max_new_tokens)
     capacity = min(prompt_lib.bucket(int(padded.lengths.max()) + max_new_tokens), lm.config.max_length)
     tokens_BT, lengths_B, eos_E = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), jnp.asarray(eos, jnp.int32)
@@ -196,7 +201,8 @@ def generate(
   }  # fmt: skip
   text = None
   if lm.tokenizer is not None:
-    text = [cut(lm.tokenizer.decode(row[:n].tolist()), stop) for row, n in zip(tokens, lengths)]
+    grown = zip(np.repeat(np.arange(len(ids)), num_samples), tokens, lengths)
+    text = [cut(prompt_lib.continuation(lm.tokenizer, ids[i], row[:n]), stop) for i, row, n in grown]
   return Output(tokens, lengths, text, stats)
 
 
@@ -222,9 +228,9 @@ def cut(text: str, stop: Sequence[str]) -> str:
 class Watch:
   """The host's look at a growing batch: streams what is new and ends rows at a stop string."""
 
-  def __init__(self, lm: LanguageModel, rows: int, stop: Sequence[str], stream):
-    self.lm, self.stop, self.stream = lm, stop, stream
-    self.sent = [0] * rows
+  def __init__(self, tokenizer, prompts: Sequence[Sequence[int]], stop: Sequence[str], stream):
+    self.tokenizer, self.prompts, self.stop, self.stream = tokenizer, prompts, stop, stream
+    self.sent = [0] * len(prompts)
     self.watching = bool(stop) or stream is not None
 
   def look(self, state: DecodeState) -> DecodeState:
@@ -236,7 +242,7 @@ class Watch:
       if lengths[row] == self.sent[row]:
         continue
       ids = tokens[row, : lengths[row]].tolist()
-      if (end := self.stopped_at(ids, self.sent[row])) is not None:
+      if (end := self.stopped_at(row, ids)) is not None:
         lengths[row], stopped[row], ids = end, True, ids[:end]
       if self.stream is not None and ids[self.sent[row] :]:
         self.stream(row, ids[self.sent[row] :])
@@ -245,9 +251,13 @@ class Watch:
       return state
     return state.replace(lengths=jnp.asarray(lengths), done=state.done | stopped)
 
-  def stopped_at(self, ids: list[int], checked: int) -> int | None:
+  def stopped_at(self, row: int, ids: list[int]) -> int | None:
     """The number of tokens after which a stop string is complete, or None."""
-    if not self.stop or not any(s in self.lm.tokenizer.decode(ids) for s in self.stop):
+
+    def contains(n):
+      text = prompt_lib.continuation(self.tokenizer, self.prompts[row], ids[:n])
+      return any(s in text for s in self.stop)
+
+    if not self.stop or not contains(len(ids)):
       return None
-    contains = lambda n: any(s in self.lm.tokenizer.decode(ids[:n]) for s in self.stop)
-    return next(n for n in range(checked + 1, len(ids) + 1) if contains(n))
+    return next(n for n in range(self.sent[row] + 1, len(ids) + 1) if contains(n))

@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 
+from jaxlm.data.text_stream import TextStream
 from jaxlm.language_model import LanguageModel
 
 
@@ -41,6 +42,12 @@ def pad(ids: Sequence[Sequence[int]], max_length: int) -> PaddedPrompts:
   for row, prompt in zip(tokens, ids):
     row[: len(prompt)] = prompt
   return PaddedPrompts(tokens, lengths)
+
+
+def continuation(tokenizer, prompt: Sequence[int], ids: Sequence[int]) -> str:
+  """Returns the text that `ids` add to a prompt's: a space between the two is kept."""
+  stream = TextStream(tokenizer, prompt=prompt)
+  return stream.push(ids) + stream.flush()
 
 
 def bucket(n: int) -> int:

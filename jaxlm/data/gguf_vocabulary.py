@@ -1,6 +1,6 @@
 """The tokenizer inside a GGUF file: its vocabulary is metadata, its splitting rule is a tag that stands for a regex."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 from typing import Any
 
@@ -61,33 +61,36 @@ def _byte_level_bpe(fields: Mapping[str, Any], settings: dict[str, Any]) -> toke
   tokens = list(fields['tokenizer.ggml.tokens'])
   types = fields.get('tokenizer.ggml.token_type')
   types = [NORMAL] * len(tokens) if types is None else [int(t) for t in types]
-  added = [
-    {
-      'id': id,
-      'content': token,
-      'single_word': False,
-      'lstrip': False,
-      'rstrip': False,
-      'normalized': False,
-      'special': type == CONTROL,
-    }
-    for id, (token, type) in enumerate(zip(tokens, types, strict=True))
-    if type in (CONTROL, USER_DEFINED)
-  ]
-  bos = settings['bos_token_id']
+  added = {id: type == CONTROL for id, type in enumerate(types) if type in (CONTROL, USER_DEFINED)}
+  merges = [merge.split(' ') for merge in fields['tokenizer.ggml.merges']]
+  return byte_level_bpe({token: id for id, token in enumerate(tokens)}, merges, settings, added=added, pre=tag)
+
+
+def byte_level_bpe(
+  vocabulary: Mapping[str, int],
+  merges: Sequence[Sequence[str]],
+  settings: Mapping[str, Any],
+  *,
+  added: Mapping[int, bool],
+  pre: str = 'gpt-2',
+) -> tokenizers_lib.Tokenizer:
+  """Returns GPT-2's kind of tokenizer. `added`: ids never split nor merged, and whether each is special."""
+  tokens = {id: token for token, id in vocabulary.items()}
   processor = None
-  if settings['add_bos_token'] and bos is not None:
+  bos = settings.get('bos_token_id')
+  if settings.get('add_bos_token') and bos is not None:
     single = [{'SpecialToken': {'id': tokens[bos], 'type_id': 0}}, {'Sequence': {'id': 'A', 'type_id': 0}}]
     pair = [*single, {'Sequence': {'id': 'B', 'type_id': 1}}]
     special = {tokens[bos]: {'id': tokens[bos], 'ids': [bos], 'tokens': [tokens[bos]]}}
     processor = {'type': 'TemplateProcessing', 'single': single, 'pair': pair, 'special_tokens': special}
+  plain = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
   spec = {
     'version': '1.0',
     'truncation': None,
     'padding': None,
-    'added_tokens': added,
-    'normalizer': {'type': 'NFC'} if tag == 'qwen2' else None,
-    'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': PRE_TOKENIZERS[tag]},
+    'added_tokens': [{'id': id, 'content': tokens[id], 'special': special, **plain} for id, special in added.items()],
+    'normalizer': {'type': 'NFC'} if pre == 'qwen2' else None,
+    'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': PRE_TOKENIZERS[pre]},
     'post_processor': processor,
     'decoder': _GPT2,
     'model': {
@@ -98,9 +101,9 @@ def _byte_level_bpe(fields: Mapping[str, Any], settings: dict[str, Any]) -> toke
       'end_of_word_suffix': None,
       'fuse_unk': False,
       'byte_fallback': False,
-      'ignore_merges': tag == 'llama-bpe',  # Llama 3 takes a whole word that is in the vocabulary as it is
-      'vocab': {token: id for id, token in enumerate(tokens)},
-      'merges': [merge.split(' ') for merge in fields['tokenizer.ggml.merges']],
+      'ignore_merges': pre == 'llama-bpe',  # Llama 3 takes a whole word that is in the vocabulary as it is
+      'vocab': dict(vocabulary),
+      'merges': [list(merge) for merge in merges],
     },
   }
   return tokenizers_lib.HuggingFaceTokenizer(json.dumps(spec, ensure_ascii=False), settings)

@@ -48,7 +48,8 @@ def decoder_kind(decoder: Mapping[str, Any] | None) -> tuple[str, bool]:
 # ---- special tokens and settings ----
 
 
-def _token(value: Any) -> str | None:
+def text_of(value: Any) -> str | None:
+  """Returns the text of a special token, which files give as a string or as an object."""
   return value.get('content') if isinstance(value, Mapping) else value
 
 
@@ -59,7 +60,7 @@ def set_specials(tokenizer: Any, ids: Mapping[str, int], settings: Mapping[str, 
     id = ids.get(name)
     numbers = settings.get(f'{name}_token_id')
     numbers = [] if numbers is None else list(numbers) if isinstance(numbers, Iterable) else [numbers]
-    if (text := _token(settings.get(f'{name}_token'))) is not None:
+    if (text := text_of(settings.get(f'{name}_token'))) is not None:
       found = tokenizer._special.get(text)
       if found is None and text.encode() in tokenizer._bytes:
         found = tokenizer._bytes.index(text.encode())

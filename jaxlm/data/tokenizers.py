@@ -250,7 +250,8 @@ class HuggingFaceTokenizer(_ByteTable):
 
 
 def from_directory(path: str | Path) -> Tokenizer | None:
-  """Returns the tokenizer whose files lie in a directory (tokenizer.json, *.model, tokenizer_bytes.json), or None.
+  """Returns the tokenizer whose files lie in a directory (tokenizer.json, *.model, vocab.json with
+  merges.txt, tokenizer_bytes.json), or None.
 
   Raises:
     ValueError: a file is there but cannot be read; the message names it.
@@ -267,9 +268,26 @@ def from_directory(path: str | Path) -> Tokenizer | None:
     raise ValueError(f'{path} holds several SentencePiece models: {", ".join(m.name for m in preferred)}.')
   if preferred:
     return from_sentencepiece(preferred[0])
+  if (path / 'vocab.json').is_file() and (path / 'merges.txt').is_file():
+    return _from_merges(path)
   if (path / ByteTokenizer.FILE).is_file():
     return ByteTokenizer()
   return None
+
+
+def _from_merges(path: Path) -> Tokenizer:
+  """The older pair of files that GPT-2 and OPT come with."""
+  from jaxlm.data.gguf_vocabulary import byte_level_bpe
+
+  try:
+    vocabulary = json.loads((path / 'vocab.json').read_text(encoding='utf-8'))
+    lines = (path / 'merges.txt').read_text(encoding='utf-8').splitlines()
+    merges = [line.split(' ') for line in lines if line and not line.startswith('#version')]
+    settings = tokenizer_files.read_settings(path)
+    texts = {tokenizer_files.text_of(settings.get(f'{name}_token')) for name in ('bos', 'eos', 'pad', 'unk')}
+    return byte_level_bpe(vocabulary, merges, settings, added={vocabulary[t]: True for t in texts if t in vocabulary})
+  except Exception as e:  # tokenizers raises bare Exception
+    raise ValueError(f'vocab.json and merges.txt in {path} cannot be used as a tokenizer: {e}') from e
 
 
 def from_sentencepiece(path: str | Path) -> SentencePieceTokenizer:

@@ -20,7 +20,7 @@ class Letters:
   def encode(self, text, *, bos=False, eos=False):
     return [ord(c) - 60 for c in text]
 
-  def decode(self, ids):
+  def decode(self, ids, *, skip_special=True):
     return ''.join(chr(60 + i) for i in ids)
 
 

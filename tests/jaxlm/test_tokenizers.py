@@ -401,3 +401,23 @@ def test_the_embedded_text_survives_a_tokenizer_trained_on_it():
   texts = list(sources.documents('embedded'))
   t = T.train_sentencepiece(texts, 1000, max_bytes=300_000)
   assert all(t.decode(t.encode(text)) == text for text in texts[:200])
+
+
+def test_vocab_and_merges_files_give_the_tokenizer_of_the_json_file(tmp_path):
+  """GPT-2 and OPT come as vocab.json + merges.txt where newer models have tokenizer.json."""
+  import tokenizers as library
+
+  trained = library.ByteLevelBPETokenizer()
+  trained.train_from_iterator(
+    ['the cat sat on the mat, the rat ate 12 cats'] * 5, vocab_size=300, special_tokens=['</s>']
+  )
+  trained.save_model(str(tmp_path))
+  (tmp_path / 'tokenizer_config.json').write_text(
+    '{"bos_token": "</s>", "eos_token": {"content": "</s>"}, "add_bos_token": true}'
+  )
+  ours = from_directory(tmp_path)
+  text = 'the cat  sat\non 12 m\u00e4ts'
+  assert ours.encode(text) == trained.encode(text).ids
+  assert ours.decode(ours.encode(text)) == text
+  assert (ours.bos_id, ours.stop_ids, ours.adds_bos) == (0, (0,), True)
+  assert ours.encode('a</s>', special=True)[-1] == 0 and 0 not in ours.encode('a</s>')
