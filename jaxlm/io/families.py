@@ -34,13 +34,7 @@ class Family:
   def config(self, fields: Fields) -> ModelConfig:
     """Returns the ModelConfig of a config.json. Raises CheckpointError naming a field that we do not compute."""
     fields.only('quantization_config', None, 'weights quantised by another library are not read; get the plain ones')
-    try:
-      return ModelConfig(**self.read(fields))
-    except (TypeError, ValueError) as e:
-      if isinstance(e, errors.CheckpointError):
-        raise
-      what = 'a field has a value of the wrong kind: ' if isinstance(e, TypeError) else ''
-      raise errors.CheckpointError(f'{fields.source}: {what}{e}') from e
+    return fields.config(self.read)
 
   def entries(self, config: ModelConfig) -> list[Entry]:
     """Returns where every parameter of a config lies. Raises CheckpointError for one that the family has not."""

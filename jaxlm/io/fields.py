@@ -1,6 +1,6 @@
 """The fields of a config.json or of another format's metadata, read with errors that name the file, field and value."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxlm import errors
@@ -40,6 +40,16 @@ class Fields:
     """Raises unless a field is absent or has the one value that we compute."""
     if self.get(name, supported) != supported:
       raise self.refuse(name, self.get(name), f'{why} (only {supported!r} is computed)')
+
+  def config(self, read: Callable[['Fields'], dict[str, Any]]) -> ModelConfig:
+    """Returns the ModelConfig of what `read` makes of the fields. Raises CheckpointError naming the file."""
+    try:
+      return ModelConfig(**read(self))
+    except (TypeError, ValueError) as e:
+      if isinstance(e, errors.CheckpointError):
+        raise
+      what = 'a field has a value of the wrong kind: ' if isinstance(e, TypeError) else ''
+      raise errors.CheckpointError(f'{self.source}: {what}{e}') from e
 
   def activation(self, name: str, default: str) -> str:
     value = self.get(name, default)

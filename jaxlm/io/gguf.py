@@ -6,7 +6,6 @@ RoPE rotates neighbours (2i, 2i + 1) instead of halves (i, i + H/2), shapes are 
 """
 
 from collections.abc import Mapping
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from jaxlm.errors import CheckpointError
 from jaxlm.io import weights
 from jaxlm.io.families import parameter_paths
 from jaxlm.io.fields import Fields
+from jaxlm.io.gguf_header import Tensor, read_header
 from jaxlm.io.weights import Entry
 
 ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
@@ -48,47 +48,12 @@ _NAMES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-  """A tensor in a GGUF file, unread."""
-
-  file: Path
-  name: str
-  kind: Any  # gguf.GGMLQuantizationType
-  shape: tuple[int, ...]  # slowest axis first
-  offset: int
-  nbytes: int
-
-  def rows(self, start: int, stop: int) -> np.ndarray:
-    """Returns rows [start, stop), dequantised to float32. Raises CheckpointError for a type that is not known."""
-    import gguf
-
-    if len(self.shape) == 1:  # a vector is one row of blocks
-      return self._read(self.offset, (self.nbytes,), gguf)[start:stop]
-    width = self.nbytes // self.shape[0]
-    return self._read(self.offset + start * width, (stop - start, width), gguf)
-
-  def _read(self, offset: int, shape: tuple[int, ...], gguf) -> np.ndarray:
-    with open(self.file, 'rb') as f:
-      f.seek(offset)
-      data = np.fromfile(f, np.uint8, math.prod(shape))
-    if data.size < math.prod(shape):
-      raise CheckpointError(f'{self.file} ended inside tensor {self.name!r}: it shrank while it was read.')
-    try:
-      return gguf.quants.dequantize(data.reshape(shape), self.kind)
-    except NotImplementedError as e:
-      raise CheckpointError(
-        f'{self.file}: tensor {self.name!r} is stored as {self.kind.name}, which cannot be dequantised. '
-        'Get the model as F16, BF16, Q8_0, Q6_K, Q4_K or Q4_0.'
-      ) from e
-
-
 def load(path: Path, dtype: str, mesh: Any = None) -> tuple[ModelConfig, Any, Any]:
   """Returns (config, params, tokenizer or None). Raises CheckpointError for what cannot be read or does not fit."""
   from jaxlm.data import tokenizers
 
   metadata, tensors = read_header(path)
-  config = read_config(Fields(metadata, path), tensors)
+  config = Fields(metadata, path).config(lambda fields: read_config(fields, tensors))
   tokenizer = None
   if metadata.get('tokenizer.ggml.model', 'none') not in ('none', 'no_vocab'):
     try:
@@ -101,43 +66,8 @@ def load(path: Path, dtype: str, mesh: Any = None) -> tuple[ModelConfig, Any, An
   return config.replace(dtype=dtype), params, tokenizer
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-  """Returns (metadata as plain Python values, tensors by name). Raises CheckpointError naming a broken file."""
-  import gguf
-
-  try:
-    size = path.stat().st_size
-    with open(path, 'rb') as f:
-      magic = f.read(4)
-  except OSError as e:
-    raise CheckpointError(f'{path} cannot be read: {e.strerror or e}.') from e
-  if magic != b'GGUF':
-    raise CheckpointError(f'{path} is not a GGUF file: it begins with {magic!r}. Download or copy it again.')
-  try:
-    reader = gguf.GGUFReader(path)
-    # The package's views of the mapped file would keep it in memory; only offsets are kept here.
-    metadata = {key: field.contents() for key, field in reader.fields.items()}
-    tensors = {
-      t.name: Tensor(
-        path, t.name, t.tensor_type, tuple(int(n) for n in reversed(t.shape)), int(t.data_offset), int(t.n_bytes)
-      )
-      for t in reader.tensors
-    }
-  except Exception as e:  # GGUFReader trusts its input; a broken file fails in any of NumPy's and Python's ways
-    raise CheckpointError(
-      f'{path} ({size} bytes) is a truncated or corrupt GGUF file ({type(e).__name__}: {e}). Download or copy it again.'
-    ) from e
-  for tensor in tensors.values():
-    if tensor.offset + tensor.nbytes > size:
-      raise CheckpointError(
-        f'{path} is truncated: it has {size} bytes, tensor {tensor.name!r} ends at '
-        f'{tensor.offset + tensor.nbytes}. Download or copy it again.'
-      )
-  return metadata, tensors
-
-
-def read_config(f: Fields, tensors: Mapping[str, Tensor]) -> ModelConfig:
-  """Returns the ModelConfig of a file's metadata. Raises CheckpointError naming a field that we do not compute."""
+def read_config(f: Fields, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+  """Returns the arguments of ModelConfig. Raises CheckpointError naming a field that we do not compute."""
   arch = f['general.architecture']
   if arch not in ARCHITECTURES:
     raise errors.unknown(f'GGUF architecture in {f.source}:', arch, ARCHITECTURES, CheckpointError)
@@ -157,7 +87,7 @@ def read_config(f: Fields, tensors: Mapping[str, Tensor]) -> ModelConfig:
   if 'token_embd.weight' not in tensors:
     raise CheckpointError(f"{f.source}: parameter embed/embedding is missing: there is no tensor 'token_embd.weight'.")
   max_length, window = f[f'{arch}.context_length'], f.get(f'{arch}.attention.sliding_window', 0)
-  return ModelConfig(
+  return dict(
     vocab_size=tensors['token_embd.weight'].shape[0],
     num_layers=f[f'{arch}.block_count'],
     model_dim=width,

@@ -9,7 +9,7 @@ import jaxlm
 from jaxlm.config import ModelConfig, RopeConfig
 from jaxlm.errors import CheckpointError
 from jaxlm.io import gguf as gguf_io
-from jaxlm.io import weights
+from jaxlm.io import gguf_header, weights
 from jaxlm.models import sharding
 from jaxlm.models.positions import rope_frequencies
 from jaxlm.models.transformer import abstract_params
@@ -129,10 +129,24 @@ def test_k_quants_are_dequantised(tmp_path):
     raw[:, 0:2] = raw[:, 2:4] = scale
     raw[:, -2:] = scale
     (tmp_path / 'raw').write_bytes(b'x' * 7 + raw.tobytes())
-    tensor = gguf_io.Tensor(tmp_path / 'raw', 't', kind, (50, 256), 7, raw.nbytes)
+    tensor = gguf_header.Tensor(tmp_path / 'raw', 't', kind, (50, 256), 7, raw.nbytes)
     embed = weights.Layout(config).read(weights.Entry('embed/embedding', 't', 'V,D'), tensor, 'float32')
     np.testing.assert_array_equal(embed, gguf.quants.dequantize(raw, kind))
   assert path.exists()
+
+
+def test_the_header_says_what_the_gguf_package_says(tmp_path):
+  lists = {'a.strings': (['x', 'é', ''], gguf.GGUFValueType.ARRAY), 'a.floats': ([0.5, 2.0], gguf.GGUFValueType.ARRAY)}
+  path = write(tmp_path / 'model.gguf', random_lm(LLAMA), kind=Q.Q4_1, extra=lists)
+  metadata, tensors = gguf_header.read_header(path)
+  reader = gguf.GGUFReader(path)
+  own = {key: field.contents() for key, field in reader.fields.items() if not key.startswith('GGUF.')}
+  assert metadata == own and metadata['a.strings'] == ['x', 'é', '']
+  for t in reader.tensors:
+    ours = tensors[t.name]
+    assert (ours.kind, ours.shape[::-1], ours.offset, ours.nbytes) == (
+      t.tensor_type, tuple(t.shape), t.data_offset, t.n_bytes,
+    )  # fmt: skip
 
 
 def test_a_mesh_and_half_precision(tmp_path):
@@ -190,6 +204,11 @@ def test_llama3_rope_is_recognised_by_its_divisors(tmp_path):
     ('llama', {'llama.expert_count': value(8)}, 'llama.expert_count=8 is not supported'),
     ('llama', {'split.count': value(2)}, 'split.count=2.*merge'),
     ('llama', {'llama.rope.scaling.type': string('longrope')}, "type='longrope'"),
+    (
+      'llama',
+      {'llama.attention.sliding_window': string('wide')},
+      r'model\.gguf: a field has a value of the wrong kind',
+    ),
     ('llama', {'llama.rope.dimension_count': value(4)}, 'rope.dimension_count=4'),
   ],
 )
