@@ -37,14 +37,15 @@ class FullCache:
 
   keys: tuple[jax.Array, ...]  # per layer [B, K, S, H]: heads first, so that a decode step reads them without a copy
   values: tuple[jax.Array, ...]  # per layer [B, K, S, H]
-  empty: bool = struct.field(pytree_node=False, default=False)  # True: nothing is written yet, rows start at slot 0
+  # Per layer, static: whether nothing is written yet, so that all rows start at slot 0.
+  empty: tuple[bool, ...] = struct.field(pytree_node=False)
 
   @classmethod
   def create(cls, config: ModelConfig, batch: int, capacity: int, dtype=None) -> 'FullCache':
     """Returns an empty cache with `capacity` slots per row."""
     shape = (batch, config.num_kv_heads, capacity, config.head_dim)
     zeros = lambda: tuple(jnp.zeros(shape, dtype or config.dtype) for _ in range(config.num_layers))
-    return cls(keys=zeros(), values=zeros(), empty=True)
+    return cls(keys=zeros(), values=zeros(), empty=(True,) * config.num_layers)
 
   @property
   def nbytes(self) -> int:
@@ -52,7 +53,7 @@ class FullCache:
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     k, v = (heads_first(x).astype(self.keys[layer].dtype) for x in (k, v))
-    if self.empty:  # Prefill: the new tokens are all there is, so unused slots need not be read.
+    if self.empty[layer]:  # Prefill: the new tokens are all there is, so unused slots need not be read.
       write = lambda slots, new: jax.lax.dynamic_update_slice(slots, new, (0, 0, 0, 0))
       index_1T = jnp.arange(q.shape[1])[None]
       out = attend(q, k, v, rule.visible(index_1T, index_1T), rule)
@@ -64,13 +65,11 @@ class FullCache:
       slot_1S = jnp.arange(keys.shape[2])[None]
       out = attend(q, keys, values, rule.visible(positions, slot_1S), rule)
     replaced = lambda layers, new: layers[:layer] + (new,) + layers[layer + 1 :]
-    # The last layer ends the prefill: from the next call on rows start where their positions say.
-    empty = self.empty and layer < len(self.keys) - 1
-    return out, self.replace(keys=replaced(self.keys, keys), values=replaced(self.values, values), empty=empty)
+    return out, FullCache(replaced(self.keys, keys), replaced(self.values, values), replaced(self.empty, False))
 
 
 def write_rows(slots_BKSH, new_BKTH, start_B):
-  """Writes each row's new entries from its own slot on. Rows are unrolled while few: XLA then updates in place."""
+  """Writes each row's new entries from its own slot on."""
   if slots_BKSH.shape[0] == 1:
     return jax.lax.dynamic_update_slice(slots_BKSH, new_BKTH, (0, 0, start_B[0], 0))
   return jax.vmap(lambda slots, new, start: jax.lax.dynamic_update_slice(slots, new, (0, start, 0)))(

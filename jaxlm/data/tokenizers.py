@@ -284,6 +284,8 @@ def _from_merges(path: Path) -> Tokenizer:
     lines = (path / 'merges.txt').read_text(encoding='utf-8').splitlines()
     merges = [line.split(' ') for line in lines if line and not line.startswith('#version')]
     settings = tokenizer_files.read_settings(path)
+    if (bos := tokenizer_files.text_of(settings.get('bos_token'))) in vocabulary:
+      settings['bos_token_id'] = vocabulary[bos]
     texts = {tokenizer_files.text_of(settings.get(f'{name}_token')) for name in ('bos', 'eos', 'pad', 'unk')}
     return byte_level_bpe(vocabulary, merges, settings, added={vocabulary[t]: True for t in texts if t in vocabulary})
   except Exception as e:  # tokenizers raises bare Exception

@@ -415,7 +415,7 @@ def test_vocab_and_merges_files_give_the_tokenizer_of_the_json_file(tmp_path):
   (tmp_path / 'tokenizer_config.json').write_text(
     '{"bos_token": "</s>", "eos_token": {"content": "</s>"}, "add_bos_token": true}'
   )
-  ours = from_directory(tmp_path)
+  ours = T.from_directory(tmp_path)
   text = 'the cat  sat\non 12 m\u00e4ts'
   assert ours.encode(text) == trained.encode(text).ids
   assert ours.decode(ours.encode(text)) == text
