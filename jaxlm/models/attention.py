@@ -63,4 +63,8 @@ def attend(
   if rule.softcap is not None:
     logits_BKGTS = rule.softcap * jnp.tanh(logits_BKGTS / rule.softcap)
   w_BKGTS = OPERATIONS[rule.operation](logits_BKGTS, mask[:, None, None]).astype(v.dtype)
-  return jnp.einsum('BKGTS,BKSH->BTKGH', w_BKGTS, v).reshape(B, T, N, H)
+  if N == K:
+    return jnp.einsum('BKGTS,BKSH->BTKGH', w_BKGTS, v).reshape(B, T, N, H)
+  # For grouped queries the einsum makes XLA's CPU backend transpose the values first: 4 times slower at batch 8.
+  out_BKGTH = jnp.matmul(w_BKGTS.reshape(B, K, -1, w_BKGTS.shape[-1]), v).reshape(B, K, N // K, T, H)
+  return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
