@@ -32,6 +32,28 @@ def initialize(config: DistributedConfig) -> None:
     ) from e
 
 
+def on_first_host(action: Callable[[], Any], error: type[Exception]) -> Any:
+  """Runs `action` in process 0 while the others wait; returns its result there and None elsewhere.
+
+  Raises what `action` raises in process 0, and `error` everywhere else: no host is left waiting for one that has failed.
+  """
+  result = raised = None
+  if jax.process_index() == 0:
+    try:
+      result = action()
+    except Exception as e:
+      raised = e
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    failed = bool(multihost_utils.broadcast_one_to_all(np.asarray(raised is not None)))
+    if failed and raised is None:
+      raise error('Process 0 could not open the run; its message says why.')
+  if raised is not None:
+    raise raised
+  return result
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
   """The devices, how a state and a batch lie on them, and how a step is compiled for them."""

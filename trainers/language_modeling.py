@@ -118,7 +118,7 @@ class LanguageModeling(Task):
     heads = (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
     layer = T * (6 * c.model_dim + heads + 4 * c.mlp_dim) * size + c.num_heads * T * T * (4 + size)
     kept = c.num_layers * (T * c.model_dim * size) + layer if c.remat == 'full' else c.num_layers * layer
-    logits = min(rows * T * c.vocab_size, losses.CHUNK_LOGITS) * 4 * 2
+    logits = min(rows * T * c.vocab_size, losses.slice_logits()) * 4 * 2
     return rows * kept + logits
 
   def save_assets(self, directory: Path) -> None:

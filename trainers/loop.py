@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxlm import config as configs
 from jaxlm.data.packing import prefetch
-from jaxlm.errors import DivergedError
+from jaxlm.errors import CheckpointError, DivergedError
 from jaxlm.io.checkpoint import Checkpointer, read_notes
 from trainers import distributed, report, run_directory
 from trainers.config import TrainConfig
@@ -131,7 +131,11 @@ def fit(task: Task, config: TrainConfig) -> TrainState:
     DivergedError: the loss, a gradient or a parameter is no longer finite; nothing is saved after that.
     Stopped: a signal stopped the run; it is saved.
   """
-  return _Run(task, config).train()
+  run = _Run(task, config)
+  try:
+    return run.train()
+  finally:
+    run.close()
 
 
 class _Run:
@@ -147,9 +151,7 @@ class _Run:
     self.main = jax.process_index() == 0
     self.optimizer = make_optimizer(config.optimizer, c.steps)
 
-    changed = run_directory.open_run(self.directory, config, task.trainer)
-    if self.main:
-      task.save_assets(self.directory)
+    self.lock, changed = distributed.on_first_host(self._open, CheckpointError) or (None, [])
     self.checkpoints = Checkpointer(self.directory / 'checkpoints', keep=c.keep)
     self.step = self.checkpoints.latest() or 0
     notes = read_notes(self.directory / 'checkpoints' / str(self.step)) if self.step else {}
@@ -157,6 +159,11 @@ class _Run:
     self.progress = Progress(self.step, c.steps, show=self.main)
     if changed and self.step:
       self.progress.say('Changed since this run began: ' + ', '.join(f'{k} {a!r} -> {b!r}' for k, a, b in changed))
+
+  def _open(self):
+    opened = run_directory.open_run(self.directory, self.config, self.task.trainer)
+    self.task.save_assets(self.directory)
+    return opened
 
   def init(self) -> TrainState:
     params = self.task.init_params(jax.random.key(self.config.run.seed))
@@ -204,12 +211,8 @@ class _Run:
     try:
       with StopOnSignal() as signals:
         state = self.steps(state, signals)
-    except BaseException:
-      self.progress.close()
+    finally:
       self.log.close()
-      self._abandon()
-      raise
-    self.log.close()
     self.finish()
     return state
 
@@ -296,12 +299,15 @@ class _Run:
     self.progress.say(f'{name}: saved step {self.step} in {self.directory}. Start the same command again to resume.')
     raise Stopped(128 + number)
 
-  def _abandon(self) -> None:
-    """Lets a save in the background come to its end, without hiding the error that brought us here."""
+  def close(self) -> None:
+    """Lets a save in the background come to its end, without hiding the error that may have brought us here."""
+    self.progress.close()
     try:
       self.checkpoints.close()
     except Exception:
       pass
+    if self.lock is not None:
+      self.lock.close()
 
   def finish(self) -> None:
     self.progress.close()

@@ -1,11 +1,12 @@
 """A run directory: config.json says what it is, and only a directory that has one is ever written into again."""
 
+import fcntl
 import json
 import os
 from pathlib import Path
 import platform
 import subprocess
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -13,6 +14,9 @@ import jaxlm
 from jaxlm import config as configs
 from jaxlm.errors import CheckpointError
 from jaxlm.io import checkpoint
+
+HIDDEN = ('.lock', '.config.json.tmp')
+"""What a process that was killed at once may leave before its config.json."""
 
 
 def versions() -> dict[str, Any]:
@@ -58,13 +62,15 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, An
   return [(k, old.get(k), new.get(k)) for k in sorted(old | new) if old.get(k) != new.get(k)]
 
 
-def open_run(path: str | Path, config: Any, trainer: str) -> list[tuple[str, Any, Any]]:
+def open_run(path: str | Path, config: Any, trainer: str) -> tuple[TextIO, list[tuple[str, Any, Any]]]:
   """Makes a new run directory, or checks that an old one may be resumed with `config` and notes the new config.
 
-  Returns the settings that changed since the run began, other than those of the model, which may not.
+  Returns (the lock, to be closed at the end of the run; the settings that changed since the run began, other than those
+  of the model, which may not).
 
   Raises:
-    CheckpointError: `path` is a file, holds something that is not a run, or a run of another model or trainer.
+    CheckpointError: `path` is a file, holds something that is not a run, a run of another model or trainer, or one that
+      another process is writing.
   """
   path = Path(path)
   new = configs.to_dict(config)
@@ -82,19 +88,19 @@ def open_run(path: str | Path, config: Any, trainer: str) -> list[tuple[str, Any
       )
     skip = ('run.directory', 'trainer', 'versions')
     changed = [c for c in changes(old, {**new, 'trainer': trainer}) if not c[0].startswith(skip)]
-  elif path.is_dir() and (others := sorted(p.name for p in path.iterdir() if p.name != '.config.json.tmp')):
+  elif path.is_dir() and (others := sorted(p.name for p in path.iterdir() if p.name not in HIDDEN)):
     first = others[0]
     raise CheckpointError(
       f'{path} holds {first!r} but no config.json: not a run directory, and nothing is overwritten.'
     )
-  if jax.process_index() == 0:
-    try:
-      path.mkdir(parents=True, exist_ok=True)
-      text = json.dumps({'trainer': trainer, **new, 'versions': versions()}, indent=2)
-      write_atomically(path / 'config.json', text)
-    except OSError as e:
-      raise CheckpointError(f'The run directory {path} cannot be written: {e}') from e
-  return changed
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    held = lock(path)
+    text = json.dumps({'trainer': trainer, **new, 'versions': versions()}, indent=2)
+    write_atomically(path / 'config.json', text)
+  except OSError as e:
+    raise CheckpointError(f'The run directory {path} cannot be written: {e}') from e
+  return held, changed
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -108,3 +114,22 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(scratch, path)
   finally:
     scratch.unlink(missing_ok=True)
+
+
+def lock(path: str | Path) -> TextIO:
+  """Returns an open file that keeps other processes out of a run; the system lets go of it however this process ends.
+
+  Raises:
+    CheckpointError: another process is writing the run.
+  """
+  file = open(Path(path) / '.lock', 'a')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.close()
+    raise CheckpointError(
+      f'Another process is training in {path}. Stop it, or choose another --run.directory.'
+    ) from None
+  except OSError:  # A file system without locks.
+    pass
+  return file

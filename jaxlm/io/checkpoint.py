@@ -7,7 +7,9 @@ that bears a step number is complete, and a killed save leaves the earlier ones 
 
 from collections.abc import Callable
 import json
+import logging
 from pathlib import Path
+import re
 from typing import Any
 
 from etils import epath
@@ -22,6 +24,10 @@ from jaxlm.models import sharding, transformer
 preservation = ocp.checkpoint_managers
 
 NOTES = 'notes'
+
+# Orbax warns of what is as it should be: checkpoints without an evaluation, items without a folder of their own above.
+_NOISE = re.compile('did not provide metrics|Metadata file does not exist|Failed to get item metadata')
+logging.getLogger('absl').addFilter(lambda record: not _NOISE.search(str(record.msg)))
 
 
 def steps(directory: str | Path) -> list[int]:

@@ -1,5 +1,5 @@
 """Losses, as sums: the division by the weight happens once, after the all-reduce."""
 
-from jaxlm.losses.cross_entropy import CHUNK_LOGITS as CHUNK_LOGITS
 from jaxlm.losses.cross_entropy import chunked_cross_entropy as chunked_cross_entropy
 from jaxlm.losses.cross_entropy import cross_entropy as cross_entropy
+from jaxlm.losses.cross_entropy import slice_logits as slice_logits

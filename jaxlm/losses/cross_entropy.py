@@ -16,9 +16,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
-# Below this many logits they are computed at once: autodiff on the plain loss is then as fast, and simpler for XLA to
-# fuse. Above it a chunk is as large as this, which keeps the matrix unit busy while dW is read and written.
-CHUNK_LOGITS = 2**26
+
+# Every slice reads and writes the whole of dW, so it should hold enough tokens to be worth that.
+SLICE_TOKENS = 256
+
+
+def slice_logits() -> int:
+  """How many logits are worth computing at once. Fewer are computed in one piece, more in pieces of this size.
+
+  On an accelerator the pieces keep the matrix unit busy while dW is read and written (256 MiB of float32); on a CPU they
+  stay near the caches, which also makes them faster than the whole (by a fifth for 1024 tokens of a vocabulary of 4096).
+  """
+  return 2**20 if jax.default_backend() == 'cpu' else 2**26
 
 
 def _capped(raw, softcap: float | None):
@@ -135,7 +144,7 @@ def chunked_cross_entropy(
     raise ValueError(f'{chunk=} must be a number of tokens, 0 (all at once) or None (by size).')
   (B, T), V = targets.shape, output_matrix.shape[1]
   if chunk is None:
-    chunk = 0 if B * T * V <= CHUNK_LOGITS else CHUNK_LOGITS // V
+    chunk = 0 if B * T * V <= slice_logits() else max(SLICE_TOKENS, slice_logits() // V)
   if chunk == 0 or chunk >= B * T:
     return cross_entropy(_logits(hidden, output_matrix, softcap), targets, mask)
   mask = jnp.ones(targets.shape, jnp.float32) if mask is None else jax.lax.stop_gradient(mask.astype(jnp.float32))
