@@ -133,7 +133,9 @@ def _from_hub(name: str) -> Path:
     ) from e
   try:
     return Path(
-      huggingface_hub.snapshot_download(name, allow_patterns=['*.json', '*.safetensors', '*.model', '*.jinja', 'merges.txt'])
+      huggingface_hub.snapshot_download(
+        name, allow_patterns=['*.json', '*.safetensors', '*.model', '*.jinja', 'merges.txt']
+      )
     )
   except Exception as e:  # the client's own, its HTTP library's and the system's
     raise CheckpointError(

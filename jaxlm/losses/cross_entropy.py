@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
-
 # Every slice reads and writes the whole of dW, so it should hold enough tokens to be worth that.
 SLICE_TOKENS = 256
 
