@@ -342,7 +342,11 @@ class _Trace:
   def at(self, step: float, state: TrainState) -> None:
     if not self.on and self.start <= step < self.end:
       jax.block_until_ready(state.step)
-      jax.profiler.start_trace(str(self.directory))
+      options = jax.profiler.ProfileOptions()
+      options.python_tracer_level = (
+        0  # It crashes jax 0.7 when a save's threads run beside it; XLA's events are what matters.
+      )
+      jax.profiler.start_trace(str(self.directory), profiler_options=options)
       self.on = True
     elif self.on and step >= self.end:
       jax.block_until_ready(state.step)
