@@ -70,8 +70,11 @@ class FullCache:
 
 def write_rows(slots_BKSH, new_BKTH, start_B):
   """Writes each row's new entries from its own slot on."""
-  if slots_BKSH.shape[0] == 1:
-    return jax.lax.dynamic_update_slice(slots_BKSH, new_BKTH, (0, 0, start_B[0], 0))
-  return jax.vmap(lambda slots, new, start: jax.lax.dynamic_update_slice(slots, new, (0, start, 0)))(
-    slots_BKSH, new_BKTH, start_B
-  )
+  write = lambda slots, new, start: jax.lax.dynamic_update_slice(slots, new, (0, start, 0))
+  if slots_BKSH.shape[0] > 1:
+    return jax.vmap(write)(slots_BKSH, new_BKTH, start_B)
+  one = lambda slots, new: write(slots[0], new[0], start_B[0])[None]
+  # XLA's CPU backend fuses an update into the product that reads it, which copies the whole cache at every step; it
+  # does not fuse through a conditional (here always true).
+  apart = lambda slots, new: jax.lax.cond(start_B[0] >= 0, one, lambda slots, new: slots, slots, new)
+  return jax.lax.platform_dependent(slots_BKSH, new_BKTH, cpu=apart, default=one)

@@ -61,12 +61,10 @@ def attend(
   G = N // K
   # Plain batched products [G T, H] x [H, S] x [S, H]; einsums over all five axes cost more copies on a CPU.
   q_BKRH = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
-  logits_BKRS = jnp.matmul(q_BKRH, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
+  logits_BKRS = jnp.einsum('BKRH,BKSH->BKRS', q_BKRH, k, preferred_element_type=jnp.float32)
   logits_BKGTS = logits_BKRS.reshape(B, K, G, T, S) * rule.scale
   if rule.softcap is not None:
     logits_BKGTS = rule.softcap * jnp.tanh(logits_BKGTS / rule.softcap)
   w_BKGTS = OPERATIONS[rule.operation](logits_BKGTS, mask[:, None, None]).astype(v.dtype)
-  if G * T == 1:  # One row per head: here the einsum is the faster one.
-    return jnp.einsum('BKGTS,BKSH->BTKGH', w_BKGTS, v).reshape(B, T, N, H)
   out_BKRH = jnp.matmul(w_BKGTS.reshape(B, K, G * T, S), v)
   return out_BKRH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
