@@ -10,6 +10,7 @@ import sys
 
 REPOSITORY = ''  # 'git+https://...' of your copy; not needed where jaxlm is installed already
 if importlib.util.find_spec('jaxlm') is None:
+  assert REPOSITORY, 'Write where your copy of jaxlm is into REPOSITORY above.'
   subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', f'jaxlm @ {REPOSITORY}'], check=True)
 
 # %%
