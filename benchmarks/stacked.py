@@ -45,8 +45,8 @@ def main(config: Config) -> None:
 
   def layer(weights, x_B1D, position_B1, keys, values):
     cache = FullCache((keys,), (values,), empty=(False,))
-    rotation = rope_tables(model, position_B1, 1)
-    x_B1D, cache = Block(model, 0).apply({'params': weights}, x_B1D, position_B1, rotation, cache)
+    scheme = rope_tables(model, position_B1, 1), None
+    x_B1D, cache = Block(model, 0).apply({'params': weights}, x_B1D, position_B1, scheme, cache)
     return x_B1D, cache.keys[0], cache.values[0]
 
   def unrolled(x_B1D, position_B1, layers, keys, values):

@@ -2,11 +2,17 @@
 
 import dataclasses
 import json
+import math
 from typing import Any, Literal
 
 from jaxlm import errors
 
-Operation = Literal['softmax', 'sigmoid']
+Operation = Literal[
+  'softmax', 'sigmoid', 'sigmoid_norm', 'sigmoid_len', 'sigmoid_sqrtlen', 'elu1', 'elu1_norm', 'identity', 'identity_norm',
+  'kernel_elu1', 'kernel_elu1_norm', 'mlp', 'mlp_norm',
+]  # fmt: skip
+POWERED = ('softmax', 'sigmoid_norm', 'elu1_norm')
+Position = Literal['rope', 'learned', 'sinusoidal', 'alibi', 'relative_t5', 'relative_paper', 'none']
 Activation = Literal['silu', 'gelu', 'gelu_tanh', 'relu']
 
 
@@ -45,6 +51,23 @@ class RopeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SinkConfig:
+  """A slot beside the tokens, seen by every query, where attention can go that would else go to the first token."""
+
+  kind: Literal['none', 'token', 'kv', 'k', 'v', 'logit'] = 'none'
+  """token: a learned embedding before the first token. kv: a learned key and value in every layer. k: a learned key with a
+  fixed value. v: a learned vector added to every head's output. logit: a learned logit per head, value 0."""
+  shared: bool = False
+  """kv, k, v: one for all heads of a layer."""
+  learned_dims: int | None = None
+  """k: only the first so many dimensions of the key are learned, the others are 0 (none: all)."""
+  value: Literal['zero', 'unit', 'ones'] = 'zero'
+  """k: direction of the fixed value; unit is (1, 0, ...), ones is (1, 1, ...) / sqrt(head_dim)."""
+  value_scale: float = 1.0
+  """k: length of the fixed value."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """Shape of a decoder-only transformer."""
 
@@ -69,10 +92,25 @@ class ModelConfig:
   """down(activation(gate(x)) * up(x)) instead of down(activation(up(x)))."""
   parallel_residual: bool = False
   """Attention and MLP read the same residual stream and are added together (GPT-NeoX)."""
-  position: Literal['rope', 'learned', 'none'] = 'rope'
+  norm_placement: Literal['pre', 'post', 'hybrid'] = 'pre'
+  """pre: x + f(norm(x)). post: norm(x + f(x)), without a final norm. hybrid: pre, and a norm on the attention's output."""
+  position: Position = 'rope'
+  """Added to the embedding (learned, sinusoidal), rotated into queries and keys (rope), or added to the logits by distance:
+  alibi, relative_t5 (a learned table per head), relative_paper (the attention-sink code's fixed one)."""
   rope: RopeConfig = RopeConfig()
   attention: Operation = 'softmax'
-  """How attention logits become weights."""
+  """How attention logits become weights; *_norm divides them by their sum."""
+  attention_power: float = 1.0
+  """p of the normaliser (sum w^p)^(1/p), for softmax, sigmoid_norm and elu1_norm."""
+  attention_row_sum: float = 1.0
+  """Weights are multiplied by this (softmax: rows sum to it)."""
+  attention_offset: float | Literal['neg_log_n'] = 0.0
+  """Added to the logits; neg_log_n is -log(max_length), which tames sigmoid's long rows."""
+  head_mixing: Literal['concat', 'sum'] = 'concat'
+  """Heads are concatenated before the output projection, or added up."""
+  sink: SinkConfig = SinkConfig()
+  prefix: int = 0
+  """Prefix LM: the first so many tokens are seen by every token, also by earlier ones (0: causal)."""
   qk_norm: bool = False
   """RMSNorm on each query and key head before positions (Qwen3)."""
   qkv_bias: bool = False
@@ -109,6 +147,16 @@ class ModelConfig:
       raise ValueError(f'{self.num_heads=} is not a multiple of {self.num_kv_heads=}.')
     if self.position == 'rope' and self.rotated_dim % 2:
       raise ValueError(f'RoPE rotates pairs: {self.head_dim=} x {self.rope.fraction=} = {self.rotated_dim} is odd.')
+    if self.attention_power != 1.0 and self.attention not in POWERED:
+      raise ValueError(f'{self.attention_power=} is for {", ".join(POWERED)}, not for {self.attention!r}.')
+    if self.attention_power <= 0 or self.attention_row_sum <= 0:
+      raise ValueError(f'{self.attention_power=} and {self.attention_row_sum=} must be positive.')
+    if not 0 <= self.prefix <= self.max_length:
+      raise ValueError(f'{self.prefix=} must be within 0 .. {self.max_length=}.')
+    if self.parallel_residual and self.norm_placement != 'pre':
+      raise ValueError(f"parallel_residual needs norm_placement='pre', not {self.norm_placement!r}.")
+    if self.sink.learned_dims is not None and not 0 <= self.sink.learned_dims <= self.head_dim:
+      raise ValueError(f'{self.sink.learned_dims=} must be within 0 .. {self.head_dim=}.')
     if any(w < 0 for w in self.windows) or len(self.windows) > self.num_layers:
       raise ValueError(f'{self.windows=}: at most {self.num_layers} windows, each 0 (unlimited) or a number of tokens.')
     for name in ('attention_softcap', 'logit_softcap'):
@@ -118,6 +166,10 @@ class ModelConfig:
   @property
   def rotated_dim(self) -> int:
     return int(self.head_dim * self.rope.fraction)
+
+  @property
+  def logit_offset(self) -> float:
+    return -math.log(self.max_length) if self.attention_offset == 'neg_log_n' else self.attention_offset
 
   def window(self, layer: int) -> int | None:
     """Sliding window of `layer` in tokens, or None."""
@@ -139,6 +191,8 @@ def model_config(fields: dict[str, Any]) -> ModelConfig:
       raise errors.unknown('model config field', name, known)
   if 'rope' in fields:
     fields['rope'] = RopeConfig(**fields['rope'])
+  if 'sink' in fields:
+    fields['sink'] = SinkConfig(**fields['sink'])
   if 'windows' in fields:
     fields['windows'] = tuple(fields['windows'])
   return ModelConfig(**fields)

@@ -1,6 +1,6 @@
 """Caches: what a transformer remembers, and how a layer attends over it.
 
-A cache is a pytree with one method,
+A cache is a pytree with one property, `fresh`, and one method,
 
   attend(layer, q, k, v, positions, rule) -> (out, cache)
 
@@ -19,6 +19,11 @@ from jaxlm.models.attention import AttentionRule
 
 class Cache(Protocol):
   """See the module's docstring."""
+
+  @property
+  def fresh(self) -> bool:
+    """Whether nothing is remembered yet, so that the model begins with what it puts before the first token. Static."""
+    ...
 
   def attend(
     self,

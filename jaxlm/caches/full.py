@@ -18,13 +18,19 @@ class Sequence:
 
   segments: jax.Array | None = None  # [B, T] int32, equal within a document; 0 is padding
 
+  @property
+  def fresh(self) -> bool:
+    return True
+
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     del layer, positions  # Within a row, order is index: positions restart at document borders.
-    index_1T = jnp.arange(q.shape[1])[None]
-    mask_BTS = rule.visible(index_1T, index_1T)
+    index_1T, mask_BTS = jnp.arange(q.shape[1])[None], None
     if self.segments is not None:
-      mask_BTS = mask_BTS & (self.segments[:, :, None] == self.segments[:, None, :])
-    return attend(q, heads_first(k), heads_first(v), mask_BTS, rule), self
+      segments_BT = self.segments
+      mask_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
+      if (before := q.shape[1] - segments_BT.shape[1]) > 0:  # A sink token stands before all documents of its row.
+        mask_BTS = jnp.pad(mask_BTS, ((0, 0), (before, 0), (before, 0)), constant_values=True)
+    return attend(q, heads_first(k), heads_first(v), index_1T, index_1T, rule, mask_BTS), self
 
 
 @struct.dataclass
@@ -43,9 +49,14 @@ class FullCache:
   @classmethod
   def create(cls, config: ModelConfig, batch: int, capacity: int, dtype=None) -> 'FullCache':
     """Returns an empty cache with `capacity` slots per row."""
+    capacity += config.sink.kind == 'token'
     shape = (batch, config.num_kv_heads, capacity, config.head_dim)
     zeros = lambda: tuple(jnp.zeros(shape, dtype or config.dtype) for _ in range(config.num_layers))
     return cls(keys=zeros(), values=zeros(), empty=(True,) * config.num_layers)
+
+  @property
+  def fresh(self) -> bool:
+    return self.empty[0]
 
   @property
   def nbytes(self) -> int:
@@ -56,14 +67,14 @@ class FullCache:
     if self.empty[layer]:  # Prefill: the new tokens are all there is, so unused slots need not be read.
       write = lambda slots, new: jax.lax.dynamic_update_slice(slots, new, (0, 0, 0, 0))
       index_1T = jnp.arange(q.shape[1])[None]
-      out = attend(q, k, v, rule.visible(index_1T, index_1T), rule)
+      out = attend(q, k, v, index_1T, index_1T, rule)
       keys, values = write(self.keys[layer], k), write(self.values[layer], v)
     else:
       keys, values = (
         write_rows(slots, new, positions[:, 0]) for slots, new in ((self.keys[layer], k), (self.values[layer], v))
       )
       slot_1S = jnp.arange(keys.shape[2])[None]
-      out = attend(q, keys, values, rule.visible(positions, slot_1S), rule)
+      out = attend(q, keys, values, positions, slot_1S, rule)
     replaced = lambda layers, new: layers[:layer] + (new,) + layers[layer + 1 :]
     return out, FullCache(replaced(self.keys, keys), replaced(self.values, values), replaced(self.empty, False))
 

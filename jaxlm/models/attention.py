@@ -1,70 +1,218 @@
 """Attention with a swappable weight function.
 
-  o_t = sum_s w(q_t . k_s / sqrt(H))_s v_s,   w = softmax, or sigmoid without normalisation.
+  o_t = sum_s w_ts v_s,   w_ts = a sim(s_ts) / Z_t,   s_ts = q_t . k_s / sqrt(H) + ...
 
-The attention-sink paper (https://arxiv.org/abs/2410.10781) compares the two; everything else in the block is shared.
-A new operation is one function from logits and mask to weights, and one entry in OPERATIONS.
+Every operation of the attention-sink paper (https://arxiv.org/abs/2410.10781, table of attention operations) is one
+function from float32 logits and a mask to weights, and one entry in OPERATIONS. Masked weights are 0. Operations whose
+similarity is a kernel, phi(q) . phi(k) / sqrt(H), get queries and keys that the block has already put through phi.
 """
 
 from collections.abc import Callable
-import dataclasses
 
+from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.config import ModelConfig
+from jaxlm.models.schemes import distance_scores
+
+EPS = 1e-8
 
 
-def softmax_weights(logits_BKGTS, mask_B11TS):
+def softmax(logits, visible, power=1.0):
   # A finite floor keeps fully masked rows (padding) at uniform weights instead of NaN.
-  return jax.nn.softmax(jnp.where(mask_B11TS, logits_BKGTS, jnp.finfo(logits_BKGTS.dtype).min), axis=-1)
+  masked = jnp.where(visible, logits, jnp.finfo(logits.dtype).min)
+  if power == 1.0:
+    return jax.nn.softmax(masked, axis=-1)
+  masked = jnp.where(visible, power * logits, jnp.finfo(logits.dtype).min)
+  return jnp.exp(jax.nn.log_softmax(masked, axis=-1) / power)
 
 
-def sigmoid_weights(logits_BKGTS, mask_B11TS):
-  return jnp.where(mask_B11TS, jax.nn.sigmoid(logits_BKGTS), 0.0)
+def sigmoid(logits, visible):
+  return jnp.where(visible, jax.nn.sigmoid(logits), 0.0)
 
 
-OPERATIONS: dict[str, Callable] = {'softmax': softmax_weights, 'sigmoid': sigmoid_weights}
+def sigmoid_norm(logits, visible, power=1.0):
+  return _divided_by_sum(jax.nn.sigmoid(logits), visible, power)
 
 
-@dataclasses.dataclass(frozen=True)
+def sigmoid_len(logits, visible):
+  """Sigmoid attention divided by the number of visible keys (https://arxiv.org/abs/2409.04431)."""
+  return sigmoid(logits, visible) / _count(visible)
+
+
+def sigmoid_sqrtlen(logits, visible):
+  return sigmoid(logits, visible) / jnp.sqrt(_count(visible))
+
+
+def elu1(logits, visible):
+  return jnp.where(visible, jax.nn.elu(logits) + 1, 0.0)
+
+
+def elu1_norm(logits, visible, power=1.0):
+  return _divided_by_sum(jax.nn.elu(logits) + 1, visible, power)
+
+
+def identity(logits, visible):
+  return jnp.where(visible, logits, 0.0)
+
+
+def identity_norm(logits, visible):
+  w = identity(logits, visible)
+  return w / jnp.maximum(jnp.abs(w.sum(axis=-1, keepdims=True)), 1.0)
+
+
+def kernel_elu1_norm(logits, visible):
+  return _divided_by_sum(logits, visible, 1.0)
+
+
+def _divided_by_sum(similarity, visible, power):
+  w = jnp.where(visible, similarity, 0.0)
+  if power == 1.0:
+    return w / (w.sum(axis=-1, keepdims=True) + EPS)
+  # The power is taken before masking: 0 ** p has no gradient for p < 1.
+  total = jnp.where(visible, jnp.maximum(similarity, EPS) ** power, 0.0).sum(axis=-1, keepdims=True)
+  return w / (jnp.maximum(total, EPS) ** (1 / power) + EPS)
+
+
+def _count(visible):
+  return jnp.maximum(visible.sum(axis=-1, keepdims=True), 1).astype(jnp.float32)
+
+
+OPERATIONS: dict[str, Callable] = {
+  'softmax': softmax,
+  'sigmoid': sigmoid,
+  'sigmoid_norm': sigmoid_norm,
+  'sigmoid_len': sigmoid_len,
+  'sigmoid_sqrtlen': sigmoid_sqrtlen,
+  'elu1': elu1,
+  'elu1_norm': elu1_norm,
+  'identity': identity,
+  'identity_norm': identity_norm,
+  'kernel_elu1': identity,
+  'kernel_elu1_norm': kernel_elu1_norm,
+  'mlp': identity,
+  'mlp_norm': identity_norm,
+}
+KERNELS = {'kernel_elu1': 'elu1', 'kernel_elu1_norm': 'elu1', 'mlp': 'mlp', 'mlp_norm': 'mlp'}
+
+
+@struct.dataclass
 class AttentionRule:
-  """What a cache needs to know of a layer to attend for it: the operation, its scale, cap and window."""
+  """What a cache needs to know of a layer to attend for it. Arrays are the layer's parameters; the rest is static."""
 
-  operation: str
-  scale: float
-  softcap: float | None = None
-  window: int | None = None
+  operation: str = struct.field(pytree_node=False)
+  scale: float = struct.field(pytree_node=False)
+  softcap: float | None = struct.field(pytree_node=False, default=None)
+  window: int | None = struct.field(pytree_node=False, default=None)
+  prefix: int = struct.field(pytree_node=False, default=0)
+  power: float = struct.field(pytree_node=False, default=1.0)
+  row_sum: float = struct.field(pytree_node=False, default=1.0)
+  offset: float = struct.field(pytree_node=False, default=0.0)
+  position: str = struct.field(pytree_node=False, default='none')
+  slot_key: Array | None = None  # [K, H]: a key that every query sees, at no position
+  slot_value: Array | None = None  # [K, H]; None is 0
+  slot_logit: Array | None = None  # [N]: a logit instead of a key
+  distance_table: Array | None = None  # [N, 32], of relative_t5
+
+  @property
+  def has_slot(self) -> bool:
+    return self.slot_key is not None or self.slot_logit is not None
 
   def visible(self, q_positions_BT, k_positions_BS) -> Bool[Array, 'B T S']:
-    """Which keys each query may see: not in its future, not before its window."""
+    """Which keys each query may see: not in its future, not before its window; and always the prefix."""
     distance_BTS = q_positions_BT[:, :, None] - k_positions_BS[:, None, :]
     visible_BTS = distance_BTS >= 0
-    return visible_BTS if self.window is None else visible_BTS & (distance_BTS < self.window)
+    if self.window is not None:
+      visible_BTS &= distance_BTS < self.window
+    return visible_BTS | (k_positions_BS < self.prefix)[:, None, :] if self.prefix else visible_BTS
 
 
 def layer_rule(config: ModelConfig, layer: int) -> AttentionRule:
-  return AttentionRule(config.attention, config.head_dim**-0.5, config.attention_softcap, config.window(layer))
+  """Returns the static part of a layer's rule."""
+  shift = int(config.sink.kind == 'token')
+  return AttentionRule(
+    operation=config.attention,
+    scale=config.head_dim**-0.5,
+    softcap=config.attention_softcap,
+    window=config.window(layer),
+    prefix=config.prefix + shift if config.prefix else 0,
+    power=config.attention_power,
+    row_sum=config.attention_row_sum,
+    offset=config.logit_offset,
+    position=config.position,
+  )
+
+
+def attention_weights(
+  q: Float[Array, 'B T N H'],
+  k: Float[Array, 'B K S H'],
+  q_positions: Int[Array, 'B T'],
+  k_positions: Int[Array, 'B S'],
+  rule: AttentionRule,
+  mask: Bool[Array, 'B T S'] | None = None,
+) -> tuple[Float[Array, 'B K G T S'], Float[Array, 'B K G T'] | None]:
+  """Returns the float32 weights of the keys, and of the rule's slot if it has one.
+
+  Args:
+    q, k: queries, and keys with heads first; N = K G.
+    q_positions, k_positions: where they stand; the batch axes may be 1.
+    rule: see AttentionRule.
+    mask: further keys to hide, such as other documents'.
+  """
+  B, T, N, H = q.shape
+  K, S = k.shape[1], k.shape[2]
+  G = N // K
+  # Plain batched products [G T, H] x [H, S]; einsums over all five axes cost more copies on a CPU.
+  q_BKRH = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
+  logits_BKRS = jnp.einsum('BKRH,BKSH->BKRS', q_BKRH, k, preferred_element_type=jnp.float32)
+  logits_BKGTS = _scaled(logits_BKRS.reshape(B, K, G, T, S), rule)
+  if rule.position in ('alibi', 'relative_t5', 'relative_paper'):
+    distance_BTS = q_positions[:, :, None] - k_positions[:, None, :]
+    scores_BNTS = distance_scores(rule.position, distance_BTS, N, rule.distance_table)
+    scores_BNTS = jnp.broadcast_to(scores_BNTS, (scores_BNTS.shape[0], N, *scores_BNTS.shape[2:]))
+    logits_BKGTS = logits_BKGTS + scores_BNTS.reshape(-1, K, G, *scores_BNTS.shape[2:])
+  visible_BTS = rule.visible(q_positions, k_positions)
+  visible_B11TS = (visible_BTS if mask is None else visible_BTS & mask)[:, None, None]
+  if rule.has_slot:
+    if rule.slot_key is not None:
+      slot_BKR = jnp.einsum('BKRH,KH->BKR', q_BKRH, rule.slot_key.astype(q.dtype), preferred_element_type=jnp.float32)
+      slot_BKGT = _scaled(slot_BKR.reshape(B, K, G, T), rule)
+    else:
+      slot_BKGT = jnp.broadcast_to(rule.slot_logit.astype(jnp.float32).reshape(1, K, G, 1), (B, K, G, T))
+    logits_BKGTS = jnp.concatenate([slot_BKGT[..., None], logits_BKGTS], axis=-1)
+    visible_B11TS = jnp.pad(visible_B11TS, ((0, 0),) * 4 + ((1, 0),), constant_values=True)
+  options = {} if rule.power == 1.0 else {'power': rule.power}
+  w_BKGTS = OPERATIONS[rule.operation](logits_BKGTS, visible_B11TS, **options)
+  if rule.row_sum != 1.0:
+    w_BKGTS = rule.row_sum * w_BKGTS
+  return (w_BKGTS[..., 1:], w_BKGTS[..., 0]) if rule.has_slot else (w_BKGTS, None)
+
+
+def _scaled(logits, rule: AttentionRule):
+  logits = logits * rule.scale
+  if rule.softcap is not None:
+    logits = rule.softcap * jnp.tanh(logits / rule.softcap)
+  return logits + rule.offset if rule.offset else logits
 
 
 def attend(
   q: Float[Array, 'B T N H'],
   k: Float[Array, 'B K S H'],
   v: Float[Array, 'B K S H'],
-  mask: Bool[Array, 'B T S'],
+  q_positions: Int[Array, 'B T'],
+  k_positions: Int[Array, 'B S'],
   rule: AttentionRule,
+  mask: Bool[Array, 'B T S'] | None = None,
 ) -> Float[Array, 'B T N H']:
-  """Grouped-query attention over heads-first keys and values; logits and weights are computed in float32."""
+  """Grouped-query attention over heads-first keys and values; arguments as for `attention_weights`."""
   B, T, N, H = q.shape
   K, S = k.shape[1], k.shape[2]
   G = N // K
-  # Plain batched products [G T, H] x [H, S] x [S, H]; einsums over all five axes cost more copies on a CPU.
-  q_BKRH = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
-  logits_BKRS = jnp.einsum('BKRH,BKSH->BKRS', q_BKRH, k, preferred_element_type=jnp.float32)
-  logits_BKGTS = logits_BKRS.reshape(B, K, G, T, S) * rule.scale
-  if rule.softcap is not None:
-    logits_BKGTS = rule.softcap * jnp.tanh(logits_BKGTS / rule.softcap)
-  w_BKGTS = OPERATIONS[rule.operation](logits_BKGTS, mask[:, None, None]).astype(v.dtype)
-  out_BKRH = jnp.matmul(w_BKGTS.reshape(B, K, G * T, S), v)
+  w_BKGTS, slot_BKGT = attention_weights(q, k, q_positions, k_positions, rule, mask)
+  out_BKRH = jnp.matmul(w_BKGTS.astype(v.dtype).reshape(B, K, G * T, S), v)
+  if rule.slot_value is not None:
+    slot_BKR1 = slot_BKGT.astype(v.dtype).reshape(B, K, G * T, 1)
+    out_BKRH = out_BKRH + slot_BKR1 * rule.slot_value.astype(v.dtype)[None, :, None]
   return out_BKRH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)

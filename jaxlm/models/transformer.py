@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Int
 from jaxlm import caches
 from jaxlm.config import ModelConfig
 from jaxlm.models import positions as rope
-from jaxlm.models.attention import layer_rule
+from jaxlm.models.attention import KERNELS, layer_rule
+from jaxlm.models.schemes import BUCKETS, sinusoids
 
 ACTIVATIONS = {
   'silu': jax.nn.silu,
@@ -69,8 +70,9 @@ class Attention(nn.Module):
   layer: int
 
   @nn.compact
-  def __call__(self, x_BTD, positions_BT, rotation, cache):
+  def __call__(self, x_BTD, positions_BT, scheme, cache):
     c = self.config
+    rotation, table = scheme
     project = lambda heads, name: Dense((c.model_dim,), (heads, c.head_dim), c.qkv_bias, c.dtype, name=name)
     q_BTNH = project(c.num_heads, 'q')(x_BTD)
     k_BTKH = project(c.num_kv_heads, 'k')(x_BTD)
@@ -80,8 +82,51 @@ class Attention(nn.Module):
       k_BTKH = nn.RMSNorm(epsilon=c.norm_eps, dtype=c.dtype, name='k_norm')(k_BTKH)
     if rotation is not None:
       q_BTNH, k_BTKH = rope.rotate(q_BTNH, *rotation), rope.rotate(k_BTKH, *rotation)
-    out_BTNH, cache = cache.attend(self.layer, q_BTNH, k_BTKH, v_BTKH, positions_BT, layer_rule(c, self.layer))
+    rule = layer_rule(c, self.layer).replace(distance_table=table)
+    if c.sink.kind in ('kv', 'k', 'logit'):
+      rule = rule.replace(**self.slot())
+    if c.attention in KERNELS:  # After the positions, as in the attention-sink paper's code.
+      phi = self.kernel()
+      q_BTNH, k_BTKH = phi(q_BTNH), phi(k_BTKH)
+      rule = rule if rule.slot_key is None else rule.replace(slot_key=phi(rule.slot_key.astype(q_BTNH.dtype)))
+    out_BTNH, cache = cache.attend(self.layer, q_BTNH, k_BTKH, v_BTKH, positions_BT, rule)
+    if c.sink.kind == 'v':
+      value_NH = jnp.repeat(self.per_head('slot_value'), c.num_heads // c.num_kv_heads, axis=0)
+      out_BTNH = out_BTNH + value_NH[None, None].astype(c.dtype)
+    if c.head_mixing == 'sum':
+      return Dense((c.head_dim,), (c.model_dim,), c.out_bias, c.dtype, name='o')(out_BTNH.sum(axis=2)), cache
     return Dense((c.num_heads, c.head_dim), (c.model_dim,), c.out_bias, c.dtype, name='o')(out_BTNH), cache
+
+  def per_head(self, name: str):
+    """A learned [K, H]; N(0, 0.02^2) as in the attention-sink paper's code."""
+    c = self.config
+    rows = 1 if c.sink.shared else c.num_kv_heads
+    vector = self.param(name, nn.initializers.normal(0.02), (rows, c.head_dim))
+    return jnp.broadcast_to(vector, (c.num_kv_heads, c.head_dim))
+
+  def slot(self) -> dict[str, Any]:
+    c = self.config
+    if c.sink.kind == 'logit':
+      return {'slot_logit': self.param('slot_logit', nn.initializers.zeros, (c.num_heads,))}
+    key_KH = self.per_head('slot_key')
+    if c.sink.kind == 'kv':
+      return {'slot_key': key_KH, 'slot_value': self.per_head('slot_value')}
+    if c.sink.learned_dims is not None:
+      key_KH = jnp.where(jnp.arange(c.head_dim) < c.sink.learned_dims, key_KH, 0.0)
+    directions = {'unit': jnp.eye(c.head_dim)[0], 'ones': jnp.ones(c.head_dim) / c.head_dim**0.5}
+    if c.sink.value == 'zero':
+      return {'slot_key': key_KH}
+    value_KH = jnp.broadcast_to(c.sink.value_scale * directions[c.sink.value], key_KH.shape)
+    return {'slot_key': key_KH, 'slot_value': value_KH}
+
+  def kernel(self) -> Callable:
+    """The feature map of queries and keys; one pair of matrices for all heads and for both."""
+    c = self.config
+    if KERNELS[c.attention] == 'elu1':
+      return lambda x: jax.nn.elu(x) + 1
+    make = lambda name: Dense((c.head_dim,), (c.head_dim,), False, c.dtype, name=name)
+    first, second = make('kernel_in'), make('kernel_out')
+    return lambda x: second(jax.nn.relu(first(x)))
 
 
 class MLP(nn.Module):
@@ -105,15 +150,21 @@ class Block(nn.Module):
   layer: int
 
   @nn.compact
-  def __call__(self, x_BTD, positions_BT, rotation, cache):
+  def __call__(self, x_BTD, positions_BT, scheme, cache):
     c = self.config
-    attended_BTD, cache = Attention(c, self.layer, name='attention')(
-      norm(c, 'attention_norm')(x_BTD), positions_BT, rotation, cache
-    )
+    attention, mlp = Attention(c, self.layer, name='attention'), MLP(c, name='mlp')
+    attention_norm, mlp_norm = norm(c, 'attention_norm'), norm(c, 'mlp_norm')
+    if c.norm_placement == 'post':
+      attended_BTD, cache = attention(x_BTD, positions_BT, scheme, cache)
+      x_BTD = attention_norm(x_BTD + attended_BTD)
+      return mlp_norm(x_BTD + mlp(x_BTD)), cache
+    attended_BTD, cache = attention(attention_norm(x_BTD), positions_BT, scheme, cache)
+    if c.norm_placement == 'hybrid':
+      attended_BTD = norm(c, 'attention_out_norm')(attended_BTD)
     if c.parallel_residual:
-      return x_BTD + attended_BTD + MLP(c, name='mlp')(norm(c, 'mlp_norm')(x_BTD)), cache
+      return x_BTD + attended_BTD + mlp(mlp_norm(x_BTD)), cache
     x_BTD = x_BTD + attended_BTD
-    return x_BTD + MLP(c, name='mlp')(norm(c, 'mlp_norm')(x_BTD)), cache
+    return x_BTD + mlp(mlp_norm(x_BTD)), cache
 
 
 REMAT_POLICIES = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -127,13 +178,20 @@ class Transformer(nn.Module):
   def setup(self):
     c = self.config
     self.embed = nn.Embed(c.vocab_size, c.model_dim, dtype=c.dtype, embedding_init=embed_init)
+    before = int(c.sink.kind == 'token')
+    if before:
+      self.sink_token = self.param('sink_token', nn.initializers.normal(0.02), (c.model_dim,))
     if c.position == 'learned':
-      self.position_embed = nn.Embed(c.max_length, c.model_dim, dtype=c.dtype, embedding_init=embed_init)
+      length = c.max_length + before
+      self.position_embed = nn.Embed(length, c.model_dim, dtype=c.dtype, embedding_init=embed_init)
+    if c.position == 'relative_t5':  # One table for all layers, as in T5.
+      self.distance_table = self.param('distance_table', nn.initializers.normal(0.02), (c.num_heads, BUCKETS))
     block = Block
     if c.remat != 'none':
       block = nn.remat(Block, prevent_cse=True, policy=REMAT_POLICIES[c.remat])
     self.layers = [block(c, i, name=f'layer_{i}') for i in range(c.num_layers)]
-    self.final_norm = norm(c, 'final_norm')
+    if c.norm_placement != 'post':
+      self.final_norm = norm(c, 'final_norm')
     if not c.tied_embeddings:
       self.head = self.param('head', fan_in_init, (c.model_dim, c.vocab_size))
 
@@ -148,20 +206,39 @@ class Transformer(nn.Module):
       cache: a `caches.Cache`; `caches.Sequence()` when None.
       length: [B] tokens that each sequence will reach, read by dynamic RoPE scaling only; T when None.
     """
+    states, cache = self.states(tokens, positions, cache, length)
+    x_BTD = states[-1]
+    return (x_BTD if self.config.norm_placement == 'post' else self.final_norm(x_BTD))[:, -tokens.shape[1] :], cache
+
+  def states(self, tokens, positions=None, cache=None, length=None) -> tuple[list[Float[Array, 'B T D']], Any]:
+    """Returns (the residual stream before each layer and after the last, the extended cache); arguments as for `hidden`.
+
+    With a sink token and a fresh cache the states are those of T + 1 tokens.
+    """
     c = self.config
     if cache is None:
       cache = caches.Sequence()
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     x_BTD = self.embed(tokens)
+    if c.sink.kind == 'token':
+      positions = positions + 1
+      if cache.fresh:
+        sink_B1D = jnp.broadcast_to(self.sink_token.astype(c.dtype), (x_BTD.shape[0], 1, c.model_dim))
+        x_BTD = jnp.concatenate([sink_B1D, x_BTD], axis=1)
+        positions = jnp.pad(positions, ((0, 0), (1, 0)))
     if c.position == 'learned':
       x_BTD = x_BTD + self.position_embed(positions)
-    rotation = (
-      rope.rope_tables(c, positions, tokens.shape[1] if length is None else length) if c.position == 'rope' else None
-    )
+    if c.position == 'sinusoidal':
+      x_BTD = x_BTD + sinusoids(positions, c.model_dim).astype(c.dtype)
+    length = positions.shape[1] if length is None else length
+    rotation = rope.rope_tables(c, positions, length) if c.position == 'rope' else None
+    scheme = rotation, (self.distance_table if c.position == 'relative_t5' else None)
+    states = [x_BTD]
     for layer in self.layers:
-      x_BTD, cache = layer(x_BTD, positions, rotation, cache)
-    return self.final_norm(x_BTD), cache
+      x_BTD, cache = layer(states[-1], positions, scheme, cache)
+      states.append(x_BTD)
+    return states, cache
 
   def output_matrix(self) -> Float[Array, 'D V']:
     return self.embed.embedding.T if self.config.tied_embeddings else self.head
