@@ -154,6 +154,7 @@ def generate(
     raise ValueError(f'{stop=} needs a model with a tokenizer.')
   ids = prompt_lib.encode(lm, prompts)
   prompt_lib.check_room(max(map(len, ids)), max_new_tokens, lm.config.max_length)
+  prompt_lib.check_prefix(min(map(len, ids)), lm.config.prefix)
   eos, pad_id = ending(lm, eos_id)
   values = jax.tree.map(jnp.asarray, sampling.active)
   clock, calls, kv_bytes = Clock(), 0, 0

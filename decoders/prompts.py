@@ -67,3 +67,9 @@ def check_room(longest: int, max_new_tokens: int, max_length: int) -> None:
       f'The longest prompt has {longest} tokens and {max_new_tokens=}, together {longest + max_new_tokens}; '
       f'the model reads {max_length}: {fix}.'
     )
+
+
+def check_prefix(shortest: int, prefix: int) -> None:
+  """Raises ValueError if a prompt is shorter than a prefix LM's prefix, all of which its tokens see at once."""
+  if shortest < prefix:
+    raise ValueError(f'This model reads prefixes of {prefix} tokens at once; a prompt has only {shortest}.')

@@ -13,12 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm import caches, losses
+from jaxlm.analysis.sink_report import sink_sums
 from jaxlm.config import ModelConfig
 from jaxlm.data import corpus, packing, sources, tokenizers
+from jaxlm.data.replaced import replace_tokens
 from jaxlm.errors import DataError
 from jaxlm.models.transformer import Transformer, init_params
 from trainers.config import ConfigError
 from trainers.loop import Batch, Task
+from trainers.metrics import plot_sinks
+
+# The attention-sink paper's metric is defined on sequences of this length; it falls as they grow.
+SINK_TOKENS = 64
 
 
 def next_token_loss(params: Any, batch: dict[str, jax.Array], config: ModelConfig) -> tuple[jax.Array, jax.Array]:
@@ -74,7 +80,11 @@ class LanguageModeling(Task):
     else:
       train, valid = documents(data, data.source), documents(data, data.valid_source)
     shape = dict(batch_size=data.batch_size, length=data.length, mode=data.packing)
-    self.batches = packing.make_batches(corpus.tokenize(train, tokenizer), seed=data.seed, **shape)
+    self.batches = packing.make_batches(
+      corpus.tokenize(train, tokenizer), seed=data.seed, fraction=data.fraction, **shape
+    )
+    if data.replace == 'fixed' and not 0 <= data.replace_token < tokenizer.vocab_size:
+      raise ConfigError(f'data.replace_token={data.replace_token} is outside the vocabulary of {tokenizer.vocab_size}.')
     held_out = corpus.tokenize(valid, tokenizer)
     self.held_out = packing.eval_batches(held_out, max_batches=config.eval.batches, **shape)
     self._bytes_V = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], np.float32)
@@ -93,8 +103,16 @@ class LanguageModeling(Task):
     return next_token_loss(params, batch, self.config.model)
 
   def _inputs(self, batch: Batch) -> Batch:
-    if self.config.data.packing == 'concat':  # One text per row: causality is all the mask there is.
-      return {k: v for k, v in batch.items() if k not in ('segments', 'positions')}
+    data, prefix = self.config.data, self.config.model.prefix
+    if data.packing != 'concat':
+      return batch
+    # One text per row: causality is all the mask there is.
+    batch = {k: v for k, v in batch.items() if k not in ('segments', 'positions')}
+    if data.replace != 'none':
+      token = data.replace_token if data.replace == 'fixed' else None
+      batch = replace_tokens(batch, data.replace_positions, token=token, vocab_size=self.tokenizer.vocab_size)
+    if prefix:  # Tokens that every position sees are not to be predicted (the paper's code forgets this in validation).
+      batch['mask'] = np.where(np.arange(data.length) >= prefix - 1, batch['mask'], 0).astype(np.float32)
     return batch
 
   def batch(self, step: int, rows: slice) -> Batch:
@@ -105,12 +123,22 @@ class LanguageModeling(Task):
 
   def eval_sums(self, params: Any, batch: Any) -> dict[str, jax.Array]:
     bytes_BT = jnp.asarray(self._bytes_V)[batch['targets']]
-    return {**super().eval_sums(params, batch), 'bytes': jnp.sum(bytes_BT * batch['mask'])}
+    sums = {**super().eval_sums(params, batch), 'bytes': jnp.sum(bytes_BT * batch['mask'])}
+    if self.config.eval.sinks:
+      real_B = jnp.any(batch['mask'] > 0, axis=1).astype(jnp.float32)
+      sums['rows'] = real_B.sum()
+      sums |= sink_sums(self.config.model, params, batch['tokens'][:, :SINK_TOKENS], real_B)
+    return sums
 
   def eval_metrics(self, sums: dict[str, float]) -> dict[str, float]:
     loss = sums['loss'] / max(sums['weight'], 1e-8)
     bits = sums['loss'] / np.log(2) / max(sums['bytes'], 1e-8)
-    return {'loss': loss, 'perplexity': float(np.exp(min(loss, 100.0))), 'bits_per_byte': float(bits)}
+    sinks = {k: v / sums['rows'] for k, v in sums.items() if k not in ('loss', 'weight', 'bytes', 'rows')}
+    return {'loss': loss, 'perplexity': float(np.exp(min(loss, 100.0))), 'bits_per_byte': float(bits), **sinks}
+
+  def headline(self, metrics: dict[str, float]) -> dict[str, float]:
+    shown = ('loss', 'perplexity', 'bits_per_byte', 'sink_slot', 'sink_1', 'row_mass')
+    return {name: metrics[name] for name in shown if name in metrics}
 
   def activation_bytes(self, rows: int) -> int:
     c, T = self.config.model, self.config.data.length
@@ -130,6 +158,7 @@ class LanguageModeling(Task):
     scratch.rename(final)  # There in full or not at all, whenever the process is killed.
 
   def finish(self, directory: Path, say: Callable[[str], None]) -> None:
+    plot_sinks(directory)
     prompts = list(self.config.eval.prompts)
     if prompts and self.config.eval.sample_tokens and jax.process_count() == 1:
       say('\n\n'.join(f'{p!r} -> {text}' for p, text in zip(prompts, self.sample(directory, prompts), strict=True)))

@@ -64,6 +64,10 @@ class Task:
     """Returns metrics of the summed sums; 'loss' decides which checkpoint is the best."""
     return {'loss': sums['loss'] / max(sums['weight'], 1e-8)}
 
+  def headline(self, metrics: dict[str, float]) -> dict[str, float]:
+    """Returns those metrics of an evaluation that are shown on the screen; all are logged."""
+    return metrics
+
   def activation_bytes(self, rows: int) -> int | None:
     """Returns about how much memory the forward pass keeps for `rows` rows on one device."""
     return None
@@ -258,7 +262,7 @@ class _Run:
         valid = self.evaluate(state)
         self.log.write(self.step, {f'valid/{k}': v for k, v in valid.items()})
         if valid:
-          shown = ', '.join(f'{k} {v:.4g}' for k, v in valid.items())
+          shown = ', '.join(f'{k} {v:.4g}' for k, v in self.task.headline(valid).items())
           self.progress.say(f'step {self.step}: validation {shown}')
       if save:
         self.save(state, {'loss': valid['loss']} if math.isfinite(valid.get('loss', math.nan)) else None)

@@ -39,6 +39,15 @@ class DataConfig:
   """Tokens per row."""
   packing: Literal['documents', 'concat'] = 'documents'
   """documents: those that share a row do not see each other. concat: a row is one text, across document borders."""
+  fraction: float = 1.0
+  """Part of the training rows that is used, over and over if the steps ask for more."""
+  replace: Literal['none', 'fixed', 'random'] = 'none'
+  """Replace the tokens at `replace_positions` of every row, in training and held-out text: by one fixed token, or by a
+  random one that stays the same for a row."""
+  replace_positions: tuple[int, ...] = (1,)
+  """Positions in a row, from 1."""
+  replace_token: int = 1
+  """Id of the fixed token."""
   seed: int = 0
   """Of the order of the rows."""
 
@@ -48,6 +57,14 @@ class DataConfig:
         raise ConfigError(f'data.{name}={getattr(self, name)} must be at least 1.')
     if self.valid_source is None and not 0 < self.valid_fraction < 1:
       raise ConfigError(f'data.valid_fraction={self.valid_fraction} must be between 0 and 1.')
+    if not 0 < self.fraction <= 1:
+      raise ConfigError(f'data.fraction={self.fraction} must be within (0, 1].')
+    if self.replace != 'none' and self.packing != 'concat':
+      raise ConfigError(
+        f"data.replace={self.replace!r} counts positions in rows: it needs data.packing='concat', not {self.packing!r}."
+      )
+    if self.replace != 'none' and (bad := [p for p in self.replace_positions if not 1 <= p <= self.length]):
+      raise ConfigError(f'data.replace_positions: {bad[0]} is not within 1 .. data.length={self.length}.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +73,8 @@ class EvalConfig:
 
   batches: int | None = 20
   """Held-out batches per evaluation (none: all)."""
+  sinks: bool = False
+  """Measure attention sinks on the first 64 tokens of each held-out row: Sink_1 .. Sink_10, row mass, norm ratios."""
   prompts: tuple[str, ...] = ('The ', 'This function returns ', 'In general, ')
   """Continued at the end of the run."""
   sample_tokens: int = 48
@@ -76,10 +95,29 @@ class PretrainConfig(TrainConfig):
       raise ConfigError(
         f'data.length={self.data.length} is longer than the model: model.max_length={self.model.max_length}.'
       )
+    if self.model.prefix and self.data.packing != 'concat':
+      raise ConfigError(f"model.prefix={self.model.prefix} needs data.packing='concat': one text per row.")
+    if self.model.prefix > self.data.length:
+      raise ConfigError(f'model.prefix={self.model.prefix} is longer than data.length={self.data.length}.')
+    if self.eval.sinks and self.data.length < 16:
+      raise ConfigError(f'eval.sinks needs rows of at least 16 tokens, not data.length={self.data.length}.')
 
 
 def _heads(n: int, head_dim: int, kv: int | None = None) -> dict[str, int]:
   return dict(num_heads=n, num_kv_heads=kv or n, head_dim=head_dim)
+
+
+def _sink(num_layers: int, dim: int, heads: int, mlp_dim: int, *, steps: int = 20_000, remat: str = 'none'):
+  """The attention-sink paper's setting (its default is 10 x 768) with its code's constant learning rate."""
+  shape = dict(num_layers=num_layers, model_dim=dim, **_heads(heads, dim // heads), mlp_dim=mlp_dim)
+  return PretrainConfig(
+    model=ModelConfig(**shape, max_length=2048, vocab_size=50432, remat=remat),
+    # The paper's rows are cut across document borders, and attention crosses them.
+    data=DataConfig(vocab_size=50432, batch_size=512, length=2048, packing='concat'),
+    optimizer=OptimizerConfig(),
+    run=RunConfig(steps=steps, eval_every=1000, save_every=1000, seed=3406),
+    eval=EvalConfig(batches=50, sinks=True),
+  )
 
 
 PRESETS = {
@@ -106,16 +144,27 @@ PRESETS = {
       eval=EvalConfig(batches=2, sample_tokens=16),
     ),
   ),
+  'sink-mini': (
+    'Attention-sink paper in small: 2 layers x 128 on bytes; minutes on a CPU.',
+    PretrainConfig(
+      model=ModelConfig(
+        num_layers=2, model_dim=128, **_heads(4, 32), mlp_dim=256, max_length=256, vocab_size=260, dtype='float32'
+      ),
+      data=DataConfig(tokenizer='bytes', vocab_size=260, batch_size=16, length=128, packing='concat'),
+      optimizer=OptimizerConfig(learning_rate=2e-3),
+      run=RunConfig(steps=500, eval_every=100, save_every=100, seed=3406),
+      eval=EvalConfig(batches=5, sinks=True),
+    ),
+  ),
+  'sink-1m': ('Attention-sink paper, its debugging size: 2 layers x 256.', _sink(2, 256, 8, 512)),
+  'sink-10m': ('Attention-sink paper, between its sizes: 4 layers x 512.', _sink(4, 512, 8, 1024)),
   'sink-60m': (
     'Attention-sink paper: 10 layers x 768, 20,000 steps of a million tokens, constant learning rate.',
-    PretrainConfig(
-      model=ModelConfig(num_layers=10, model_dim=768, **_heads(8, 96), mlp_dim=1536, max_length=2048, vocab_size=50432),
-      # The paper's rows are cut across document borders, and attention crosses them.
-      data=DataConfig(vocab_size=50432, batch_size=512, length=2048, packing='concat'),
-      optimizer=OptimizerConfig(),
-      run=RunConfig(steps=20_000, eval_every=1000, save_every=1000, seed=3406),
-      eval=EvalConfig(batches=50),
-    ),
+    _sink(10, 768, 8, 1536),
+  ),
+  'sink-1b': (
+    'Attention-sink paper: 22 layers x 2048, 40,000 steps.',
+    _sink(22, 2048, 16, 5632, steps=40_000, remat='dots'),
   ),
   'llama-135m': (
     'The shape of SmolLM2-135M (grouped queries, tied embeddings), cosine schedule.',

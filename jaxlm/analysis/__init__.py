@@ -1,1 +1,41 @@
-"""What a model does, measured: sinks, laziness, direction."""
+"""What a model does, measured: sinks, laziness, direction.
+
+  jaxlm.analysis.sink_metric(weights_LBNTS, eps=0.3)    # attention maps -> Sink_k of each position
+  jaxlm.analysis.sinks(lm, tokens)                      # the same and more for a model, without keeping its maps
+
+Names are imported on first use, so that a command's help costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from jaxlm.analysis.sink_inputs import inputs as inputs
+  from jaxlm.analysis.sink_probe import Probe as Probe
+  from jaxlm.analysis.sink_probe import qk_angles as qk_angles
+  from jaxlm.analysis.sink_report import SinkReport as SinkReport
+  from jaxlm.analysis.sink_report import sink_sums as sink_sums
+  from jaxlm.analysis.sink_report import sinks as sinks
+  from jaxlm.analysis.sink_scores import mean_attention as mean_attention
+  from jaxlm.analysis.sink_scores import proxy as proxy
+  from jaxlm.analysis.sink_scores import row_mass as row_mass
+  from jaxlm.analysis.sink_scores import sink_metric as sink_metric
+
+# No module is called as a function is: importing it would hide the function. `jaxlm.analysis.sinks` as a module is the
+# command line, which nothing imports.
+_PUBLIC = {
+  'inputs': 'jaxlm.analysis.sink_inputs',
+  **dict.fromkeys(('Probe', 'qk_angles'), 'jaxlm.analysis.sink_probe'),
+  **dict.fromkeys(('SinkReport', 'sink_sums', 'sinks'), 'jaxlm.analysis.sink_report'),
+  **dict.fromkeys(('mean_attention', 'proxy', 'row_mass', 'sink_metric'), 'jaxlm.analysis.sink_scores'),
+}
+
+
+def __getattr__(name: str):
+  if name in _PUBLIC:
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__():
+  return sorted([*globals(), *_PUBLIC])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 import hashlib
+import math
 import queue
 import threading
 from typing import Any, Literal
@@ -76,9 +77,12 @@ class Batches:
   length: int
   seed: int = 0
   mode: Packing = 'documents'
+  fraction: float = 1.0
 
   def __post_init__(self):
     _check(self.length, self.batch_size, self.mode)
+    if not 0 < self.fraction <= 1:
+      raise ValueError(f'{self.fraction=} must be within (0, 1].')
     if not self.windows:
       fits = len(self.corpus.tokens) - 1
       hint = f'choose a length of at most {fits}' if fits > 0 else 'give more text'
@@ -89,6 +93,10 @@ class Batches:
   @property
   def windows(self) -> int:
     """Windows in an epoch; a ragged tail of the corpus is left out."""
+    return math.ceil(self._all_windows * self.fraction)
+
+  @property
+  def _all_windows(self) -> int:
     return max(0, len(self.corpus.tokens) - 1) // self.length
 
   @property
@@ -101,7 +109,10 @@ class Batches:
 
     # grain shuffles epoch e with seed + e: hashed, or else seed 1 would repeat the epochs of seed 0.
     seed = int.from_bytes(hashlib.blake2b(str(int(self.seed)).encode(), digest_size=4).digest(), 'big')
-    return grain.MapDataset.range(self.windows).shuffle(seed=seed).repeat()
+    windows = grain.MapDataset.range(self._all_windows)
+    if self.fraction < 1:  # A part of the corpus is the same part for every seed.
+      windows = windows.shuffle(seed=0)[: self.windows]
+    return windows.shuffle(seed=seed).repeat()
 
   def window_indices(self, step: int, rows: slice | None = None) -> list[int]:
     """Returns which windows of the corpus the rows of a batch are."""
@@ -120,14 +131,20 @@ class Batches:
 
 
 def make_batches(
-  corpus: TokenCorpus, *, batch_size: int, length: int, seed: int = 0, mode: Packing = 'documents'
+  corpus: TokenCorpus,
+  *,
+  batch_size: int,
+  length: int,
+  seed: int = 0,
+  mode: Packing = 'documents',
+  fraction: float = 1.0,
 ) -> Batches:
-  """Returns the batches of a corpus: `make_batches(...).batch(step)`.
+  """Returns the batches of a corpus, or of a random `fraction` of its windows: `make_batches(...).batch(step)`.
 
   Raises:
     DataError: the corpus is shorter than one window of length + 1 tokens.
   """
-  return Batches(corpus, batch_size, length, seed, mode)
+  return Batches(corpus, batch_size, length, seed, mode, fraction)
 
 
 @dataclasses.dataclass(frozen=True)

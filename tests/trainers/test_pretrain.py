@@ -17,7 +17,7 @@ ALL_FIELDS = [
   f'--{part.name}.{field.name}'.replace('_', '-')
   for part in dataclasses.fields(pretrain.PretrainConfig)
   for field in dataclasses.fields(part.type if isinstance(part.type, type) else type(part.default))
-  if field.name != 'rope'
+  if field.name not in ('rope', 'sink')
 ]
 
 
@@ -32,7 +32,7 @@ def test_help_lists_every_field_within_three_seconds_and_without_jax():
     done = subprocess.run(tiny.command('--help', module='trainers.pretrain'), capture_output=True, text=True)
     best = min(best, time.monotonic() - start)
   assert done.returncode == 0 and best < 3.0
-  missing = [name for name in (*ALL_FIELDS, '--model.rope.theta') if name not in done.stdout]
+  missing = [name for name in (*ALL_FIELDS, '--model.rope.theta', '--model.sink.kind') if name not in done.stdout]
   assert not missing
   assert all(name in done.stdout for name in pretrain.PRESETS) and '(default: 0.002)' in done.stdout
   code = 'import sys, trainers.pretrain; print("jax" in sys.modules)'
@@ -110,6 +110,57 @@ def test_a_run_learns_and_leaves_all_that_a_reader_needs(text, capsys, attention
   saved = json.loads((text / 'run' / 'config.json').read_text())
   model, params, tokenizer = checkpoint.load_run(text / 'run')
   assert model.vocab_size == saved['model']['vocab_size'] == tokenizer.vocab_size == params['head'].shape[1]
+
+
+def test_sinks_are_logged_while_a_model_trains_on_replaced_tokens_with_a_key_bias(text):
+  flags = '--eval.sinks', '--data.packing', 'concat', '--data.replace', 'fixed', '--data.fraction', '0.5'
+  sink = '--model.sink.kind', 'k', '--model.attention', 'sigmoid_norm', '--model.position', 'alibi'
+  config = smoke(text, *flags, *sink, '--eval.sample-tokens', '0', '--run.steps', '6', '--run.eval-every', '3')
+  pretrain.main(config)
+  valid = [row for row in metrics.read(text / 'run') if 'valid/loss' in row]
+  assert len(valid) == 2
+  for name in ('sink_slot', *(f'sink_{k}' for k in range(1, 11)), 'sink_raw_1'):
+    assert all(0 <= row[f'valid/{name}'] <= 1 for row in valid)
+  assert all(0 < row['valid/row_mass'] < 1.01 and row['valid/hidden_ratio_layer_1'] > 0 for row in valid)
+  assert (text / 'run' / 'sinks.png').read_bytes().startswith(b'\x89PNG')
+  task = language_modeling.LanguageModeling(config, language_modeling.load_tokenizer(config.data, text / 'run'))
+  assert (task.batch(0, slice(0, 8))['tokens'][:, 0] == 1).all()
+  whole = dataclasses.replace(config, data=dataclasses.replace(config.data, fraction=1.0))
+  full = language_modeling.LanguageModeling(whole, task.tokenizer).batches
+  assert task.batches.windows == -(-full.windows // 2)
+  epoch = [task.batches.window_indices(step) for step in range(task.batches.windows // 8)]
+  assert len(set(sum(epoch, []))) == len(sum(epoch, []))  # No window twice in an epoch.
+
+
+def test_a_prefix_is_not_to_be_predicted(text):
+  flags = '--data.packing', 'concat', '--model.prefix', '5'
+  config = smoke(text, *flags)
+  task = language_modeling.LanguageModeling(config, language_modeling.load_tokenizer(config.data, text / 'run'))
+  for batch in (task.batch(0, slice(0, 8)), next(iter(task.eval_batches(slice(0, 8))))):
+    assert (batch['mask'][0, :4] == 0).all() and (batch['mask'][0, 4:] == 1).all()
+  with pytest.raises(ConfigError, match="model.prefix=5 needs data.packing='concat'"):
+    smoke_config = dataclasses.replace(config.data, packing='documents')
+    dataclasses.replace(config, data=smoke_config)
+
+
+def test_the_papers_setting_is_table_2_2():
+  config = parse('sink-60m')
+  o, m, d, r = config.optimizer, config.model, config.data, config.run
+  assert (o.learning_rate, o.schedule, o.warmup_steps, o.clip_norm) == (4e-4, 'constant', 100, 1.0)
+  assert (o.beta1, o.beta2, o.eps, o.weight_decay, o.decay_exempt) == (0.9, 0.95, 1e-8, 0.1, ())
+  assert (m.num_layers, m.num_heads, m.num_kv_heads, m.head_dim, m.model_dim, m.mlp_dim) == (10, 8, 8, 96, 768, 1536)
+  assert (m.norm, m.norm_eps, m.rope.theta, m.tied_embeddings, m.vocab_size) == ('rmsnorm', 1e-5, 1e4, False, 50432)
+  assert (d.batch_size, d.length, d.packing, r.steps, r.seed, config.eval.batches) == (
+    512,
+    2048,
+    'concat',
+    20_000,
+    3406,
+    50,
+  )
+  assert parse('sink-60m', '--optimizer.schedule', 'cosine').optimizer.schedule == 'cosine'
+  large = parse('sink-1b')
+  assert (large.model.num_layers, large.model.num_heads, large.model.mlp_dim, large.run.steps) == (22, 16, 5632, 40_000)
 
 
 def test_a_tokenizer_is_trained_once_and_kept_with_the_run(text):

@@ -1,0 +1,62 @@
+"""The three inputs on which the attention-sink paper (https://arxiv.org/abs/2410.10781) looks for sinks."""
+
+from collections.abc import Iterable
+import itertools
+from typing import Literal, get_args
+
+from jaxtyping import Int
+import numpy as np
+
+from jaxlm import errors
+from jaxlm.data import sources
+from jaxlm.language_model import LanguageModel
+
+Kind = Literal['natural', 'random', 'repeated']
+READ = 50  # documents read per sequence wanted: enough to shuffle, and a huge source is not read to its end
+
+
+def inputs(
+  kind: Kind, *, lm: LanguageModel, batch: int, length: int, seed: int = 0, text: str | Iterable[str] | None = None
+) -> Int[np.ndarray, 'B T']:
+  """Returns token ids, int32 [batch, length], without BOS.
+
+  Args:
+    kind: natural: beginnings of documents, one sequence each. random: ids drawn uniformly. repeated: one id for the
+      whole of a sequence, drawn uniformly.
+    seed: of the draws, and of the choice of documents.
+    text: natural: a spec of jaxlm.data.sources or documents; None is text that ships with Python ('embedded').
+
+  Raises:
+    ValueError: an unknown kind, a size below 1, or natural text for a model without tokenizer.
+    DataError: too few documents of this length.
+  """
+  if kind not in get_args(Kind):
+    raise errors.unknown('kind of input', kind, get_args(Kind))
+  if batch < 1 or length < 1:
+    raise ValueError(f'{batch=} and {length=} must be at least 1.')
+  rng = np.random.default_rng(seed)
+  if kind == 'natural':
+    return _natural(lm, batch, length, rng, 'embedded' if text is None else text)
+  # A vocabulary may be padded beyond the tokenizer; such ids were never trained on.
+  ids = min(lm.config.vocab_size, getattr(lm.tokenizer, 'vocab_size', lm.config.vocab_size))
+  tokens = rng.integers(0, ids, (batch, length if kind == 'random' else 1), dtype=np.int32)
+  return np.ascontiguousarray(np.broadcast_to(tokens, (batch, length)))
+
+
+def _natural(lm, batch: int, length: int, rng, text) -> np.ndarray:
+  if lm.tokenizer is None:
+    raise ValueError("The model has no tokenizer, so it cannot read text: take the kind 'random' or 'repeated'.")
+  source = sources.documents(text) if isinstance(text, str) else text
+  documents = list(itertools.islice(source, READ * batch))
+  rows = []
+  for i in rng.permutation(len(documents)):
+    ids = lm.tokenizer.encode(documents[i][: 32 * length])  # Hardly a token is longer than 32 characters.
+    if len(ids) >= length:
+      rows.append(ids[:length])
+    if len(rows) == batch:
+      return np.array(rows, np.int32)
+  name = getattr(source, 'name', 'the source')
+  raise errors.DataError(
+    f'Only {len(rows)} of the {len(documents)} documents read of {name!r} have {length} tokens, {batch} are wanted: '
+    f'ask for fewer or shorter sequences, or name more text.'
+  )

@@ -1,0 +1,98 @@
+"""The attention-sink metric, from attention maps.
+
+  alpha_k = 1 / (T - k + 1) sum_{i >= k} A_ik        the mean over the queries that can see key k
+  Sink_k  = mean over layers, heads and sequences of 1[alpha_k > eps]
+
+"When Attention Sink Emerges in Language Models" (https://arxiv.org/abs/2410.10781): eps = 0.3, T = 64, 100 sequences
+without BOS. The threshold is taken per sequence, never of an averaged map. The paper prints percent; here Sink_k is a
+fraction in [0, 1]. Values fall as T grows; the last positions average over a query or two, so do not read Sink_k there.
+
+Maps are [..., T, S] float: T queries, S = T keys, or S = T + 1 when a slot (a key bias or a sink logit), seen by all
+queries, stands before them at index 0. A model with a sink token has square maps of T + 1 tokens, nothing special.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+SHORTEST = 16
+
+
+def sink_metric(weights: Float[Array, 'L B N T S'], eps: float | Sequence[float] = 0.3) -> Float[Array, '*E S']:
+  """Returns Sink_k of each position, a fraction in [0, 1]: [S] for one eps, [E, S] for several. Computed in float32.
+
+  Weights that are not normalised want two readings: of the weights and of their `proxy`, beside `row_mass`.
+
+  Raises:
+    ValueError: maps of another rank, neither square nor with one slot, or of fewer than 16 queries.
+  """
+  if len(weights.shape) != 5:
+    raise ValueError(f'Attention maps are [layers, batch, heads, queries, keys], got the shape {weights.shape}.')
+  T, S = weights.shape[-2:]
+  if S not in (T, T + 1):
+    raise ValueError(f'Maps of {T} queries have {T} keys, or {T + 1} with a slot before them, not {S}.')
+  check_length(T)
+  return sink_fraction(mean_attention(weights), eps)
+
+
+def check_length(T: int) -> None:
+  if T < SHORTEST:
+    raise ValueError(
+      f'{T} tokens are too few for the sink metric, which needs {SHORTEST}: uniform attention already gives the first of '
+      f'8 tokens a mean weight of 0.34, above the threshold 0.3. The paper takes 64.'
+    )
+
+
+def sink_fraction(alpha: Float[Array, 'L B N S'], eps: float | Sequence[float]) -> Float[Array, '*E S']:
+  """Returns how often alpha exceeds eps (strictly) over layers, sequences and heads: [S], or [E, S] for several eps."""
+  if jnp.ndim(eps):
+    return jnp.stack([sink_fraction(alpha, e) for e in eps])
+  return (alpha > eps).mean(axis=(0, 1, 2), dtype=jnp.float32)
+
+
+def mean_attention(weights: Float[Array, '*L T S']) -> Float[Array, '*L S']:
+  """Returns alpha, float32: the mean weight of each key over the queries from its own position on."""
+  T, S = weights.shape[-2:]
+  sums = column_sums(weights, jnp.arange(T), T)
+  return sums / seeing_queries(T, S).reshape((1,) * (sums.ndim - 1) + (S,))
+
+
+def column_sums(weights: Float[Array, '*L C S'], rows: Int[Array, ' C'], total: int) -> Float[Array, '*L S']:
+  """Returns the float32 sum over queries i >= k of A_ik, the part of alpha that comes from some of the queries.
+
+  Args:
+    weights: maps of some queries.
+    rows: which queries they are, from 0; those from `total` on are padding.
+    total: queries of the whole map; one key more than that means a slot at index 0.
+  """
+  C, S = weights.shape[-2:]
+  # Queries before the key are left out: with a prefix LM they see it, and alpha would exceed 1.
+  seen_CS = (rows[:, None] + (S - total) >= jnp.arange(S)[None]) & (rows < total)[:, None]
+  seen = seen_CS.reshape((1,) * (weights.ndim - 2) + (C, S))
+  return jnp.where(seen, weights, 0).sum(axis=-2, dtype=jnp.float32)
+
+
+def seeing_queries(T: int, S: int) -> Int[Array, ' S']:
+  """Returns for each key the number of queries from its own position on; T for a slot."""
+  return jnp.minimum(T, S - jnp.arange(S))
+
+
+def proxy(weights: Float[Array, '*L T S']) -> Float[Array, '*L T S']:
+  """Returns |A| / (sum |A| + 1e-8) along keys, float32: the paper's scores of operations that do not normalise.
+
+  It is blind to mass: a head whose rows sum to nearly nothing can score as a sink. Read it beside `row_mass`.
+  """
+  size = jnp.abs(jnp.asarray(weights, jnp.float32))
+  return size / (size.sum(axis=-1, keepdims=True) + 1e-8)
+
+
+def row_mass(weights: Float[Array, '*L T S']) -> Float[Array, '*L']:
+  """Returns the mean over queries of sum_j A_ij, float32; 1 for softmax."""
+  return jnp.asarray(weights, jnp.float32).sum(axis=-1).mean(axis=-1)
+
+
+def first_to_rest(x: Float[Array, '*B T D']) -> Float[Array, '*B']:
+  """Returns |x_1| / mean over t > 1 of |x_t|, float32: far above 1 in hidden states is a massive activation."""
+  norms = jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
+  return norms[..., 0] / norms[..., 1:].mean(axis=-1)
