@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxlm import errors
 
@@ -14,6 +14,14 @@ Operation = Literal[
 POWERED = ('softmax', 'sigmoid_norm', 'elu1_norm')
 Position = Literal['rope', 'learned', 'sinusoidal', 'alibi', 'relative_t5', 'relative_paper', 'none']
 Activation = Literal['silu', 'gelu', 'gelu_tanh', 'relu']
+
+
+def check_choices(config: Any) -> None:
+  """Raises ValueError, suggesting the nearest, for a field that has none of the names it may have."""
+  for name, hint in get_type_hints(type(config)).items():
+    value = getattr(config, name)
+    if get_origin(hint) is Literal and value not in get_args(hint):
+      raise errors.unknown(name, value, get_args(hint))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +52,7 @@ class RopeConfig:
   """yarn: round the ramp's two ends to whole dimensions."""
 
   def __post_init__(self):
+    check_choices(self)
     if self.theta <= 0 or self.factor <= 0:
       raise ValueError(f'RoPE needs theta > 0 and factor > 0, got {self.theta=} and {self.factor=}.')
     if not 0 < self.fraction <= 1:
@@ -65,6 +74,9 @@ class SinkConfig:
   """k: direction of the fixed value; unit is (1, 0, ...), ones is (1, 1, ...) / sqrt(head_dim)."""
   value_scale: float = 1.0
   """k: length of the fixed value."""
+
+  def __post_init__(self):
+    check_choices(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +143,7 @@ class ModelConfig:
   """What the backward pass recomputes: nothing, all but matrix products, or whole layers."""
 
   def __post_init__(self):
+    check_choices(self)
     for name in (
       'vocab_size',
       'num_layers',

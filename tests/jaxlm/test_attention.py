@@ -293,10 +293,23 @@ def test_parameter_counts_are_the_papers():
   assert set(KERNELS) < set(OPERATIONS)
 
 
+def test_the_loss_at_the_start_is_near_that_of_a_uniform_guess():
+  from trainers.pretrain import PRESETS
+
+  config = PRESETS['sink-1m'][1].model.replace(dtype='float32')
+  params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+  tokens = jax.random.randint(jax.random.key(1), (1, 33), 0, config.vocab_size)
+  log_p = jax.nn.log_softmax(apply(config, params, tokens[:, :-1])[0])
+  loss = -jnp.take_along_axis(log_p, tokens[:, 1:, None], -1).mean()
+  assert abs(float(loss) - math.log(config.vocab_size)) < 0.3
+
+
 @pytest.mark.parametrize(
   'bad, message',
   [
     ({'attention': 'sigmoid', 'attention_power': 2.0}, "attention_power=2.0 is for softmax.*not for 'sigmoid'"),
+    ({'attention': 'sofmax'}, "attention 'sofmax'.*Did you mean 'softmax'"),
+    ({'position': 'rotary'}, "position 'rotary'"),
     ({'prefix': 65}, r'prefix=65 must be within 0 \.\. self.max_length=64'),
     ({'sink': SinkConfig('k', learned_dims=9)}, r'learned_dims=9 must be within 0 \.\. self.head_dim=8'),
     ({'norm_placement': 'post', 'parallel_residual': True}, "needs norm_placement='pre', not 'post'"),
