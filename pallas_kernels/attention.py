@@ -1,0 +1,120 @@
+"""Softmax and sigmoid attention without the [T, S] weights in memory, forward and backward.
+
+Kernels in attention_kernels.py, their calls and padding in attention_calls.py.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlm.errors import unknown
+from pallas_kernels import attention_calls as calls
+
+OPERATIONS = ('softmax', 'sigmoid')
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+def flash_attention(
+  q: Float[Array, 'B T N H'],
+  k: Float[Array, 'B S K H'],
+  v: Float[Array, 'B S K H'],
+  *,
+  operation: str = 'softmax',
+  causal: bool = True,
+  window: int | None = None,
+  scale: float | None = None,
+  bias: float = 0.0,
+  alibi_slopes: Float[Array, ' N'] | Float[Array, 'B N'] | None = None,
+  block_q: int | None = None,
+  block_k: int | None = None,
+  interpret: bool | None = None,
+) -> Float[Array, 'B T N H']:
+  """Returns sum_j w(s_ij) v_j in q's dtype, s_ij = scale q_i . k_j + bias - slope |i + S - T - j|; masked weights are 0.
+
+  Query i stands at key position i + S - T, so that the last query is at the last key. Products accumulate in float32.
+  A row without any visible key is 0, for softmax too. The backward pass recomputes the weights: it keeps q, k and v
+  (and alibi_slopes), and for softmax also the output and its log-sum-exp.
+
+  Args:
+    q, k, v: of one dtype, float32, bfloat16 or float16; N is a multiple of K. Any lengths and head dim: they are padded.
+    operation: 'softmax', or 'sigmoid' (https://arxiv.org/abs/2409.04431), whose bias is often -log(S).
+    causal: hides keys after the query's position.
+    window: how far a query sees, itself counted: keys at distance 0 .. window - 1, to both sides if not causal.
+    scale: H ** -0.5 if None.
+    bias, alibi_slopes: constants; no gradient flows to them, and bias is a Python number.
+    block_q, block_k: powers of two, at least 16 (a TPU takes at least 128); None is a default of the platform.
+    interpret: True runs the kernels as ordinary JAX operations. None does so on a CPU only.
+  """
+  _check(q, k, v, operation, window, alibi_slopes, block_q, block_k)
+  B, _, N, H = q.shape
+  spec = calls.Spec(
+    operation=operation, causal=bool(causal), window=window, scale=H**-0.5 if scale is None else float(scale),
+    bias=float(bias), alibi=alibi_slopes is not None, block_q=block_q, block_k=block_k,
+  )  # fmt: skip
+  if alibi_slopes is not None:
+    alibi_slopes = jnp.asarray(alibi_slopes, jnp.float32)
+    alibi_slopes = jnp.broadcast_to(alibi_slopes if alibi_slopes.ndim == 2 else alibi_slopes[None], (B, N))
+  return _jitted(q, k, v, alibi_slopes, spec, interpret)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attend(q, k, v, slopes, spec: calls.Spec, interpret: bool | None):
+  return _forward(q, k, v, slopes, spec, interpret)[0]
+
+
+def _forward(q, k, v, slopes, spec, interpret):
+  return calls.platform_dependent(
+    functools.partial(calls.forward, spec), interpret, q, k, v, _slopes_or_zeros(slopes, q)
+  )
+
+
+def attend_forward(q, k, v, slopes, spec: calls.Spec, interpret: bool | None):
+  """Returns the output and what the backward pass keeps: q, k, v; and (out, lse) for softmax."""
+  out, lse = _forward(q, k, v, slopes, spec, interpret)
+  return out, (q, k, v, slopes, None if spec.operation == 'sigmoid' else (out, lse))
+
+
+def attend_backward(spec: calls.Spec, interpret: bool | None, residuals, dout):
+  q, k, v, slopes, normaliser = residuals
+  stats = ()
+  if normaliser is not None:
+    out, lse = normaliser
+    stats = lse, jnp.einsum('BTNH,BTNH->BNT', dout.astype(jnp.float32), out.astype(jnp.float32))
+  dq, dk, dv = calls.platform_dependent(
+    functools.partial(calls.backward, spec), interpret, q, k, v, _slopes_or_zeros(slopes, q), dout, stats
+  )
+  return dq, dk, dv, None
+
+
+_attend.defvjp(attend_forward, attend_backward)
+_jitted = jax.jit(_attend, static_argnums=(4, 5))
+
+
+def _slopes_or_zeros(slopes, q):
+  return jnp.zeros((q.shape[0], q.shape[2]), jnp.float32) if slopes is None else slopes
+
+
+def _check(q, k, v, operation, window, alibi_slopes, block_q, block_k) -> None:
+  if operation not in OPERATIONS:
+    raise unknown('attention operation', operation, OPERATIONS)
+  shapes = f'q {q.shape}, k {k.shape}, v {v.shape}'
+  if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
+    raise ValueError(f'{shapes}: expected q [B, T, N, H] and k, v [B, S, K, H].')
+  B, _, N, H = q.shape
+  if k.shape[0] != B or k.shape[3] != H:
+    raise ValueError(f'{shapes}: batch and head dim must agree.')
+  if 0 in (*q.shape, *k.shape):
+    raise ValueError(f'{shapes}: no dimension may be 0.')
+  if N % k.shape[2]:
+    raise ValueError(f'{shapes}: {N} query heads are not a multiple of {k.shape[2]} key heads.')
+  if not q.dtype == k.dtype == v.dtype or q.dtype.name not in DTYPES:
+    raise ValueError(f'q {q.dtype}, k {k.dtype}, v {v.dtype}: expected one dtype of {", ".join(DTYPES)}.')
+  if window is not None and window < 1:
+    raise ValueError(f'{window=} must be at least 1: a query counts itself.')
+  if alibi_slopes is not None and jnp.shape(alibi_slopes) not in ((N,), (B, N)):
+    raise ValueError(f'alibi_slopes {jnp.shape(alibi_slopes)}: expected [{N}] or [{B}, {N}].')
+  for name, block in (('block_q', block_q), ('block_k', block_k)):
+    if block is not None and (block < 16 or block & (block - 1)):
+      raise ValueError(f'{name}={block} must be a power of two, at least 16.')

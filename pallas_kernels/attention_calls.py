@@ -1,0 +1,151 @@
+"""Calls of the attention kernels: what each platform wants of blocks, head dim and compiler, padding to it, and the grid.
+
+Array names carry shapes: B batch, T queries, S keys, N query heads, K key heads, H head dim.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas import triton as plgpu
+import jax.numpy as jnp
+
+from pallas_kernels import attention_kernels as kernels
+
+DEFAULT_BLOCKS = {'tpu': (256, 512), 'gpu': (64, 64), 'interpret': (128, 128)}  # Queries, keys. Not tuned.
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """The static arguments of a call, independent of shapes and platform."""
+
+  operation: str
+  causal: bool
+  window: int | None
+  scale: float
+  bias: float
+  alibi: bool
+  block_q: int | None
+  block_k: int | None
+
+
+def platform_dependent(call, interpret: bool | None, *arrays):
+  """Returns call(platform, *arrays) for the platform that the program is lowered for, or interpreted."""
+  if interpret:
+    return call('interpret', *arrays)
+  branches = {name: functools.partial(call, kind) for name, kind in (('tpu', 'tpu'), ('cuda', 'gpu'), ('rocm', 'gpu'))}
+  if interpret is None:
+    branches['cpu'] = functools.partial(call, 'interpret')
+  return jax.lax.platform_dependent(*arrays, **branches)
+
+
+def forward(spec: Spec, platform: str, q, k, v, slopes):
+  """Returns out [B, T, N, H] and, for softmax, the log-sum-exp [B, N, T]; None for sigmoid."""
+  (B, T, N, _), rule = q.shape, _rule(spec, platform, q, k)
+  q_BNTH, k_BKSH, v_BKSH = _padded(q, rule.block_q, platform), *(_padded(x, rule.block_k, platform) for x in (k, v))
+  padded_T = q_BNTH.shape[2]
+  query, keys, column = _specs(rule, padded_T, k_BKSH.shape[2:])[:3]
+  outs = [(q_BNTH.shape, q_BNTH.dtype, query)]
+  if spec.operation == 'softmax':
+    outs.append(((B, N, padded_T, 1), jnp.float32, column))
+  ins = [(q_BNTH, query), (k_BKSH, keys), (v_BKSH, keys)]
+  out, *lse = _call(kernels.forward, rule, platform, slopes, (B, N, padded_T // rule.block_q), ins, outs)
+  return _unpadded(out, q), lse[0][:, :, :T, 0] if lse else None
+
+
+def backward(spec: Spec, platform: str, q, k, v, slopes, dout, stats):
+  """Returns dq, dk, dv. stats: (lse, delta), each [B, N, T], for softmax; () for sigmoid."""
+  (B, T, N, _), K, rule = q.shape, k.shape[2], _rule(spec, platform, q, k)
+  q_BNTH, dout_BNTH = (_padded(x, rule.block_q, platform) for x in (q, dout))
+  k_BKSH, v_BKSH = (_padded(x, rule.block_k, platform) for x in (k, v))
+  (padded_T, padded_H), padded_S = q_BNTH.shape[2:], k_BKSH.shape[2]
+  query, keys, column, group, key, rows = _specs(rule, padded_T, k_BKSH.shape[2:])
+  # Padding with a huge lse: exp(S - lse) is 0 in rows that are not there.
+  fills = (-kernels.HIDDEN, 0.0)
+  stats = [jnp.pad(x, ((0, 0), (0, 0), (0, padded_T - T)), constant_values=fill) for x, fill in zip(stats, fills)]
+
+  ins = [(q_BNTH, query), (k_BKSH, keys), (v_BKSH, keys), (dout_BNTH, query)]
+  ins += [(x[..., None], column) for x in stats]
+  grid = (B, N, padded_T // rule.block_q)
+  (dq,) = _call(kernels.query_gradient, rule, platform, slopes, grid, ins, [(q_BNTH.shape, q_BNTH.dtype, query)])
+
+  heads_in_rows = lambda x: x.reshape(B, K, -1, padded_H)
+  ins = [(heads_in_rows(q_BNTH), group), (k_BKSH, key), (v_BKSH, key), (heads_in_rows(dout_BNTH), group)]
+  ins += [(x.reshape(B, K, -1, 1, rule.block_q), rows) for x in stats]
+  outs = [(k_BKSH.shape, k_BKSH.dtype, key), (v_BKSH.shape, v_BKSH.dtype, key)]
+  dk, dv = _call(kernels.key_gradients, rule, platform, slopes, (B, K, padded_S // rule.block_k), ins, outs)
+  return _unpadded(dq, q), _unpadded(dk, k), _unpadded(dv, v)
+
+
+def _rule(spec: Spec, platform: str, q, k) -> kernels.Rule:
+  (T, N), (S, K) = q.shape[1:3], k.shape[1:3]
+  reach = None if spec.window is None else spec.window - 1
+  default_q, default_k = DEFAULT_BLOCKS[platform]
+  return kernels.Rule(
+    operation=spec.operation, scale=spec.scale, bias=spec.bias, alibi=spec.alibi,
+    before=reach, after=0 if spec.causal else reach, keys=S, offset=S - T, group=N // K,
+    block_q=_block(spec.block_q or default_q, T, platform), block_k=_block(spec.block_k or default_k, S, platform),
+  )  # fmt: skip
+
+
+def _block(size: int, length: int, platform: str) -> int:
+  """No longer than the sequence, and whole tiles: 128 lanes on TPU, at least 16 for Triton's products."""
+  smallest = 128 if platform == 'tpu' else 16
+  return max(smallest, min(size, 1 << (length - 1).bit_length()))
+
+
+def _padded(x_BTNH, block: int, platform: str):
+  """Returns [B, N, T', H'] with zeros: T' a multiple of block, H' of 128 lanes on TPU, a power of two elsewhere."""
+  if platform == 'tpu' and x_BTNH.dtype == jnp.float16:
+    x_BTNH = x_BTNH.astype(jnp.float32)  # Mosaic has no float16 loads.
+  T, H = x_BTNH.shape[1], x_BTNH.shape[3]
+  padded_H = -(-H // 128) * 128 if platform == 'tpu' else max(16, 1 << (H - 1).bit_length())
+  return jnp.pad(x_BTNH.swapaxes(1, 2), ((0, 0), (0, 0), (0, -T % block), (0, padded_H - H)))
+
+
+def _unpadded(x_BNTH, like_BTNH):
+  T, _, H = like_BTNH.shape[1:]
+  return x_BNTH[:, :, :T, :H].swapaxes(1, 2).astype(like_BTNH.dtype)
+
+
+def _specs(rule: kernels.Rule, padded_T: int, keys_SH: tuple[int, int]):
+  """Returns the blocks of grids (B, N, query block) and (B, K, key block)."""
+  S, H = keys_SH
+  G, block_q, block_k = rule.group, rule.block_q, rule.block_k
+  query = pl.BlockSpec((None, None, block_q, H), lambda b, n, i: (b, n, i, 0))
+  keys = pl.BlockSpec((None, None, S, H), lambda b, n, i: (b, n // G, 0, 0))
+  column = pl.BlockSpec((None, None, block_q, 1), lambda b, n, i: (b, n, i, 0))
+  group = pl.BlockSpec((None, None, G * padded_T, H), lambda b, k, j: (b, k, 0, 0))
+  key = pl.BlockSpec((None, None, block_k, H), lambda b, k, j: (b, k, j, 0))
+  rows = pl.BlockSpec((None, None, G * padded_T // block_q, 1, block_q), lambda b, k, j: (b, k, 0, 0, 0))
+  return query, keys, column, group, key, rows
+
+
+def _call(kernel, rule: kernels.Rule, platform: str, slopes_BN, grid, ins, outs):
+  arrays, in_specs = zip(*ins)
+  shapes, dtypes, out_specs = zip(*outs)
+  blocks = [(spec.block_shape, x.dtype) for x, spec in ins] + [(spec.block_shape, dtype) for _, dtype, spec in outs]
+  options = {
+    'tpu': lambda: {'compiler_params': _tpu_params(blocks, rule)},
+    'gpu': lambda: {'compiler_params': plgpu.CompilerParams(num_warps=4, num_stages=2)},
+    'interpret': lambda: {'interpret': True},
+  }[platform]()
+  slopes_spec = pl.BlockSpec(memory_space=pltpu.SMEM) if platform == 'tpu' else pl.BlockSpec()
+  return pl.pallas_call(
+    functools.partial(kernel, rule=rule), grid=grid, in_specs=[slopes_spec, *in_specs], out_specs=list(out_specs),
+    out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, dtypes)],
+    name=f'{rule.operation}_attention_{kernel.__name__}', **options,
+  )(slopes_BN, *arrays)  # fmt: skip
+
+
+def _tpu_params(blocks, rule: kernels.Rule):
+  """Asks for the VMEM that the double-buffered blocks take, where the compiler's own limit of 16 MiB is too little."""
+  size = lambda shape, dtype: math.prod(d or 1 for d in shape) * jnp.dtype(dtype).itemsize
+  tiles = 8 * 4 * rule.block_q * rule.block_k
+  needed = 2 * sum(size(shape, dtype) for shape, dtype in blocks) + tiles + 2**21
+  return pltpu.CompilerParams(
+    dimension_semantics=('parallel', 'parallel', 'arbitrary'), vmem_limit_bytes=needed if needed > 2**24 else None
+  )

@@ -1,0 +1,186 @@
+"""Kernel bodies of flash attention: one block of queries against a row of keys, and the reverse.
+
+  S = scale Q K^T + bias - slope |i + offset - j|        offset = keys - queries: the last query stands at the last key
+  sigmoid   P = sigmoid(S)         dS = P (1 - P) dP
+  softmax   P = exp(S - lse)       dS = P (dP - delta),  delta = rowsum(dO O)
+  O = P V    dV = P^T dO    dP = dO V^T    dQ = scale dS K    dK = scale dS^T Q
+
+https://arxiv.org/abs/2409.04431, section on FlashSigmoid. Sigmoid needs neither lse nor delta: its forward pass is a plain
+sum over key blocks. It is not invariant to a shift of a row, so ALiBi cannot be shortened to slope * j as in softmax.
+
+Blocks are two-dimensional, X queries by Y keys (or Y by X where named YX, which spares the transposes in dK and dV).
+Products take their inputs' dtype and accumulate in float32; whole blocks of hidden keys are left out by the loops' bounds.
+"""
+
+import dataclasses
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+import jax.numpy as jnp
+import numpy as np
+
+HIDDEN = -1e30  # Finite, so that a row with nothing to see has no inf - inf.
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """The static part of a call, as the kernels see it."""
+
+  operation: str
+  scale: float
+  bias: float
+  alibi: bool
+  before: int | None  # How many keys before its own position a query sees; None is all.
+  after: int | None  # And after it.
+  keys: int  # The rest of K and V is padding.
+  offset: int  # Position of query 0 among the keys.
+  group: int  # Query heads per key head.
+  block_q: int
+  block_k: int
+
+
+def forward(slope_ref, q_ref, k_ref, v_ref, out_ref, *lse_ref, rule: Rule):
+  """One block of queries: O, and for softmax its log-sum-exp."""
+  q_XH = q_ref[...]
+  first_query = pl.program_id(2) * rule.block_q
+  slope = slope_ref[pl.program_id(0), pl.program_id(1)]
+
+  def block(j):
+    at = _block_at(j, rule.block_k)
+    return _logits(q_XH, k_ref[at, :], first_query, j * rule.block_k, slope, rule, query_axis=0), v_ref[at, :]
+
+  def add_sigmoid(j, acc_XH):
+    (logits_XY, visible_XY), v_YH = block(j)
+    return acc_XH + _dot(_weights(logits_XY, visible_XY, None, rule).astype(v_YH.dtype), v_YH, 0)
+
+  def add_softmax(j, carry):
+    acc_XH, max_X1, sum_X1 = carry
+    (logits_XY, visible_XY), v_YH = block(j)
+    highest_X1 = jnp.maximum(max_X1, jnp.max(jnp.where(visible_XY, logits_XY, HIDDEN), axis=1, keepdims=True))
+    w_XY = _weights(logits_XY, visible_XY, highest_X1, rule)
+    shrink_X1 = jnp.exp(max_X1 - highest_X1)
+    acc_XH = acc_XH * shrink_X1 + _dot(w_XY.astype(v_YH.dtype), v_YH, 0)
+    return acc_XH, highest_X1, sum_X1 * shrink_X1 + jnp.sum(w_XY, axis=1, keepdims=True)
+
+  low, high = _keys_seen(first_query, k_ref.shape[0], rule)
+  acc_XH = jnp.zeros(q_XH.shape, jnp.float32)
+  if rule.operation == 'sigmoid':
+    out_ref[...] = lax.fori_loop(low, high, add_sigmoid, acc_XH).astype(out_ref.dtype)
+    return
+  column = (q_XH.shape[0], 1)
+  carry = (acc_XH, jnp.full(column, HIDDEN, jnp.float32), jnp.zeros(column, jnp.float32))
+  acc_XH, max_X1, sum_X1 = lax.fori_loop(low, high, add_softmax, carry)
+  empty_X1 = sum_X1 == 0.0
+  sum_X1 = jnp.where(empty_X1, 1.0, sum_X1)
+  out_ref[...] = (acc_XH / sum_X1).astype(out_ref.dtype)
+  # Such a row's weights must be 0 in the backward pass too: exp(S - 1e30).
+  lse_ref[0][...] = jnp.where(empty_X1, -HIDDEN, max_X1 + jnp.log(sum_X1))
+
+
+def query_gradient(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: Rule):
+  """One block of queries: dQ. refs: lse and delta as columns, for softmax; dQ."""
+  *stats, dq_ref = refs
+  q_XH, dout_XH = q_ref[...], dout_ref[...]
+  stats = [ref[...] for ref in stats]
+  first_query = pl.program_id(2) * rule.block_q
+  slope = slope_ref[pl.program_id(0), pl.program_id(1)]
+
+  def add(j, dq_XH):
+    at = _block_at(j, rule.block_k)
+    k_YH = k_ref[at, :]
+    logits_XY, visible_XY = _logits(q_XH, k_YH, first_query, j * rule.block_k, slope, rule, query_axis=0)
+    w_XY = _weights(logits_XY, visible_XY, stats[0] if stats else None, rule)
+    dlogits_XY = _dlogits(w_XY, _dot(dout_XH, v_ref[at, :], 1), stats)
+    return dq_XH + _dot(dlogits_XY.astype(k_YH.dtype), k_YH, 0)
+
+  low, high = _keys_seen(first_query, k_ref.shape[0], rule)
+  dq_XH = lax.fori_loop(low, high, add, jnp.zeros(q_XH.shape, jnp.float32))
+  dq_ref[...] = (rule.scale * dq_XH).astype(dq_ref.dtype)
+
+
+def key_gradients(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: Rule):
+  """One block of keys: dK and dV, summed over the group's query heads, which follow one another in the rows of Q and dO.
+
+  refs: lse and delta, one row for each block of queries, for softmax; dK; dV.
+  """
+  *stats_refs, dk_ref, dv_ref = refs
+  k_YH, v_YH = k_ref[...], v_ref[...]
+  batch, first_head = pl.program_id(0), pl.program_id(1) * rule.group
+  first_key = pl.program_id(2) * rule.block_k
+  blocks = q_ref.shape[0] // rule.group // rule.block_q
+
+  def add_head(g, carry):
+    slope = slope_ref[batch, first_head + g]
+
+    def add(i, carry):
+      dk_YH, dv_YH = carry
+      at = _block_at(g * blocks + i, rule.block_q)
+      q_XH, dout_XH = q_ref[at, :], dout_ref[at, :]
+      stats = [ref[g * blocks + i] for ref in stats_refs]
+      logits_YX, visible_YX = _logits(k_YH, q_XH, i * rule.block_q, first_key, slope, rule, query_axis=1)
+      w_YX = _weights(logits_YX, visible_YX, stats[0] if stats else None, rule)
+      dlogits_YX = _dlogits(w_YX, _dot(v_YH, dout_XH, 1), stats)
+      dv_YH = dv_YH + _dot(w_YX.astype(dout_XH.dtype), dout_XH, 0)
+      return dk_YH + _dot(dlogits_YX.astype(q_XH.dtype), q_XH, 0), dv_YH
+
+    return lax.fori_loop(low, high, add, carry)
+
+  # Key j is seen by the queries at positions j - after .. j + before.
+  low, high = _blocks_within(
+    first_key - rule.offset, rule.block_k, rule.after, rule.before, rule.block_q, rule.block_q * blocks
+  )
+  zeros = jnp.zeros(k_YH.shape, jnp.float32)
+  dk_YH, dv_YH = lax.fori_loop(0, rule.group, add_head, (zeros, zeros))
+  dk_ref[...] = (rule.scale * dk_YH).astype(dk_ref.dtype)
+  dv_ref[...] = dv_YH.astype(dv_ref.dtype)
+
+
+def _logits(rows, columns, first_query, first_key, slope, rule: Rule, *, query_axis: int):
+  """Returns scale rows columns^T + bias - slope |distance|, and which of them are visible; queries are along query_axis."""
+  logits = _dot(rows, columns, 1) * rule.scale + rule.bias
+  key = first_key + lax.broadcasted_iota(jnp.int32, logits.shape, 1 - query_axis)
+  distance = first_query + rule.offset + lax.broadcasted_iota(jnp.int32, logits.shape, query_axis) - key
+  if rule.alibi:
+    logits = logits - slope * jnp.abs(distance).astype(jnp.float32)
+  visible = key < rule.keys
+  if rule.before is not None:
+    visible &= distance <= rule.before
+  if rule.after is not None:
+    visible &= distance >= -rule.after
+  return logits, visible
+
+
+def _weights(logits, visible, shift, rule: Rule):
+  weights = jax.nn.sigmoid(logits) if rule.operation == 'sigmoid' else jnp.exp(logits - shift)
+  return jnp.where(visible, weights, 0.0)
+
+
+def _dlogits(weights, dweights, stats):
+  return weights * (dweights - stats[1]) if stats else weights * (1.0 - weights) * dweights
+
+
+def _keys_seen(first_query, padded_keys: int, rule: Rule):
+  position = first_query + rule.offset
+  return _blocks_within(position, rule.block_q, rule.before, rule.after, rule.block_k, padded_keys)
+
+
+def _blocks_within(first, count: int, before: int | None, after: int | None, block: int, length: int):
+  """Returns low, high: the blocks of 0 .. length that meet first - before .. first + count - 1 + after."""
+  index = lambda n: lax.div(jnp.maximum(n, 0), np.int32(block))
+  low = 0 if before is None else index(first - before)
+  high = length // block if after is None else jnp.minimum(index(first + count + after + block - 1), length // block)
+  return low, high
+
+
+def _block_at(i, block: int):
+  return pl.ds(pl.multiple_of(i * block, block), block)
+
+
+def _dot(a, b, axis: int):
+  """Contracts a's last axis with b's `axis`."""
+  # Said outright: a GPU would round float32 to TF32, a TPU to bfloat16; and a global default must not reach bfloat16 inputs.
+  precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
+  return lax.dot_general(
+    a, b, (((1,), (axis,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+  )  # fmt: skip

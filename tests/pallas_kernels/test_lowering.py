@@ -1,0 +1,47 @@
+"""The kernels lower for TPU and GPU on a machine that has neither: the compilers' front ends, not their back ends."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import flash_attention
+
+CALLS = {'tpu': 'custom_call @tpu_custom_call', 'cuda': 'custom_call @__gpu$xla.gpu.triton'}
+
+
+def device(platform):
+  """Since jax 0.8 Mosaic, and since 0.12 Triton, ask which device it is."""
+  kind, family = {'tpu': ('TPU v5 lite', 'tpu'), 'cuda': ('NVIDIA H100', 'gpu')}[platform]
+  try:
+    described = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform=family)
+  except TypeError:  # jax 0.7
+    return contextlib.nullcontext()
+  mesh = jax.sharding.AbstractMesh((1,), ('x',), abstract_device=described)
+  return jax.sharding.use_abstract_mesh(mesh)
+
+
+def lowered(f, platform, *arrays) -> str:
+  with device(platform):
+    return jax.jit(f).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize('platform', CALLS)
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32', 'float16'])
+@pytest.mark.parametrize('operation, kernels', [('sigmoid', 2), ('softmax', 3)])
+def test_lowers_without_the_device(platform, dtype, operation, kernels):
+  q = jax.ShapeDtypeStruct((2, 300, 4, 96), dtype)
+  k = jax.ShapeDtypeStruct((2, 400, 2, 96), dtype)
+  attend = functools.partial(flash_attention, operation=operation, window=77, bias=0.3, alibi_slopes=jnp.ones(4))
+  assert lowered(attend, platform, q, k, k).count(CALLS[platform]) == 1
+  # Softmax's gradient needs the forward pass, for its output and log-sum-exp; sigmoid's does not.
+  gradients = jax.grad(lambda *qkv: attend(*qkv).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+  assert lowered(gradients, platform, q, k, k).count(CALLS[platform]) == kernels
+
+
+def test_a_cpu_has_no_kernel_to_compile():
+  x = jnp.ones((1, 16, 1, 16))
+  with pytest.raises(NotImplementedError):
+    flash_attention(x, x, x, interpret=False)
