@@ -1,5 +1,8 @@
 """Calls of the attention kernels: what each platform wants of blocks, head dim and compiler, padding to it, and the grid.
 
+On a TPU the keys of a head, and for dK and dV the queries of a group, stay in VMEM whole: G T H 8 bytes in bfloat16 with
+double buffering (v5e has room for G T = 64k at H = 128, not for 128k). On a GPU they are read block by block.
+
 Array names carry shapes: B batch, T queries, S keys, N query heads, K key heads, H head dim.
 """
 
