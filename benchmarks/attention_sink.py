@@ -9,14 +9,14 @@ Sink_1 and Sink_* (of the slot or sink token) are fractions at eps = 0.3, of 100
 """
 
 import dataclasses
-from pathlib import Path
 import time
 from typing import Any, Literal
 
 import numpy as np
 import tyro
 
-from benchmarks import report
+from benchmarks import attention_sink_figure, report
+from benchmarks.procedural_text import ProceduralBatches
 from jaxlm.config import ModelConfig, SinkConfig
 from trainers.config import OptimizerConfig
 
@@ -87,7 +87,7 @@ class Setting:
   optimizer: OptimizerConfig
   lm_steps: int
   text: Literal['embedded', 'procedural']
-  """embedded: bytes of the text that ships with Python. procedural: see `procedural_text`, with a fixed first token."""
+  """embedded: bytes of the text that ships with Python. procedural: benchmarks/procedural_text.py, with a fixed first token."""
   batch_size: int
   length: int
   look_every: int
@@ -145,7 +145,7 @@ def main(config: Config) -> None:
   name = 'attention_sink' if config.setting == 'cpu' else f'attention_sink.{config.setting}'
   more = {'config': dataclasses.asdict(config), 'seconds': round(time.perf_counter() - start, 1)}
   path = report.write(name, rows, **more, checks=verdicts, curves=curves)
-  print('Drawn in', plot(rows, curves, path.with_suffix('.png')))
+  print('Drawn in', attention_sink_figure.draw(rows, curves, path.with_suffix('.png')))
   for v in verdicts:
     print('PASS' if v['pass'] else 'MISS', v['statement'], '--', v['measured'])
 
@@ -184,56 +184,6 @@ def result(study: str, row: Row, seed: int, loss: float, found) -> dict[str, Any
     '|v_1| ratio': float(found.value_norm_ratio.mean()),
     'peak |h_1| ratio': float(found.hidden_norm_ratio.max()),
   }
-
-
-def procedural_text(rng: np.random.Generator, rows: int, length: int, vocab: int, categories: int = 16) -> np.ndarray:
-  """Returns int32 [rows, length] of a probabilistic grammar with copies; id 0 is never drawn.
-
-  The category of a word follows from the last word's by a fixed Markov chain. Within it, the word has a Zipf-distributed
-  rank in an order that depends on the last word. With probability 1/32 a span begins that repeats the 8 to 23 words from
-  some earlier place of the row. All rows are drawn at once, so that a GPU need not wait for its text.
-  """
-  size = (vocab - 1) // categories
-  fixed = np.random.default_rng(0)  # The grammar is one and the same for every seed.
-  chain_CC = fixed.dirichlet(np.full(categories, 0.3), categories).cumsum(axis=1)
-  turn_V = fixed.integers(0, size, vocab)
-  text_TR = np.zeros((length, rows), np.int32)
-  left_R, source_R, all_R = np.zeros(rows, np.int64), np.zeros(rows, np.int64), np.arange(rows)
-  last_R = 1 + rng.integers(0, size * categories, rows)
-  for t in range(length):
-    category_u, rank_u, span_u, place_u, length_u = rng.random((5, rows))
-    category_R = (category_u[:, None] > chain_CC[(last_R - 1) // size]).sum(axis=1).clip(max=categories - 1)
-    rank_R = (size + 1) ** rank_u - 1
-    word_R = 1 + category_R * size + (rank_R.astype(np.int64) + turn_V[last_R]) % size
-    begins_R = (left_R == 0) & (span_u < 1 / 32) & (t >= 32)
-    left_R = np.where(begins_R, 8 + (16 * length_u).astype(np.int64), left_R)
-    source_R = np.where(begins_R, (place_u * (t - 24)).astype(np.int64), source_R)
-    last_R = np.where(left_R > 0, text_TR[source_R, all_R], word_R)
-    text_TR[t] = last_R
-    left_R, source_R = np.maximum(left_R - 1, 0), source_R + 1
-  return np.ascontiguousarray(text_TR.T)
-
-
-@dataclasses.dataclass
-class ProceduralBatches:
-  """Batches without end or repetition, a function of (seed, step), as `jaxlm.data.packing.Batches` are."""
-
-  vocab: int
-  batch_size: int
-  length: int
-  seed: tuple[int, ...]
-  at_once: int = 32  # steps drawn together
-
-  def batch(self, step: int) -> dict[str, np.ndarray]:
-    part = step // self.at_once
-    if getattr(self, '_part', None) != part:
-      rng = np.random.default_rng((*self.seed, part))
-      self._rows = procedural_text(rng, self.at_once * self.batch_size, self.length + 1, self.vocab)
-      self._rows[:, 0] = 0  # The fixed first token.
-      self._part = part
-    first = step % self.at_once * self.batch_size
-    rows = self._rows[first : first + self.batch_size]
-    return {'tokens': rows[:, :-1], 'targets': rows[:, 1:], 'mask': np.ones(rows[:, 1:].shape, np.float32)}
 
 
 def procedural(setting: Setting, seed: int) -> tuple[Any, list[dict[str, np.ndarray]], np.ndarray]:
@@ -323,57 +273,6 @@ def checks(rows: list[dict[str, Any]], setting: str) -> list[dict[str, Any]]:
     check('softmax peak |h_1| ratio > 3', 'lm', ('softmax',), ('peak |h_1| ratio',), lambda a: a > 3)
     check('sigmoid peak |h_1| ratio < 2', 'lm', ('sigmoid',), ('peak |h_1| ratio',), lambda a: a < 2)
   return verdicts
-
-
-def plot(rows: list[dict[str, Any]], curves: list[dict[str, Any]], path: Path) -> Path:
-  """Draws retrieval as bars, sinks beside error, with the seeds as dots; and the language models' sinks by step."""
-  from matplotlib.figure import Figure  # Not pyplot: no global state, no display.
-
-  retrieval = [r for r in rows if r['study'] == 'retrieval']
-  names = list(dict.fromkeys(r['row'] for r in retrieval))
-  panels = [h for h, there in ((1.2 + 0.4 * len(names), retrieval), (3.4, curves)) if there]
-  figure = Figure(figsize=(10, sum(panels)), layout='constrained')
-  axes = figure.subplots(len(panels), 2, squeeze=False, gridspec_kw={'height_ratios': panels})
-  blue, red = '#4c72b0', '#c44e52'
-  if retrieval:
-    left, right = axes[0]
-    for y, name in enumerate(names):
-      of_row = [r for r in retrieval if r['row'] == name]
-      for key, color, up in (('Sink_1', blue, 0.19), ('Sink_*', red, -0.19)):
-        values = [100 * r[key] for r in of_row if r[key] is not None]
-        if values:
-          left.barh(y - up, np.mean(values), 0.34, color=color, alpha=0.6, label=key if name == names[-1] else None)
-          left.plot(values, [y - up] * len(values), 'o', color=color, markersize=4, clip_on=False, zorder=3)
-      right.plot([r['loss'] for r in of_row], [y] * len(of_row), 'o', color='#555555', markersize=4)
-    left.set(
-      xlabel='% of heads and sequences over 0.3', xlim=(0, 100), title='Gated retrieval: sink (proxy), seeds as dots'
-    )
-    right.set(xlabel='mean squared error, held out', xscale='log', title='... and how well the task is solved')
-    left.set_yticks(range(len(names)), names)
-    right.set_yticks(range(len(names)), [''] * len(names))
-    left.legend(loc='lower center')
-    for ax in (left, right):
-      ax.set_ylim(len(names) - 0.4, -0.6)
-      ax.grid(alpha=0.3, axis='x')
-  if curves:
-    left, right = axes[-1]
-    colors = dict(zip(dict.fromkeys(c['row'] for c in curves), ('#4c72b0', '#c44e52', '#dd8452', '#55a868', '#8172b3')))
-    for c in curves:
-      style, label = (
-        {'color': colors[c['row']], 'linewidth': 1.2, 'marker': 'o', 'markersize': 3},
-        c['row'] if not c['seed'] else None,
-      )
-      left.plot(c['step'], [100 * v for v in c['Sink_1']], **style, label=label)
-      if c['Sink_*'][0] is not None:
-        left.plot(c['step'], [100 * v for v in c['Sink_*']], **style, linestyle='--')
-      right.plot(c['step'], c['loss'], **style, label=label)
-    left.set(xlabel='step', ylabel='%', ylim=(-3, 103), title='Language model: Sink_1 (proxy), Sink_* dashed')
-    right.set(xlabel='step', ylabel='nats per token', title='Language model: held-out loss')
-    right.legend()
-    for ax in (left, right):
-      ax.grid(alpha=0.3)
-  figure.savefig(path, dpi=120)
-  return path
 
 
 if __name__ == '__main__':

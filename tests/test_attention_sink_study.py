@@ -10,6 +10,7 @@ import pytest
 from benchmarks import attention_sink as study
 from benchmarks import gated_retrieval as task
 from benchmarks import report
+from benchmarks.procedural_text import ProceduralBatches, procedural_text
 
 
 @pytest.mark.parametrize('first_token', ['fixed', 'random'])
@@ -38,7 +39,7 @@ def test_training_never_sees_the_held_out_rows_and_repeats_itself():
 
 
 def test_procedural_text_repeats_spans_and_never_draws_the_fixed_token():
-  text = study.procedural_text(np.random.default_rng(0), 50, 256, 512)
+  text = procedural_text(np.random.default_rng(0), 50, 256, 512)
   assert text.shape == (50, 256) and text.min() >= 1 and text.max() < 512
   words = lambda row: {tuple(row[i : i + 8]) for i in range(len(row) - 8)}
   repeated = np.mean([len(words(row)) < len(row) - 8 for row in text])
@@ -48,7 +49,7 @@ def test_procedural_text_repeats_spans_and_never_draws_the_fixed_token():
 
 
 def test_procedural_batches_are_a_function_of_seed_and_step():
-  make = lambda seed: study.ProceduralBatches(vocab=128, batch_size=3, length=40, seed=(seed, 0), at_once=2)
+  make = lambda seed: ProceduralBatches(vocab=128, batch_size=3, length=40, seed=(seed, 0), at_once=2)
   ahead, again = make(0), make(0)
   later = ahead.batch(5)
   np.testing.assert_array_equal(again.batch(1)['tokens'], make(0).batch(1)['tokens'])

@@ -80,6 +80,14 @@ def test_float32_matches_dense(operation, lengths, N, K, H, options):
   all_close(dense.with_gradients(kernel, *arrays), dense.with_gradients(reference, *arrays), 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('operation', ['sigmoid', 'softmax'])
+def test_float32_matches_dense_over_many_blocks(operation):
+  arrays = inputs(1024, 1024, 2, 1, 64, B=1)
+  kernel, reference = kernel_and_dense(operation, bias=-6.9, window=600)
+  all_close(dense.with_gradients(kernel, *arrays), dense.with_gradients(reference, *arrays), 1e-5)
+
+
 @pytest.mark.parametrize('operation, window', [('sigmoid', None), ('softmax', 9)])
 def test_matches_the_models_attention(operation, window):
   q, k, v, _ = inputs(65, 65, 4, 2, 32)
