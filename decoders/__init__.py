@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 _PUBLIC = {'generate': 'decoders.plain', 'Sampling': 'decoders.options', 'Output': 'decoders.output'}
 
 
+_MODULES = ('simlayerkv',)
+
+
 def __getattr__(name: str):
+  if name in _MODULES:
+    return importlib.import_module(f'decoders.{name}')
   if name in _PUBLIC:
     return getattr(importlib.import_module(_PUBLIC[name]), name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def __dir__():
-  return sorted([*globals(), *_PUBLIC])
+  return sorted([*globals(), *_PUBLIC, *_MODULES])

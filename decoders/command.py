@@ -1,11 +1,13 @@
 """The command line of all decoders: python -m decoders.generate MODEL --prompt "..." """
 
 import dataclasses
+import functools
 import sys
 from typing import Annotated, Literal
 
 import tyro
 
+from decoders.lazy import LazyConfig
 from decoders.options import Sampling
 
 
@@ -22,8 +24,10 @@ class GenerateConfig:
   """A message to answer, put through the model's chat template."""
   system: str | None = None
   """System message before --chat."""
-  decoder: Literal['plain'] = 'plain'
-  """How tokens are found; plain is one model call for each."""
+  decoder: Literal['plain', 'simlayerkv'] = 'plain'
+  """How tokens are found; plain is one model call for each, simlayerkv the same with lazy layers' caches cut down."""
+  lazy: LazyConfig = LazyConfig()
+  """Of simlayerkv: which layers are lazy, and what they keep."""
   max_new_tokens: int = 128
   """Most tokens to generate for each text."""
   sampling: tyro.conf.OmitArgPrefixes[Sampling] = Sampling()
@@ -57,7 +61,12 @@ def main(config: GenerateConfig) -> None:
   printer = Printer(lm, prompts[0])
   if streams and config.chat is None:
     printer.write(prompts[0])
-  out = decoders.generate(
+  decode = decoders.generate
+  if config.decoder == 'simlayerkv':
+    decode = functools.partial(decoders.simlayerkv.generate, lazy=config.lazy)
+  elif config.lazy != LazyConfig():
+    raise ValueError(f'--lazy is for --decoder simlayerkv, not for {config.decoder}.')
+  out = decode(
     lm,
     prompts,
     max_new_tokens=config.max_new_tokens,
@@ -98,9 +107,12 @@ class Printer:
 
 def summary(stats: dict) -> str:
   """One line: where the time and the memory went."""
+  lazy = ''
+  if 'lazy_layers' in stats:
+    lazy = f' instead of {stats["kv_bytes_full"] / 1e6:.1f} MB; lazy layers {stats["lazy_layers"]}'
   return (
     f'[{stats["new_tokens"]} tokens, {stats["tokens_per_second"]:.1f} tokens/s; prefill of {stats["prompt_tokens"]} tokens '
-    f'{stats["prefill_seconds"]:.2f} s; compiling {stats["compile_seconds"]:.1f} s; KV cache {stats["kv_bytes"] / 1e6:.1f} MB]'
+    f'{stats["prefill_seconds"]:.2f} s; compiling {stats["compile_seconds"]:.1f} s; KV cache {stats["kv_bytes"] / 1e6:.1f} MB{lazy}]'
   )
 
 

@@ -18,7 +18,7 @@ class Output:
   """One string per row when the model has a tokenizer; without special tokens and without the stop string."""
   stats: dict[str, Any]
   """prefill_seconds, decode_seconds, compile_seconds, tokens_per_second (decode), kv_bytes, prompt_tokens, new_tokens,
-  target_calls."""
+  target_calls; and of simlayerkv: lazy_layers, lazy_ratios (per row), kv_bytes_full, compression."""
 
   def rows(self) -> list[list[int]]:
     """The generated ids of each row without padding."""

@@ -42,11 +42,12 @@ class DecodeState:
   cache: Any
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'capacity'))
-def prefill(params, tokens_BT, lengths_B, total_B, *, config: ModelConfig, capacity: int):
+@functools.partial(jax.jit, static_argnames=('config', 'capacity', 'wrap'))
+def prefill(params, tokens_BT, lengths_B, total_B, *, config: ModelConfig, capacity: int, wrap=None):
   """Reads the prompts. Returns (float32 logits [B, V] after each row's last token, cache)."""
   model, rows = Transformer(config), jnp.arange(tokens_BT.shape[0])
   cache = FullCache.create(config, tokens_BT.shape[0], capacity)
+  cache = cache if wrap is None else wrap(cache, lengths_B)
   hidden_BTD, cache = model.apply({'params': params}, tokens_BT, cache=cache, length=total_B, method=Transformer.hidden)
   last_BD = hidden_BTD[rows, lengths_B - 1]
   return model.apply({'params': params}, last_BD, method=Transformer.logits), cache
@@ -118,6 +119,23 @@ def decode(params, state: DecodeState, steps, eos_E, values, *, config: ModelCon
   return jax.lax.while_loop(unfinished, body, (state, jnp.int32(0)))
 
 
+class WholeMemory:
+  """What becomes of the cache once the prompts are read: nothing. Other decoders pass another one of these."""
+
+  wrap: Callable[[FullCache, jax.Array], Any] | None = None
+  """Static function of (empty cache, [B] lengths) that makes the cache which reads the prompts."""
+
+  def settle(self, state: DecodeState, advance: Callable, config: ModelConfig) -> list[tuple[np.ndarray, DecodeState]]:
+    """Returns (rows, their state) of each part of the batch that is decoded together, between them every row.
+
+    `advance(state, steps, rows)` takes steps. The state is given away: its arrays may be deleted.
+    """
+    return [(np.arange(len(state.lengths)), state)]
+
+  def stats(self) -> dict[str, Any]:
+    return {}
+
+
 def generate(
   lm: LanguageModel,
   prompts: Sequence[str] | Sequence[Sequence[int]],
@@ -130,6 +148,7 @@ def generate(
   stop: Sequence[str] = (),
   stream: Callable[[int, list[int]], None] | None = None,
   batch_size: int | None = None,
+  memory: WholeMemory | None = None,
 ) -> Output:
   """Continues each prompt.
 
@@ -143,6 +162,7 @@ def generate(
     stop: strings that end a row; the text ends before them.
     stream: called as stream(row, new_ids) while rows grow.
     batch_size: prompts decoded together (None: all).
+    memory: what becomes of the cache once the prompts are read; nothing by default.
 
   Raises:
     ValueError: for an empty prompt, ids outside the vocabulary, or prompts that with max_new_tokens exceed the
@@ -157,7 +177,7 @@ def generate(
   prompt_lib.check_prefix(min(map(len, ids)), lm.config.prefix)
   eos, pad_id = ending(lm, eos_id)
   values = jax.tree.map(jnp.asarray, sampling.active)
-  clock, calls, kv_bytes = Clock(), 0, 0
+  clock, calls, kv_bytes, memory = Clock(), [], 0, memory or WholeMemory()
   tokens, lengths = [], []
   batch_size = batch_size or len(ids)
   for first in range(0, len(ids), batch_size):
@@ -174,7 +194,15 @@ def generate(
     capacity = min(prompt_lib.bucket(int(padded.lengths.max()) + max_new_tokens), lm.config.max_length)
     tokens_BT, lengths_B, eos_E = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), jnp.asarray(eos, jnp.int32)
     logits_BV, cache = clock.run(
-      'prefill', prefill, lm.params, tokens_BT, lengths_B, total_B, config=lm.config, capacity=capacity
+      'prefill',
+      prefill,
+      lm.params,
+      tokens_BT,
+      lengths_B,
+      total_B,
+      config=lm.config,
+      capacity=capacity,
+      wrap=memory.wrap,
     )
     rows = (logits_BV, tokens_BT, lengths_B, total_B, cache)
     if num_samples > 1:
@@ -183,22 +211,34 @@ def generate(
     state = clock.run(
       'prefill', start, *rows, keys_R, jnp.int32(pad_id), eos_E, values, max_new_tokens=max_new_tokens
     ).replace(cache=cache)
-    calls, kv_bytes = calls + 1, max(kv_bytes, state.cache.nbytes)
-    state = watch.look(state)
-    while not bool(jnp.all(state.done)):
-      steps = jnp.int32(STREAM_EVERY if watch.watching else max_new_tokens)
-      state, taken = clock.run('decode', decode, lm.params, state, steps, eos_E, values, config=lm.config)
-      state, calls = watch.look(state), calls + int(taken)
-    tokens.append(np.asarray(state.tokens))
-    lengths.append(np.asarray(state.lengths))
+
+    def advance(state, steps, rows_R, eos_E=eos_E, watch=watch):
+      state, taken = clock.run('decode', decode, lm.params, state, jnp.int32(steps), eos_E, values, config=lm.config)
+      calls.append(int(taken))
+      return watch.look(state, rows_R)
+
+    calls.append(1)  # the prefill
+    state = watch.look(state, np.arange(len(keys_R)))
+    parts = memory.settle(state, advance, lm.config)
+    del state, cache, rows
+    kv_bytes = max(kv_bytes, sum(state.cache.nbytes for _, state in parts))
+    batch_tokens, batch_lengths = np.zeros((len(keys_R), max_new_tokens), np.int32), np.zeros(len(keys_R), np.int32)
+    while parts:
+      rows_R, state = parts.pop()
+      while not bool(jnp.all(state.done)):
+        state = advance(state, STREAM_EVERY if watch.watching else max_new_tokens, rows_R)
+      batch_tokens[rows_R], batch_lengths[rows_R] = state.tokens, state.lengths
+    tokens.append(batch_tokens)
+    lengths.append(batch_lengths)
   tokens, lengths = np.concatenate(tokens), np.concatenate(lengths)
   tokens = np.where(np.arange(max_new_tokens)[None] < lengths[:, None], tokens, pad_id).astype(np.int32)
   decode_seconds = clock.seconds.get('decode', 0.0)
   later = int(lengths.sum()) - len(lengths)  # the first token of each row is the prefill's
   stats = {
-    'prompt_tokens': sum(map(len, ids)), 'new_tokens': int(lengths.sum()), 'target_calls': calls,
+    'prompt_tokens': sum(map(len, ids)), 'new_tokens': int(lengths.sum()), 'target_calls': sum(calls),
     'prefill_seconds': clock.seconds['prefill'], 'decode_seconds': decode_seconds, 'compile_seconds': clock.compile_seconds,
     'tokens_per_second': later / decode_seconds if decode_seconds else 0.0, 'kv_bytes': kv_bytes,
+    **memory.stats(),
   }  # fmt: skip
   text = None
   if lm.tokenizer is not None:
@@ -234,20 +274,21 @@ class Watch:
     self.sent = [0] * len(prompts)
     self.watching = bool(stop) or stream is not None
 
-  def look(self, state: DecodeState) -> DecodeState:
+  def look(self, state: DecodeState, rows_R: np.ndarray) -> DecodeState:
+    """`rows_R` are the rows of the batch that the state holds."""
     if not self.watching:
       return state
     tokens, lengths = np.asarray(state.tokens), np.array(state.lengths)
     stopped = np.zeros(len(lengths), bool)
-    for row in range(len(lengths)):
-      if lengths[row] == self.sent[row]:
+    for i, row in enumerate(rows_R.tolist()):
+      if lengths[i] == self.sent[row]:
         continue
-      ids = tokens[row, : lengths[row]].tolist()
+      ids = tokens[i, : lengths[i]].tolist()
       if (end := self.stopped_at(row, ids)) is not None:
-        lengths[row], stopped[row], ids = end, True, ids[:end]
+        lengths[i], stopped[i], ids = end, True, ids[:end]
       if self.stream is not None and ids[self.sent[row] :]:
         self.stream(row, ids[self.sent[row] :])
-      self.sent[row] = int(lengths[row])
+      self.sent[row] = int(lengths[i])
     if not stopped.any():
       return state
     return state.replace(lengths=jnp.asarray(lengths), done=state.done | stopped)

@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxlm.caches.full import FullCache as FullCache
 from jaxlm.caches.full import Sequence as Sequence
+from jaxlm.caches.layered import Everything as Everything
+from jaxlm.caches.layered import LayeredCache as LayeredCache
+from jaxlm.caches.layered import Window as Window
 from jaxlm.models.attention import AttentionRule
 
 

@@ -1,0 +1,188 @@
+"""Which layers keep their whole cache, as plain data and NumPy: no JAX here, so that a command shows its help at once.
+
+SimLayerKV (v1 of https://arxiv.org/abs/2410.13846) trims a layer whose lazy ratio is above a threshold; LightTransfer
+(v2) keeps a fixed number of layers whole, those with the lowest ratios.
+"""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from jaxlm.config import ModelConfig
+from jaxlm.errors import unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyConfig:
+  """What a lazy layer keeps, and which layers are lazy: by `threshold`, `n_full` or `budget`, at most one of them."""
+
+  n_initial: int = 4
+  """First tokens that a lazy layer keeps."""
+  n_recent: int = 1020
+  """Latest tokens that a lazy layer keeps."""
+  threshold: float | None = None
+  """Layers whose ratio is above this are lazy, 1 is none (none: see n_full)."""
+  n_full: int | None = None
+  """Layers that keep everything (none: by threshold or budget if given, else half of them)."""
+  budget: int | None = None
+  """Bytes of KV cache per row after the prompt; as many layers keep everything as fit."""
+  stage: Literal['decode', 'prefill'] = 'decode'
+  """Score the first generated token as it is read, or the prompt's last n_last tokens."""
+  n_last: int = 1
+  """prefill: queries that are scored."""
+  score_recent: int | None = None
+  """Latest tokens that count for the ratio (none: n_recent)."""
+  include_self: bool = True
+  """A scored query's own key counts as recent."""
+  growth: Literal['append', 'ring'] = 'append'
+  """Lazy layers keep every new token, or forget the oldest recent one for each."""
+  batch: Literal['all', 'mean', 'group'] = 'group'
+  """How rows agree. all: a layer is as lazy as in its least lazy row. mean: the rows' mean ratio decides. group: every row
+  for itself, and rows with the same lazy layers are decoded together."""
+  exempt_layers: tuple[int, ...] = ()
+  """Layers that are never lazy; negative ones count from the last."""
+
+  def __post_init__(self):
+    for name, least in (('n_initial', 0), ('n_recent', 1), ('n_last', 1), ('score_recent', 1), ('n_full', 0)):
+      if (value := getattr(self, name)) is not None and value < least:
+        raise ValueError(f'{name}={value} must be at least {least}.')
+    if self.threshold is not None and not 0 <= self.threshold <= 1:
+      raise ValueError(f'{self.threshold=} must be in [0, 1]: it is compared with a share of attention.')
+    if self.budget is not None and self.budget < 1:
+      raise ValueError(f'{self.budget=} must be a positive number of bytes.')
+    if len(given := [n for n in ('threshold', 'n_full', 'budget') if getattr(self, n) is not None]) > 1:
+      raise ValueError(f'{" and ".join(given)} each decide how many layers are lazy: pass one of them.')
+    for name, known in (
+      ('stage', ('decode', 'prefill')),
+      ('growth', ('append', 'ring')),
+      ('batch', ('all', 'mean', 'group')),
+    ):
+      if getattr(self, name) not in known:
+        raise unknown(name, getattr(self, name), known)
+
+  @property
+  def kept(self) -> int:
+    """Tokens in a lazy layer before it grows."""
+    return self.n_initial + self.n_recent
+
+  def replace(self, **changes) -> 'LazyConfig':
+    return dataclasses.replace(self, **changes)
+
+
+# As the authors' code, v2's summary and kvpress run them; each still needs a threshold or a number of full layers.
+PRESETS = {
+  'authors-decode': LazyConfig(n_recent=1024),
+  'authors-prefill': LazyConfig(n_recent=1024, stage='prefill', n_last=32, score_recent=512, include_self=False),
+  # It drops the last key before it counts 1024 recent ones, and keeps one fewer.
+  'kvpress': LazyConfig(n_recent=1023, stage='prefill', score_recent=1024, include_self=False, batch='mean'),
+  'lighttransfer': LazyConfig(n_recent=1020, stage='prefill'),
+}
+
+# Of the authors' code, for 1024 recent tokens and stage `decode`.
+THRESHOLDS = {
+  'llama-2-7b-chat': 0.65,
+  'llama-3-8b-instruct': 0.9,
+  'mistral-7b-instruct-v0.3': 0.8,
+  'qwen2.5-3b-instruct': 0.85,
+}
+
+
+def preset(name: str, model: str | None = None, **changes) -> LazyConfig:
+  """Returns a preset, with the threshold that the paper's authors chose for `model` if that is given.
+
+  Raises:
+    ValueError: there is no such preset or model; the nearest name is suggested.
+  """
+  if name not in PRESETS:
+    raise unknown('preset', name, PRESETS)
+  if model is not None:
+    if model not in THRESHOLDS:
+      raise unknown('model', model, THRESHOLDS)
+    changes = {'threshold': THRESHOLDS[model], **changes}
+    if model.startswith('qwen'):  # The authors' code spares the last layer of Qwen alone.
+      changes = {'exempt_layers': (-1,), **changes}
+  return PRESETS[name].replace(**changes)
+
+
+def exempt(lazy: LazyConfig, model: ModelConfig) -> np.ndarray:
+  """Returns [L] bool: layers that cannot be lazy, which those with a sliding window are too.
+
+  Raises:
+    ValueError: an exempt layer does not exist.
+  """
+  L = model.num_layers
+  if bad := [i for i in lazy.exempt_layers if not -L <= i < L]:
+    raise ValueError(f'exempt_layers names layer {bad[0]}; the model has layers 0 to {L - 1}.')
+  chosen = {i % L for i in lazy.exempt_layers}
+  return np.array([i in chosen or model.window(i) is not None for i in range(L)])
+
+
+def bytes_per_token(model: ModelConfig) -> int:
+  """Bytes of one token's key and value in one layer."""
+  return 2 * model.num_kv_heads * model.head_dim * (4 if model.dtype == 'float32' else 2)
+
+
+def cache_bytes(model: ModelConfig, length: int, lazy_layers: int, kept: int) -> int:
+  """Returns the bytes of keys and values of one row of `length` tokens with so many lazy layers."""
+  tokens = (model.num_layers - lazy_layers) * length + lazy_layers * min(length, kept)
+  return tokens * bytes_per_token(model)
+
+
+def compression_ratio(model: ModelConfig, length: int, lazy_layers: int, kept: int) -> float:
+  """Returns how many times smaller the cache of a row is; 1 - 1 / this is the share removed."""
+  return cache_bytes(model, length, 0, kept) / cache_bytes(model, length, lazy_layers, kept)
+
+
+def select_lazy(ratios, lengths, lazy: LazyConfig, model: ModelConfig) -> np.ndarray:
+  """Returns [B, L] bool: the lazy layers of each row.
+
+  A layer that would forget nothing is not lazy. With equal ratios the earlier layer stays full.
+
+  Args:
+    ratios: [B, L] lazy ratios in [0, 1].
+    lengths: [B] tokens in the cache.
+
+  Raises:
+    ValueError: ratios that are not finite, more full layers than there are, or a budget that lazy layers alone exceed.
+  """
+  ratios, lengths = np.asarray(ratios, np.float32), np.asarray(lengths)
+  if (bad := np.argwhere(~np.isfinite(ratios))).size:
+    row, layer = bad[0]
+    raise ValueError(f'The lazy ratio of row {row}, layer {layer} is {ratios[row, layer]}: activations are not finite.')
+  fixed = exempt(lazy, model)
+  L = model.num_layers
+  if lazy.n_full is not None and lazy.n_full > L:
+    raise ValueError(f'n_full={lazy.n_full} is more than the {L} layers of the model.')
+  if lazy.batch == 'all':
+    ratios = np.broadcast_to(ratios.min(axis=0), ratios.shape)
+  elif lazy.batch == 'mean':
+    ratios = np.broadcast_to(ratios.mean(axis=0), ratios.shape)
+  longest = lengths if lazy.batch == 'group' else np.full_like(lengths, lengths.max())
+  chosen = []
+  for ratio, length in zip(ratios, longest):
+    if lazy.threshold is not None:
+      row = (ratio > lazy.threshold) & ~fixed
+    else:
+      n_full = lazy.n_full
+      if lazy.budget is not None:
+        n_full = full_layers_within(lazy.budget, model, int(length), lazy.kept)
+      elif n_full is None:
+        n_full = (L + 1) // 2
+      order = np.argsort(np.where(fixed, -1.0, ratio), kind='stable')  # exempt layers are the first to be full
+      row = np.isin(np.arange(L), order[n_full:]) & ~fixed
+    chosen.append(row & (length > lazy.kept))
+  return np.array(chosen)
+
+
+def full_layers_within(budget: int, model: ModelConfig, length: int, kept: int) -> int:
+  """Returns how many layers can keep `length` tokens within the budget. Raises ValueError if not even none can."""
+  L = model.num_layers
+  for n_full in range(L, -1, -1):
+    if cache_bytes(model, length, L - n_full, kept) <= budget:
+      return n_full
+  least = cache_bytes(model, length, L, kept)
+  raise ValueError(
+    f'budget={budget} bytes is less than the {least} that {L} lazy layers of {min(length, kept)} tokens take: '
+    'raise it, or lower n_recent.'
+  )

@@ -1,0 +1,87 @@
+"""How lazy each layer is: the attention that the latest queries pay to the first and to the most recent tokens.
+
+  r_l = mean over the last m queries i and all heads of  sum_{j in Initial or Recent(i)} w^l_ij
+
+(https://arxiv.org/abs/2410.13846). `Scored` measures while it attends; it computes [m, S] weights per layer, never [T, T].
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlm.caches.full import heads_first
+from jaxlm.models.attention import EPS, AttentionRule, attention_weights
+
+# Operations whose weights can be negative, so that no share of them is a ratio.
+UNSCORED = ('identity', 'identity_norm', 'mlp', 'mlp_norm')
+
+
+def lazy_ratio(
+  q: Float[Array, 'B M N H'],
+  k: Float[Array, 'B K S H'],
+  q_positions: Int[Array, 'B M'],
+  k_positions: Int[Array, 'B S'],
+  rule: AttentionRule,
+  *,
+  initial: int,
+  recent: int,
+  include_self: bool = True,
+  valid: Bool[Array, 'B M'] | None = None,
+) -> Float[Array, ' B']:
+  """Returns the share of attention on the first `initial` and each query's last `recent` keys, float32 in [0, 1].
+
+  Recent keys are counted from the query itself, or from the key before it. Weights that do not sum to 1 (sigmoid) are
+  divided by their sum. A slot beside the tokens is never evicted, so its weight counts as kept. `valid` marks the queries
+  that are averaged, all when None. Heads are averaged over queries' heads, as the paper's code does.
+  """
+  weights_BKGMS, slot_BKGM = attention_weights(q, k, q_positions, k_positions, rule)
+  distance_BMS = q_positions[:, :, None] - k_positions[:, None, :]
+  first = 0 if include_self else 1
+  kept_BMS = (k_positions < initial)[:, None, :] | ((distance_BMS >= first) & (distance_BMS < recent + first))
+  kept_BKGM = jnp.where(kept_BMS[:, None, None], weights_BKGMS, 0.0).sum(axis=-1)
+  total_BKGM = weights_BKGMS.sum(axis=-1)
+  if slot_BKGM is not None:
+    kept_BKGM, total_BKGM = kept_BKGM + slot_BKGM, total_BKGM + slot_BKGM
+  share_BM = jnp.minimum(kept_BKGM / jnp.maximum(total_BKGM, EPS), 1.0).mean(axis=(1, 2))
+  if valid is None:
+    return share_BM.mean(axis=1)
+  return jnp.where(valid, share_BM, 0.0).sum(axis=1) / jnp.maximum(valid.sum(axis=1), 1)
+
+
+@struct.dataclass
+class Scored:
+  """Wraps a full cache and notes the lazy ratio of each layer: of a prompt's last queries, or of a new token's."""
+
+  cache: Any  # caches.FullCache
+  lengths: jax.Array  # [B] int32, slots that the prompt fills
+  ratios: jax.Array  # [B, L] float32
+  initial: int = struct.field(pytree_node=False)
+  recent: int = struct.field(pytree_node=False)
+  queries: int = struct.field(pytree_node=False, default=1)
+  include_self: bool = struct.field(pytree_node=False, default=True)
+
+  @property
+  def fresh(self) -> bool:
+    return self.cache.fresh
+
+  @property
+  def nbytes(self) -> int:
+    return self.cache.nbytes
+
+  def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
+    prefill = self.cache.empty[layer]
+    out, cache = self.cache.attend(layer, q, k, v, positions, rule)
+    window = {'initial': self.initial, 'recent': self.recent, 'include_self': self.include_self}
+    if prefill:
+      row_BM = self.lengths[:, None] - self.queries + jnp.arange(self.queries)[None]
+      last_BMNH = jnp.take_along_axis(q, jnp.maximum(row_BM, 0)[:, :, None, None], axis=1)
+      index_1T = jnp.arange(k.shape[1])[None]
+      keys = heads_first(k).astype(cache.keys[layer].dtype)
+      ratio_B = lazy_ratio(last_BMNH, keys, row_BM, index_1T, rule, valid=row_BM >= 0, **window)
+    else:
+      keys = cache.keys[layer]
+      ratio_B = lazy_ratio(q, keys, positions, jnp.arange(keys.shape[2])[None], rule, **window)
+    return out, self.replace(cache=cache, ratios=self.ratios.at[:, layer].set(ratio_B))
