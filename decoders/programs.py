@@ -27,3 +27,8 @@ class Clock:
     out = jax.block_until_ready(_programs[key](*args))
     self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
     return out
+
+
+def forget() -> None:
+  """Lets go of all compiled programs, each of which holds memory until then."""
+  _programs.clear()
