@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from jaxlm.cache_config import KiviConfig
 from jaxlm.config import ModelConfig
 from jaxlm.errors import unknown
 
@@ -42,6 +43,8 @@ class LazyConfig:
   for itself, and rows with the same lazy layers are decoded together."""
   exempt_layers: tuple[int, ...] = ()
   """Layers that are never lazy; negative ones count from the last."""
+  quant: KiviConfig | None = None
+  """Quantises what every layer keeps, lazy or not (none: exact). With threshold 1 no layer is cut."""
 
   def __post_init__(self):
     for name, least in (('n_initial', 0), ('n_recent', 1), ('n_last', 1), ('score_recent', 1), ('n_full', 0)):
@@ -60,6 +63,9 @@ class LazyConfig:
     ):
       if getattr(self, name) not in known:
         raise unknown(name, getattr(self, name), known)
+
+    if self.quant is not None and self.growth == 'ring':
+      raise ValueError("quant needs growth='append': a ring overwrites single tokens of groups quantised together.")
 
   @property
   def kept(self) -> int:
@@ -118,20 +124,25 @@ def exempt(lazy: LazyConfig, model: ModelConfig) -> np.ndarray:
   return np.array([i in chosen or model.window(i) is not None for i in range(L)])
 
 
-def bytes_per_token(model: ModelConfig) -> int:
-  """Bytes of one token's key and value in one layer."""
-  return 2 * model.num_kv_heads * model.head_dim * (4 if model.dtype == 'float32' else 2)
+def layer_bytes(model: ModelConfig, tokens: int, quant: KiviConfig | None = None) -> int:
+  """Returns the bytes of so many tokens' keys and values in one layer."""
+  exact = 4 if model.dtype == 'float32' else 2
+  if quant is not None:
+    return round(model.num_kv_heads * quant.bytes(tokens, model.head_dim, exact))
+  return 2 * model.num_kv_heads * model.head_dim * tokens * exact
 
 
-def cache_bytes(model: ModelConfig, length: int, lazy_layers: int, kept: int) -> int:
+def cache_bytes(model: ModelConfig, length: int, lazy_layers: int, kept: int, quant: KiviConfig | None = None) -> int:
   """Returns the bytes of keys and values of one row of `length` tokens with so many lazy layers."""
-  tokens = (model.num_layers - lazy_layers) * length + lazy_layers * min(length, kept)
-  return tokens * bytes_per_token(model)
+  whole, cut = layer_bytes(model, length, quant), layer_bytes(model, min(length, kept), quant)
+  return (model.num_layers - lazy_layers) * whole + lazy_layers * cut
 
 
-def compression_ratio(model: ModelConfig, length: int, lazy_layers: int, kept: int) -> float:
+def compression_ratio(
+  model: ModelConfig, length: int, lazy_layers: int, kept: int, quant: KiviConfig | None = None
+) -> float:
   """Returns how many times smaller the cache of a row is; 1 - 1 / this is the share removed."""
-  return cache_bytes(model, length, 0, kept) / cache_bytes(model, length, lazy_layers, kept)
+  return cache_bytes(model, length, 0, kept) / cache_bytes(model, length, lazy_layers, kept, quant)
 
 
 def select_lazy(ratios, lengths, lazy: LazyConfig, model: ModelConfig) -> np.ndarray:
@@ -166,7 +177,7 @@ def select_lazy(ratios, lengths, lazy: LazyConfig, model: ModelConfig) -> np.nda
     else:
       n_full = lazy.n_full
       if lazy.budget is not None:
-        n_full = full_layers_within(lazy.budget, model, int(length), lazy.kept)
+        n_full = full_layers_within(lazy.budget, model, int(length), lazy.kept, lazy.quant)
       elif n_full is None:
         n_full = (L + 1) // 2
       order = np.argsort(np.where(fixed, -1.0, ratio), kind='stable')  # exempt layers are the first to be full
@@ -175,13 +186,13 @@ def select_lazy(ratios, lengths, lazy: LazyConfig, model: ModelConfig) -> np.nda
   return np.array(chosen)
 
 
-def full_layers_within(budget: int, model: ModelConfig, length: int, kept: int) -> int:
+def full_layers_within(budget: int, model: ModelConfig, length: int, kept: int, quant: KiviConfig | None = None) -> int:
   """Returns how many layers can keep `length` tokens within the budget. Raises ValueError if not even none can."""
   L = model.num_layers
   for n_full in range(L, -1, -1):
-    if cache_bytes(model, length, L - n_full, kept) <= budget:
+    if cache_bytes(model, length, L - n_full, kept, quant) <= budget:
       return n_full
-  least = cache_bytes(model, length, L, kept)
+  least = cache_bytes(model, length, L, kept, quant)
   raise ValueError(
     f'budget={budget} bytes is less than the {least} that {L} lazy layers of {min(length, kept)} tokens take: '
     'raise it, or lower n_recent.'

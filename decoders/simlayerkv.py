@@ -9,6 +9,7 @@ tokens are those of the full cache, with `stage='prefill'` the first.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -25,8 +26,10 @@ from decoders.lazy import preset as preset
 from decoders.output import Output
 from decoders.plain import DecodeState, WholeMemory
 from decoders.plain import generate as generate_plain
+from jaxlm.cache_config import KiviConfig as KiviConfig
 from jaxlm.caches.full import FullCache
 from jaxlm.caches.layered import Everything, LayeredCache, window_of
+from jaxlm.caches.packed import packed_layer
 from jaxlm.caches.scored import UNSCORED, Scored
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
@@ -49,11 +52,13 @@ def generate(
 
   Raises:
     ValueError: as `decoders.generate`; attention weights that can be negative, so that no share of them is a ratio;
-      activations that are not finite; layers or budgets that do not fit the model.
+      activations that are not finite; layers, budgets or groups that do not fit the model.
   """
   if lm.config.attention in UNSCORED:
     raise ValueError(f'attention={lm.config.attention!r} has negative weights: how lazy a layer is has no meaning.')
   exempt(lazy, lm.config)
+  if lazy.quant is not None:
+    lazy.quant.check_head_dim(lm.config.head_dim)
   return generate_plain(lm, prompts, max_new_tokens=max_new_tokens, memory=LazyMemory(lazy, lm.config), **options)
 
 
@@ -122,16 +127,16 @@ class LazyMemory(WholeMemory):
 
   def compacted(self, state: DecodeState, lazy_L: np.ndarray, lengths_R: np.ndarray) -> Any:
     """Returns the cache with the lazy layers cut down, one at a time; what they were is deleted at once."""
-    if not lazy_L.any():
+    if not lazy_L.any() and self.lazy.quant is None:
       return state.cache  # And so the program is plain decoding's.
     room = None if self.lazy.growth == 'ring' else state.tokens.shape[1]
-    layers = []
+    layers, lengths = [], jnp.asarray(lengths_R, jnp.int32)
+    kept = {'initial': self.lazy.n_initial, 'recent': self.lazy.n_recent, 'room': room, 'quant': self.lazy.quant}
     for keys, values, lazy in zip(state.cache.keys, state.cache.values, lazy_L):
-      if not lazy:
+      if not lazy and self.lazy.quant is None:
         layers.append(Everything(keys, values))
         continue
-      kept = {'initial': self.lazy.n_initial, 'recent': self.lazy.n_recent, 'room': room}
-      layers.append(jax.block_until_ready(compact(keys, values, jnp.asarray(lengths_R, jnp.int32), **kept)))
+      layers.append(jax.block_until_ready(compact(keys, values, lengths, lazy=bool(lazy), **kept)))
       keys.delete()
       values.delete()
     return LayeredCache(tuple(layers))
@@ -145,7 +150,15 @@ class LazyMemory(WholeMemory):
     }
 
 
-compact = jax.jit(window_of, static_argnames=('initial', 'recent', 'room'))
+@functools.partial(jax.jit, static_argnames=('lazy', 'initial', 'recent', 'room', 'quant'))
+def compact(keys_BKSH, values_BKSH, lengths_B, *, lazy: bool, initial: int, recent: int, room, quant) -> Any:
+  """Returns what one layer keeps of its full cache."""
+  memory = Everything(keys_BKSH, values_BKSH)
+  if lazy:
+    memory = window_of(keys_BKSH, values_BKSH, lengths_B, initial=initial, recent=recent, room=room)
+  if quant is not None:
+    memory = packed_layer(memory, lengths_B, quant, keys_BKSH.shape[2])
+  return memory
 
 
 @jax.jit

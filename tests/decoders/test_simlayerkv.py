@@ -11,7 +11,7 @@ import pytest
 
 import decoders
 from decoders.lazy import cache_bytes, compression_ratio, full_layers_within, preset, select_lazy
-from decoders.simlayerkv import LazyConfig
+from decoders.simlayerkv import KiviConfig, LazyConfig
 from jaxlm.caches import FullCache, LayeredCache
 from jaxlm.caches.full import Sequence, heads_first, write_rows
 from jaxlm.caches.layered import EMPTY, Everything, window_of
@@ -327,6 +327,35 @@ def test_a_sink_token_is_the_first_of_the_kept():
   np.testing.assert_array_equal(full.tokens[:, :2], cut_down.tokens[:, :2])
 
 
+@pytest.mark.parametrize('n_full', [3, 1])
+def test_a_residual_longer_than_all_tokens_is_no_quantisation(n_full):
+  exact = lazily(n_full=n_full)
+  out = lazily(n_full=n_full, quant=KiviConfig(2, group=8, residual=64))
+  np.testing.assert_array_equal(out.tokens, exact.tokens)
+
+
+@pytest.mark.parametrize('n_full', [3, 1])
+def test_quantised_caches_are_smaller_and_more_bits_are_truer(n_full):
+  model = TINY.replace(num_layers=3, max_length=512)
+  prompts = [np.random.default_rng(5).integers(0, 50, 400).tolist(), [1, 2, 3]]
+  run = lambda **kw: decoders.simlayerkv.generate(
+    tiny_model(model), prompts, max_new_tokens=12, lazy=SMALL.replace(n_full=n_full, **kw)
+  )
+  exact = run()
+  outs = {bits: run(quant=KiviConfig(bits, group=8, residual=8)) for bits in (8, 4, 2)}
+  sizes = [exact.stats['kv_bytes'], *(out.stats['kv_bytes'] for out in outs.values())]
+  assert sizes == sorted(sizes, reverse=True) and sizes[2] < sizes[0] / 2.5
+  for out in outs.values():
+    np.testing.assert_array_equal(out.tokens[:, :2], exact.tokens[:, :2])
+  assert (outs[8].tokens == exact.tokens).mean() > 0.8
+
+
+def test_bytes_with_four_bits_are_the_papers():
+  llama = MODEL.replace(num_layers=32, num_heads=32, num_kv_heads=32, head_dim=128, dtype='bfloat16')
+  assert compression_ratio(llama, 32000, 0, 1028, KiviConfig()) == pytest.approx(3.2, rel=0.01)
+  assert compression_ratio(llama, 3500, 17, 1028, KiviConfig()) == pytest.approx(5.1, rel=0.03)
+
+
 def test_presets_are_those_of_the_specification():
   authors = preset('authors-decode', 'llama-3-8b-instruct')
   assert (authors.n_initial, authors.n_recent, authors.n_last, authors.threshold) == (4, 1024, 1, 0.9)
@@ -350,6 +379,7 @@ def test_presets_are_those_of_the_specification():
     ({'threshold': 0.5, 'n_full': 2}, 'threshold and n_full each decide'),
     ({'stage': 'prefil'}, "Did you mean 'prefill'"),
     ({'budget': 0}, 'positive number of bytes'),
+    ({'quant': KiviConfig(), 'growth': 'ring'}, "needs growth='append'"),
   ],
 )
 def test_settings_without_sense_are_refused(bad, message):
@@ -364,6 +394,8 @@ def test_what_does_not_fit_the_model_is_refused():
     lazily(n_full=9)
   with pytest.raises(ValueError, match='budget=100 bytes is less than'):
     lazily(budget=100)
+  with pytest.raises(ValueError, match='does not divide the head size 8'):
+    lazily(quant=KiviConfig())
   with pytest.raises(ValueError, match='negative weights'):
     decoders.simlayerkv.generate(tiny_model(MODEL.replace(attention='identity')), PROMPTS)
   lm = tiny_model(MODEL)
