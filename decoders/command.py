@@ -9,6 +9,7 @@ import tyro
 
 from decoders.lazy import LazyConfig
 from decoders.options import Sampling
+from jaxlm.cache_config import KiviConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,10 @@ class GenerateConfig:
   """How tokens are found; plain is one model call for each, simlayerkv the same with lazy layers' caches cut down."""
   lazy: LazyConfig = LazyConfig()
   """Of simlayerkv: which layers are lazy, and what they keep."""
+  quant_bits: Literal[2, 4, 8] | None = None
+  """Of simlayerkv: bits of each number in the cache but the newest (none: exact)."""
+  quant_group: int = 32
+  """Numbers that share a scale; a divisor of the head size."""
   max_new_tokens: int = 128
   """Most tokens to generate for each text."""
   sampling: tyro.conf.OmitArgPrefixes[Sampling] = Sampling()
@@ -63,9 +68,12 @@ def main(config: GenerateConfig) -> None:
     printer.write(prompts[0])
   decode = decoders.generate
   if config.decoder == 'simlayerkv':
-    decode = functools.partial(decoders.simlayerkv.generate, lazy=config.lazy)
-  elif config.lazy != LazyConfig():
-    raise ValueError(f'--lazy is for --decoder simlayerkv, not for {config.decoder}.')
+    lazy = config.lazy
+    if config.quant_bits is not None:
+      lazy = lazy.replace(quant=KiviConfig(config.quant_bits, config.quant_group, config.quant_group))
+    decode = functools.partial(decoders.simlayerkv.generate, lazy=lazy)
+  elif config.lazy != LazyConfig() or config.quant_bits is not None:
+    raise ValueError(f'--lazy and --quant-bits are for --decoder simlayerkv, not for {config.decoder}.')
   out = decode(
     lm,
     prompts,

@@ -5,9 +5,10 @@ SimLayerKV (v1 of https://arxiv.org/abs/2410.13846) trims a layer whose lazy rat
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import tyro
 
 from jaxlm.cache_config import KiviConfig
 from jaxlm.config import ModelConfig
@@ -43,7 +44,9 @@ class LazyConfig:
   for itself, and rows with the same lazy layers are decoded together."""
   exempt_layers: tuple[int, ...] = ()
   """Layers that are never lazy; negative ones count from the last."""
-  quant: KiviConfig | None = None
+  quant: Annotated[KiviConfig | None, tyro.conf.Suppress] = (
+    None  # On the command line --quant-bits: see decoders.command.
+  )
   """Quantises what every layer keeps, lazy or not (none: exact). With threshold 1 no layer is cut."""
 
   def __post_init__(self):
