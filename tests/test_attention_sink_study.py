@@ -80,6 +80,7 @@ def test_the_large_model_is_judged_by_four_statements():
   assert study.checks(rows, 'cpu') == []
 
 
+@pytest.mark.slow
 def test_the_command_writes_rows_verdicts_and_a_figure(monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(report, 'RESULTS', tmp_path)
   only = ('softmax', 'k bias')
