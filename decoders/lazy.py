@@ -41,7 +41,10 @@ class LazyConfig:
   """Lazy layers keep every new token, or forget the oldest recent one for each."""
   batch: Literal['all', 'mean', 'group'] = 'group'
   """How rows agree. all: a layer is as lazy as in its least lazy row. mean: the rows' mean ratio decides. group: every row
-  for itself, and rows with the same lazy layers are decoded together."""
+  for itself."""
+  layout: Literal['pooled', 'static'] = 'pooled'
+  """pooled: which layers are lazy is data, so one compiled program serves all prompts with equally many. static: it is part of
+  the program, compiled for each choice, and sequences with other lazy layers are decoded apart."""
   exempt_layers: tuple[int, ...] = ()
   """Layers that are never lazy; negative ones count from the last."""
   quant: Annotated[KiviConfig | None, tyro.conf.Suppress] = (
@@ -63,6 +66,7 @@ class LazyConfig:
       ('stage', ('decode', 'prefill')),
       ('growth', ('append', 'ring')),
       ('batch', ('all', 'mean', 'group')),
+      ('layout', ('pooled', 'static')),
     ):
       if getattr(self, name) not in known:
         raise unknown(name, getattr(self, name), known)

@@ -28,9 +28,10 @@ from decoders.plain import DecodeState, WholeMemory
 from decoders.plain import generate as generate_plain
 from jaxlm.cache_config import KiviConfig as KiviConfig
 from jaxlm.caches.full import FullCache
-from jaxlm.caches.layered import Everything, LayeredCache, window_of
-from jaxlm.caches.packed import packed_layer
+from jaxlm.caches.layered import LayeredCache, pooled
+from jaxlm.caches.packed import pack
 from jaxlm.caches.scored import UNSCORED, Scored
+from jaxlm.caches.slots import everything_of, window_of
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
 
@@ -110,36 +111,50 @@ class LazyMemory(WholeMemory):
     lazy_RL = select_lazy(ratios_RL, lengths_R, self.lazy, config)
     self.ratios += list(ratios_RL)
     self.lazy_layers += [np.flatnonzero(row).tolist() for row in lazy_RL]
-    patterns, group_R = np.unique(lazy_RL, axis=0, return_inverse=True)
-    parts = []
     full_bytes = cache.nbytes
-    for group, pattern_L in enumerate(patterns):
-      members = np.flatnonzero(group_R.reshape(-1) == group)
-      part = state if len(members) == len(rows_R) else take_rows(state, jnp.asarray(members))
-      parts.append((members, part.replace(cache=self.compacted(part, pattern_L, lengths_R[members]))))
-    if len(parts) > 1:
-      for x in (*cache.keys, *cache.values):
-        x.delete()
+    parts = self.parts(state, lazy_RL, lengths_R)
     kept_bytes = sum(part.cache.nbytes for _, part in parts)
     if full_bytes > self.full_bytes:
       self.full_bytes, self.kept_bytes = full_bytes, kept_bytes
     return parts
 
-  def compacted(self, state: DecodeState, lazy_L: np.ndarray, lengths_R: np.ndarray) -> Any:
-    """Returns the cache with the lazy layers cut down, one at a time; what they were is deleted at once."""
-    if not lazy_L.any() and self.lazy.quant is None:
-      return state.cache  # And so the program is plain decoding's.
-    room = None if self.lazy.growth == 'ring' else state.tokens.shape[1]
-    layers, lengths = [], jnp.asarray(lengths_R, jnp.int32)
-    kept = {'initial': self.lazy.n_initial, 'recent': self.lazy.n_recent, 'room': room, 'quant': self.lazy.quant}
-    for keys, values, lazy in zip(state.cache.keys, state.cache.values, lazy_L):
-      if not lazy and self.lazy.quant is None:
-        layers.append(Everything(keys, values))
-        continue
-      layers.append(jax.block_until_ready(compact(keys, values, lengths, lazy=bool(lazy), **kept)))
-      keys.delete()
-      values.delete()
-    return LayeredCache(tuple(layers))
+  def parts(
+    self, state: DecodeState, lazy_RL: np.ndarray, lengths_R: np.ndarray
+  ) -> list[tuple[np.ndarray, DecodeState]]:
+    """Returns (rows, their state) of what is decoded together, the caches cut down; the whole cache is deleted."""
+    rows_R, cache = np.arange(len(lazy_RL)), state.cache
+    if not lazy_RL.any() and self.lazy.quant is None:
+      return [(rows_R, state)]  # And so the program is plain decoding's.
+    kept = self.kept(state)
+    lengths = jnp.asarray(lengths_R, jnp.int32)
+    delete = lambda layer: (cache.keys[layer].delete(), cache.values[layer].delete())
+    if self.lazy.layout == 'pooled':
+      row = lambda l, b: compact_row(
+        cache.keys[l], cache.values[l], lengths, jnp.int32(b), lazy=bool(lazy_RL[b, l]), **kept
+      )
+      return [(rows_R, state.replace(cache=pooled(lazy_RL.T.astype(int), 2, row, delete)))]
+    patterns, group_R = np.unique(lazy_RL, axis=0, return_inverse=True)
+    parts = []
+    for group, lazy_L in enumerate(patterns):
+      members = np.flatnonzero(group_R.reshape(-1) == group)
+      part = state if len(members) == len(rows_R) else take_rows(state, jnp.asarray(members))
+      layers = []
+      for layer, lazy in enumerate(lazy_L.tolist()):
+        arrays = part.cache.keys[layer], part.cache.values[layer]
+        layers.append(jax.block_until_ready(compact(*arrays, lengths[members], lazy=lazy, **kept)))
+        for x in arrays:
+          x.delete()
+      parts.append((members, part.replace(cache=LayeredCache(tuple(layers)))))
+    if len(parts) > 1:
+      for layer in range(len(cache.keys)):
+        delete(layer)
+    return parts
+
+  def kept(self, state: DecodeState) -> dict[str, Any]:
+    """Returns the static arguments of `compact`."""
+    lazy = self.lazy
+    room = None if lazy.growth == 'ring' else state.tokens.shape[1]
+    return {'initial': lazy.n_initial, 'recent': lazy.n_recent, 'room': room, 'quant': lazy.quant}
 
   def stats(self) -> dict[str, Any]:
     return {
@@ -150,15 +165,24 @@ class LazyMemory(WholeMemory):
     }
 
 
-@functools.partial(jax.jit, static_argnames=('lazy', 'initial', 'recent', 'room', 'quant'))
+KEPT = ('lazy', 'initial', 'recent', 'room', 'quant')
+
+
+@functools.partial(jax.jit, static_argnames=KEPT)
 def compact(keys_BKSH, values_BKSH, lengths_B, *, lazy: bool, initial: int, recent: int, room, quant) -> Any:
   """Returns what one layer keeps of its full cache."""
-  memory = Everything(keys_BKSH, values_BKSH)
   if lazy:
     memory = window_of(keys_BKSH, values_BKSH, lengths_B, initial=initial, recent=recent, room=room)
-  if quant is not None:
-    memory = packed_layer(memory, lengths_B, quant, keys_BKSH.shape[2])
-  return memory
+  else:
+    memory = everything_of(keys_BKSH, values_BKSH, lengths_B)
+  return memory if quant is None else pack(memory, lengths_B, quant)
+
+
+@functools.partial(jax.jit, static_argnames=KEPT)
+def compact_row(keys_BKSH, values_BKSH, lengths_B, row, **kept) -> Any:
+  """Returns what one layer keeps of one row."""
+  one = lambda x: jax.lax.dynamic_index_in_dim(x, row, keepdims=True)
+  return compact(one(keys_BKSH), one(values_BKSH), one(lengths_B), **kept)
 
 
 @jax.jit

@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxlm.caches.full import FullCache as FullCache
 from jaxlm.caches.full import Sequence as Sequence
-from jaxlm.caches.layered import Everything as Everything
 from jaxlm.caches.layered import LayeredCache as LayeredCache
-from jaxlm.caches.layered import Window as Window
+from jaxlm.caches.layered import PooledCache as PooledCache
+from jaxlm.caches.packed import Packed as Packed
+from jaxlm.caches.slots import Slots as Slots
 from jaxlm.models.attention import AttentionRule
 
 

@@ -4,12 +4,9 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from jaxlm.caches.rows import heads_first, write_rows
 from jaxlm.config import ModelConfig
 from jaxlm.models.attention import AttentionRule, attend
-
-
-def heads_first(x_BTKH):
-  return x_BTKH.transpose(0, 2, 1, 3)
 
 
 @struct.dataclass
@@ -77,15 +74,3 @@ class FullCache:
       out = attend(q, keys, values, positions, slot_1S, rule)
     replaced = lambda layers, new: layers[:layer] + (new,) + layers[layer + 1 :]
     return out, FullCache(replaced(self.keys, keys), replaced(self.values, values), replaced(self.empty, False))
-
-
-def write_rows(slots_BKSH, new_BKTH, start_B):
-  """Writes each row's new entries from its own slot on."""
-  write = lambda slots, new, start: jax.lax.dynamic_update_slice(slots, new, (0, start, 0))
-  if slots_BKSH.shape[0] > 1:
-    return jax.vmap(write)(slots_BKSH, new_BKTH, start_B)
-  one = lambda slots, new: write(slots[0], new[0], start_B[0])[None]
-  # XLA's CPU backend fuses an update into the product that reads it, which copies the whole cache at every step; it
-  # does not fuse through a conditional (here always true).
-  apart = lambda slots, new: jax.lax.cond(start_B[0] >= 0, one, lambda slots, new: slots, slots, new)
-  return jax.lax.platform_dependent(slots_BKSH, new_BKTH, cpu=apart, default=one)

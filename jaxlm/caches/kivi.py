@@ -5,6 +5,8 @@
 per group: of consecutive tokens of one channel for keys, of consecutive channels of one token for values.
 """
 
+import math
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -66,6 +68,49 @@ def dequantize(packed: Quantized, dtype=jnp.float32) -> Float[Array, 'B K S H']:
   spread = lambda x: x.astype(jnp.float32)[:, :, :, None, :, None]
   grouped = codes.reshape(B, K, rows, S // rows, columns, H // columns)
   return (grouped * spread(packed.scale) + spread(packed.minimum)).reshape(B, K, S, H).astype(dtype)
+
+
+def score_quantized(q: Float[Array, 'R H'], keys: Quantized) -> Float[Array, 'R S']:
+  """Returns products with one head's quantised keys, float32, without writing the keys out whole.
+
+  Each piece of the codes' bytes is a product of its own. Few queries take matrix-vector products, into which XLA's CPU
+  backend fuses the unpacking.
+  """
+  q = q.astype(jnp.float32)
+  scale_GH, minimum_GH = keys.scale.astype(jnp.float32), keys.minimum.astype(jnp.float32)
+  S, P = keys.codes.shape
+  groups = len(scale_GH)
+  logits = 0.0
+  for i, codes in enumerate(pieces(keys.codes, keys.bits)):
+    columns = slice(i * P, (i + 1) * P)
+    scaled = codes.reshape(groups, S // groups, P) * scale_GH[:, None, columns]
+    logits += _few(q[:, columns], scaled.reshape(S, P))
+  offset_RG = q @ minimum_GH.T
+  return (logits.reshape(len(q), groups, -1) + offset_RG[:, :, None]).reshape(len(q), S)
+
+
+def _few(q_RP, keys_SP):
+  return jnp.stack([keys_SP @ q_P for q_P in q_RP]) if len(q_RP) <= 4 else q_RP @ keys_SP.T
+
+
+def mix_quantized(weights: Float[Array, 'R S'], values: Quantized) -> Float[Array, 'R H']:
+  """Returns weighted sums of one head's quantised values, float32. Scales are taken into the weights, not the codes."""
+  scale_SG, minimum_SG = values.scale.astype(jnp.float32), values.minimum.astype(jnp.float32)
+  P, groups = values.codes.shape[1], scale_SG.shape[1]
+  group = P * 8 // values.bits // groups
+  run = math.gcd(P, group)  # Channels of one piece that share a scale.
+  sums = []
+  for i, codes in enumerate(pieces(values.codes, values.bits)):
+    for start in range(0, P, run):
+      scaled_RS = weights * scale_SG[None, :, (i * P + start) // group]
+      sums.append(scaled_RS @ codes[:, start : start + run])
+  return jnp.concatenate(sums, axis=1) + jnp.repeat(weights @ minimum_SG, group, axis=1)
+
+
+def pieces(packed: UInt8[Array, 'S P'], bits: int) -> list[Float[Array, 'S P']]:
+  """Returns the codes in each place of the bytes, float32: channels 0 to P - 1, then the next P, and so on."""
+  mask = jnp.uint8(2**bits - 1)
+  return [((packed >> jnp.uint8(i * bits)) & mask).astype(jnp.float32) for i in range(8 // bits)]
 
 
 def pack_codes(codes: UInt8[Array, '*rows H'], bits: int) -> UInt8[Array, '*rows P']:

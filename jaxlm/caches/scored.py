@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlm.caches.full import heads_first
+from jaxlm.caches.rows import heads_first
 from jaxlm.models.attention import EPS, AttentionRule, attention_weights
 
 # Operations whose weights can be negative, so that no share of them is a ratio.

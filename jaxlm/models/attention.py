@@ -120,13 +120,23 @@ class AttentionRule:
   def has_slot(self) -> bool:
     return self.slot_key is not None or self.slot_logit is not None
 
-  def visible(self, q_positions_BT, k_positions_BS) -> Bool[Array, 'B T S']:
-    """Which keys each query may see: not in its future, not before its window; and always the prefix."""
-    distance_BTS = q_positions_BT[:, :, None] - k_positions_BS[:, None, :]
-    visible_BTS = distance_BTS >= 0
+  def visible(self, q_positions_BT, k_positions) -> Bool[Array, '...']:
+    """Which keys each query may see: not in its future, not before its window; and always the prefix.
+
+    [B, T, S], or [B, K, T, S] if the keys stand at other positions in each head.
+    """
+    distance = distances(q_positions_BT, k_positions)
+    visible = distance >= 0
     if self.window is not None:
-      visible_BTS &= distance_BTS < self.window
-    return visible_BTS | (k_positions_BS < self.prefix)[:, None, :] if self.prefix else visible_BTS
+      visible &= distance < self.window
+    return visible | (k_positions < self.prefix)[..., None, :] if self.prefix else visible
+
+
+def distances(q_positions_BT, k_positions):
+  """Returns query minus key position, [B, T, S] or [B, K, T, S] as the keys' positions are [B, S] or [B, K, S]."""
+  if k_positions.ndim == 3:
+    q_positions_BT = q_positions_BT[:, None]
+  return q_positions_BT[..., None] - k_positions[..., None, :]
 
 
 def layer_rule(config: ModelConfig, layer: int) -> AttentionRule:
@@ -149,7 +159,7 @@ def attention_weights(
   q: Float[Array, 'B T N H'],
   k: Float[Array, 'B K S H'],
   q_positions: Int[Array, 'B T'],
-  k_positions: Int[Array, 'B S'],
+  k_positions: Int[Array, 'B S'] | Int[Array, 'B K S'],
   rule: AttentionRule,
   mask: Bool[Array, 'B T S'] | None = None,
 ) -> tuple[Float[Array, 'B K G T S'], Float[Array, 'B K G T'] | None]:
@@ -161,33 +171,66 @@ def attention_weights(
     rule: see AttentionRule.
     mask: further keys to hide, such as other documents'.
   """
+  q_BKRH = by_key_head(q, k.shape[1])
+  return weigh(dot(q_BKRH, k), q_BKRH, q_positions, k_positions, rule, mask)
+
+
+def by_key_head(q: Float[Array, 'B T N H'], num_kv_heads: int) -> Float[Array, 'B K R H']:
+  """Returns the queries that each key head serves, R = G T of them, so that all products are plain batched ones.
+
+  Einsums over all five axes cost more copies on a CPU.
+  """
   B, T, N, H = q.shape
-  K, S = k.shape[1], k.shape[2]
-  G = N // K
-  # Plain batched products [G T, H] x [H, S]; einsums over all five axes cost more copies on a CPU.
-  q_BKRH = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
-  logits_BKRS = jnp.einsum('BKRH,BKSH->BKRS', q_BKRH, k, preferred_element_type=jnp.float32)
-  logits_BKGTS = _scaled(logits_BKRS.reshape(B, K, G, T, S), rule)
+  G = N // num_kv_heads
+  return q.reshape(B, T, num_kv_heads, G, H).transpose(0, 2, 3, 1, 4).reshape(B, num_kv_heads, G * T, H)
+
+
+def dot(q_BKRH, k_BKSH):
+  return jnp.einsum('BKRH,BKSH->BKRS', q_BKRH, k_BKSH, preferred_element_type=jnp.float32)
+
+
+def weigh(
+  logits: Float[Array, 'B K R S'],
+  q: Float[Array, 'B K R H'],
+  q_positions: Int[Array, 'B T'],
+  k_positions: Int[Array, 'B S'] | Int[Array, 'B K S'],
+  rule: AttentionRule,
+  mask: Bool[Array, 'B T S'] | None = None,
+) -> tuple[Float[Array, 'B K G T S'], Float[Array, 'B K G T'] | None]:
+  """Returns what `attention_weights` does, of products that are already taken."""
+  B, K, R, S = logits.shape
+  T = q_positions.shape[1]
+  G = R // T
+  logits_BKGTS = _scaled(logits.reshape(B, K, G, T, S), rule)
   if rule.position in ('alibi', 'relative_t5', 'relative_paper'):
-    distance_BTS = q_positions[:, :, None] - k_positions[:, None, :]
-    scores_BNTS = distance_scores(rule.position, distance_BTS, N, rule.distance_table)
-    scores_BNTS = jnp.broadcast_to(scores_BNTS, (scores_BNTS.shape[0], N, *scores_BNTS.shape[2:]))
-    logits_BKGTS = logits_BKGTS + scores_BNTS.reshape(-1, K, G, *scores_BNTS.shape[2:])
-  visible_BTS = rule.visible(q_positions, k_positions)
-  visible_B11TS = (visible_BTS if mask is None else visible_BTS & mask)[:, None, None]
+    logits_BKGTS = logits_BKGTS + _by_distance(rule, distances(q_positions, k_positions), K, G)
+  visible = rule.visible(q_positions, k_positions)
+  visible = visible[:, :, None] if k_positions.ndim == 3 else visible[:, None, None]
+  visible = visible if mask is None else visible & mask[:, None, None]
   if rule.has_slot:
     if rule.slot_key is not None:
-      slot_BKR = jnp.einsum('BKRH,KH->BKR', q_BKRH, rule.slot_key.astype(q.dtype), preferred_element_type=jnp.float32)
+      slot_BKR = jnp.einsum('BKRH,KH->BKR', q, rule.slot_key.astype(q.dtype), preferred_element_type=jnp.float32)
       slot_BKGT = _scaled(slot_BKR.reshape(B, K, G, T), rule)
     else:
       slot_BKGT = jnp.broadcast_to(rule.slot_logit.astype(jnp.float32).reshape(1, K, G, 1), (B, K, G, T))
     logits_BKGTS = jnp.concatenate([slot_BKGT[..., None], logits_BKGTS], axis=-1)
-    visible_B11TS = jnp.pad(visible_B11TS, ((0, 0),) * 4 + ((1, 0),), constant_values=True)
+    visible = jnp.pad(visible, ((0, 0),) * 4 + ((1, 0),), constant_values=True)
   options = {} if rule.power == 1.0 else {'power': rule.power}
-  w_BKGTS = OPERATIONS[rule.operation](logits_BKGTS, visible_B11TS, **options)
+  w_BKGTS = OPERATIONS[rule.operation](logits_BKGTS, visible, **options)
   if rule.row_sum != 1.0:
     w_BKGTS = rule.row_sum * w_BKGTS
   return (w_BKGTS[..., 1:], w_BKGTS[..., 0]) if rule.has_slot else (w_BKGTS, None)
+
+
+def _by_distance(rule: AttentionRule, distance, K: int, G: int):
+  """Returns what the position scheme adds, [B, K, G, T, S]; `distance` as `distances` returns it."""
+  rows = distance.reshape(-1, *distance.shape[-2:])
+  scores = distance_scores(rule.position, rows, K * G, rule.distance_table)
+  scores = jnp.broadcast_to(scores, (len(rows), K * G, *rows.shape[1:]))
+  if distance.ndim == 3:
+    return scores.reshape(-1, K, G, *rows.shape[1:])
+  head_K = jnp.arange(K)  # of every head's distances, its own scores
+  return scores.reshape(-1, K, K, G, *rows.shape[1:])[:, head_K, head_K]
 
 
 def _scaled(logits, rule: AttentionRule):
@@ -202,17 +245,38 @@ def attend(
   k: Float[Array, 'B K S H'],
   v: Float[Array, 'B K S H'],
   q_positions: Int[Array, 'B T'],
-  k_positions: Int[Array, 'B S'],
+  k_positions: Int[Array, 'B S'] | Int[Array, 'B K S'],
   rule: AttentionRule,
   mask: Bool[Array, 'B T S'] | None = None,
 ) -> Float[Array, 'B T N H']:
   """Grouped-query attention over heads-first keys and values; arguments as for `attention_weights`."""
+  products = (lambda q: dot(q, k)), (lambda w: jnp.matmul(w.astype(v.dtype), v))
+  return attend_by(*products, q, k.shape[1], q_positions, k_positions, rule, mask)
+
+
+def attend_by(
+  score: Callable,
+  mix: Callable,
+  q: Float[Array, 'B T N H'],
+  num_kv_heads: int,
+  q_positions: Int[Array, 'B T'],
+  k_positions: Int[Array, 'B S'] | Int[Array, 'B K S'],
+  rule: AttentionRule,
+  mask: Bool[Array, 'B T S'] | None = None,
+) -> Float[Array, 'B T N H']:
+  """Attention over keys and values that only two functions know.
+
+  Args:
+    score: [B, K, R, H] queries -> their float32 products with all keys [B, K, R, S].
+    mix: float32 weights [B, K, R, S] -> the weighted sums of all values [B, K, R, H].
+    others: as for `attention_weights`.
+  """
   B, T, N, H = q.shape
-  K, S = k.shape[1], k.shape[2]
-  G = N // K
-  w_BKGTS, slot_BKGT = attention_weights(q, k, q_positions, k_positions, rule, mask)
-  out_BKRH = jnp.matmul(w_BKGTS.astype(v.dtype).reshape(B, K, G * T, S), v)
+  G = N // num_kv_heads
+  q_BKRH = by_key_head(q, num_kv_heads)
+  w_BKGTS, slot_BKGT = weigh(score(q_BKRH), q_BKRH, q_positions, k_positions, rule, mask)
+  out_BKRH = mix(w_BKGTS.reshape(B, num_kv_heads, G * T, -1)).astype(q.dtype)
   if rule.slot_value is not None:
-    slot_BKR1 = slot_BKGT.astype(v.dtype).reshape(B, K, G * T, 1)
-    out_BKRH = out_BKRH + slot_BKR1 * rule.slot_value.astype(v.dtype)[None, :, None]
-  return out_BKRH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    slot_BKR1 = slot_BKGT.astype(q.dtype).reshape(B, num_kv_heads, G * T, 1)
+    out_BKRH = out_BKRH + slot_BKR1 * rule.slot_value.astype(q.dtype)[None, :, None]
+  return out_BKRH.reshape(B, num_kv_heads, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)

@@ -13,9 +13,10 @@ import decoders
 from decoders.lazy import cache_bytes, compression_ratio, full_layers_within, preset, select_lazy
 from decoders.simlayerkv import KiviConfig, LazyConfig
 from jaxlm.caches import FullCache, LayeredCache
-from jaxlm.caches.full import Sequence, heads_first, write_rows
-from jaxlm.caches.layered import EMPTY, Everything, window_of
+from jaxlm.caches.full import Sequence
+from jaxlm.caches.rows import heads_first, write_rows
 from jaxlm.caches.scored import Scored, lazy_ratio
+from jaxlm.caches.slots import EMPTY, everything_of, window_of
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.attention import attend, attention_weights, layer_rule
 from jaxlm.models.transformer import Transformer
@@ -85,7 +86,7 @@ def padded(prompts=PROMPTS, width=40):
 def cut(cache, lazy_L, lengths, initial, recent, room):
   cut_one = functools.partial(window_of, lengths=lengths, initial=initial, recent=recent, room=room)
   pairs = zip(cache.keys, cache.values, lazy_L)
-  return LayeredCache(tuple(cut_one(k, v) if lazy else Everything(k, v) for k, v, lazy in pairs))
+  return LayeredCache(tuple(cut_one(k, v) if lazy else everything_of(k, v, lengths) for k, v, lazy in pairs))
 
 
 @pytest.mark.parametrize('ring', [False, True])
@@ -232,7 +233,7 @@ def test_sizes_are_the_formulas():
   lazy = cut(cache, (True, False, True), lengths, 2, 8, None)
   arrays = [x for layer in lazy.layers for x in (layer.keys, layer.values)]
   assert sum(x.nbytes for x in arrays) == cache_bytes(MODEL, 64, 2, 10)
-  bookkeeping = 2 * 4 * (10 + 1)
+  bookkeeping = 4 * (2 * (10 + 1) + 64 + 1)
   assert lazy.nbytes == cache_bytes(MODEL, 64, 2, 10) + bookkeeping
   assert compression_ratio(MODEL, 64, 2, 10) == pytest.approx(3 * 64 / (64 + 2 * 10))
   llama = MODEL.replace(num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128, dtype='bfloat16')

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxlm.caches.kivi import KiviConfig, dequantize, pack_codes, quantize_keys, quantize_values, unpack_codes
-from jaxlm.caches.layered import EMPTY, Everything, window_of
-from jaxlm.caches.packed import pack, packed_layer
+from jaxlm.caches.packed import pack
+from jaxlm.caches.slots import EMPTY, everything_of, take_slots, window_of
 from jaxlm.models.attention import attend, layer_rule
 from tests.models import TINY
 
@@ -17,6 +17,17 @@ KINDS = {'keys': quantize_keys, 'values': quantize_values}
 
 def normal(*shape, seed=0, dtype=jnp.float32):
   return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def read(packed):
+  """Returns keys and values [B, K, C, H] as attention takes them, and the positions of the slots."""
+  R = packed.config.residual
+  keys, values = np.array(dequantize(packed.keys)), np.array(dequantize(packed.values))
+  for row, n in enumerate(packed.filled.tolist()):
+    keys[row, :, n // R * R : n // R * R + R] = packed.key_tail[row]
+    for slot in range(max(0, n - R), n):
+      values[row, :, slot] = packed.value_tail[row, :, slot % R]
+  return jnp.asarray(keys), jnp.asarray(values), packed.positions
 
 
 def by_hand(x_BKSH, config, kind):
@@ -90,22 +101,25 @@ def test_appending_token_by_token_equals_packing_at_once(initial, recent):
   lengths = jnp.asarray([37, 20, 3])
   k, v = normal(3, 2, 64, 8), normal(3, 2, 64, 8, seed=1)
   if recent is None:
-    memory = Everything(k, v)
+    memory = everything_of(k, v, lengths)
   else:
     memory = window_of(k, v, lengths, initial=initial, recent=recent, room=20)
-  packed = packed_layer(memory, lengths, config, 64)
-  evicted = packed.evicted
-  step = jax.jit(lambda memory, k, v, slot: memory.appended(k, v, slot))
+  packed = pack(memory, lengths, config)
+  step = jax.jit(lambda memory, k, v, positions: memory.appended(k, v, positions))
   new = lambda x, t: jnp.take_along_axis(x, (lengths + t)[:, None, None, None], axis=2)
   for t in range(20):
-    packed = step(packed, new(k, t), new(v, t), lengths + t - evicted)
+    packed = step(packed, new(k, t), new(v, t), (lengths + t)[:, None])
+    if t in (3, 11):  # A row that is done reads its last token again and again.
+      packed = step(packed, new(k, t), new(v, t), (lengths + t)[:, None])
   # At once: the same tokens, the forgotten ones left out.
-  slot_BS = jnp.arange(64)[None] + jnp.where(jnp.arange(64)[None] < initial, 0, evicted[:, None])
-  kept = lambda x: jnp.take_along_axis(x, jnp.minimum(slot_BS, 63)[:, None, :, None], axis=2)
-  capacity = 64 if recent is None else memory.keys.shape[2]
-  at_once = pack(kept(k), kept(v), lengths + 20 - evicted, evicted, initial=initial, config=config, capacity=capacity)
-  filled = lengths + 20 - evicted
-  for x, a, b in zip((k, v), packed.read(filled), at_once.read(filled)):
+  filled, C = lengths + 20 - memory.evicted, memory.keys.shape[2]
+  slot_BC = jnp.arange(C)[None] + jnp.where(jnp.arange(C)[None] < initial, 0, memory.evicted[:, None])
+  positions = jnp.where(jnp.arange(C)[None] < filled[:, None], slot_BC, EMPTY)
+  kept = lambda x: take_slots(x, jnp.minimum(slot_BC, 63))
+  at_once = pack(memory.replace(keys=kept(k), values=kept(v), positions=positions), lengths + 20, config)
+  np.testing.assert_array_equal(packed.filled, at_once.filled)
+  np.testing.assert_array_equal(packed.positions, at_once.positions)
+  for x, a, b in zip((k, v), read(packed), read(at_once)):
     for row, n in enumerate(filled.tolist()):
       np.testing.assert_array_equal(a[row, :, :n], b[row, :, :n])
       np.testing.assert_array_equal(a[row, :, n // 8 * 8 : n], kept(x)[row, :, n // 8 * 8 : n])
@@ -115,7 +129,7 @@ def test_what_is_newer_than_the_residual_is_exact():
   config = KiviConfig(2, group=8, residual=8)
   k, v = normal(2, 2, 32, 8), normal(2, 2, 32, 8, seed=1)
   lengths = jnp.asarray([30, 7])
-  keys, values, seen = packed_layer(Everything(k, v), lengths, config, 32).read(lengths)
+  keys, values, seen = read(pack(everything_of(k, v, lengths), lengths, config))
   np.testing.assert_array_equal(keys[0, :, 24:30], k[0, :, 24:30])
   np.testing.assert_array_equal(values[0, :, 22:30], v[0, :, 22:30])
   np.testing.assert_array_equal(keys[1, :, :7], k[1, :, :7])
@@ -125,27 +139,27 @@ def test_what_is_newer_than_the_residual_is_exact():
 
 
 @pytest.mark.parametrize('T', [1, 5])
-def test_attention_is_that_over_what_is_read(T):
-  config, rule = KiviConfig(4, group=8, residual=8), layer_rule(TINY, 0)
+@pytest.mark.parametrize('bits, group', [(2, 8), (4, 8), (8, 8), (2, 2)])
+def test_attention_over_codes_is_that_over_what_they_mean(T, bits, group):
+  config, rule = KiviConfig(bits, group=group, residual=8), layer_rule(TINY, 0)
   lengths = jnp.asarray([37, 20])
   k, v = normal(2, 2, 64, 8), normal(2, 2, 64, 8, seed=1)
   q, new_k, new_v = normal(2, T, 4, 8, seed=2), normal(2, T, 2, 8, seed=3), normal(2, T, 2, 8, seed=4)
   positions = lengths[:, None] + jnp.arange(T)[None]
-  packed = packed_layer(Everything(k, v), lengths, config, 64)
+  packed = pack(everything_of(k, v, lengths), lengths, config)
   out, after = packed.attend(q, new_k, new_v, positions, rule)
   if T == 1:
-    keys, values, seen = after.read(lengths + 1)
+    keys, values, seen = read(after)
   else:
-    keys, values, seen = packed.read(lengths)
+    keys, values, seen = read(packed)
     keys = jnp.concatenate([keys, new_k.transpose(0, 2, 1, 3)], axis=2)
     values = jnp.concatenate([values, new_v.transpose(0, 2, 1, 3)], axis=2)
     seen = jnp.concatenate([seen, positions], axis=1)
-  np.testing.assert_allclose(out, attend(q, keys, values, positions, seen, rule), atol=1e-6)
+  np.testing.assert_allclose(out, attend(q, keys, values, positions, seen, rule), atol=1e-5)
   one_by_one = packed
   for t in range(T):
-    one_by_one = one_by_one.attend(
-      q[:, t : t + 1], new_k[:, t : t + 1], new_v[:, t : t + 1], positions[:, t : t + 1], rule
-    )[1]
+    new = (x[:, t : t + 1] for x in (q, new_k, new_v, positions))
+    one_by_one = one_by_one.attend(*new, rule)[1]
   for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(one_by_one)):
     np.testing.assert_array_equal(a, b)
 
@@ -166,7 +180,7 @@ def test_settings_without_sense_are_refused(bad, message):
 def test_what_cannot_be_packed_is_refused():
   k, lengths = normal(1, 2, 32, 8), jnp.asarray([20])
   with pytest.raises(ValueError, match='group=32 does not divide the head size 8'):
-    packed_layer(Everything(k, k), lengths, KiviConfig(), 32)
+    pack(everything_of(k, k, lengths), lengths, KiviConfig())
   ring = window_of(k, k, lengths, initial=2, recent=8, room=None)
   with pytest.raises(ValueError, match="growth='append'"):
-    packed_layer(ring, lengths, KiviConfig(4, 8, 8), 32)
+    pack(ring, lengths, KiviConfig(4, 8, 8))

@@ -1,0 +1,73 @@
+"""Products with single rows of large arrays, and writes into them, none of which copies the array.
+
+Keys and values are [R, K, S, H]: R rows of S slots. B queries meet the rows that `rows` [B] names, or with None all rows
+in their order.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.caches.kivi import Quantized, dequantize, mix_quantized, score_quantized
+from jaxlm.models import attention
+
+
+def heads_first(x_BTKH):
+  return x_BTKH.transpose(0, 2, 1, 3)
+
+
+def score_rows(q_BKRH, keys, rows_B=None):
+  """Returns products of queries with the keys of their rows, float32 [B, K, R, S]. keys: an array or Quantized."""
+  packed = isinstance(keys, Quantized)
+  one = score_quantized if packed else (lambda q, k: jnp.matmul(q, k.T, preferred_element_type=jnp.float32))
+  whole = lambda q, k: attention.dot(q, dequantize(k, q.dtype) if packed else k)
+  return _by_head(one, whole, q_BKRH, keys, rows_B, packed)
+
+
+def mix_rows(w_BKRS, values, rows_B=None):
+  """Returns weighted sums of the values of the rows, [B, K, R, H]. values: an array or Quantized."""
+  packed = isinstance(values, Quantized)
+  one = mix_quantized if packed else (lambda w, v: w.astype(v.dtype) @ v)
+  whole = lambda w, v: jnp.matmul(w, dequantize(v)) if packed else jnp.matmul(w.astype(v.dtype), v)
+  return _by_head(one, whole, w_BKRS, values, rows_B, packed)
+
+
+def _by_head(one, whole, x_BKRX, store, rows_B, packed: bool):
+  """Applies `one` head after head on a CPU, where a row taken from a pool, or unpacked, is copied: a head's fits its caches."""
+  B, K = x_BKRX.shape[:2]
+  if rows_B is None and not packed:
+    return whole(x_BKRX, store)
+  rows_B = jnp.arange(B) if rows_B is None else rows_B
+
+  def apart(x_BKRX, store, rows_B):
+    def head(i):
+      row, k = rows_B[i // K], i % K
+      part = jax.tree.map(lambda s: jax.lax.dynamic_slice(s, (row, k, 0, 0), (1, 1, *s.shape[2:]))[0, 0], store)
+      return one(x_BKRX.reshape(B * K, *x_BKRX.shape[2:])[i], part)
+
+    out = jax.lax.map(head, jnp.arange(B * K))
+    return out.reshape(B, K, *out.shape[1:])
+
+  together = lambda x, store, rows_B: whole(x, jax.tree.map(lambda s: s[rows_B], store)).astype(jnp.float32)
+  return jax.lax.platform_dependent(
+    x_BKRX, store, rows_B, cpu=lambda *args: apart(*args).astype(jnp.float32), default=together
+  )
+
+
+def write_rows(slots_RKSH, new_BKTH, start_B, rows_B=None):
+  """Writes each row's new entries from its own slot on."""
+  B = new_BKTH.shape[0]
+  if B > 1 and rows_B is None:
+    write = lambda slots, new, start: jax.lax.dynamic_update_slice(slots, new, (0, start, 0))
+    return jax.vmap(write)(slots_RKSH, new_BKTH, start_B)
+  rows_B = jnp.zeros(1, jnp.int32) if rows_B is None else rows_B
+
+  def one(i, slots):
+    new = jax.lax.dynamic_index_in_dim(new_BKTH, i, keepdims=True)
+    return jax.lax.dynamic_update_slice(slots, new, (rows_B[i], 0, start_B[i], 0))
+
+  if B > 1:
+    return jax.lax.fori_loop(0, B, one, slots_RKSH)
+  # XLA's CPU backend fuses an update into the product that reads it, which copies the whole cache at every step; it
+  # does not fuse through a conditional (here always true).
+  apart = lambda slots: jax.lax.cond(start_B[0] >= 0, lambda slots: one(0, slots), lambda slots: slots, slots)
+  return jax.lax.platform_dependent(slots_RKSH, cpu=apart, default=lambda slots: one(0, slots))
