@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.caches.slots import extend
 from jaxlm.models.attention import AttentionRule
 
 
@@ -32,7 +33,7 @@ class LayeredCache:
     return sum(x.nbytes for x in jax.tree.leaves(self))
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
-    out, memory = self.layers[layer].attend(q, k, v, positions, rule)
+    out, memory = extend(self.layers[layer], q, k, v, positions, rule)
     return out, LayeredCache(self.layers[:layer] + (memory,) + self.layers[layer + 1 :])
 
 
@@ -54,31 +55,28 @@ class PooledCache:
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     kind_B, row_B = self.kind[layer], self.row[layer]
-    if len(self.pools) == 1:
-      out, pool = self.pools[0].attend(q, k, v, positions, rule, rows=row_B)
-      return out, self.replace(pools=(pool,))
+    # Writes are made in all pools and only reads are chosen: arrays that a branch returned changed would be copied.
+    append = lambda i, pool: pool.appended(k, v, positions, row_B, kind_B == i if len(self.pools) > 1 else None)
+    appended = tuple(append(i, pool) for i, pool in enumerate(self.pools))
+    one = q.shape[1] == 1  # Written first, the new key needs no place beside the others.
+    pools = appended if one else self.pools
 
-    def sequence(b, pools):
-      new = [jax.lax.dynamic_index_in_dim(x, b, keepdims=True) for x in (q, k, v, positions)]
-      rows = jax.lax.dynamic_index_in_dim(row_B, b, keepdims=True)
+    def read(pool, q, k, v, positions, row_B):
+      if one:
+        return pool.attended(q, positions, rule, row_B)
+      return pool.attended_beside(q, k, v, positions, rule, row_B)
 
-      def of_kind(i, pools):
-        out, pool = pools[i].attend(*new, rule, rows=rows)
-        return out, pools[:i] + (pool,) + pools[i + 1 :]
+    def sequence(b):
+      new = [jax.lax.dynamic_index_in_dim(x, b, keepdims=True) for x in (q, k, v, positions, row_B)]
+      return jax.lax.switch(kind_B[b], [functools.partial(read, pool, *new) for pool in pools])[0]
 
-      return jax.lax.switch(kind_B[b], [functools.partial(of_kind, i) for i in range(len(pools))], pools)
-
-    if q.shape[0] == 1:
-      out, pools = sequence(0, self.pools)
-      return out, self.replace(pools=pools)
-
-    def step(b, carry):
-      out_BTNH, pools = carry
-      out, pools = sequence(b, pools)
-      return jax.lax.dynamic_update_slice(out_BTNH, out, (b, 0, 0, 0)), pools
-
-    out, pools = jax.lax.fori_loop(0, q.shape[0], step, (jnp.zeros_like(q), self.pools))
-    return out, self.replace(pools=pools)
+    if len(pools) == 1:
+      out = read(pools[0], q, k, v, positions, row_B)
+    elif len(q) == 1:
+      out = sequence(0)[None]
+    else:
+      out = jax.lax.map(sequence, jnp.arange(len(q)))
+    return out, self.replace(pools=appended)
 
 
 def pooled(kind_LB: np.ndarray, kinds: int, row: Callable[[int, int], Any], done: Callable[[int], None]) -> PooledCache:

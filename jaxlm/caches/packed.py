@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 
 from jaxlm.caches.kivi import KiviConfig, Quantized, quantize_keys, quantize_values
 from jaxlm.caches.rows import heads_first, mix_rows, score_rows, write_rows
-from jaxlm.caches.slots import EMPTY, Slots, append_each, attend_beside, of_rows, take_slots
+from jaxlm.caches.slots import EMPTY, Slots, append_each, beside, of_rows, take_slots, write_positions
 from jaxlm.models.attention import AttentionRule, attend_by, dot
 
 
@@ -23,29 +23,28 @@ class Packed:
   keys: Quantized  # [R, K, C, H]
   values: Quantized  # [R, K, C, H]
   key_tail: jax.Array  # [R, K, residual, H]: the tokens after the last quantised block
-  value_tail: jax.Array  # [R, K, residual, H]: the newest tokens; slot s is at s % residual
+  value_tail: jax.Array  # [R, K, residual + 1, H]: the newest tokens; slot s is at s % (residual + 1)
   positions: jax.Array  # [R, C] int32, or [R, K, C] where heads differ; EMPTY where there is no token
   evicted: jax.Array  # [R] int32: what a new token's position is ahead of its slot
-  filled: jax.Array  # [R] int32
   config: KiviConfig = struct.field(pytree_node=False)
 
-  def attend(self, q, k, v, positions, rule: AttentionRule, rows=None):
-    k, v = (heads_first(x).astype(self.key_tail.dtype) for x in (k, v))
-    if q.shape[1] == 1:
-      memory = self.appended(k, v, positions, rows)
-      return memory.attended(q, positions, rule, rows), memory
-    # New tokens are exact to each other, and are packed one after the other.
-    products, seen = self.products(rows), of_rows(self.positions, rows)
-    out = attend_beside(*products, q, k, v, positions, seen, rule)
-    return out, append_each(self, k, v, positions, rows)
+  @property
+  def heads(self) -> int:
+    return self.key_tail.shape[1]
 
   def attended(self, q, positions, rule: AttentionRule, rows=None):
     """Returns the attention of queries over what is there."""
-    return attend_by(*self.products(rows), q, self.key_tail.shape[1], positions, of_rows(self.positions, rows), rule)
+    filled_B = positions[:, 0] + 1 - of_rows(self.evicted, rows)
+    return attend_by(*self.products(filled_B, rows), q, self.heads, positions, of_rows(self.positions, rows), rule)
 
-  def products(self, rows=None):
-    """Returns the two functions that `attend_by` takes."""
-    R, filled_B = self.config.residual, of_rows(self.filled, rows)
+  def attended_beside(self, q, k, v, positions, rule: AttentionRule, rows=None):
+    """Returns the attention of queries over what is there and over the new tokens, which are exact to each other."""
+    filled_B = positions[:, 0] - of_rows(self.evicted, rows)
+    return beside(*self.products(filled_B, rows), q, k, v, positions, of_rows(self.positions, rows), rule)
+
+  def products(self, filled_B, rows=None):
+    """Returns the two functions that `attend_by` takes, of so many tokens in each row."""
+    R = self.config.residual
     newest_B = jnp.maximum(filled_B - R, 0)
 
     def score(q_BKRH):
@@ -57,41 +56,42 @@ class Packed:
       exact_BC = jnp.arange(w_BKRC.shape[-1])[None] >= newest_B[:, None]
       packed_BKRH = mix_rows(jnp.where(exact_BC[:, None, None], 0.0, w_BKRC), self.values, rows)
       lift = lambda w, start: jax.lax.dynamic_slice(w, (0, 0, start), (*w.shape[:2], R))
-      in_order_BR = (newest_B[:, None] + jnp.arange(R)[None]) % R
+      in_order_BR = (newest_B[:, None] + jnp.arange(R)[None]) % (R + 1)
       tail_BKRH = take_slots(of_rows(self.value_tail, rows), in_order_BR)
       return packed_BKRH + jnp.matmul(jax.vmap(lift)(w_BKRC, newest_B).astype(tail_BKRH.dtype), tail_BKRH)
 
     return score, mix
 
-  def appended(self, k_BK1H, v_BK1H, positions_B1, rows=None) -> 'Packed':
-    """Adds one token, or writes the last one again."""
+  def appended(self, k, v, positions, rows=None, here=None) -> 'Packed':
+    """Adds tokens [B, T, K, H], their positions rising by one, to the rows that are `here` [B]; or the last one again."""
+    k, v = (heads_first(x).astype(self.key_tail.dtype) for x in (k, v))
+    return append_each(self, k, v, positions, rows, here)
+
+  def appended_one(self, k_BK1H, v_BK1H, positions_B1, rows, here) -> 'Packed':
     R, C = self.config.residual, self.positions.shape[-1]
-    filled_B = of_rows(self.filled, rows)
     slot_B = positions_B1[:, 0] - of_rows(self.evicted, rows)
-    # Nothing leaves the exact values while there are few of them: the code is then written where none is read.
-    leaves_B = (slot_B >= R) & (slot_B >= filled_B)
-    leaving = take_slots(of_rows(self.value_tail, rows), (slot_B % R)[:, None])
-    values = _write(self.values, quantize_values(leaving, self.config), jnp.where(leaves_B, slot_B - R, C - 1), rows)
-    key_tail = write_rows(self.key_tail, k_BK1H, slot_B % R, rows)
+    # The new value is written before the oldest is taken out of it: were that known sooner, a pool's codes might be
+    # written before the layer above has read them, and so be copied.
+    value_tail = write_rows(self.value_tail, v_BK1H, slot_B % (R + 1), rows, here)
+    leaving = take_slots(of_rows(value_tail, rows), ((slot_B - R) % (R + 1))[:, None])
+    # Nothing leaves while there are few tokens: the code is then written where none is read.
+    to_B = jnp.where(slot_B >= R, slot_B - R, C - 1)
+    key_tail = write_rows(self.key_tail, k_BK1H, slot_B % R, rows, here)
     # An unfinished block is written too: it is not read before its last token has come.
     block = quantize_keys(of_rows(key_tail, rows), self.config)
-    by_head = self.positions.reshape(len(self.positions), -1, C, 1)
-    new = jnp.broadcast_to(positions_B1[:, None, :, None], (len(slot_B), by_head.shape[1], 1, 1))
-    filled_B = jnp.maximum(filled_B, slot_B + 1)
     return self.replace(
-      keys=_write(self.keys, block, slot_B // R * R, rows),
-      values=values,
+      keys=_write(self.keys, block, slot_B // R * R, rows, here),
+      values=_write(self.values, quantize_values(leaving, self.config), to_B, rows, here),
       key_tail=key_tail,
-      value_tail=write_rows(self.value_tail, v_BK1H, slot_B % R, rows),
-      positions=write_rows(by_head, new, slot_B, rows).reshape(self.positions.shape),
-      filled=filled_B if rows is None else self.filled.at[rows].set(filled_B),
+      value_tail=value_tail,
+      positions=write_positions(self.positions, positions_B1, slot_B, rows, here),
     )
 
 
-def _write(store: Quantized, new: Quantized, slot_B, rows) -> Quantized:
+def _write(store: Quantized, new: Quantized, slot_B, rows, here) -> Quantized:
   """Writes tokens from each row's own slot on; what is kept per group of tokens is found at a fraction of the slot."""
   at = lambda old: slot_B * old.shape[2] // store.codes.shape[2]
-  return jax.tree.map(lambda old, x: write_rows(old, x, at(old), rows), store, new)
+  return jax.tree.map(lambda old, x: write_rows(old, x, at(old), rows, here), store, new)
 
 
 def pack(memory: Slots, lengths: Int[Array, ' B'], config: KiviConfig) -> Packed:
@@ -114,8 +114,8 @@ def pack(memory: Slots, lengths: Int[Array, ' B'], config: KiviConfig) -> Packed
   spare = ((0, 0),) * (memory.positions.ndim - 1) + ((0, more),)
   filled_B = lengths - memory.evicted
   tail_BR = (filled_B // R * R)[:, None] + jnp.arange(R)[None]
-  index_1R = jnp.arange(R)[None]
-  newest_BR = filled_B[:, None] - 1 - (filled_B[:, None] - 1 - index_1R) % R
+  index_1R = jnp.arange(R + 1)[None]
+  newest_BR = filled_B[:, None] - 1 - (filled_B[:, None] - 1 - index_1R) % (R + 1)
   return Packed(
     keys=quantize_keys(keys, config),
     values=quantize_values(values, config),
@@ -123,6 +123,5 @@ def pack(memory: Slots, lengths: Int[Array, ' B'], config: KiviConfig) -> Packed
     value_tail=take_slots(values, jnp.where(newest_BR >= 0, newest_BR, index_1R)),
     positions=jnp.pad(memory.positions, spare, constant_values=EMPTY),
     evicted=memory.evicted,
-    filled=filled_B,
     config=config,
   )

@@ -53,20 +53,22 @@ def _by_head(one, whole, x_BKRX, store, rows_B, packed: bool):
   )
 
 
-def write_rows(slots_RKSH, new_BKTH, start_B, rows_B=None):
-  """Writes each row's new entries from its own slot on."""
+def write_rows(slots_RKSH, new_BKTH, start_B, rows_B=None, here_B=None):
+  """Writes each row's new entries from its own slot on; where `here` is false nothing changes."""
   B = new_BKTH.shape[0]
   if B > 1 and rows_B is None:
     write = lambda slots, new, start: jax.lax.dynamic_update_slice(slots, new, (0, start, 0))
     return jax.vmap(write)(slots_RKSH, new_BKTH, start_B)
-  rows_B = jnp.zeros(1, jnp.int32) if rows_B is None else rows_B
 
   def one(i, slots):
     new = jax.lax.dynamic_index_in_dim(new_BKTH, i, keepdims=True)
-    return jax.lax.dynamic_update_slice(slots, new, (rows_B[i], 0, start_B[i], 0))
+    at = (0 if rows_B is None else rows_B[i], 0, start_B[i], 0)
+    if here_B is not None:
+      new = jnp.where(here_B[i], new, jax.lax.dynamic_slice(slots, at, new.shape))
+    return jax.lax.dynamic_update_slice(slots, new, at)
 
-  if B > 1:
-    return jax.lax.fori_loop(0, B, one, slots_RKSH)
+  if rows_B is not None:
+    return one(0, slots_RKSH) if B == 1 else jax.lax.fori_loop(0, B, one, slots_RKSH)
   # XLA's CPU backend fuses an update into the product that reads it, which copies the whole cache at every step; it
   # does not fuse through a conditional (here always true).
   apart = lambda slots: jax.lax.cond(start_B[0] >= 0, lambda slots: one(0, slots), lambda slots: slots, slots)

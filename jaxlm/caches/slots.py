@@ -32,59 +32,80 @@ class Slots:
   initial: int = struct.field(pytree_node=False, default=0)
   recent: int | None = struct.field(pytree_node=False, default=None)
 
-  def attend(self, q, k, v, positions, rule: AttentionRule, rows=None):
-    k, v = (heads_first(x).astype(self.keys.dtype) for x in (k, v))
-    if self.recent is None or q.shape[1] == 1:
-      memory = self.appended(k, v, positions, rows)
-      return memory.attended(q, positions, rule, rows), memory
-    seen_BS = of_rows(self.positions, rows)
-    all_BS = jnp.concatenate([seen_BS, positions], axis=1)
-    near_BTS = all_BS[:, None] > positions[:, :, None] - self.recent
-    mask_BTS = near_BTS | (all_BS < self.initial)[:, None]
-    products = (lambda q: score_rows(q, self.keys, rows)), (lambda w: mix_rows(w, self.values, rows))
-    out = attend_beside(*products, q, k, v, positions, seen_BS, rule, mask_BTS)
-    return out, append_each(self, k, v, positions, rows)
+  @property
+  def heads(self) -> int:
+    return self.keys.shape[1]
 
   def attended(self, q, positions, rule: AttentionRule, rows=None):
     """Returns the attention of queries over what is there."""
-    products = (lambda q: score_rows(q, self.keys, rows)), (lambda w: mix_rows(w, self.values, rows))
-    return attend_by(*products, q, self.keys.shape[1], positions, of_rows(self.positions, rows), rule)
+    return attend_by(*self.products(rows), q, self.heads, positions, of_rows(self.positions, rows), rule)
 
-  def appended(self, k_BKTH, v_BKTH, positions_BT, rows=None) -> 'Slots':
-    """Adds tokens whose positions rise by one; to a ring one alone."""
-    if self.recent is None:
-      slot_B = positions_BT[:, 0] - of_rows(self.evicted, rows)
-    else:
-      slot_B = ring_slot(positions_BT[:, 0], self.initial, self.recent)
-    # The positions are heads of width 1.
-    by_head = self.positions.reshape(len(self.positions), -1, self.positions.shape[-1], 1)
-    new = jnp.broadcast_to(
-      positions_BT[:, None, :, None], (len(positions_BT), by_head.shape[1], positions_BT.shape[1], 1)
-    )
+  def attended_beside(self, q, k, v, positions, rule: AttentionRule, rows=None):
+    """Returns the attention of queries over what is there and over the new tokens, which are not."""
+    mask_BTS, seen = None, of_rows(self.positions, rows)
+    if self.recent is not None:
+      all_BS = jnp.concatenate([seen, positions], axis=1)
+      mask_BTS = (all_BS[:, None] > positions[:, :, None] - self.recent) | (all_BS < self.initial)[:, None]
+    return beside(*self.products(rows), q, k, v, positions, seen, rule, mask_BTS)
+
+  def products(self, rows=None):
+    """Returns the two functions that `attend_by` takes."""
+    return (lambda q: score_rows(q, self.keys, rows)), (lambda w: mix_rows(w, self.values, rows))
+
+  def appended(self, k, v, positions, rows=None, here=None) -> 'Slots':
+    """Adds tokens [B, T, K, H], their positions rising by one, to the rows that are `here` [B]."""
+    k, v = (heads_first(x).astype(self.keys.dtype) for x in (k, v))
+    if self.recent is not None:
+      return append_each(self, k, v, positions, rows, here)
+    return self.written(k, v, positions, positions[:, 0] - of_rows(self.evicted, rows), rows, here)
+
+  def appended_one(self, k_BK1H, v_BK1H, positions_B1, rows, here) -> 'Slots':
+    slot_B = ring_slot(positions_B1[:, 0], self.initial, self.recent)
+    return self.written(k_BK1H, v_BK1H, positions_B1, slot_B, rows, here)
+
+  def written(self, k_BKTH, v_BKTH, positions_BT, slot_B, rows, here) -> 'Slots':
     return self.replace(
-      keys=write_rows(self.keys, k_BKTH, slot_B, rows),
-      values=write_rows(self.values, v_BKTH, slot_B, rows),
-      positions=write_rows(by_head, new, slot_B, rows).reshape(self.positions.shape),
+      keys=write_rows(self.keys, k_BKTH, slot_B, rows, here),
+      values=write_rows(self.values, v_BKTH, slot_B, rows, here),
+      positions=write_positions(self.positions, positions_BT, slot_B, rows, here),
     )
+
+
+def write_positions(positions, new_BT, slot_B, rows, here):
+  """Writes positions as `write_rows` writes heads, of width 1."""
+  by_head = positions.reshape(len(positions), -1, positions.shape[-1], 1)
+  new = jnp.broadcast_to(new_BT[:, None, :, None], (len(new_BT), by_head.shape[1], new_BT.shape[1], 1))
+  return write_rows(by_head, new, slot_B, rows, here).reshape(positions.shape)
+
+
+def extend(memory: Any, q, k, v, positions, rule: AttentionRule) -> tuple[jax.Array, Any]:
+  """Returns the attention of new tokens, and the memory that has them."""
+  if q.shape[1] == 1:  # Written first, the new key needs no place beside the others.
+    memory = memory.appended(k, v, positions)
+    return memory.attended(q, positions, rule), memory
+  return memory.attended_beside(q, k, v, positions, rule), memory.appended(k, v, positions)
 
 
 def of_rows(x, rows_B):
   return x if rows_B is None else x[rows_B]
 
 
-def attend_beside(score, mix, q, k_BKTH, v_BKTH, positions_BT, seen, rule: AttentionRule, mask_BTS=None):
-  """Attends over a memory and over the new tokens themselves, which are not in it yet; see `attend_by`."""
+def beside(score, mix, q, k, v, positions_BT, seen, rule: AttentionRule, mask_BTS=None):
+  """Attends over a memory and over new tokens; see `attend_by`."""
+  k_BKTH, v_BKTH = heads_first(k), heads_first(v)
   K, S = k_BKTH.shape[1], seen.shape[-1]
   new = positions_BT if seen.ndim == 2 else jnp.broadcast_to(positions_BT[:, None], (len(seen), K, k_BKTH.shape[2]))
   both_score = lambda q: jnp.concatenate([score(q), dot(q, k_BKTH)], axis=-1)
-  both_mix = lambda w: mix(w[..., :S]) + jnp.matmul(w[..., S:].astype(v_BKTH.dtype), v_BKTH).astype(jnp.float32)
+  both_mix = lambda w: mix(w[..., :S]) + jnp.matmul(w[..., S:].astype(v.dtype), v_BKTH).astype(jnp.float32)
   seen = jnp.concatenate([seen, new], axis=-1)
   return attend_by(both_score, both_mix, q, K, positions_BT, seen, rule, mask_BTS)
 
 
-def append_each(memory: Any, k_BKTH, v_BKTH, positions_BT, rows=None) -> Any:
+def append_each(memory: Any, k_BKTH, v_BKTH, positions_BT, rows, here) -> Any:
   """Appends tokens one after the other."""
-  step = lambda memory, new: (memory.appended(new[0][:, :, None], new[1][:, :, None], new[2][:, None], rows), None)
+  if positions_BT.shape[1] == 1:
+    return memory.appended_one(k_BKTH, v_BKTH, positions_BT, rows, here)
+  step = lambda memory, new: (memory.appended_one(*(x[:, :, None] for x in new[:2]), new[2][:, None], rows, here), None)
   each = (jnp.moveaxis(k_BKTH, 2, 0), jnp.moveaxis(v_BKTH, 2, 0), positions_BT.T)
   return jax.lax.scan(step, memory, each)[0]
 
