@@ -42,6 +42,15 @@ class LazyConfig:
   batch: Literal['all', 'mean', 'group'] = 'group'
   """How rows agree. all: a layer is as lazy as in its least lazy row. mean: the rows' mean ratio decides. group: every row
   for itself."""
+  keep: Literal['window', 'snapkv', 'h2o'] = 'window'
+  """What a cut layer keeps, as many tokens each. window: the first and the latest. snapkv and h2o, of each head: those to which
+  the prompt's last n_observed queries, or all of them, attend most, and the latest ones. With n_full 0 these are the methods
+  of that name."""
+  n_observed: int = 32
+  """snapkv: latest tokens that choose, and that stay; h2o keeps half of all for the latest."""
+  prefill: Literal['whole', 'layerwise'] = 'whole'
+  """layerwise: a layer is cut before the next one is computed, so that no more than the kept cache and one layer are ever
+  there; for one row at a time, or rows that agree."""
   layout: Literal['pooled', 'static'] = 'pooled'
   """pooled: which layers are lazy is data, so one compiled program serves all prompts with equally many. static: it is part of
   the program, compiled for each choice, and sequences with other lazy layers are decoded apart."""
@@ -53,7 +62,14 @@ class LazyConfig:
   """Quantises what every layer keeps, lazy or not (none: exact). With threshold 1 no layer is cut."""
 
   def __post_init__(self):
-    for name, least in (('n_initial', 0), ('n_recent', 1), ('n_last', 1), ('score_recent', 1), ('n_full', 0)):
+    for name, least in (
+      ('n_initial', 0),
+      ('n_recent', 1),
+      ('n_last', 1),
+      ('score_recent', 1),
+      ('n_full', 0),
+      ('n_observed', 1),
+    ):
       if (value := getattr(self, name)) is not None and value < least:
         raise ValueError(f'{name}={value} must be at least {least}.')
     if self.threshold is not None and not 0 <= self.threshold <= 1:
@@ -67,12 +83,20 @@ class LazyConfig:
       ('growth', ('append', 'ring')),
       ('batch', ('all', 'mean', 'group')),
       ('layout', ('pooled', 'static')),
+      ('keep', ('window', 'snapkv', 'h2o')),
+      ('prefill', ('whole', 'layerwise')),
     ):
       if getattr(self, name) not in known:
         raise unknown(name, getattr(self, name), known)
 
     if self.quant is not None and self.growth == 'ring':
       raise ValueError("quant needs growth='append': a ring overwrites single tokens of groups quantised together.")
+    if self.keep != 'window' and (self.stage, self.growth) != ('prefill', 'append'):
+      raise ValueError(f"keep={self.keep!r} is decided by the prompt: it needs stage='prefill' and growth='append'.")
+    if self.keep == 'snapkv' and self.n_observed >= self.kept:
+      raise ValueError(f'n_observed={self.n_observed} must be less than the {self.kept} tokens kept.')
+    if self.prefill == 'layerwise' and (self.stage, self.layout) != ('prefill', 'static'):
+      raise ValueError("prefill='layerwise' cuts while it reads: it needs stage='prefill' and layout='static'.")
 
   @property
   def kept(self) -> int:
@@ -83,13 +107,19 @@ class LazyConfig:
     return dataclasses.replace(self, **changes)
 
 
-# As the authors' code, v2's summary and kvpress run them; each still needs a threshold or a number of full layers.
+# As the authors' code, v2's summary and kvpress run them; the first three still need a threshold or a number of full
+# layers.
 PRESETS = {
   'authors-decode': LazyConfig(n_recent=1024),
   'authors-prefill': LazyConfig(n_recent=1024, stage='prefill', n_last=32, score_recent=512, include_self=False),
   # It drops the last key before it counts 1024 recent ones, and keeps one fewer.
   'kvpress': LazyConfig(n_recent=1023, stage='prefill', score_recent=1024, include_self=False, batch='mean'),
   'lighttransfer': LazyConfig(n_recent=1020, stage='prefill'),
+  # Baselines. StreamingLLM reads the prompt with full attention here, and keeps original positions.
+  'streaming': LazyConfig(n_full=0, stage='prefill', growth='ring'),
+  'snapkv': LazyConfig(n_full=0, stage='prefill', keep='snapkv', n_initial=0, n_recent=768),
+  'h2o': LazyConfig(n_full=0, stage='prefill', keep='h2o', n_initial=0, n_recent=1024),
+  'kivi': LazyConfig(threshold=1.0, quant=KiviConfig()),
 }
 
 # Of the authors' code, for 1024 recent tokens and stage `decode`.
@@ -170,8 +200,6 @@ def select_lazy(ratios, lengths, lazy: LazyConfig, model: ModelConfig) -> np.nda
     raise ValueError(f'The lazy ratio of row {row}, layer {layer} is {ratios[row, layer]}: activations are not finite.')
   fixed = exempt(lazy, model)
   L = model.num_layers
-  if lazy.n_full is not None and lazy.n_full > L:
-    raise ValueError(f'n_full={lazy.n_full} is more than the {L} layers of the model.')
   if lazy.batch == 'all':
     ratios = np.broadcast_to(ratios.min(axis=0), ratios.shape)
   elif lazy.batch == 'mean':
@@ -182,15 +210,20 @@ def select_lazy(ratios, lengths, lazy: LazyConfig, model: ModelConfig) -> np.nda
     if lazy.threshold is not None:
       row = (ratio > lazy.threshold) & ~fixed
     else:
-      n_full = lazy.n_full
-      if lazy.budget is not None:
-        n_full = full_layers_within(lazy.budget, model, int(length), lazy.kept, lazy.quant)
-      elif n_full is None:
-        n_full = (L + 1) // 2
+      n_full = full_layers(lazy, model, int(length))
       order = np.argsort(np.where(fixed, -1.0, ratio), kind='stable')  # exempt layers are the first to be full
       row = np.isin(np.arange(L), order[n_full:]) & ~fixed
     chosen.append(row & (length > lazy.kept))
   return np.array(chosen)
+
+
+def full_layers(lazy: LazyConfig, model: ModelConfig, length: int) -> int:
+  """Returns how many layers stay full, by a rule that counts them. Raises ValueError for more than there are."""
+  if lazy.n_full is not None and lazy.n_full > model.num_layers:
+    raise ValueError(f'n_full={lazy.n_full} is more than the {model.num_layers} layers of the model.')
+  if lazy.budget is not None:
+    return full_layers_within(lazy.budget, model, length, lazy.kept, lazy.quant)
+  return (model.num_layers + 1) // 2 if lazy.n_full is None else lazy.n_full
 
 
 def full_layers_within(budget: int, model: ModelConfig, length: int, kept: int, quant: KiviConfig | None = None) -> int:

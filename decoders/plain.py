@@ -45,12 +45,48 @@ class DecodeState:
 @functools.partial(jax.jit, static_argnames=('config', 'capacity', 'wrap'))
 def prefill(params, tokens_BT, lengths_B, total_B, *, config: ModelConfig, capacity: int, wrap=None):
   """Reads the prompts. Returns (float32 logits [B, V] after each row's last token, cache)."""
-  model, rows = Transformer(config), jnp.arange(tokens_BT.shape[0])
   cache = FullCache.create(config, tokens_BT.shape[0], capacity)
   cache = cache if wrap is None else wrap(cache, lengths_B)
-  hidden_BTD, cache = model.apply({'params': params}, tokens_BT, cache=cache, length=total_B, method=Transformer.hidden)
-  last_BD = hidden_BTD[rows, lengths_B - 1]
+  return read(params, tokens_BT, jnp.zeros_like(lengths_B), lengths_B, total_B, cache, config=config)
+
+
+def read(params, tokens_BT, start_B, lengths_B, total_B, cache, *, config: ModelConfig):
+  """Reads more tokens, `lengths` of each row from position `start` on.
+
+  Returns (float32 logits [B, V] after each row's last one, cache).
+  """
+  model, rows = Transformer(config), jnp.arange(len(tokens_BT))
+  positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
+  hidden_BTD, cache = model.apply(
+    {'params': params}, tokens_BT, positions_BT, cache, total_B, method=Transformer.hidden
+  )
+  last_BD = hidden_BTD[rows, jnp.clip(lengths_B - 1, 0, tokens_BT.shape[1] - 1)]
   return model.apply({'params': params}, last_BD, method=Transformer.logits), cache
+
+
+read_on = jax.jit(read, static_argnames='config', donate_argnames='cache')
+
+
+def prefill_in_chunks(clock: Clock, lm: LanguageModel, padded, total_B, capacity: int, chunk: int, wrap=None):
+  """Reads the prompts so many tokens at a time, which bounds what a layer computes at once; returns as `prefill`."""
+  if lm.config.prefix > chunk:
+    raise ValueError(f'{chunk=} cuts a prefix of {lm.config.prefix} tokens, which are read at once.')
+  lengths, T = padded.lengths, padded.tokens.shape[1]
+  ends = range(chunk, T + chunk, chunk)
+  logits_BV, cache = clock.run(
+    'prefill', prefill, lm.params, jnp.asarray(padded.tokens[:, :chunk]), jnp.asarray(lengths), total_B,
+    config=lm.config, capacity=capacity, wrap=wrap,
+  )  # fmt: skip
+  for end in ends[1:]:
+    start = end - chunk
+    if start >= lengths.max():
+      break
+    more_BV, cache = clock.run(
+      'prefill', read_on, lm.params, jnp.asarray(padded.tokens[:, start:end]), jnp.full(len(lengths), start, jnp.int32),
+      jnp.asarray(lengths - start), total_B, cache, config=lm.config,
+    )  # fmt: skip
+    logits_BV = jnp.where(jnp.asarray(lengths > start)[:, None], more_BV, logits_BV)
+  return logits_BV, cache
 
 
 @functools.partial(jax.jit, static_argnames='samples')
@@ -120,10 +156,21 @@ def decode(params, state: DecodeState, steps, eos_E, values, *, config: ModelCon
 
 
 class WholeMemory:
-  """What becomes of the cache once the prompts are read: nothing. Other decoders pass another one of these."""
+  """How prompts are read and what becomes of their cache: all is kept. Other decoders pass another one of these."""
 
   wrap: Callable[[FullCache, jax.Array], Any] | None = None
   """Static function of (empty cache, [B] lengths) that makes the cache which reads the prompts."""
+  chunk: int | None = None
+  """Prompts are read so many tokens at a time; None: at once."""
+  room: int | None = None
+  """Tokens that the cache must be able to grow by; None: those to be generated."""
+
+  def read(self, clock: Clock, lm: LanguageModel, padded: prompt_lib.PaddedPrompts, total_B, capacity: int):
+    """Returns (float32 logits [B, V] after each row's last token, cache)."""
+    if self.chunk is not None and self.chunk < padded.tokens.shape[1]:
+      return prefill_in_chunks(clock, lm, padded, total_B, capacity, self.chunk, self.wrap)
+    args = lm.params, jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), total_B
+    return clock.run('prefill', prefill, *args, config=lm.config, capacity=capacity, wrap=self.wrap)
 
   def settle(self, state: DecodeState, advance: Callable, config: ModelConfig) -> list[tuple[np.ndarray, DecodeState]]:
     """Returns (rows, their state) of each part of the batch that is decoded together, between them every row.
@@ -131,6 +178,9 @@ class WholeMemory:
     `advance(state, steps, rows)` takes steps. The state is given away: its arrays may be deleted.
     """
     return [(np.arange(len(state.lengths)), state)]
+
+  def finished(self, rows_R: np.ndarray, state: DecodeState) -> None:
+    """Is told of each part that is done. All tokens but the last one of each row are in its cache."""
 
   def stats(self) -> dict[str, Any]:
     return {}
@@ -148,6 +198,7 @@ def generate(
   stop: Sequence[str] = (),
   stream: Callable[[int, list[int]], None] | None = None,
   batch_size: int | None = None,
+  prefill_chunk: int | None = None,
   memory: WholeMemory | None = None,
 ) -> Output:
   """Continues each prompt.
@@ -162,7 +213,8 @@ def generate(
     stop: strings that end a row; the text ends before them.
     stream: called as stream(row, new_ids) while rows grow.
     batch_size: prompts decoded together (None: all).
-    memory: what becomes of the cache once the prompts are read; nothing by default.
+    prefill_chunk: tokens of a prompt read at once (None: all); bounds the memory that long prompts need.
+    memory: how prompts are read and what becomes of their cache; all is kept by default.
 
   Raises:
     ValueError: for an empty prompt, ids outside the vocabulary, or prompts that with max_new_tokens exceed the
@@ -172,12 +224,15 @@ def generate(
     raise ValueError(f'{num_samples=} and {batch_size=} must be at least 1.')
   if stop and lm.tokenizer is None:
     raise ValueError(f'{stop=} needs a model with a tokenizer.')
+  if prefill_chunk is not None and prefill_chunk < 1:
+    raise ValueError(f'{prefill_chunk=} must be at least 1.')
   ids = prompt_lib.encode(lm, prompts)
   prompt_lib.check_room(max(map(len, ids)), max_new_tokens, lm.config.max_length)
   prompt_lib.check_prefix(min(map(len, ids)), lm.config.prefix)
   eos, pad_id = ending(lm, eos_id)
   values = jax.tree.map(jnp.asarray, sampling.active)
   clock, calls, kv_bytes, memory = Clock(), [], 0, memory or WholeMemory()
+  memory.chunk = prefill_chunk
   tokens, lengths = [], []
   batch_size = batch_size or len(ids)
   for first in range(0, len(ids), batch_size):
@@ -191,19 +246,10 @@ def generate(
       stream and (lambda row, new, base=first_row: stream(base + row, new)),
     )
     total_B = jnp.asarray(padded.lengths + max_new_tokens)
-    capacity = min(prompt_lib.bucket(int(padded.lengths.max()) + max_new_tokens), lm.config.max_length)
+    longest = int(padded.lengths.max()) + (memory.room or max_new_tokens)
+    capacity = min(prompt_lib.bucket(longest), lm.config.max_length)
     tokens_BT, lengths_B, eos_E = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), jnp.asarray(eos, jnp.int32)
-    logits_BV, cache = clock.run(
-      'prefill',
-      prefill,
-      lm.params,
-      tokens_BT,
-      lengths_B,
-      total_B,
-      config=lm.config,
-      capacity=capacity,
-      wrap=memory.wrap,
-    )
+    logits_BV, cache = memory.read(clock, lm, padded, total_B, capacity)
     rows = (logits_BV, tokens_BT, lengths_B, total_B, cache)
     if num_samples > 1:
       rows = clock.run('prefill', fan_out, rows, samples=num_samples)
@@ -228,6 +274,7 @@ def generate(
       while not bool(jnp.all(state.done)):
         state = advance(state, STREAM_EVERY if watch.watching else max_new_tokens, rows_R)
       batch_tokens[rows_R], batch_lengths[rows_R] = state.tokens, state.lengths
+      memory.finished(rows_R, state)
     tokens.append(batch_tokens)
     lengths.append(batch_lengths)
   tokens, lengths = np.concatenate(tokens), np.concatenate(lengths)

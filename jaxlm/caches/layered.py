@@ -23,6 +23,7 @@ class LayeredCache:
   """One memory per layer: `Slots` or `Packed`."""
 
   layers: tuple[Any, ...]
+  valid: jax.Array | None = None  # [B, T] bool: new tokens that are no padding; None: all
 
   @property
   def fresh(self) -> bool:
@@ -33,8 +34,8 @@ class LayeredCache:
     return sum(x.nbytes for x in jax.tree.leaves(self))
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
-    out, memory = extend(self.layers[layer], q, k, v, positions, rule)
-    return out, LayeredCache(self.layers[:layer] + (memory,) + self.layers[layer + 1 :])
+    out, memory = extend(self.layers[layer], q, k, v, positions, rule, self.valid)
+    return out, self.replace(layers=self.layers[:layer] + (memory,) + self.layers[layer + 1 :])
 
 
 @struct.dataclass
@@ -44,6 +45,7 @@ class PooledCache:
   pools: tuple[Any, ...]  # of each kind one memory with all its rows
   kind: jax.Array  # [L, B] int32
   row: jax.Array  # [L, B] int32, within the pool
+  valid: jax.Array | None = None  # [B, T] bool: new tokens that are no padding; None: all
 
   @property
   def fresh(self) -> bool:
@@ -55,8 +57,14 @@ class PooledCache:
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     kind_B, row_B = self.kind[layer], self.row[layer]
+
     # Writes are made in all pools and only reads are chosen: arrays that a branch returned changed would be copied.
-    append = lambda i, pool: pool.appended(k, v, positions, row_B, kind_B == i if len(self.pools) > 1 else None)
+    def append(i, pool):
+      here = None if len(self.pools) == 1 else jnp.broadcast_to((kind_B == i)[:, None], positions.shape)
+      if self.valid is not None:
+        here = self.valid if here is None else here & self.valid
+      return pool.appended(k, v, positions, row_B, here)
+
     appended = tuple(append(i, pool) for i, pool in enumerate(self.pools))
     one = q.shape[1] == 1  # Written first, the new key needs no place beside the others.
     pools = appended if one else self.pools
@@ -77,6 +85,24 @@ class PooledCache:
     else:
       out = jax.lax.map(sequence, jnp.arange(len(q)))
     return out, self.replace(pools=appended)
+
+
+def reorder(cache: Any, index_B) -> Any:
+  """Returns a cache whose row b is what row `index[b]` was, as beams need it.
+
+  The rows of a `PooledCache` that change places must have the same lazy layers, which beams of one prompt have.
+  """
+  if not isinstance(cache, PooledCache):
+    return jax.tree.map(lambda x: x[index_B], cache)
+
+  def pool_of(i, pool):
+    rows = len(jax.tree.leaves(pool)[0])
+    here_LB = cache.kind == i
+    to = jnp.where(here_LB, cache.row, rows).ravel()
+    source = jnp.arange(rows).at[to].set(cache.row[:, index_B].ravel(), mode='drop')
+    return jax.tree.map(lambda x: x[source], pool)
+
+  return cache.replace(pools=tuple(pool_of(i, pool) for i, pool in enumerate(cache.pools)))
 
 
 def pooled(kind_LB: np.ndarray, kinds: int, row: Callable[[int, int], Any], done: Callable[[int], None]) -> PooledCache:

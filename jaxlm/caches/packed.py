@@ -63,7 +63,7 @@ class Packed:
     return score, mix
 
   def appended(self, k, v, positions, rows=None, here=None) -> 'Packed':
-    """Adds tokens [B, T, K, H], their positions rising by one, to the rows that are `here` [B]; or the last one again."""
+    """Adds tokens [B, T, K, H], their positions rising by one, or the last one again; not those that are not `here` [B, T]."""
     k, v = (heads_first(x).astype(self.key_tail.dtype) for x in (k, v))
     return append_each(self, k, v, positions, rows, here)
 

@@ -57,8 +57,14 @@ def write_rows(slots_RKSH, new_BKTH, start_B, rows_B=None, here_B=None):
   """Writes each row's new entries from its own slot on; where `here` is false nothing changes."""
   B = new_BKTH.shape[0]
   if B > 1 and rows_B is None:
-    write = lambda slots, new, start: jax.lax.dynamic_update_slice(slots, new, (0, start, 0))
-    return jax.vmap(write)(slots_RKSH, new_BKTH, start_B)
+
+    def write(slots, new, start, here=None):
+      if here is not None:
+        new = jnp.where(here, new, jax.lax.dynamic_slice(slots, (0, start, 0), new.shape))
+      return jax.lax.dynamic_update_slice(slots, new, (0, start, 0))
+
+    args = (slots_RKSH, new_BKTH, start_B) if here_B is None else (slots_RKSH, new_BKTH, start_B, here_B)
+    return jax.vmap(write)(*args)
 
   def one(i, slots):
     new = jax.lax.dynamic_index_in_dim(new_BKTH, i, keepdims=True)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlm.caches.full import FullCache
 from jaxlm.caches.rows import heads_first
 from jaxlm.models.attention import EPS, AttentionRule, attention_weights
 
@@ -53,11 +54,14 @@ def lazy_ratio(
 
 @struct.dataclass
 class Scored:
-  """Wraps a full cache and notes the lazy ratio of each layer: of a prompt's last queries, or of a new token's."""
+  """Wraps a full cache and notes the lazy ratio of each layer, of each row's queries before `ends`.
 
-  cache: Any  # caches.FullCache
-  lengths: jax.Array  # [B] int32, slots that the prompt fills
-  ratios: jax.Array  # [B, L] float32
+  They may come in several pieces, each of which adds its share to the ratio.
+  """
+
+  cache: Any  # caches.FullCache, or one that wraps it
+  ends: jax.Array  # [B] int32, the slot after the last query that is scored
+  ratios: jax.Array  # [B, L] float32, zeros at first
   initial: int = struct.field(pytree_node=False)
   recent: int = struct.field(pytree_node=False)
   queries: int = struct.field(pytree_node=False, default=1)
@@ -71,17 +75,30 @@ class Scored:
   def nbytes(self) -> int:
     return self.cache.nbytes
 
+  @property
+  def whole(self) -> FullCache:
+    return self.cache.whole
+
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
-    prefill = self.cache.empty[layer]
+    empty, T = self.cache.whole.empty[layer], q.shape[1]
     out, cache = self.cache.attend(layer, q, k, v, positions, rule)
-    window = {'initial': self.initial, 'recent': self.recent, 'include_self': self.include_self}
-    if prefill:
-      row_BM = self.lengths[:, None] - self.queries + jnp.arange(self.queries)[None]
-      last_BMNH = jnp.take_along_axis(q, jnp.maximum(row_BM, 0)[:, :, None, None], axis=1)
-      index_1T = jnp.arange(k.shape[1])[None]
-      keys = heads_first(k).astype(cache.keys[layer].dtype)
-      ratio_B = lazy_ratio(last_BMNH, keys, row_BM, index_1T, rule, valid=row_BM >= 0, **window)
-    else:
-      keys = cache.keys[layer]
-      ratio_B = lazy_ratio(q, keys, positions, jnp.arange(keys.shape[2])[None], rule, **window)
-    return out, self.replace(cache=cache, ratios=self.ratios.at[:, layer].set(ratio_B))
+    # Slots, which positions are too unless padding restarts them.
+    start_B1 = jnp.zeros_like(positions[:, :1]) if empty else positions[:, :1]
+    slot_BM = self.ends[:, None] - self.queries + jnp.arange(self.queries)[None]
+    index_BM = slot_BM - start_B1
+    valid_BM = (index_BM >= 0) & (index_BM < T) & (slot_BM >= 0)
+    queries_BMNH = jnp.take_along_axis(q, jnp.clip(index_BM, 0, T - 1)[:, :, None, None], axis=1)
+    keys = heads_first(k).astype(cache.whole.keys[layer].dtype) if empty else cache.whole.keys[layer]
+    ratio_B = lazy_ratio(
+      queries_BMNH,
+      keys,
+      slot_BM,
+      jnp.arange(keys.shape[2])[None],
+      rule,
+      initial=self.initial,
+      recent=self.recent,
+      include_self=self.include_self,
+      valid=valid_BM,
+    )
+    share_B = valid_BM.sum(axis=1) / jnp.maximum((slot_BM >= 0).sum(axis=1), 1)
+    return out, self.replace(cache=cache, ratios=self.ratios.at[:, layer].add(ratio_B * share_B))

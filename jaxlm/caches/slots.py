@@ -21,8 +21,9 @@ EMPTY = 1 << 30  # The position of a slot without a token: in the future of ever
 class Slots:
   """The first `initial` tokens and others of a layer.
 
-  Without `recent` new tokens are appended and nothing more is forgotten. With it the slots after the first are a ring of
-  the latest `recent` tokens, the query's own included (https://arxiv.org/abs/2309.17453).
+  Without `recent` new tokens are appended and nothing more is forgotten. With it the slots after the first are a ring, and
+  queries see its latest `recent` tokens, their own included (https://arxiv.org/abs/2309.17453). More slots than that let
+  as many tokens be taken back, by going on from an earlier position.
   """
 
   keys: jax.Array  # [R, K, C, H]
@@ -38,29 +39,38 @@ class Slots:
 
   def attended(self, q, positions, rule: AttentionRule, rows=None):
     """Returns the attention of queries over what is there."""
-    return attend_by(*self.products(rows), q, self.heads, positions, of_rows(self.positions, rows), rule)
+    seen = of_rows(self.positions, rows)
+    return attend_by(*self.products(rows), q, self.heads, positions, seen, rule, self.near(seen, positions))
+
+  def near(self, seen_BS, positions_BT):
+    """Returns which tokens are not forgotten yet, [B, T, S]; None: all."""
+    if self.recent is None:
+      return None
+    return (seen_BS[:, None] > positions_BT[:, :, None] - self.recent) | (seen_BS < self.initial)[:, None]
 
   def attended_beside(self, q, k, v, positions, rule: AttentionRule, rows=None):
     """Returns the attention of queries over what is there and over the new tokens, which are not."""
-    mask_BTS, seen = None, of_rows(self.positions, rows)
-    if self.recent is not None:
-      all_BS = jnp.concatenate([seen, positions], axis=1)
-      mask_BTS = (all_BS[:, None] > positions[:, :, None] - self.recent) | (all_BS < self.initial)[:, None]
-    return beside(*self.products(rows), q, k, v, positions, seen, rule, mask_BTS)
+    seen = of_rows(self.positions, rows)
+    near = self.near(seen if self.recent is None else jnp.concatenate([seen, positions], axis=1), positions)
+    return beside(*self.products(rows), q, k, v, positions, seen, rule, near)
 
   def products(self, rows=None):
     """Returns the two functions that `attend_by` takes."""
     return (lambda q: score_rows(q, self.keys, rows)), (lambda w: mix_rows(w, self.values, rows))
 
   def appended(self, k, v, positions, rows=None, here=None) -> 'Slots':
-    """Adds tokens [B, T, K, H], their positions rising by one, to the rows that are `here` [B]."""
+    """Adds tokens [B, T, K, H], their positions rising by one; those that are not `here` [B, T] leave no trace.
+
+    In a memory that grows by appending they may leave one where later tokens will be, if any of their row is here.
+    """
     k, v = (heads_first(x).astype(self.keys.dtype) for x in (k, v))
     if self.recent is not None:
       return append_each(self, k, v, positions, rows, here)
+    here = None if here is None else here.any(axis=1)
     return self.written(k, v, positions, positions[:, 0] - of_rows(self.evicted, rows), rows, here)
 
   def appended_one(self, k_BK1H, v_BK1H, positions_B1, rows, here) -> 'Slots':
-    slot_B = ring_slot(positions_B1[:, 0], self.initial, self.recent)
+    slot_B = ring_slot(positions_B1[:, 0], self.initial, self.keys.shape[2] - self.initial)
     return self.written(k_BK1H, v_BK1H, positions_B1, slot_B, rows, here)
 
   def written(self, k_BKTH, v_BKTH, positions_BT, slot_B, rows, here) -> 'Slots':
@@ -78,12 +88,12 @@ def write_positions(positions, new_BT, slot_B, rows, here):
   return write_rows(by_head, new, slot_B, rows, here).reshape(positions.shape)
 
 
-def extend(memory: Any, q, k, v, positions, rule: AttentionRule) -> tuple[jax.Array, Any]:
-  """Returns the attention of new tokens, and the memory that has them."""
+def extend(memory: Any, q, k, v, positions, rule: AttentionRule, valid=None) -> tuple[jax.Array, Any]:
+  """Returns the attention of new tokens, and the memory that has those that are `valid` [B, T]; None: all."""
   if q.shape[1] == 1:  # Written first, the new key needs no place beside the others.
-    memory = memory.appended(k, v, positions)
+    memory = memory.appended(k, v, positions, here=valid)
     return memory.attended(q, positions, rule), memory
-  return memory.attended_beside(q, k, v, positions, rule), memory.appended(k, v, positions)
+  return memory.attended_beside(q, k, v, positions, rule), memory.appended(k, v, positions, here=valid)
 
 
 def of_rows(x, rows_B):
@@ -104,9 +114,14 @@ def beside(score, mix, q, k, v, positions_BT, seen, rule: AttentionRule, mask_BT
 def append_each(memory: Any, k_BKTH, v_BKTH, positions_BT, rows, here) -> Any:
   """Appends tokens one after the other."""
   if positions_BT.shape[1] == 1:
-    return memory.appended_one(k_BKTH, v_BKTH, positions_BT, rows, here)
-  step = lambda memory, new: (memory.appended_one(*(x[:, :, None] for x in new[:2]), new[2][:, None], rows, here), None)
-  each = (jnp.moveaxis(k_BKTH, 2, 0), jnp.moveaxis(v_BKTH, 2, 0), positions_BT.T)
+    return memory.appended_one(k_BKTH, v_BKTH, positions_BT, rows, None if here is None else here[:, 0])
+
+  def step(memory, new):
+    k_BKH, v_BKH, position_B, here_B = new
+    return memory.appended_one(k_BKH[:, :, None], v_BKH[:, :, None], position_B[:, None], rows, here_B), None
+
+  here_TB = None if here is None else here.T
+  each = (jnp.moveaxis(k_BKTH, 2, 0), jnp.moveaxis(v_BKTH, 2, 0), positions_BT.T, here_TB)
   return jax.lax.scan(step, memory, each)[0]
 
 
@@ -125,14 +140,16 @@ def window_of(
   initial: int,
   recent: int,
   room: int | None,
+  spare: int = 0,
 ) -> Slots:
   """Returns the first `initial` and the latest `recent` of each row's first `lengths` tokens, none of them twice.
 
-  A row with fewer tokens keeps all. `room` is for so many tokens to be appended; None makes the latest ones a ring.
+  A row with fewer tokens keeps all. `room` is for so many tokens to be appended; None makes the latest ones a ring, which
+  `spare` slots let tokens be taken back from.
   """
   lengths_B1 = lengths[:, None]
   if room is None:
-    held_BC = ring_positions(lengths, initial, recent)
+    held_BC = ring_positions(lengths, initial, recent + spare)
   else:
     slot_1C = jnp.arange(initial + recent + room)[None]
     start_B1 = jnp.maximum(initial, lengths_B1 - recent)
@@ -149,15 +166,15 @@ def window_of(
   )
 
 
-def ring_slot(position_B, initial: int, recent: int):
-  return jnp.where(position_B < initial, position_B, initial + (position_B - initial) % recent)
+def ring_slot(position_B, initial: int, size: int):
+  return jnp.where(position_B < initial, position_B, initial + (position_B - initial) % size)
 
 
-def ring_positions(lengths_B, initial: int, recent: int):
-  """Returns [B, initial + recent]: the position that each slot holds after so many tokens, EMPTY for none."""
-  slot_1C = jnp.arange(initial + recent)[None]
+def ring_positions(lengths_B, initial: int, size: int):
+  """Returns [B, initial + size]: the position that each slot holds after so many tokens, EMPTY for none."""
+  slot_1C = jnp.arange(initial + size)[None]
   last_B1 = lengths_B[:, None] - 1
-  newest_BC = last_B1 - (last_B1 - slot_1C) % recent  # the latest position that has this slot
+  newest_BC = last_B1 - (last_B1 - slot_1C) % size  # the latest position that has this slot
   held_BC = jnp.where(slot_1C < initial, slot_1C, newest_BC)
   there_BC = (held_BC <= last_B1) & ((slot_1C < initial) | (held_BC >= initial))
   return jnp.where(there_BC, held_BC, EMPTY)

@@ -207,23 +207,34 @@ class Transformer(nn.Module):
       length: [B] tokens that each sequence will reach, read by dynamic RoPE scaling only; T when None.
     """
     states, cache = self.states(tokens, positions, cache, length)
-    x_BTD = states[-1]
-    return (x_BTD if self.config.norm_placement == 'post' else self.final_norm(x_BTD))[:, -tokens.shape[1] :], cache
+    return self.normed(states[-1])[:, -tokens.shape[1] :], cache
+
+  def normed(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
+    """Returns the states after the final norm, if there is one."""
+    return x if self.config.norm_placement == 'post' else self.final_norm(x)
 
   def states(self, tokens, positions=None, cache=None, length=None) -> tuple[list[Float[Array, 'B T D']], Any]:
     """Returns (the residual stream before each layer and after the last, the extended cache); arguments as for `hidden`.
 
     With a sink token and a fresh cache the states are those of T + 1 tokens.
     """
+    cache = caches.Sequence() if cache is None else cache
+    x_BTD, positions, scheme = self.embedded(tokens, positions, cache.fresh, length)
+    states = [x_BTD]
+    for layer in self.layers:
+      x_BTD, cache = layer(states[-1], positions, scheme, cache)
+      states.append(x_BTD)
+    return states, cache
+
+  def embedded(self, tokens, positions=None, fresh=True, length=None) -> tuple[Float[Array, 'B T D'], Array, Any]:
+    """Returns (what the first layer reads, its positions, what all layers need of the position scheme)."""
     c = self.config
-    if cache is None:
-      cache = caches.Sequence()
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     x_BTD = self.embed(tokens)
     if c.sink.kind == 'token':
       positions = positions + 1
-      if cache.fresh:
+      if fresh:
         sink_B1D = jnp.broadcast_to(self.sink_token.astype(c.dtype), (x_BTD.shape[0], 1, c.model_dim))
         x_BTD = jnp.concatenate([sink_B1D, x_BTD], axis=1)
         positions = jnp.pad(positions, ((0, 0), (1, 0)))
@@ -233,12 +244,7 @@ class Transformer(nn.Module):
       x_BTD = x_BTD + sinusoids(positions, c.model_dim).astype(c.dtype)
     length = positions.shape[1] if length is None else length
     rotation = rope.rope_tables(c, positions, length) if c.position == 'rope' else None
-    scheme = rotation, (self.distance_table if c.position == 'relative_t5' else None)
-    states = [x_BTD]
-    for layer in self.layers:
-      x_BTD, cache = layer(states[-1], positions, scheme, cache)
-      states.append(x_BTD)
-    return states, cache
+    return x_BTD, positions, (rotation, self.distance_table if c.position == 'relative_t5' else None)
 
   def output_matrix(self) -> Float[Array, 'D V']:
     return self.embed.embedding.T if self.config.tied_embeddings else self.head

@@ -181,7 +181,7 @@ def test_prompt_scores_equal_whole_maps(variant, queries, include_self):
 
 def test_a_new_tokens_score_equals_the_longer_prompts():
   lm, (tokens_BT, lengths) = tiny_model(MODEL), padded()
-  cache = Scored(read(lm.params, tokens_BT, config=MODEL), lengths, jnp.zeros((3, 3)), 2, 6)
+  cache = Scored(read(lm.params, tokens_BT, config=MODEL), lengths + 1, jnp.zeros((3, 3)), 2, 6)
   _, scored = Transformer(MODEL).apply({'params': lm.params}, jnp.asarray([[7], [8], [9]]), lengths[:, None], cache)
   expected = [brute_force_ratio(lm, [*p, t], 2, 6, 1, True) for p, t in zip(PROMPTS, (7, 8, 9))]
   np.testing.assert_allclose(scored.ratios, expected, atol=1e-6)

@@ -1,0 +1,120 @@
+"""Which tokens of a prompt each head looks at most, and the memory of these alone: SnapKV and H2O.
+
+A token's votes are the attention it gets, summed over queries: over the prompt's last ones (SnapKV,
+https://arxiv.org/abs/2404.14469) or over all of them (H2O, https://arxiv.org/abs/2306.14048). Both cut once, after the
+prompt.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlm.caches.full import FullCache
+from jaxlm.caches.rows import heads_first
+from jaxlm.caches.slots import EMPTY, Slots, take_slots
+from jaxlm.models.attention import AttentionRule, attention_weights
+
+CHUNK = 256  # Queries whose weights exist at the same time.
+
+
+@struct.dataclass
+class Voted:
+  """Wraps a full cache and sums each token's attention, of each row's queries before `ends`."""
+
+  cache: FullCache
+  ends: jax.Array  # [B] int32, the slot after the last query that votes
+  votes: tuple[jax.Array, ...]  # per layer [B, K, S] float32, zeros at first; means over the query heads of a key head
+  queries: int | None = struct.field(pytree_node=False, default=None)  # How many vote; None: all.
+
+  @classmethod
+  def create(cls, cache: FullCache, ends_B, queries: int | None = None) -> 'Voted':
+    return cls(cache, ends_B, tuple(jnp.zeros(x.shape[:3], jnp.float32) for x in cache.keys), queries)
+
+  @property
+  def fresh(self) -> bool:
+    return self.cache.fresh
+
+  @property
+  def nbytes(self) -> int:
+    return self.cache.nbytes
+
+  @property
+  def whole(self) -> FullCache:
+    return self.cache
+
+  def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
+    empty, T = self.cache.empty[layer], q.shape[1]
+    out, cache = self.cache.attend(layer, q, k, v, positions, rule)
+    start_B1 = jnp.zeros_like(positions[:, :1]) if empty else positions[:, :1]
+    if self.queries is None:
+      slot_BM = start_B1 + jnp.arange(T)[None]
+    else:
+      slot_BM = self.ends[:, None] - self.queries + jnp.arange(self.queries)[None]
+    index_BM = slot_BM - start_B1
+    valid_BM = (index_BM >= 0) & (index_BM < T) & (slot_BM >= 0) & (slot_BM < self.ends[:, None])
+    keys = heads_first(k).astype(cache.keys[layer].dtype) if empty else cache.keys[layer]
+    key_slot_1S = jnp.arange(keys.shape[2])[None]
+
+    def piece(start):
+      cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, min(CHUNK, x.shape[1]), 1)
+      at_BC = cut(index_BM)
+      q_BCNH = jnp.take_along_axis(q, jnp.clip(at_BC, 0, T - 1)[:, :, None, None], axis=1)
+      weights_BKGCS, _ = attention_weights(q_BCNH, keys, cut(slot_BM), key_slot_1S, rule)
+      counted = jnp.where(cut(valid_BM)[:, None, None, :, None], weights_BKGCS, 0.0)
+      return counted.sum(axis=(2, 3)) / weights_BKGCS.shape[2]
+
+    M = slot_BM.shape[1]
+    if M > CHUNK:
+      pad = ((0, 0), (0, -M % CHUNK))
+      slot_BM, index_BM, valid_BM = (jnp.pad(x, pad) for x in (slot_BM, index_BM, valid_BM))
+      start_C = jnp.arange(0, M, CHUNK)
+      votes = jax.lax.scan(lambda total, start: (total + piece(start), None), jnp.zeros(keys.shape[:3]), start_C)[0]
+    else:
+      votes = piece(0)
+    votes = self.votes[layer].at[:, :, : votes.shape[2]].add(votes)
+    return out, self.replace(cache=cache, votes=self.votes[:layer] + (votes,) + self.votes[layer + 1 :])
+
+
+def heavy_of(
+  keys: Float[Array, 'B K S H'],
+  values: Float[Array, 'B K S H'],
+  lengths: Int[Array, ' B'],
+  votes: Float[Array, 'B K S'],
+  *,
+  total: int,
+  recent: int,
+  pool: int,
+  room: int,
+) -> Slots:
+  """Returns the latest `recent` tokens of each row and, of each head, those with the most votes: `total` in all.
+
+  Args:
+    pool: votes are first replaced by the most of so many neighbours, so that words stay whole (1: not).
+    room: for so many tokens to be appended.
+  """
+  slot_11S, length_B11 = jnp.arange(keys.shape[2])[None, None], lengths[:, None, None]
+  old = slot_11S < length_B11 - recent
+  votes = jnp.where(old, votes, 0.0)  # The latest ones stay anyway: they are nobody's neighbours.
+  if pool > 1:
+    votes = jax.lax.reduce_window(votes, -jnp.inf, jax.lax.max, (1, 1, pool), (1, 1, 1), 'SAME')
+  rank = jnp.where(old, votes, jnp.where(slot_11S < length_B11, jnp.inf, -jnp.inf))
+  kept_BKC = jnp.sort(jax.lax.top_k(rank, min(total, keys.shape[2]))[1], axis=-1)
+  more = total - kept_BKC.shape[2] + room
+  widen = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, more), *((0, 0),) * (x.ndim - 3)))
+  positions = jnp.where(kept_BKC < length_B11, kept_BKC, EMPTY)
+  return Slots(
+    keys=widen(take_slots(keys, kept_BKC)),
+    values=widen(take_slots(values, kept_BKC)),
+    positions=jnp.pad(positions, ((0, 0), (0, 0), (0, more)), constant_values=EMPTY),
+    evicted=jnp.maximum(lengths - total, 0),
+  )
+
+
+def votes_of(cache: Any) -> list[Any]:
+  """Returns the votes of each layer, None where none were taken."""
+  while not isinstance(cache, FullCache | Voted):
+    cache = cache.cache
+  return list(cache.votes) if isinstance(cache, Voted) else [None] * len(cache.keys)
