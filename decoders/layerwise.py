@@ -58,7 +58,7 @@ def embed(params, tokens_BT, total_B, *, config: ModelConfig):
 @functools.partial(jax.jit, static_argnames=('config', 'index', 'capacity', 'score'), donate_argnames='x_BTD')
 def one_layer(params, x_BTD, positions_BT, scheme, lengths_B, *, config: ModelConfig, index: int, capacity: int, score):
   """Returns (the states after the layer, its cache with ratios [B, 1])."""
-  cache = score(FullCache.create(config.replace(num_layers=1), len(x_BTD), capacity), lengths_B)
+  cache = score(FullCache.create(config.replace(num_layers=1, windows=()), len(x_BTD), capacity), lengths_B)
   x_BTD, alone = Block(config, index).apply({'params': params}, x_BTD, positions_BT, scheme, Alone(cache))
   return x_BTD, alone.cache
 

@@ -105,6 +105,8 @@ def beside(score, mix, q, k, v, positions_BT, seen, rule: AttentionRule, mask_BT
   k_BKTH, v_BKTH = heads_first(k), heads_first(v)
   K, S = k_BKTH.shape[1], seen.shape[-1]
   new = positions_BT if seen.ndim == 2 else jnp.broadcast_to(positions_BT[:, None], (len(seen), K, k_BKTH.shape[2]))
+  # Padding, and tokens that were taken back, stand where the new ones will be.
+  seen = jnp.where(seen < new[..., :1], seen, EMPTY)
   both_score = lambda q: jnp.concatenate([score(q), dot(q, k_BKTH)], axis=-1)
   both_mix = lambda w: mix(w[..., :S]) + jnp.matmul(w[..., S:].astype(v.dtype), v_BKTH).astype(jnp.float32)
   seen = jnp.concatenate([seen, new], axis=-1)
