@@ -2,6 +2,7 @@
 
   jaxlm.analysis.sink_metric(weights_LBNTS, eps=0.3)    # attention maps -> Sink_k of each position
   jaxlm.analysis.sinks(lm, tokens)                      # the same and more for a model, without keeping its maps
+  jaxlm.analysis.laziness(lm, tokens)                   # how lazy each layer is, along a prompt and after it
 
 Names are imported on first use, so that a command's help costs nothing.
 """
@@ -10,6 +11,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+  from jaxlm.analysis.laziness_report import LazinessReport as LazinessReport
+  from jaxlm.analysis.laziness_report import laziness as laziness
+  from jaxlm.analysis.laziness_scores import Consistency as Consistency
+  from jaxlm.analysis.laziness_scores import consistency as consistency
   from jaxlm.analysis.sink_inputs import inputs as inputs
   from jaxlm.analysis.sink_probe import Probe as Probe
   from jaxlm.analysis.sink_probe import qk_angles as qk_angles
@@ -22,9 +27,11 @@ if TYPE_CHECKING:
   from jaxlm.analysis.sink_scores import sink_metric as sink_metric
 
 # No module is called as a function is: importing it would hide the function. `jaxlm.analysis.sinks` as a module is the
-# command line, which nothing imports.
+# command line, which nothing imports; so is `jaxlm.analysis.laziness`.
 _PUBLIC = {
   'inputs': 'jaxlm.analysis.sink_inputs',
+  **dict.fromkeys(('LazinessReport', 'laziness'), 'jaxlm.analysis.laziness_report'),
+  **dict.fromkeys(('Consistency', 'consistency'), 'jaxlm.analysis.laziness_scores'),
   **dict.fromkeys(('Probe', 'qk_angles'), 'jaxlm.analysis.sink_probe'),
   **dict.fromkeys(('SinkReport', 'sink_sums', 'sinks'), 'jaxlm.analysis.sink_report'),
   **dict.fromkeys(('mean_attention', 'proxy', 'row_mass', 'sink_metric'), 'jaxlm.analysis.sink_scores'),
