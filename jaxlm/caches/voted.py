@@ -24,14 +24,14 @@ CHUNK = 256  # Queries whose weights exist at the same time.
 class Voted:
   """Wraps a full cache and sums each token's attention, of each row's queries before `ends`."""
 
-  cache: FullCache
+  cache: Any  # FullCache, or one that wraps it
   ends: jax.Array  # [B] int32, the slot after the last query that votes
   votes: tuple[jax.Array, ...]  # per layer [B, K, S] float32, zeros at first; means over the query heads of a key head
   queries: int | None = struct.field(pytree_node=False, default=None)  # How many vote; None: all.
 
   @classmethod
-  def create(cls, cache: FullCache, ends_B, queries: int | None = None) -> 'Voted':
-    return cls(cache, ends_B, tuple(jnp.zeros(x.shape[:3], jnp.float32) for x in cache.keys), queries)
+  def create(cls, cache: Any, ends_B, queries: int | None = None) -> 'Voted':
+    return cls(cache, ends_B, tuple(jnp.zeros(x.shape[:3], jnp.float32) for x in cache.whole.keys), queries)
 
   @property
   def fresh(self) -> bool:
@@ -43,10 +43,10 @@ class Voted:
 
   @property
   def whole(self) -> FullCache:
-    return self.cache
+    return self.cache.whole
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
-    empty, T = self.cache.empty[layer], q.shape[1]
+    empty, T = self.cache.whole.empty[layer], q.shape[1]
     out, cache = self.cache.attend(layer, q, k, v, positions, rule)
     start_B1 = jnp.zeros_like(positions[:, :1]) if empty else positions[:, :1]
     if self.queries is None:
@@ -55,7 +55,7 @@ class Voted:
       slot_BM = self.ends[:, None] - self.queries + jnp.arange(self.queries)[None]
     index_BM = slot_BM - start_B1
     valid_BM = (index_BM >= 0) & (index_BM < T) & (slot_BM >= 0) & (slot_BM < self.ends[:, None])
-    keys = heads_first(k).astype(cache.keys[layer].dtype) if empty else cache.keys[layer]
+    keys = heads_first(k).astype(cache.whole.keys[layer].dtype) if empty else cache.whole.keys[layer]
     key_slot_1S = jnp.arange(keys.shape[2])[None]
 
     def piece(start):

@@ -1,0 +1,125 @@
+"""What a prompt's whole cache becomes under each method, at equal bytes; one prefill serves them all."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoders import plain
+from decoders.context import Context, fingerprint
+from decoders.lazy import LazyConfig, cache_bytes, select_lazy
+from decoders.lazy_memory import Keep, Score, compact_row
+from decoders.prompts import PaddedPrompts, bucket
+from decoders.simlayerkv import KiviConfig
+from jaxlm.caches.full import FullCache
+from jaxlm.caches.layered import pooled
+from jaxlm.caches.scored import Scored
+from jaxlm.caches.voted import Voted
+from jaxlm.language_model import LanguageModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+  """A prompt's whole cache, and what methods decide by."""
+
+  ids: list[int]
+  cache: FullCache
+  ratios: np.ndarray  # [L]
+  votes: dict[str, tuple[jax.Array, ...]]  # by method, of each layer [1, K, S]
+  room: int
+  logits: jax.Array  # [1, V]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Notes:
+  """Wraps a cache with all that any method asks for."""
+
+  score: Score
+
+  def __call__(self, cache: FullCache, lengths_B) -> Scored:
+    few = Voted.create(cache, lengths_B, 32)
+    return dataclasses.replace(self.score(cache, lengths_B), cache=Voted.create(few, lengths_B))
+
+
+def read(lm: LanguageModel, ids: list[int], lazy: LazyConfig, room: int, chunk: int = 1024) -> Read:
+  """Reads one prompt, noting lazy ratios and both kinds of votes."""
+  memory = plain.WholeMemory()
+  memory.wrap, memory.chunk = _Notes(Score.of(lazy, lm.config)), chunk
+  tokens = np.zeros((1, bucket(len(ids))), np.int32)
+  tokens[0, : len(ids)] = ids
+  padded, total = PaddedPrompts(tokens, np.array([len(ids)], np.int32)), jnp.asarray([len(ids) + room])
+  logits, noted = memory.read(plain.Clock(), lm, padded, total, bucket(len(ids) + room))
+  votes = {'h2o': noted.cache.votes, 'snapkv': noted.cache.cache.votes}
+  return Read(ids, noted.whole, np.asarray(noted.ratios[0]), votes, room, logits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """One way to cut a cache: a rule, and how many layers it may not touch."""
+
+  name: str
+  lazy: LazyConfig
+  layers: str = 'ratio'
+  """Which layers are cut, as many as the rule says: by ratio, random ones, or the first or last."""
+
+
+def methods(
+  lm: LanguageModel, length: int, lazy: LazyConfig, n_lazy: int, bits: tuple[int, ...] = (4,)
+) -> list[Method]:
+  """Returns full, lazy and its controls, and methods that cut all layers to the same bytes; each also quantised."""
+  L = lm.config.num_layers
+  lazy = lazy.replace(n_full=L - n_lazy, stage='prefill')
+  # As many tokens in every layer as the lazy cache has on average.
+  each = ((L - n_lazy) * length + n_lazy * min(length, lazy.kept)) // L
+  every = lazy.replace(n_full=0, n_recent=each - lazy.n_initial)
+  full = lazy.replace(n_full=L)
+  exact = [
+    Method('full', full),
+    Method('lazy', lazy),
+    Method('random lazy', lazy, 'random'),
+    Method('first lazy', lazy, 'first'),
+    Method('last lazy', lazy, 'last'),
+    Method('streaming', every),
+    Method('snapkv', every.replace(n_initial=0, n_recent=each, keep='snapkv', n_observed=min(32, each // 2))),
+    Method('h2o', every.replace(n_initial=0, n_recent=each, keep='h2o')),
+    Method('all lazy', lazy.replace(n_full=0)),
+  ]
+  packed = [
+    Method(f'{m.name}, {b} bits', m.lazy.replace(quant=KiviConfig(b, min(32, lm.config.head_dim), 32)), m.layers)
+    for b in bits
+    for m in exact[:2]
+  ]
+  return exact + packed
+
+
+def cut_layers(method: Method, lm: LanguageModel, prompt: Read, rng) -> np.ndarray:
+  """Returns [L] bool."""
+  L = lm.config.num_layers
+  lazy_L = select_lazy(prompt.ratios[None], [len(prompt.ids)], method.lazy, lm.config)[0]
+  n = int(lazy_L.sum())
+  if method.layers == 'random':
+    lazy_L = np.isin(np.arange(L), rng.permutation(L)[:n])
+  elif method.layers != 'ratio':
+    lazy_L = np.arange(L) < n if method.layers == 'first' else np.arange(L) >= L - n
+  return lazy_L
+
+
+def cut(method: Method, lm: LanguageModel, prompt: Read, lazy_L: np.ndarray) -> Context:
+  """Returns the prompt with what the method keeps; the whole cache stays as it is."""
+  keep, lengths = Keep(method.lazy, prompt.room), jnp.asarray([len(prompt.ids)], jnp.int32)
+  votes = prompt.votes.get(method.lazy.keep, [None] * len(lazy_L))
+
+  def row(layer: int, b: int) -> Any:
+    arrays = prompt.cache.keys[layer], prompt.cache.values[layer], lengths, votes[layer]
+    return compact_row(*arrays, jnp.int32(b), keep=keep, cut=bool(lazy_L[layer]))
+
+  cache = prompt.cache
+  if lazy_L.any() or method.lazy.quant is not None:
+    cache = pooled(lazy_L[:, None].astype(int), 2, row, lambda layer: None)
+  return Context(cache, [prompt.ids], 0, prompt.room, fingerprint(lm), {'lazy_layers': [], 'compression': 1.0})
+
+
+def formula_bytes(method: Method, lm: LanguageModel, length: int, lazy_L: np.ndarray) -> int:
+  return cache_bytes(lm.config, length, int(lazy_L.sum()), method.lazy.kept, method.lazy.quant)
