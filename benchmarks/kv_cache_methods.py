@@ -122,4 +122,6 @@ def cut(method: Method, lm: LanguageModel, prompt: Read, lazy_L: np.ndarray) -> 
 
 
 def formula_bytes(method: Method, lm: LanguageModel, length: int, lazy_L: np.ndarray) -> int:
-  return cache_bytes(lm.config, length, int(lazy_L.sum()), method.lazy.kept, method.lazy.quant)
+  """Returns the bytes after the prompt, of a cache whose exact numbers take 16 bits."""
+  half = lm.config.replace(dtype='bfloat16')
+  return cache_bytes(half, length, int(lazy_L.sum()), method.lazy.kept, method.lazy.quant)

@@ -72,7 +72,7 @@ def rows_of(lm: LanguageModel, text: list[int], length: int, recent: int, n_lazy
     rows.append({
       'tokens': length, 'cache': name, 'lazy layers': len(layers), 'MB': held[name] / 1e6,
       'times smaller': held['full'] / held[name], 'tok/s': 1 / seconds, 'gain': gain, 'by bytes': predicted,
-      'gain / by bytes': gain / predicted, '_layers': layers,
+      'gain / by bytes': gain / predicted, 'which': str(layers),
     })  # fmt: skip
   prefill = clock.seconds['prefill']
   return rows, {'tokens': length, 'prefill s': prefill, 'scoring s': scoring, 'of prefill': scoring / prefill,

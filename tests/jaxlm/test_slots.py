@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from decoders.lazy import cache_bytes, compression_ratio
-from jaxlm.caches import LayeredCache
+from jaxlm.caches import FullCache, LayeredCache
 from jaxlm.caches.kivi import KiviConfig
 from jaxlm.caches.layered import pooled, reorder
 from jaxlm.caches.packed import pack
@@ -117,6 +117,24 @@ def test_pools_with_each_rows_own_layers_equal_a_full_cache_with_a_mask(ring):
     masked = Masked(cache, jnp.asarray(lazy_L), lengths, 2, 8, ring)
     expected = forced(lm.params, masked, lengths, new_BT, config=MODEL)[b]
     np.testing.assert_allclose(actual[b], expected, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('ring', [False, True])
+@pytest.mark.parametrize('heads', [4, 2, 1])
+def test_many_patterns_over_many_steps(heads, ring):
+  config = MODEL.replace(num_kv_heads=heads, num_layers=5, max_length=128)
+  lm, (tokens_BT, lengths) = tiny_model(config), padded()
+  _, cache = Transformer(config).apply({'params': lm.params}, tokens_BT, cache=FullCache.create(config, 3, 128))
+  new_BT = jnp.asarray(np.random.default_rng(9).integers(0, 50, (3, 64)))
+  for lazy_L in np.random.default_rng(heads).random((20, 5)) < 0.5:
+    pools = in_pools(cache, [lazy_L.tolist()] * 3, lengths, room=None if ring else 64)
+    actual = forced(lm.params, pools, lengths, new_BT, config=config)
+    expected = forced(
+      lm.params, Masked(cache, jnp.asarray(lazy_L), lengths, 2, 8, ring), lengths, new_BT, config=config
+    )
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    np.testing.assert_array_equal(actual.argmax(-1), expected.argmax(-1))
 
 
 def test_programs_serve_all_patterns_with_as_many_full_layers():

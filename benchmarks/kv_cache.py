@@ -1,0 +1,111 @@
+"""python -m benchmarks.kv_cache: what cut and quantised caches cost and gain, on SmolLM2 and beside kvpress.
+
+speed   bytes and decode tokens/s of full, lazy and 4-bit caches; kvpress cuts the same layers with the same settings
+tasks   pass keys and key-value pairs found again, and perplexity, for methods that keep equally many bytes
+"""
+
+import dataclasses
+import itertools
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from benchmarks import report
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Cut and quantised KV caches on SmolLM2-135M."""
+
+  parts: tuple[Literal['speed', 'tasks'], ...] = ('speed', 'tasks')
+  lengths: tuple[int, ...] = (2048, 4096, 8192)
+  """speed: tokens of the context at the end."""
+  recent: int = 256
+  """speed: latest tokens that lazy layers keep."""
+  lazy_layers: int = 16
+  """speed: lazy layers of 30; the threshold lies between this one's ratio and the next."""
+  task_length: int = 4096
+  task_recent: int = 1020
+  task_lazy_layers: tuple[int, ...] = (8, 16)
+  prompts: int = 4
+  """tasks: prompts of each kind."""
+  steps: int = 32
+  """speed: tokens decoded in one timing."""
+  repeats: int = 5
+  peer: bool = True
+  """speed: run kvpress too (pip install -e '.[bench]')."""
+  seed: int = 0
+  threads: int = len(os.sched_getaffinity(0))
+  """PyTorch's threads; XLA uses all cores it is given."""
+
+
+def main(config: Config) -> None:
+  from benchmarks import kv_cache_speed, kv_cache_tasks
+  from decoders.lazy import LazyConfig
+  import jaxlm
+  from jaxlm.data import embedded, fetch
+
+  peer = None
+  lm = jaxlm.load(fetch.fetch('smollm2'), dtype='float32')
+  if config.peer and 'speed' in config.parts:
+    require_kvpress()
+    import torch
+
+    torch.set_num_threads(config.threads)
+    peer = kv_cache_speed.peer_of(lm)
+  text = lm.tokenizer.encode('\n'.join(itertools.islice(embedded.read(), 40)))
+  speed, scoring, tasks, lazy_sets = [], [], [], []
+  if 'speed' in config.parts:
+    for length in config.lengths:
+      rows, identified = kv_cache_speed.rows_of(
+        lm, text, length, config.recent, config.lazy_layers, config.steps, config.repeats, peer
+      )
+      speed += rows
+      scoring.append(identified)
+      print(report.table(rows), report.table(scoring), sep='\n\n', flush=True)
+  if 'tasks' in config.parts:
+    for n_lazy in config.task_lazy_layers:
+      lazy = LazyConfig(n_recent=config.task_recent)
+      rows, sets = kv_cache_tasks.scores(lm, text, config.task_length, lazy, n_lazy, config.prompts, config.seed)
+      tasks += [{'lazy layers': n_lazy} | row for row in rows]
+      lazy_sets.append({'lazy layers': n_lazy, 'of each prompt': sets})
+      print(report.table(tasks), flush=True)
+  more: dict[str, Any] = {'config': dataclasses.asdict(config)}
+  if tasks:
+    more |= {'tasks': tasks, 'lazy sets': lazy_sets}
+    draw(tasks, report.RESULTS / 'kv_cache.png')
+  report.write('kv_cache', speed or tasks, identification=scoring, **more)
+
+
+def require_kvpress() -> None:
+  try:
+    import kvpress  # noqa: F401
+  except ImportError as error:
+    raise SystemExit(
+      f"Speed is shown beside kvpress: pip install -e '.[bench]', or pass --no-peer ({error})."
+    ) from None
+
+
+def draw(tasks: list[dict[str, Any]], path: Path) -> None:
+  """Plots what each method keeps of every task against how much smaller its cache is."""
+  from matplotlib.figure import Figure  # Not pyplot: no global state, no display.
+
+  measures = ('pass key', 'key-value', 'perplexity')
+  figure = Figure(figsize=(12, 3.6), layout='constrained')
+  names = list(dict.fromkeys(row['cache'] for row in tasks))
+  for axis, measure in zip(figure.subplots(1, 3), measures):
+    for i, name in enumerate(names):
+      rows = sorted((r for r in tasks if r['cache'] == name), key=lambda r: r['times smaller'])
+      style = {'marker': 'os^vDP*X<>h'[i % 11], 'color': f'C{i % 10}', 'linestyle': '-', 'linewidth': 0.8}
+      axis.plot([r['times smaller'] for r in rows], [r[measure] for r in rows], label=name, **style)
+    axis.set(xlabel='times smaller than the full cache', xscale='log', title=measure)
+    axis.set_xticks([1, 2, 4, 8], ['1', '2', '4', '8'], minor=False)
+    axis.grid(alpha=0.3)
+  figure.legend(*axis.get_legend_handles_labels(), loc='outside right center', fontsize=8)
+  figure.savefig(path, dpi=120)
+
+
+if __name__ == '__main__':
+  main(tyro.cli(Config))
