@@ -45,7 +45,7 @@ if QUICK:
   from jaxlm.models.transformer import init_params
 
   config = ModelConfig(
-    vocab_size=259, num_layers=6, model_dim=64, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=128, max_length=1024, dtype='float32'
+    vocab_size=259, num_layers=3, model_dim=64, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=128, max_length=1024, dtype='float32'
   )  # fmt: skip
   lm = jaxlm.LanguageModel(config, init_params(config, jax.random.key(0)), ByteTokenizer())
 else:
