@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from decoders.lazy import LazyConfig
+from decoders.lazy import LazyConfig, preset
 from decoders.options import Sampling
 from jaxlm.cache_config import KiviConfig
 
@@ -27,6 +27,9 @@ class GenerateConfig:
   """System message before --chat."""
   decoder: Literal['plain', 'simlayerkv'] = 'plain'
   """How tokens are found; plain is one model call for each, simlayerkv the same with lazy layers' caches cut down."""
+  preset: str | None = None
+  """Of simlayerkv: named settings, which --lazy changes: authors-decode, authors-prefill, kvpress, lighttransfer (these also need
+  a threshold or n-full), streaming, snapkv, h2o, kivi."""
   lazy: LazyConfig = LazyConfig()
   """Of simlayerkv: which layers are lazy, and what they keep."""
   quant_bits: Literal[2, 4, 8] | None = None
@@ -42,6 +45,8 @@ class GenerateConfig:
   """Continuations of each prompt."""
   stop: tuple[str, ...] = ()
   """Strings that end the text."""
+  prefill_chunk: int | None = None
+  """Tokens of a prompt read at once, which bounds the memory that long prompts need (none: all)."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
   """Of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
   stats: bool = True
@@ -68,12 +73,9 @@ def main(config: GenerateConfig) -> None:
     printer.write(prompts[0])
   decode = decoders.generate
   if config.decoder == 'simlayerkv':
-    lazy = config.lazy
-    if config.quant_bits is not None:
-      lazy = lazy.replace(quant=KiviConfig(config.quant_bits, config.quant_group, config.quant_group))
-    decode = functools.partial(decoders.simlayerkv.generate, lazy=lazy)
-  elif config.lazy != LazyConfig() or config.quant_bits is not None:
-    raise ValueError(f'--lazy and --quant-bits are for --decoder simlayerkv, not for {config.decoder}.')
+    decode = functools.partial(decoders.simlayerkv.generate, lazy=lazy_config(config))
+  elif config.lazy != LazyConfig() or config.preset is not None or config.quant_bits is not None:
+    raise ValueError(f'--preset, --lazy and --quant-bits are for --decoder simlayerkv, not for {config.decoder}.')
   out = decode(
     lm,
     prompts,
@@ -82,6 +84,7 @@ def main(config: GenerateConfig) -> None:
     seed=config.seed,
     num_samples=config.num_samples,
     stop=config.stop,
+    prefill_chunk=config.prefill_chunk,
     # Text is held back while a stop string may still end it, so with --stop it is printed whole.
     stream=printer.stream if streams and not config.stop else None,
   )
@@ -94,6 +97,16 @@ def main(config: GenerateConfig) -> None:
       printer.write(f'--- {row}\n{prompt}{text}\n')
   if config.stats:
     print(summary(out.stats), file=sys.stderr)
+
+
+def lazy_config(config: GenerateConfig) -> LazyConfig:
+  """Returns the preset, if there is one, with everything that is not at its default on the command line."""
+  given = {f.name: getattr(config.lazy, f.name) for f in dataclasses.fields(LazyConfig)}
+  default = LazyConfig()
+  changes = {name: value for name, value in given.items() if value != getattr(default, name)}
+  if config.quant_bits is not None:
+    changes['quant'] = KiviConfig(config.quant_bits, config.quant_group, config.quant_group)
+  return default.replace(**changes) if config.preset is None else preset(config.preset, **changes)
 
 
 class Printer:
