@@ -70,11 +70,14 @@ def dequantize(packed: Quantized, dtype=jnp.float32) -> Float[Array, 'B K S H']:
   return (grouped * spread(packed.scale) + spread(packed.minimum)).reshape(B, K, S, H).astype(dtype)
 
 
+FEW = 4
+"""So many queries take matrix-vector products, into which XLA's CPU backend fuses the unpacking."""
+
+
 def score_quantized(q: Float[Array, 'R H'], keys: Quantized) -> Float[Array, 'R S']:
   """Returns products with one head's quantised keys, float32, without writing the keys out whole.
 
-  Each piece of the codes' bytes is a product of its own. Few queries take matrix-vector products, into which XLA's CPU
-  backend fuses the unpacking.
+  Each piece of the codes' bytes is a product of its own.
   """
   q = q.astype(jnp.float32)
   scale_GH, minimum_GH = keys.scale.astype(jnp.float32), keys.minimum.astype(jnp.float32)
@@ -84,13 +87,10 @@ def score_quantized(q: Float[Array, 'R H'], keys: Quantized) -> Float[Array, 'R 
   for i, codes in enumerate(pieces(keys.codes, keys.bits)):
     columns = slice(i * P, (i + 1) * P)
     scaled = codes.reshape(groups, S // groups, P) * scale_GH[:, None, columns]
-    logits += _few(q[:, columns], scaled.reshape(S, P))
+    scaled, q_RP = scaled.reshape(S, P), q[:, columns]
+    logits += jnp.stack([scaled @ q_P for q_P in q_RP]) if len(q) <= FEW else q_RP @ scaled.T
   offset_RG = q @ minimum_GH.T
   return (logits.reshape(len(q), groups, -1) + offset_RG[:, :, None]).reshape(len(q), S)
-
-
-def _few(q_RP, keys_SP):
-  return jnp.stack([keys_SP @ q_P for q_P in q_RP]) if len(q_RP) <= 4 else q_RP @ keys_SP.T
 
 
 def mix_quantized(weights: Float[Array, 'R S'], values: Quantized) -> Float[Array, 'R H']:
@@ -99,11 +99,13 @@ def mix_quantized(weights: Float[Array, 'R S'], values: Quantized) -> Float[Arra
   P, groups = values.codes.shape[1], scale_SG.shape[1]
   group = P * 8 // values.bits // groups
   run = math.gcd(P, group)  # Channels of one piece that share a scale.
+  few = len(weights) <= FEW
   sums = []
   for i, codes in enumerate(pieces(values.codes, values.bits)):
     for start in range(0, P, run):
       scaled_RS = weights * scale_SG[None, :, (i * P + start) // group]
-      sums.append(scaled_RS @ codes[:, start : start + run])
+      channels = codes[:, start : start + run]
+      sums.append(jnp.stack([w_S @ channels for w_S in scaled_RS]) if few else scaled_RS @ channels)
   return jnp.concatenate(sums, axis=1) + jnp.repeat(weights @ minimum_SG, group, axis=1)
 
 
