@@ -45,7 +45,9 @@ def test_one_context_answers_many_questions_and_stays_what_it_is():
   assert out.stats['new_tokens'] == 18 and out.stats['lazy_layers'] == context.stats['lazy_layers']
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+  'kind', ['whole', 'pooled', 'packed', *(pytest.param(k, marks=pytest.mark.slow) for k in ('static', 'ring'))]
+)
 def test_a_conversation_in_turns_equals_its_text_read_at_once(kind):
   """A reply, then a turn, against the same tokens read into the first context by `extend`."""
   lm = tiny_model(MODEL)
@@ -61,7 +63,7 @@ def test_a_conversation_in_turns_equals_its_text_read_at_once(kind):
     np.testing.assert_array_equal(second.tokens, at_once.tokens)
 
 
-@pytest.mark.parametrize('kind', ['whole', 'static', 'packed'])
+@pytest.mark.parametrize('kind', ['packed', *(pytest.param(k, marks=pytest.mark.slow) for k in ('whole', 'static'))])
 def test_a_saved_context_answers_as_the_one_that_was_saved(kind, tmp_path):
   lm = tiny_model(MODEL)
   _, context = compress(lm, PROMPTS, lazy=KINDS[kind], room=24).reply(lm, TURNS, max_new_tokens=3)

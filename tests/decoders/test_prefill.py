@@ -14,7 +14,7 @@ SMALL = LazyConfig(n_initial=2, n_recent=8, stage='prefill')
 DEEP = MODEL.replace(num_layers=6, windows=(0, 0, 30))
 
 
-@pytest.mark.parametrize('chunk', [1, 7, 16, 64])
+@pytest.mark.parametrize('chunk', [7, 16, 64])
 def test_prompts_in_chunks_are_decoded_as_read_at_once(chunk):
   lm = tiny_model(MODEL)
   whole = decoders.generate(lm, PROMPTS, max_new_tokens=6)
@@ -31,7 +31,13 @@ def test_chunks_find_the_same_lazy_layers():
 
 @pytest.mark.parametrize(
   'rule',
-  [{'n_full': 2}, {'threshold': 0.3}, {'n_full': 0}, {'n_full': 6}, {'n_full': 3, 'keep': 'snapkv', 'n_observed': 4}],
+  [
+    {'n_full': 2},
+    {'threshold': 0.3},
+    {'n_full': 3, 'keep': 'snapkv', 'n_observed': 4},
+    pytest.param({'n_full': 0}, marks=pytest.mark.slow),
+    pytest.param({'n_full': 6}, marks=pytest.mark.slow),
+  ],
 )
 def test_layer_by_layer_is_the_whole_prefill(rule):
   lm, lazy = tiny_model(DEEP), SMALL.replace(layout='static', **rule)

@@ -44,8 +44,15 @@ def brute_force_ratio(lm, tokens, initial, recent, queries, include_self):
   return ratios
 
 
-@pytest.mark.parametrize('queries, include_self', [(1, True), (4, False), (32, False)])
-@pytest.mark.parametrize('variant', [{}, {'attention': 'sigmoid'}, {'sink': dataclasses.replace(TINY.sink, kind='kv')}])
+@pytest.mark.parametrize(
+  'variant, queries, include_self',
+  [
+    ({}, 1, True),
+    ({}, 32, False),
+    ({'attention': 'sigmoid'}, 4, False),
+    ({'sink': dataclasses.replace(TINY.sink, kind='kv')}, 4, True),
+  ],
+)
 def test_prompt_scores_equal_whole_maps(variant, queries, include_self):
   config = MODEL.replace(**variant)
   lm, (tokens_BT, lengths) = tiny_model(config), padded()
