@@ -19,14 +19,24 @@ from jaxlm.cache_config import KiviConfig as KiviConfig
 class Quantized:
   """Packed codes with the scale and the minimum of each group."""
 
-  codes: jax.Array  # [B, K, S, H bits / 8] uint8
-  scale: jax.Array  # [B, K, S / group, H] of keys, [B, K, S, H / group] of values
+  codes: jax.Array  # [B, K, S, H bits / 8] uint8 of keys; of values [B, K, H bits / 8, S]
+  scale: jax.Array  # [B, K, S / group, H] of keys; of values [B, K, H / group, S]
   minimum: jax.Array  # as scale
   bits: int = struct.field(pytree_node=False)
+  # Values have their tokens last, so that their weighted sums run along memory.
+  tokens_last: bool = struct.field(pytree_node=False, default=False)
 
   @property
   def nbytes(self) -> int:
     return self.codes.nbytes + self.scale.nbytes + self.minimum.nbytes
+
+  @property
+  def by_token(self) -> 'Quantized':
+    """The same with the tokens before the channels."""
+    if not self.tokens_last:
+      return self
+    swapped = (x.swapaxes(-1, -2) for x in (self.codes, self.scale, self.minimum))
+    return Quantized(*swapped, self.bits)
 
 
 def quantize_keys(keys: Float[Array, 'B K S H'], config: KiviConfig) -> Quantized:
@@ -42,7 +52,9 @@ def quantize_values(values: Float[Array, 'B K S H'], config: KiviConfig) -> Quan
   """Returns values quantised per token, in groups of channels. Raises ValueError unless these divide H."""
   B, K, S, H = values.shape
   config.check_head_dim(H)
-  return _quantize(values.reshape(B, K, S, H // config.group, config.group), 4, values.shape, config)
+  by_token = _quantize(values.reshape(B, K, S, H // config.group, config.group), 4, values.shape, config)
+  arrays = (by_token.codes, by_token.scale, by_token.minimum)
+  return Quantized(*(x.swapaxes(2, 3) for x in arrays), config.bits, tokens_last=True)
 
 
 def _quantize(grouped, axis: int, shape, config: KiviConfig) -> Quantized:
@@ -61,6 +73,7 @@ def _quantize(grouped, axis: int, shape, config: KiviConfig) -> Quantized:
 
 def dequantize(packed: Quantized, dtype=jnp.float32) -> Float[Array, 'B K S H']:
   """Returns code * scale + minimum."""
+  packed = packed.by_token
   codes = unpack_codes(packed.codes, packed.bits).astype(jnp.float32)
   B, K, S, H = codes.shape
   _, _, rows, columns = packed.scale.shape
@@ -95,21 +108,21 @@ def score_quantized(q: Float[Array, 'R H'], keys: Quantized) -> Float[Array, 'R 
 
 def mix_quantized(weights: Float[Array, 'R S'], values: Quantized) -> Float[Array, 'R H']:
   """Returns weighted sums of one head's quantised values, float32. Scales are taken into the weights, not the codes."""
-  scale_SG, minimum_SG = values.scale.astype(jnp.float32), values.minimum.astype(jnp.float32)
-  P, groups = values.codes.shape[1], scale_SG.shape[1]
+  scale_GS, minimum_GS = values.scale.astype(jnp.float32), values.minimum.astype(jnp.float32)
+  P, groups = len(values.codes), len(scale_GS)
   group = P * 8 // values.bits // groups
   run = math.gcd(P, group)  # Channels of one piece that share a scale.
   few = len(weights) <= FEW
   sums = []
   for i, codes in enumerate(pieces(values.codes, values.bits)):
     for start in range(0, P, run):
-      scaled_RS = weights * scale_SG[None, :, (i * P + start) // group]
-      channels = codes[:, start : start + run]
-      sums.append(jnp.stack([w_S @ channels for w_S in scaled_RS]) if few else scaled_RS @ channels)
-  return jnp.concatenate(sums, axis=1) + jnp.repeat(weights @ minimum_SG, group, axis=1)
+      scaled_RS = weights * scale_GS[None, (i * P + start) // group]
+      channels = codes[start : start + run]
+      sums.append(jnp.stack([channels @ w_S for w_S in scaled_RS]) if few else scaled_RS @ channels.T)
+  return jnp.concatenate(sums, axis=1) + jnp.repeat(weights @ minimum_GS.T, group, axis=1)
 
 
-def pieces(packed: UInt8[Array, 'S P'], bits: int) -> list[Float[Array, 'S P']]:
+def pieces(packed: UInt8[Array, '*shape'], bits: int) -> list[Float[Array, '*shape']]:
   """Returns the codes in each place of the bytes, float32: channels 0 to P - 1, then the next P, and so on."""
   mask = jnp.uint8(2**bits - 1)
   return [((packed >> jnp.uint8(i * bits)) & mask).astype(jnp.float32) for i in range(8 // bits)]

@@ -90,8 +90,9 @@ class Packed:
 
 def _write(store: Quantized, new: Quantized, slot_B, rows, here) -> Quantized:
   """Writes tokens from each row's own slot on; what is kept per group of tokens is found at a fraction of the slot."""
-  at = lambda old: slot_B * old.shape[2] // store.codes.shape[2]
-  return jax.tree.map(lambda old, x: write_rows(old, x, at(old), rows, here), store, new)
+  axis = 3 if store.tokens_last else 2
+  at = lambda old: slot_B * old.shape[axis] // store.codes.shape[axis]
+  return jax.tree.map(lambda old, x: write_rows(old, x, at(old), rows, here, axis), store, new)
 
 
 def pack(memory: Slots, lengths: Int[Array, ' B'], config: KiviConfig) -> Packed:

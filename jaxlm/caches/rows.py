@@ -53,22 +53,24 @@ def _by_head(one, whole, x_BKRX, store, rows_B, packed: bool):
   )
 
 
-def write_rows(slots_RKSH, new_BKTH, start_B, rows_B=None, here_B=None):
-  """Writes each row's new entries from its own slot on; where `here` is false nothing changes."""
+def write_rows(slots_RKSH, new_BKTH, start_B, rows_B=None, here_B=None, axis: int = 2):
+  """Writes each row's new entries along `axis` from its own slot on; where `here` is false nothing changes."""
   B = new_BKTH.shape[0]
+  at_slot = lambda row, start: (row, *(start if i == axis else 0 for i in range(1, 4)))
   if B > 1 and rows_B is None:
 
     def write(slots, new, start, here=None):
+      at = at_slot(0, start)[1:]
       if here is not None:
-        new = jnp.where(here, new, jax.lax.dynamic_slice(slots, (0, start, 0), new.shape))
-      return jax.lax.dynamic_update_slice(slots, new, (0, start, 0))
+        new = jnp.where(here, new, jax.lax.dynamic_slice(slots, at, new.shape))
+      return jax.lax.dynamic_update_slice(slots, new, at)
 
     args = (slots_RKSH, new_BKTH, start_B) if here_B is None else (slots_RKSH, new_BKTH, start_B, here_B)
     return jax.vmap(write)(*args)
 
   def one(i, slots):
     new = jax.lax.dynamic_index_in_dim(new_BKTH, i, keepdims=True)
-    at = (0 if rows_B is None else rows_B[i], 0, start_B[i], 0)
+    at = at_slot(0 if rows_B is None else rows_B[i], start_B[i])
     if here_B is not None:
       new = jnp.where(here_B[i], new, jax.lax.dynamic_slice(slots, at, new.shape))
     return jax.lax.dynamic_update_slice(slots, new, at)

@@ -61,7 +61,7 @@ def test_codes_are_the_formulas_and_err_by_half_a_step(bits, kind):
   quantized = KINDS[kind](x, config)
   codes, again, scale = by_hand(x, config, kind)
   # A scale that lies between two float16 numbers may be rounded to either.
-  assert (unpack_codes(quantized.codes, bits) != codes).mean() < 1e-3
+  assert (unpack_codes(quantized.by_token.codes, bits) != codes).mean() < 1e-3
   assert (abs(dequantize(quantized) - again) <= 1.01 * scale).all()
   assert (abs(dequantize(quantized) - again) > 1e-3).mean() < 1e-3
   # The minimum and the largest code are rounded to 11 bits.
