@@ -1,0 +1,99 @@
+"""A Gaussian process with the Matern kernel nu = 5/2, and the upper confidence bound of its predictions.
+
+  k(x, x') = (1 + a + a^2 / 3) exp(-a),   a = sqrt(5) |x - x'| / l
+  mean(x) = k_xX (K + N)^-1 y,   var(x) = 1 - k_xX (K + N)^-1 k_Xx,   N = diag(noise / repeats)
+
+with y scaled to mean 0 and deviation 1: the surrogate of SWIFT's search (https://arxiv.org/abs/2410.06916), whose code takes
+that of `bayesian-optimization` with noise 1e-2.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+
+
+def matern(x, z, length_scale: float) -> np.ndarray:
+  """Returns [n, m], the Matern 5/2 kernel between rows of x [n, d] and z [m, d]."""
+  return _matern(_distances(np.asarray(x, float), np.asarray(z, float)), length_scale)
+
+
+def ucb(mean, std, kappa: float = 2.5) -> np.ndarray:
+  """Returns mean + kappa std: the larger kappa, the more a search explores."""
+  return np.asarray(mean) + kappa * np.asarray(std)
+
+
+class GaussianProcess:
+  """Regression with a length scale, and a noise if several are given, of maximum marginal likelihood.
+
+  Args:
+    noise: variances of one observation, in units of the variance of y; the most likely is taken.
+    length_scales: the same for l, in units of sqrt(d), the diagonal of the unit cube.
+    tune_on: of more observations than this, the latest choose l and noise; all of them predict.
+  """
+
+  def __init__(
+    self,
+    noise: Sequence[float] = (1e-2,),
+    length_scales: Sequence[float] = tuple(np.geomspace(0.1, 10, 10)),
+    tune_on: int = 256,
+  ):
+    self.noises, self.length_scales, self.tune_on = tuple(noise), tuple(length_scales), tune_on
+
+  def fit(self, X, y, repeats=None) -> 'GaussianProcess':
+    """Conditions on y [n] at X [n, d]; sets `length_scale`, `noise` and `log_likelihood`, and returns itself.
+
+    Args:
+      repeats: [n] how many observations each y is the mean of (none: 1).
+
+    Raises:
+      ValueError: no observations, shapes that do not fit, or values that are not finite.
+    """
+    X, y = np.asarray(X, float), np.asarray(y, float)
+    repeats = np.ones(len(y)) if repeats is None else np.asarray(repeats, float)
+    if X.ndim != 2 or not len(X) or y.shape != X.shape[:1] or repeats.shape != y.shape:
+      raise ValueError(f'X [n, d], y [n] and repeats [n] of n >= 1, not {X.shape}, {y.shape} and {repeats.shape}.')
+    if not (np.isfinite(X).all() and np.isfinite(y).all() and (repeats > 0).all()):
+      raise ValueError('X and y must be finite, and repeats positive.')
+    self.X, self.center, self.scale = X, y.mean(), y.std() or 1.0
+    targets, distances = (y - self.center) / self.scale, _distances(X, X)
+    last = slice(-self.tune_on, None)
+    options = [(l * np.sqrt(X.shape[1]), noise) for l in self.length_scales for noise in self.noises]
+    fits = [_condition(distances[last, last], targets[last], repeats[last], *o) for o in options]
+    best = int(np.argmax([f[0] for f in fits]))
+    self.length_scale, self.noise = options[best]
+    self.log_likelihood, self.factor, self.weights = (
+      fits[best] if len(y) <= self.tune_on else _condition(distances, targets, repeats, *options[best])
+    )
+    return self
+
+  def mean(self, X) -> np.ndarray:
+    """Returns the mean alone of `predict`, in a fraction of its time."""
+    return matern(X, self.X, self.length_scale) @ self.weights * self.scale + self.center
+
+  def predict(self, X) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and standard deviation [m] of the noiseless function at X [m, d], in units of y."""
+    K = matern(X, self.X, self.length_scale)
+    solved = solve_triangular(self.factor, K.T, lower=True, check_finite=False)
+    var = np.maximum(1 - np.einsum('nm,nm->m', solved, solved), 0)  # rounding may leave -1e-16
+    return K @ self.weights * self.scale + self.center, np.sqrt(var) * self.scale
+
+
+def _distances(x: np.ndarray, z: np.ndarray) -> np.ndarray:
+  squares = (x**2).sum(1)[:, None] + (z**2).sum(1)[None] - 2 * x @ z.T
+  return np.sqrt(np.maximum(squares, 0))
+
+
+def _matern(distances: np.ndarray, length_scale: float) -> np.ndarray:
+  a = distances * (np.sqrt(5) / length_scale)
+  return (1 + a + a**2 / 3) * np.exp(-a)
+
+
+def _condition(distances, targets, repeats, length_scale: float, noise: float):
+  """Returns the log marginal likelihood, the lower Cholesky factor of K + N, and (K + N)^-1 targets."""
+  K = _matern(distances, length_scale)
+  K[np.diag_indices_from(K)] += noise / repeats
+  factor = cho_factor(K, lower=True, overwrite_a=True, check_finite=False)
+  weights = cho_solve(factor, targets, check_finite=False)
+  log_det = 2 * np.log(np.diag(factor[0])).sum()
+  return -0.5 * (targets @ weights + log_det + len(targets) * np.log(2 * np.pi)), factor[0], weights

@@ -1,0 +1,179 @@
+"""Which sub-layers a model skips as it drafts for itself, as plain data, and files of the sets found: no JAX here.
+
+A skipped sub-layer, attention or MLP, adds nothing to the residual stream. The first and the last layer always run, so a
+model of L layers has d = 2 (L - 2) sub-layers to skip (SWIFT, https://arxiv.org/abs/2410.06916).
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from jaxlm.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class SkipSet:
+  """The layers whose attention or MLP is skipped; its length is the number of sub-layers skipped."""
+
+  attention: tuple[int, ...] = ()
+  """Layers whose attention is skipped."""
+  mlp: tuple[int, ...] = ()
+  """Layers whose MLP is skipped."""
+
+  def __post_init__(self):
+    for name in ('attention', 'mlp'):
+      layers = sorted(int(i) for i in getattr(self, name))
+      if twice := [a for a, b in zip(layers, layers[1:]) if a == b]:
+        raise ValueError(f'{name} names layer {twice[0]} twice.')
+      object.__setattr__(self, name, tuple(layers))  # sorted, so that equal sets are equal values
+
+  def __len__(self) -> int:
+    return len(self.attention) + len(self.mlp)
+
+  def check(self, num_layers: int) -> None:
+    """Raises ValueError where a model of so many layers cannot skip this set: see `num_skippable` for its size."""
+    num_skippable(num_layers)
+    for name in ('attention', 'mlp'):
+      for layer in getattr(self, name):
+        if not 0 <= layer < num_layers:
+          raise ValueError(f'{name} names layer {layer}; the model has layers 0 to {num_layers - 1}.')
+        if layer in (0, num_layers - 1):
+          raise ValueError(f'{name} names layer {layer}: the first and the last of {num_layers} layers always run.')
+
+  def vector(self, num_layers: int) -> np.ndarray:
+    """Returns [d] bool, True where skipped: attention of layers 1 to L-2, then MLP of the same. Raises as `check`."""
+    return ~self.keep(num_layers)[:, 1:-1].reshape(-1)
+
+  def keep(self, num_layers: int) -> np.ndarray:
+    """Returns [2, L] bool, True where the sub-layer runs: attention, then MLP. Raises as `check`."""
+    self.check(num_layers)
+    keep = np.ones((2, num_layers), bool)
+    keep[0, list(self.attention)] = False
+    keep[1, list(self.mlp)] = False
+    return keep
+
+  @classmethod
+  def of(cls, vector, num_layers: int) -> 'SkipSet':
+    """Returns the set of a [d] vector: the inverse of `vector`. Raises ValueError for another length."""
+    vector = np.asarray(vector, bool)
+    if vector.shape != (num_skippable(num_layers),):
+      raise ValueError(f'{num_layers} layers have {num_skippable(num_layers)} sub-layers to skip, not {vector.shape}.')
+    attention, mlp = vector.reshape(2, -1)
+    return cls(tuple(np.flatnonzero(attention) + 1), tuple(np.flatnonzero(mlp) + 1))
+
+
+def num_skippable(num_layers: int) -> int:
+  """Returns d = 2 (L - 2). Raises ValueError for fewer than 4 layers, where no search is worth its time."""
+  if num_layers < 4:
+    raise ValueError(
+      f'A model of {num_layers} layers is too shallow to draft for itself by skipping: the first and the last always '
+      'run, and at least two should remain.'
+    )
+  return 2 * (num_layers - 2)
+
+
+def uniform(num_layers: int) -> SkipSet:
+  """Returns the set that the authors' code starts from: both sub-layers of layers 1, 3, ... below L-1."""
+  num_skippable(num_layers)
+  odd = tuple(range(1, num_layers - 1, 2))
+  return SkipSet(odd, odd)
+
+
+def pack(order, weights, budget: float) -> np.ndarray:
+  """Returns [P, d] bool: of each row's order [P, d] of sub-layers every one that fits in what is left of the budget.
+
+  With weights [d] of 1 these are the first `budget`; no set can take one more.
+  """
+  order = np.asarray(order)
+  taken, left, rows = np.zeros(order.shape, bool), np.full(len(order), float(budget)), np.arange(len(order))
+  for column in order.T:
+    fits = weights[column] <= left
+    taken[rows, column] = fits
+    left -= weights[column] * fits
+  return taken
+
+
+def draw(rng: np.random.Generator, count: int, weights, budget: float) -> np.ndarray:
+  """Returns [count, d] bool: sets drawn at random within the budget, as `pack` fills it."""
+  return pack(np.argsort(rng.random((count, len(weights))), axis=1), weights, budget)
+
+
+def vary(rng: np.random.Generator, count: int, parents, weights, budget: float) -> np.ndarray:
+  """Returns [count, d] bool: one of parents [n, d] each, with one or two sub-layers given up for others."""
+  members = parents[rng.integers(len(parents), size=count)]
+  keys = rng.random(members.shape) + ~members  # members come first, in random order, and the first of them are given up
+  given_up = np.argsort(keys, axis=1)[:, :2]
+  keys[np.arange(count), given_up[:, 0]] = 2
+  two = np.flatnonzero(rng.random(count) < 0.5)
+  keys[two, given_up[two, 1]] = 2
+  return pack(np.argsort(keys, axis=1), weights, budget)
+
+
+def load(path: str | Path, key: str, num_layers: int, fingerprint: Mapping | None = None) -> SkipSet | None:
+  """Returns the set saved under `key`, or None where there is no such file or key.
+
+  Args:
+    key: names model and task, as 'model/task'.
+    fingerprint: further JSON values that tell models apart, as given to `save`.
+
+  Raises:
+    DataError: the file is not one of `save`.
+    ValueError: the set was found for a model of other layers or another fingerprint; both are named.
+  """
+  entry = _read(Path(path)).get(key)
+  if entry is None:
+    return None
+  try:
+    found, skip_set = dict(entry['model']), SkipSet(tuple(entry['attention']), tuple(entry['mlp']))
+  except (TypeError, KeyError, ValueError) as e:
+    raise DataError(f'{path} has no skip set under {key!r}, but {str(entry)[:80]}: {e!r}.') from e
+  if (model := _model(num_layers, fingerprint)) != found:
+    raise ValueError(
+      f'The skip set {key!r} of {path} was found for another model, {json.dumps(found)}; this one is '
+      f'{json.dumps(model)}. Use another key, or search anew.'
+    )
+  skip_set.check(num_layers)
+  return skip_set
+
+
+def save(
+  path: str | Path,
+  key: str,
+  skip_set: SkipSet,
+  num_layers: int,
+  fingerprint: Mapping | None = None,
+  score: float | None = None,
+) -> None:
+  """Writes a set under `key` of a JSON file, beside the sets of other keys; `load` has the arguments and errors."""
+  skip_set.check(num_layers)
+  path = Path(path)
+  sets = _read(path)
+  sets[key] = {**dataclasses.asdict(skip_set), 'model': _model(num_layers, fingerprint), 'score': score}
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # Whoever reads meanwhile, or a process that is killed, sees the old file or the new one.
+  scratch = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    scratch.write_text(json.dumps(sets, indent=1) + '\n')
+    os.replace(scratch, path)
+  finally:
+    scratch.unlink(missing_ok=True)
+
+
+def _model(num_layers: int, fingerprint: Mapping | None) -> dict:
+  return json.loads(json.dumps({'num_layers': num_layers, **(fingerprint or {})}))  # tuples compare as JSON's lists
+
+
+def _read(path: Path) -> dict:
+  try:
+    sets = json.loads(path.read_text())
+  except FileNotFoundError:
+    return {}
+  except ValueError as e:  # JSON that is not, or bytes that are no text
+    raise DataError(f'{path} is not a JSON file of skip sets: {e}. Repair it or move it away.') from e
+  if not isinstance(sets, dict):
+    raise DataError(f'{path} is not a JSON file of skip sets: it holds a {type(sets).__name__}. Move it away.')
+  return sets

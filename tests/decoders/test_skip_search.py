@@ -1,0 +1,367 @@
+"""Which sub-layers are skipped, and the search for them."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from decoders.gaussian_process import GaussianProcess, matern, ucb
+from decoders.skip_search import Search, predicted_speedup
+from decoders.skip_sets import SkipSet, draw, load, save, uniform, vary
+from decoders.swift_config import SwiftConfig
+from jaxlm.errors import DataError
+
+ENDLESS = {'max_score': 1.0, 'max_tolerance_iter': 10_000}
+PAPER = SwiftConfig(fidelity='paper')
+
+
+def run(search, score, steps=10_000, span=None):
+  """Scores with score(vectors [n, d]) -> [n] until the search ends; returns the best set's vector after each step."""
+  best = []
+  for step in range(steps):
+    if not search.active:
+      break
+    sets = search.propose(None if span is None else 100 + span * step)
+    scores = score(np.array([s.vector(search.num_layers) for s in [*sets, search.best]]))
+    search.observe(sets, scores[:-1], scores[-1])
+    best.append(search.best.vector(search.num_layers))
+  return np.array(best)
+
+
+def world(d, seed, window=None):
+  """Returns score(vectors), the share exp(-sum of harms) of tokens, or its mean over a window of so many drawn at random.
+
+  Half of the sub-layers do nothing, the others do harm.
+  """
+  rng = np.random.default_rng(seed)
+  harm = np.where(rng.permutation(d) < d // 2, 0.0, 0.02 + rng.gamma(1.0, 0.1, d))
+  exact = lambda vectors: np.exp(-(vectors @ harm))
+  return exact if window is None else lambda vectors: rng.binomial(window, exact(vectors)) / window
+
+
+def test_sets_round_trip():
+  L, skip = 7, SkipSet((5, 1), (2,))
+  assert skip == SkipSet((1, 5), (2,)) and len(skip) == 3 and len(SkipSet()) == 0
+  assert skip.vector(L).tolist() == [1, 0, 0, 0, 1, 0, 1, 0, 0, 0]
+  assert np.argwhere(~skip.keep(L)).tolist() == [[0, 1], [0, 5], [1, 2]]
+  for vector in itertools.product([False, True], repeat=6):
+    assert SkipSet.of(vector, 5).vector(5).tolist() == list(vector)
+  assert uniform(40) == SkipSet(tuple(range(1, 38, 2)), tuple(range(1, 38, 2)))
+  assert uniform(4) == SkipSet((1,), (1,)) and uniform(7).attention == (1, 3, 5)
+
+
+@pytest.mark.parametrize(
+  'make, message',
+  [
+    (lambda: SkipSet((0,)).check(6), 'attention names layer 0: the first and the last of 6'),
+    (lambda: SkipSet((), (5,)).keep(6), 'mlp names layer 5: the first and the last'),
+    (lambda: SkipSet((), (6,)).vector(6), 'mlp names layer 6; the model has layers 0 to 5'),
+    (lambda: SkipSet((-1,)).check(6), 'attention names layer -1'),
+    (lambda: SkipSet((2, 2)), 'attention names layer 2 twice'),
+    (lambda: SkipSet().check(3), '3 layers is too shallow'),
+    (lambda: uniform(3), '3 layers is too shallow'),
+    (lambda: SkipSet.of([True] * 9, 6), 'have 8 sub-layers'),
+  ],
+)
+def test_sets_that_cannot_be_skipped_are_refused(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def test_file_keeps_sets_of_several_models_and_tasks(tmp_path):
+  path, one, two = tmp_path / 'new' / 'sets.json', SkipSet((1, 3), (2,)), SkipSet((), (4,))
+  assert load(path, 'a/code', 6) is None
+  save(path, 'a/code', one, 6, {'model_dim': 8, 'windows': (0, 4)}, score=0.9)
+  save(path, 'b/chat', two, 9)
+  assert load(path, 'a/code', 6, {'model_dim': 8, 'windows': (0, 4)}) == one and load(path, 'b/chat', 9) == two
+  assert load(path, 'a/chat', 6) is None and json.loads(path.read_text())['a/code']['score'] == 0.9
+  save(path, 'b/chat', one, 9)
+  assert load(path, 'b/chat', 9) == one and [p.name for p in path.parent.iterdir()] == ['sets.json']
+  with pytest.raises(ValueError, match=r'"num_layers": 9.*another|another.*"num_layers": 9.*"num_layers": 6'):
+    load(path, 'b/chat', 6)
+  with pytest.raises(ValueError, match='"model_dim": 8.*this one is.*"model_dim": 16'):
+    load(path, 'a/code', 6, {'model_dim': 16, 'windows': (0, 4)})
+  with pytest.raises(ValueError, match='first and the last'):
+    save(path, 'b/chat', SkipSet((0,)), 9)
+
+
+@pytest.mark.parametrize('text', ['{"a": ', '[1]', '\x80'])
+def test_broken_file_is_named_and_left_alone(tmp_path, text):
+  path = tmp_path / 'sets.json'
+  path.write_bytes(text.encode('latin1'))
+  with pytest.raises(DataError, match='sets.json is not a JSON file of skip sets'):
+    load(path, 'a', 6)
+  with pytest.raises(DataError, match='sets.json'):
+    save(path, 'a', SkipSet(), 6)
+  assert path.read_bytes() == text.encode('latin1')
+
+
+def test_entry_that_is_no_set_is_named(tmp_path):
+  path = tmp_path / 'sets.json'
+  path.write_text('{"a": {"attention": [1]}, "b": 3}')
+  for key in 'ab':
+    with pytest.raises(DataError, match=f"no skip set under '{key}'"):
+      load(path, key, 6)
+
+
+@pytest.mark.parametrize(
+  'bad, message',
+  [
+    ({'skip_ratio': 1.0}, 'skip_ratio=1.0 must be between'),
+    ({'skip_ratio': 0.0}, 'must be between 0 and 1'),
+    ({'max_score': 1.5}, 'max_score=1.5'),
+    ({'threshold': float('nan')}, 'threshold=nan'),
+    ({'context_window': 0}, 'context_window=0 must be at least 1'),
+    ({'candidates': 0}, 'candidates=0'),
+    ({'ratio_of': 'byte'}, "Did you mean 'bytes'"),
+    ({'width_bounds': (0.5, 0.8, 0.95)}, 'must fall'),
+    ({'greedy_widths': (1, 2, 3)}, 'one more than the 3 width_bounds'),
+    ({'sampling_widths': (10, 5, 3, 1)}, 'must not fall'),
+    ({'fidelity': 'paper', 'candidates': 2}, 'scores one set at a time, not candidates=2'),
+    ({'fidelity': 'paper', 'objective': 'speedup'}, 'ranks by matchness'),
+    ({'task': ''}, 'task must have a name'),
+  ],
+)
+def test_settings_without_sense_are_refused(bad, message):
+  with pytest.raises(ValueError, match=message):
+    SwiftConfig(**bad)
+
+
+def test_candidates_follow_the_fidelity():
+  assert (SwiftConfig().num_candidates, PAPER.num_candidates, SwiftConfig(candidates=3).num_candidates) == (8, 1, 3)
+
+
+def test_modules_need_no_jax():
+  code = 'import sys, decoders.skip_search, decoders.swift_config; sys.exit("jax" in sys.modules)'
+  assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+@pytest.mark.parametrize('tune_on', [256, 7])
+def test_process_is_the_direct_formula(tune_on):
+  rng = np.random.default_rng(0)
+  X, Z, y, repeats = rng.random((12, 3)), rng.random((5, 3)), rng.random(12), rng.integers(1, 4, 12)
+  process = GaussianProcess(noise=(0.01, 0.3), tune_on=tune_on).fit(X, y, repeats)
+
+  def kernel(a, b, l):
+    r = np.sqrt(5) * np.linalg.norm(a[:, None] - b[None], axis=-1) / l
+    return (1 + r + r**2 / 3) * np.exp(-r)
+
+  def likelihood(l, noise, part):
+    t = ((y - y.mean()) / y.std())[part]
+    K = kernel(X[part], X[part], l) + noise * np.diag(1 / repeats[part])
+    return -0.5 * (t @ np.linalg.inv(K) @ t + np.log(np.linalg.det(K)) + len(t) * np.log(2 * np.pi))
+
+  grid = [(l * np.sqrt(3), noise) for l in process.length_scales for noise in process.noises]
+  best = max(grid, key=lambda option: likelihood(*option, slice(-tune_on, None)))
+  assert (process.length_scale, process.noise) == best
+  assert process.log_likelihood == pytest.approx(likelihood(*best, slice(None)))
+  inverse = np.linalg.inv(kernel(X, X, best[0]) + best[1] * np.diag(1 / repeats))
+  k = kernel(Z, X, best[0])
+  np.testing.assert_allclose(matern(Z, X, best[0]), k, atol=1e-12)
+  mean, std = process.predict(Z)
+  np.testing.assert_allclose(mean, k @ inverse @ (y - y.mean()) + y.mean(), atol=1e-9)
+  np.testing.assert_allclose(std, np.sqrt(1 - np.diag(k @ inverse @ k.T)) * y.std(), atol=1e-9)
+  np.testing.assert_allclose(process.mean(Z), mean)
+  np.testing.assert_allclose(ucb(mean, std), mean + 2.5 * std)
+
+
+def test_process_takes_equal_scores_and_refuses_broken_ones():
+  mean, std = GaussianProcess().fit(np.eye(3), np.full(3, 0.5)).predict(np.eye(3))
+  assert np.allclose(mean, 0.5) and np.isfinite(std).all()
+  with pytest.raises(ValueError, match='must be finite'):
+    GaussianProcess().fit(np.eye(2), [np.nan, 1])
+  with pytest.raises(ValueError, match='n >= 1'):
+    GaussianProcess().fit(np.eye(2), [1.0])
+
+
+def test_predicted_speedup_is_the_best_of_all_lengths():
+  for s, c in itertools.product([0.0, 0.3, 0.9, 1.0], [0.1, 0.6, 1.0]):
+    direct = max(sum(s**i for i in range(D + 1)) / (1 + D * c) for D in range(6))
+    assert predicted_speedup(s, c, 5) == pytest.approx(direct)
+  assert predicted_speedup(1.0, 0.5, 25) == pytest.approx(26 / 13.5) and predicted_speedup(0.4, 0.7, 25) == 1
+  assert predicted_speedup(np.array([0.2, 0.9]), np.array([0.5, 0.5]), 25).shape == (2,)
+
+
+@pytest.mark.parametrize('fidelity', ['corrected', 'paper'])
+def test_proposed_sets_skip_as_many_as_they_should(fidelity):
+  L, d = 9, 14
+  search = Search(SwiftConfig(fidelity=fidelity, bayes_interval=5, **ENDLESS), L)
+  rng, seen = np.random.default_rng(0), []
+  for _ in range(40):
+    sets = search.propose()
+    assert len(sets) == search.config.num_candidates == len(set(sets))
+    for skip_set in sets:
+      skip_set.check(L)
+      assert len(skip_set) == int(d * 0.45)
+    seen += sets
+    search.observe(sets, rng.random(len(sets)), 0.5)
+  assert len(set(seen)) > len(seen) // 2
+
+
+def test_bytes_are_spent_to_the_last_sublayer_that_fits():
+  L, costs = 8, np.array([2.0] * 6 + [5.0] * 6)
+  search = Search(SwiftConfig(ratio_of='bytes', bayes_interval=5, **ENDLESS), L, costs)
+  budget = 0.45 * costs.sum()
+  for _ in range(12):
+    sets = search.propose()
+    for z in (s.vector(L) for s in sets):
+      assert costs[z].sum() <= budget < costs[z].sum() + costs[~z].min()
+    search.observe(sets, np.random.default_rng(0).random(len(sets)), 0.5)
+  vectors = vary(np.random.default_rng(0), 50, draw(np.random.default_rng(1), 3, costs, budget), costs, budget)
+  assert all(v @ costs <= budget < v @ costs + costs[~v].min() for v in vectors)
+
+
+def test_small_spaces_do_not_block():
+  search = Search(SwiftConfig(**ENDLESS), 4)
+  run(search, lambda z: np.full(len(z), 0.5), steps=5)
+  assert search.iterations == 40
+
+
+def test_best_set_is_the_start_until_another_is_found():
+  start = SkipSet((2,), (3,))
+  assert Search(SwiftConfig(), 8).best == uniform(8)
+  assert Search(SwiftConfig(skip=start), 8).best == start
+  search = Search(SwiftConfig(skip=start, search=False), 8, start=SkipSet())
+  assert search.best == SkipSet() and not search.active and search.stopped is None
+  with pytest.raises(RuntimeError, match='config.search is off'):
+    search.propose()
+
+
+@pytest.mark.parametrize(
+  'config, kwargs, message',
+  [
+    (SwiftConfig(), {'start': SkipSet((7,))}, 'layer 7'),
+    (SwiftConfig(ratio_of='bytes'), {}, 'costs are missing'),
+    (SwiftConfig(objective='speedup'), {}, 'costs are missing'),
+    (SwiftConfig(), {'costs': np.ones(5)}, 'costs must be 12 positive'),
+    (SwiftConfig(skip_ratio=0.05), {}, 'skip_ratio=0.05 of 8 layers skips no sub-layer'),
+  ],
+)
+def test_searches_without_sense_are_refused(config, kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    Search(config, 8, **kwargs)
+
+
+@pytest.mark.parametrize(
+  'scores, incumbent, message',
+  [
+    ([float('nan')] * 8, 0.5, 'A score is nan'),
+    ([1.1] * 8, 0.5, 'A score is 1.1'),
+    ([0.5] * 8, -0.1, 'A score is -0.1'),
+    ([0.5] * 7, 0.5, '8 sets have 7 scores'),
+    ([0.5] * 8, None, 'incumbent is missing'),
+  ],
+)
+def test_broken_scores_are_refused(scores, incumbent, message):
+  search = Search(SwiftConfig(), 8)
+  with pytest.raises(ValueError, match=message):
+    search.observe(search.propose(), scores, incumbent)
+  assert search.iterations == 0 and search.history == []
+
+
+def test_paper_keeps_the_highest_score_of_any_window():
+  scores = [0.0, 0.3, 0.2, 0.3, 0.6, 0.5, 0.5, 0.5, 0.9]
+  search = Search(PAPER.replace(max_tolerance_iter=2), 8)
+  best, best_score, tolerance = uniform(8), 0.0, 0
+  for i, score in enumerate(scores, 1):
+    (candidate,) = search.propose()
+    search.observe([candidate], [score])
+    if score > best_score:
+      best, best_score, tolerance = candidate, score, 0
+    else:
+      tolerance += 1
+    assert (search.best, search.best_score, search.tolerance, search.iterations) == (best, best_score, tolerance, i)
+    assert search.history[-1].best == best
+    if tolerance > 2:
+      break
+  assert i == 8 and search.stopped == 'tolerance' and not search.active
+  with pytest.raises(RuntimeError, match='tolerance'):
+    search.propose()
+
+
+def test_paper_registers_the_real_vector_of_every_bayes_interval_th_set():
+  search = Search(PAPER.replace(bayes_interval=4), 8)
+  for i in range(1, 13):
+    (candidate,) = search.propose()
+    search.observe([candidate], [i / 100])
+    vector, score = search._registered[-1]
+    assert score == i / 100
+    if i % 4:
+      np.testing.assert_array_equal(vector, candidate.vector(8))
+    else:
+      assert len(np.unique(vector)) == 12
+      assert set(np.argsort(-vector)[: len(candidate)]) == set(np.flatnonzero(candidate.vector(8)))
+
+
+def test_paper_stops_above_the_score_and_after_the_iterations():
+  search = Search(PAPER, 8)
+  for score in (0.95, 0.96):
+    assert search.active
+    search.observe(search.propose(), [score])
+  assert search.stopped == 'max_score'
+  search = Search(PAPER.replace(max_opt_iter=3), 8)
+  run(search, lambda z: np.full(len(z), 0.5))
+  assert search.stopped == 'max_iter' and search.iterations == 4
+
+
+def test_corrected_stops():
+  search = Search(SwiftConfig(max_tolerance_iter=20), 8)
+  run(search, lambda z: np.full(len(z), 0.5))
+  assert (search.stopped, search.iterations, search.best) == ('tolerance', 24, uniform(8))
+  search = Search(SwiftConfig(max_opt_iter=20), 8)
+  run(search, lambda z: np.full(len(z), 0.5))
+  assert (search.stopped, search.iterations, search.best_score) == ('max_iter', 24, 0.5)
+  search = Search(SwiftConfig(), 8)
+  run(search, lambda z: np.full(len(z), 1.0), span=10)  # one window is too few, and the second ends 32 tokens later
+  assert (search.stopped, len(search.history), search.best) == ('max_score', 5, uniform(8))
+
+
+def test_a_set_that_led_is_tested_on_tokens_of_its_own():
+  """A lucky set scores higher on the tokens that found it only; windows move by 10 tokens."""
+  search, lucky = Search(SwiftConfig(bayes_interval=8, **ENDLESS), 12), None
+  challenged = []
+  for position in range(100, 500, 10):
+    sets = search.propose(position)
+    scores = [0.5 if position == 100 and i == 0 else 0.1 for i in range(len(sets))]
+    lucky = lucky or sets[0]
+    if position > 100 and lucky in sets:
+      challenged.append(position)
+    search.observe(sets, scores, 0.3)
+  assert search.best == uniform(12)
+  assert challenged and challenged[0] >= 132 and all(b - a >= 32 for a, b in itertools.pairwise(challenged))
+
+
+def test_speedup_prefers_what_is_cheap_to_draft_with():
+  """All sets predict equally well, so the one that skips most bytes is best."""
+  costs = np.array([1.0] * 10 + [9.0] * 10)
+  search = Search(SwiftConfig(objective='speedup', **ENDLESS), 12, costs, fixed_cost=20.0)
+  run(search, lambda z: np.full(len(z), 0.8), steps=40)
+  assert search.best.attention == () and len(search.best.mlp) == 9
+  assert search.cost(search.best) == pytest.approx(1 - 81 / 120)
+
+
+def test_search_finds_sublayers_that_do_nothing():
+  """10 of 167960 sets do no harm; a search of sets drawn at random meets them less often."""
+  config, found, drawn = SwiftConfig(max_opt_iter=200, **ENDLESS), [], []
+  for seed in range(5):
+    score = world(20, seed)
+    found.append(score(run(Search(config, 12, seed=seed), score)[-1]))
+    random = Search(config.replace(fidelity='paper', bayes_interval=0), 12, seed=seed)
+    drawn.append(score(run(random, score)[-1]))
+  assert found == [1.0] * 5
+  assert np.mean(drawn) < 0.95
+
+
+def test_in_noise_the_corrected_rule_ends_with_a_better_set(monkeypatch):
+  """The paper's rule keeps the luckiest window, whichever way its sets were found."""
+  monkeypatch.setattr('decoders.skip_search.BOX', 1000)
+  ends = {}
+  for name, config in (('corrected', SwiftConfig()), ('paper', PAPER), ('random', PAPER.replace(bayes_interval=0))):
+    config = config.replace(max_opt_iter=300, **ENDLESS)
+    runs = [run(Search(config, 20, seed=seed), world(36, seed, window=32)) for seed in range(5)]
+    ends[name] = np.mean([world(36, seed)(best[-1]) for seed, best in enumerate(runs)])
+  assert ends['corrected'] > ends['paper'] + 0.05, ends
+  assert ends['corrected'] > ends['random'] + 0.1, ends
