@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.caches.rows import heads_first, write_rows
+from jaxlm.caches.slots import New, beside
 from jaxlm.config import ModelConfig
-from jaxlm.models.attention import AttentionRule, attend
+from jaxlm.models.attention import AttentionRule, attend, dot
 
 
 @struct.dataclass
@@ -77,6 +78,25 @@ class FullCache:
       out = attend(q, keys, values, positions, slot_1S, rule)
     replaced = lambda layers, new: layers[:layer] + (new,) + layers[layer + 1 :]
     return out, FullCache(replaced(self.keys, keys), replaced(self.values, values), replaced(self.empty, False))
+
+  def beside(self, layer: int, q, positions, new: New, rule: AttentionRule):
+    """Returns the attention of queries over what is there and over new tokens, which are not."""
+    keys, values = self.keys[layer], self.values[layer]
+    products = (lambda q: dot(q, keys)), (lambda w: jnp.matmul(w.astype(values.dtype), values).astype(jnp.float32))
+    return beside(*products, q, positions, new, jnp.arange(keys.shape[2])[None], rule)
+
+  def appended(self, keys, values, positions, here) -> 'FullCache':
+    """Adds tokens to all layers: keys and values of each [B, T, K, H], their positions [B, T] rising by one.
+
+    Rows of which none is `here` [B, T] stay as they are; others have room for all T, and those that are not here leave a
+    trace where later ones will be.
+    """
+    write = lambda slots, new: write_rows(
+      slots, heads_first(new).astype(slots.dtype), positions[:, 0], here_B=here.any(axis=1)
+    )
+    return FullCache(
+      tuple(map(write, self.keys, keys)), tuple(map(write, self.values, values)), (False,) * len(self.keys)
+    )
 
 
 def in_order(q, k_BKTH, v_BKTH, rule: AttentionRule):

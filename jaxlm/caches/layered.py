@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.caches.slots import extend
+from jaxlm.caches.slots import New, extend
 from jaxlm.models.attention import AttentionRule
 
 
@@ -37,6 +37,15 @@ class LayeredCache:
     out, memory = extend(self.layers[layer], q, k, v, positions, rule, self.valid)
     return out, self.replace(layers=self.layers[:layer] + (memory,) + self.layers[layer + 1 :])
 
+  def beside(self, layer: int, q, positions, new: New, rule: AttentionRule):
+    """Returns the attention of queries over what is there and over new tokens, which are not."""
+    return self.layers[layer].attended_beside(q, positions, new, rule)
+
+  def appended(self, keys, values, positions, here) -> 'LayeredCache':
+    """Adds tokens to all layers: keys and values of each [B, T, K, H], positions and which are `here` [B, T]."""
+    added = [m.appended(k, v, positions, here=here) for m, k, v in zip(self.layers, keys, values)]
+    return self.replace(layers=tuple(added))
+
 
 @struct.dataclass
 class PooledCache:
@@ -56,35 +65,50 @@ class PooledCache:
     return sum(x.nbytes for x in jax.tree.leaves(self))
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
-    kind_B, row_B = self.kind[layer], self.row[layer]
+    new = New(k, v, positions)
+    if q.shape[1] > 1:
+      return self.beside(layer, q, positions, new, rule), self._with(layer, new, self.valid)
+    cache = self._with(layer, new, self.valid)  # Written first, the new key needs no place beside the others.
+    read = lambda pool, q, positions, row_B: pool.attended(q, positions, rule, row_B)
+    return cache._read(layer, read, q, positions), cache
 
-    # Writes are made in all pools and only reads are chosen: arrays that a branch returned changed would be copied.
+  def beside(self, layer: int, q, positions, new: New, rule: AttentionRule):
+    """Returns the attention of queries over what is there and over new tokens, which are not."""
+    read = lambda pool, q, positions, new, row_B: pool.attended_beside(q, positions, new, rule, row_B)
+    return self._read(layer, read, q, positions, new)
+
+  def appended(self, keys, values, positions, here) -> 'PooledCache':
+    """Adds tokens to all layers: keys and values of each [B, T, K, H], positions and which are `here` [B, T]."""
+    cache = self
+    for layer, (k, v) in enumerate(zip(keys, values)):
+      cache = cache._with(layer, New(k, v, positions), here)
+    return cache
+
+  # Writes are made in all pools and only reads are chosen: arrays that a branch returned changed would be copied.
+  def _with(self, layer: int, new: New, valid) -> 'PooledCache':
     def append(i, pool):
-      here = None if len(self.pools) == 1 else jnp.broadcast_to((kind_B == i)[:, None], positions.shape)
-      if self.valid is not None:
-        here = self.valid if here is None else here & self.valid
-      return pool.appended(k, v, positions, row_B, here)
+      here = None
+      if len(self.pools) > 1:
+        here = jnp.broadcast_to((self.kind[layer] == i)[:, None], new.positions.shape)
+      if valid is not None:
+        here = valid if here is None else here & valid
+      return pool.appended(new.keys, new.values, new.positions, self.row[layer], here)
 
-    appended = tuple(append(i, pool) for i, pool in enumerate(self.pools))
-    one = q.shape[1] == 1  # Written first, the new key needs no place beside the others.
-    pools = appended if one else self.pools
+    return self.replace(pools=tuple(append(i, pool) for i, pool in enumerate(self.pools)))
 
-    def read(pool, q, k, v, positions, row_B):
-      if one:
-        return pool.attended(q, positions, rule, row_B)
-      return pool.attended_beside(q, k, v, positions, rule, row_B)
+  def _read(self, layer: int, read: Callable, *args):
+    """Applies `read(pool, *args, rows)` to the pool that each sequence has its row of `layer` in."""
+    kind_B, row_B = self.kind[layer], self.row[layer]
+    if len(self.pools) == 1:
+      return read(self.pools[0], *args, row_B)
 
     def sequence(b):
-      new = [jax.lax.dynamic_index_in_dim(x, b, keepdims=True) for x in (q, k, v, positions, row_B)]
-      return jax.lax.switch(kind_B[b], [functools.partial(read, pool, *new) for pool in pools])[0]
+      own = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, b, keepdims=True), (*args, row_B))
+      return jax.lax.switch(kind_B[b], [functools.partial(read, pool, *own) for pool in self.pools])[0]
 
-    if len(pools) == 1:
-      out = read(pools[0], q, k, v, positions, row_B)
-    elif len(q) == 1:
-      out = sequence(0)[None]
-    else:
-      out = jax.lax.map(sequence, jnp.arange(len(q)))
-    return out, self.replace(pools=appended)
+    if len(kind_B) == 1:
+      return sequence(0)[None]
+    return jax.lax.map(sequence, jnp.arange(len(kind_B)))
 
 
 def reorder(cache: Any, index_B) -> Any:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 
 from jaxlm.caches.kivi import KiviConfig, Quantized, quantize_keys, quantize_values
 from jaxlm.caches.rows import heads_first, mix_rows, score_rows, write_rows
-from jaxlm.caches.slots import EMPTY, Slots, append_each, beside, of_rows, take_slots, write_positions
+from jaxlm.caches.slots import EMPTY, New, Slots, append_each, beside, of_rows, take_slots, write_positions
 from jaxlm.models.attention import AttentionRule, attend_by, dot
 
 
@@ -37,10 +37,10 @@ class Packed:
     filled_B = positions[:, 0] + 1 - of_rows(self.evicted, rows)
     return attend_by(*self.products(filled_B, rows), q, self.heads, positions, of_rows(self.positions, rows), rule)
 
-  def attended_beside(self, q, k, v, positions, rule: AttentionRule, rows=None):
-    """Returns the attention of queries over what is there and over the new tokens, which are exact to each other."""
-    filled_B = positions[:, 0] - of_rows(self.evicted, rows)
-    return beside(*self.products(filled_B, rows), q, k, v, positions, of_rows(self.positions, rows), rule)
+  def attended_beside(self, q, positions, new: New, rule: AttentionRule, rows=None):
+    """Returns the attention of queries over what is there and over new tokens, which are exact to each other."""
+    filled_B = new.positions[:, 0] - of_rows(self.evicted, rows)
+    return beside(*self.products(filled_B, rows), q, positions, new, of_rows(self.positions, rows), rule)
 
   def products(self, filled_B, rows=None):
     """Returns the two functions that `attend_by` takes, of so many tokens in each row."""

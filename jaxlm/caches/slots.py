@@ -48,11 +48,11 @@ class Slots:
       return None
     return (seen_BS[:, None] > positions_BT[:, :, None] - self.recent) | (seen_BS < self.initial)[:, None]
 
-  def attended_beside(self, q, k, v, positions, rule: AttentionRule, rows=None):
-    """Returns the attention of queries over what is there and over the new tokens, which are not."""
+  def attended_beside(self, q, positions, new: 'New', rule: AttentionRule, rows=None):
+    """Returns the attention of queries over what is there and over new tokens, which are not."""
     seen = of_rows(self.positions, rows)
-    near = self.near(seen if self.recent is None else jnp.concatenate([seen, positions], axis=1), positions)
-    return beside(*self.products(rows), q, k, v, positions, seen, rule, near)
+    near = self.near(seen if self.recent is None else jnp.concatenate([seen, new.positions], axis=1), positions)
+    return beside(*self.products(rows), q, positions, new, seen, rule, near)
 
   def products(self, rows=None):
     """Returns the two functions that `attend_by` takes."""
@@ -93,23 +93,38 @@ def extend(memory: Any, q, k, v, positions, rule: AttentionRule, valid=None) -> 
   if q.shape[1] == 1:  # Written first, the new key needs no place beside the others.
     memory = memory.appended(k, v, positions, here=valid)
     return memory.attended(q, positions, rule), memory
-  return memory.attended_beside(q, k, v, positions, rule), memory.appended(k, v, positions, here=valid)
+  return memory.attended_beside(q, positions, New(k, v, positions), rule), memory.appended(k, v, positions, here=valid)
 
 
 def of_rows(x, rows_B):
   return x if rows_B is None else x[rows_B]
 
 
-def beside(score, mix, q, k, v, positions_BT, seen, rule: AttentionRule, mask_BTS=None):
-  """Attends over a memory and over new tokens; see `attend_by`."""
-  k_BKTH, v_BKTH = heads_first(k), heads_first(v)
-  K, S = k_BKTH.shape[1], seen.shape[-1]
-  new = positions_BT if seen.ndim == 2 else jnp.broadcast_to(positions_BT[:, None], (len(seen), K, k_BKTH.shape[2]))
+@struct.dataclass
+class New:
+  """N tokens that are not in a memory, the first of them the next one: what comes later in the memory is not seen."""
+
+  keys: jax.Array  # [B, N, K, H]
+  values: jax.Array  # [B, N, K, H]
+  positions: jax.Array  # [B, N] int32
+  seen: jax.Array | None = None  # [B, T, N] bool: those that each query may see; None: the causal ones
+
+
+def beside(score, mix, q, positions_BT, new: New, seen, rule: AttentionRule, near=None):
+  """Attends over a memory and over new tokens; see `attend_by`. `near` hides tokens of the memory, or of both."""
+  k_BKNH, v_BKNH = heads_first(new.keys), heads_first(new.values)
+  K, S, N = k_BKNH.shape[1], seen.shape[-1], k_BKNH.shape[2]
+  positions = new.positions
+  positions = positions if seen.ndim == 2 else jnp.broadcast_to(positions[:, None], (len(seen), K, N))
   # Padding, and tokens that were taken back, stand where the new ones will be.
-  seen = jnp.where(seen < new[..., :1], seen, EMPTY)
-  both_score = lambda q: jnp.concatenate([score(q), dot(q, k_BKTH)], axis=-1)
-  both_mix = lambda w: mix(w[..., :S]) + jnp.matmul(w[..., S:].astype(v.dtype), v_BKTH).astype(jnp.float32)
-  seen = jnp.concatenate([seen, new], axis=-1)
+  seen = jnp.where(seen < positions[..., :1], seen, EMPTY)
+  both_score = lambda q: jnp.concatenate([score(q), dot(q, k_BKNH)], axis=-1)
+  both_mix = lambda w: mix(w[..., :S]) + jnp.matmul(w[..., S:].astype(v_BKNH.dtype), v_BKNH).astype(jnp.float32)
+  mask_BTS = near
+  if new.seen is not None:
+    mask_BTS = jnp.pad(new.seen, ((0, 0), (0, 0), (S, 0)), constant_values=True)
+    mask_BTS = mask_BTS if near is None else mask_BTS & near
+  seen = jnp.concatenate([seen, positions], axis=-1)
   return attend_by(both_score, both_mix, q, K, positions_BT, seen, rule, mask_BTS)
 
 
