@@ -146,25 +146,37 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+  """One layer; its two halves are methods of their own, so that a decoder may leave one out."""
+
   config: ModelConfig
   layer: int
 
-  @nn.compact
-  def __call__(self, x_BTD, positions_BT, scheme, cache):
+  def setup(self):
     c = self.config
-    attention, mlp = Attention(c, self.layer, name='attention'), MLP(c, name='mlp')
-    attention_norm, mlp_norm = norm(c, 'attention_norm'), norm(c, 'mlp_norm')
-    if c.norm_placement == 'post':
-      attended_BTD, cache = attention(x_BTD, positions_BT, scheme, cache)
-      x_BTD = attention_norm(x_BTD + attended_BTD)
-      return mlp_norm(x_BTD + mlp(x_BTD)), cache
-    attended_BTD, cache = attention(attention_norm(x_BTD), positions_BT, scheme, cache)
+    self.attention_norm, self.mlp_norm = norm(c, 'attention_norm'), norm(c, 'mlp_norm')
     if c.norm_placement == 'hybrid':
-      attended_BTD = norm(c, 'attention_out_norm')(attended_BTD)
-    if c.parallel_residual:
-      return x_BTD + attended_BTD + mlp(mlp_norm(x_BTD)), cache
+      self.attention_out_norm = norm(c, 'attention_out_norm')
+    self.attention, self.mlp = Attention(c, self.layer, name='attention'), MLP(c, name='mlp')
+
+  def attended(self, x_BTD, positions_BT, scheme, cache):
+    """Returns (the residual stream after attention, the extended cache)."""
+    placement = self.config.norm_placement
+    read_BTD = x_BTD if placement == 'post' else self.attention_norm(x_BTD)
+    attended_BTD, cache = self.attention(read_BTD, positions_BT, scheme, cache)
+    if placement == 'hybrid':
+      attended_BTD = self.attention_out_norm(attended_BTD)
     x_BTD = x_BTD + attended_BTD
-    return x_BTD + mlp(mlp_norm(x_BTD)), cache
+    return self.attention_norm(x_BTD) if placement == 'post' else x_BTD, cache
+
+  def widened(self, x_BTD, before_BTD):
+    """Returns the residual stream after the MLP; `before` is what attention read."""
+    if self.config.norm_placement == 'post':
+      return self.mlp_norm(x_BTD + self.mlp(x_BTD))
+    return x_BTD + self.mlp(self.mlp_norm(before_BTD if self.config.parallel_residual else x_BTD))
+
+  def __call__(self, x_BTD, positions_BT, scheme, cache):
+    after_BTD, cache = self.attended(x_BTD, positions_BT, scheme, cache)
+    return self.widened(after_BTD, x_BTD), cache
 
 
 REMAT_POLICIES = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}

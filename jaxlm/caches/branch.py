@@ -1,0 +1,54 @@
+"""Tokens beside a cache that is only read, so that taking them back costs nothing: a draft's, or a tree's to be verified."""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from jaxlm.caches.slots import New
+from jaxlm.config import ModelConfig
+from jaxlm.models.attention import AttentionRule
+
+
+@struct.dataclass
+class Branch:
+  """A cache and N tokens beside it, read in any number of calls. `at` and `seen` are for the T tokens of the next one."""
+
+  cache: Any
+  keys: tuple[jax.Array, ...]  # per layer [B, N, K, H]
+  values: tuple[jax.Array, ...]  # per layer [B, N, K, H]
+  positions: jax.Array  # [B, N] int32
+  at: jax.Array  # [] int32, where they go
+  seen: jax.Array  # [B, T, N] bool, which of the N each of them sees
+
+  @classmethod
+  def create(cls, cache: Any, config: ModelConfig, batch: int, size: int) -> 'Branch':
+    shape = (batch, size, config.num_kv_heads, config.head_dim)
+    zeros = tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
+    seen = jnp.zeros((batch, size, size), bool)
+    return cls(cache, zeros, zeros, jnp.zeros((batch, size), jnp.int32), jnp.int32(0), seen)
+
+  @property
+  def fresh(self) -> bool:
+    return False
+
+  def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
+    put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.at, 1)
+    keys, values, all_positions = put(self.keys[layer], k), put(self.values[layer], v), put(self.positions, positions)
+    out = self.cache.beside(layer, q, positions, New(keys, values, all_positions, self.seen), rule)
+    branch = self.replace(positions=all_positions)
+    return out, branch.with_layer(layer, keys, values)
+
+  def with_layer(self, layer: int, keys, values) -> 'Branch':
+    put = lambda layers, new: layers[:layer] + (new,) + layers[layer + 1 :]
+    return self.replace(keys=put(self.keys, keys), values=put(self.values, values))
+
+  def taken(self, path: Int[Array, 'B P'], here: Bool[Array, 'B P']) -> Any:
+    """Returns the cache with the tokens of a path through the branch, those that are `here`; `here` falls along it."""
+    pick = lambda x: jnp.take_along_axis(x, path.reshape(*path.shape, *(1,) * (x.ndim - 2)), axis=1)
+    keys, values = (tuple(map(pick, x)) for x in (self.keys, self.values))
+    # What is not here has its position all the same: they rise by one.
+    positions = self.positions[:, :1] + jnp.arange(path.shape[1])[None]
+    return self.cache.appended(keys, values, positions, here)
