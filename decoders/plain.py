@@ -186,6 +186,27 @@ class WholeMemory:
     return {}
 
 
+class PlainLoop:
+  """How rows that have been read go on: a token a step. Other decoders pass another one of these."""
+
+  slack = 0
+  """Slots that a row needs beyond its last token."""
+
+  def begin(self, clock: Clock, lm: LanguageModel, prompts: Sequence[Sequence[int]], state: DecodeState) -> Any:
+    """Returns the state that `advance` takes, of rows with these prompts."""
+    return state
+
+  def advance(self, clock: Clock, lm: LanguageModel, state: Any, steps: int, eos_E, values) -> tuple[Any, jax.Array]:
+    """Returns (the state after at most so many calls of the model, calls made)."""
+    return clock.run('decode', decode, lm.params, state, jnp.int32(steps), eos_E, values, config=lm.config)
+
+  def finished(self, rows_R: np.ndarray, state: Any) -> None:
+    """Is told of each part of a batch that is done."""
+
+  def stats(self) -> dict[str, Any]:
+    return {}
+
+
 def generate(
   lm: LanguageModel,
   prompts: Sequence[str] | Sequence[Sequence[int]],
@@ -200,6 +221,7 @@ def generate(
   batch_size: int | None = None,
   prefill_chunk: int | None = None,
   memory: WholeMemory | None = None,
+  loop: PlainLoop | None = None,
 ) -> Output:
   """Continues each prompt.
 
@@ -215,6 +237,7 @@ def generate(
     batch_size: prompts decoded together (None: all).
     prefill_chunk: tokens of a prompt read at once (None: all); bounds the memory that long prompts need.
     memory: how prompts are read and what becomes of their cache; all is kept by default.
+    loop: how rows go on; a token a step by default.
 
   Raises:
     ValueError: for an empty prompt, ids outside the vocabulary, or prompts that with max_new_tokens exceed the
@@ -232,7 +255,9 @@ def generate(
   eos, pad_id = ending(lm, eos_id)
   values = jax.tree.map(jnp.asarray, sampling.active)
   clock, calls, kv_bytes, memory = Clock(), [], 0, memory or WholeMemory()
-  memory.chunk = prefill_chunk
+  memory.chunk, loop, plain = prefill_chunk, loop or PlainLoop(), PlainLoop()
+  if loop.slack:
+    memory.room = (memory.room or max_new_tokens) + loop.slack
   tokens, lengths = [], []
   batch_size = batch_size or len(ids)
   for first in range(0, len(ids), batch_size):
@@ -247,7 +272,7 @@ def generate(
     )
     total_B = jnp.asarray(padded.lengths + max_new_tokens)
     longest = int(padded.lengths.max()) + (memory.room or max_new_tokens)
-    capacity = min(prompt_lib.bucket(longest), lm.config.max_length)
+    capacity = min(prompt_lib.bucket(longest), lm.config.max_length + loop.slack)
     tokens_BT, lengths_B, eos_E = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), jnp.asarray(eos, jnp.int32)
     logits_BV, cache = memory.read(clock, lm, padded, total_B, capacity)
     rows = (logits_BV, tokens_BT, lengths_B, total_B, cache)
@@ -258,8 +283,8 @@ def generate(
       'prefill', start, *rows, keys_R, jnp.int32(pad_id), eos_E, values, max_new_tokens=max_new_tokens
     ).replace(cache=cache)
 
-    def advance(state, steps, rows_R, eos_E=eos_E, watch=watch):
-      state, taken = clock.run('decode', decode, lm.params, state, jnp.int32(steps), eos_E, values, config=lm.config)
+    def advance(state, steps, rows_R, loop=plain, eos_E=eos_E, watch=watch):
+      state, taken = loop.advance(clock, lm, state, steps, eos_E, values)
       calls.append(int(taken))
       return watch.look(state, rows_R)
 
@@ -271,10 +296,12 @@ def generate(
     batch_tokens, batch_lengths = np.zeros((len(keys_R), max_new_tokens), np.int32), np.zeros(len(keys_R), np.int32)
     while parts:
       rows_R, state = parts.pop()
+      state = loop.begin(clock, lm, [watch.prompts[row] for row in rows_R], state)
       while not bool(jnp.all(state.done)):
-        state = advance(state, STREAM_EVERY if watch.watching else max_new_tokens, rows_R)
+        state = advance(state, STREAM_EVERY if watch.watching else max_new_tokens, rows_R, loop)
       batch_tokens[rows_R], batch_lengths[rows_R] = state.tokens, state.lengths
       memory.finished(rows_R, state)
+      loop.finished(rows_R, state)
     tokens.append(batch_tokens)
     lengths.append(batch_lengths)
   tokens, lengths = np.concatenate(tokens), np.concatenate(lengths)
@@ -285,7 +312,7 @@ def generate(
     'prompt_tokens': sum(map(len, ids)), 'new_tokens': int(lengths.sum()), 'target_calls': sum(calls),
     'prefill_seconds': clock.seconds['prefill'], 'decode_seconds': decode_seconds, 'compile_seconds': clock.compile_seconds,
     'tokens_per_second': later / decode_seconds if decode_seconds else 0.0, 'kv_bytes': kv_bytes,
-    **memory.stats(),
+    **memory.stats(), **loop.stats(),
   }  # fmt: skip
   text = None
   if lm.tokenizer is not None:

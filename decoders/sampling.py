@@ -14,13 +14,22 @@ def choose(
   logits: Float[Array, 'B V'], keys: jax.Array, seen: Bool[Array, 'B V'] | None, values: dict[str, jax.Array]
 ) -> Int[Array, ' B']:
   """Returns the next token of each row. `keys` [B] are the noise of this row and position; `values`: Sampling.active."""
+  return jnp.argmax(ranked(logits, keys, seen, values), axis=-1).astype(jnp.int32)
+
+
+def ranked(logits, keys, seen, values) -> Float[Array, 'B V']:
+  """Returns scores of which the highest is chosen; in their order they are draws without replacement."""
+  scores = warped(logits, seen, values)
+  if 'temperature' not in values:
+    return scores
+  return scores + jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
+
+
+def warped(logits, seen, values) -> Float[Array, 'B V']:
+  """Returns the logits that are sampled from: penalty, temperature and filters applied."""
   if 'repetition_penalty' in values:
     logits = penalise(logits, seen, values['repetition_penalty'])
-  if 'temperature' not in values:
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  logits = keep(logits / values['temperature'], values)
-  noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
-  return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+  return keep(logits / values['temperature'], values) if 'temperature' in values else logits
 
 
 def penalise(logits: Float[Array, 'B V'], seen: Bool[Array, 'B V'], penalty) -> Float[Array, 'B V']:

@@ -5,7 +5,7 @@ from typing import Any
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from jaxlm.caches.slots import New
 from jaxlm.config import ModelConfig
@@ -45,10 +45,7 @@ class Branch:
     put = lambda layers, new: layers[:layer] + (new,) + layers[layer + 1 :]
     return self.replace(keys=put(self.keys, keys), values=put(self.values, values))
 
-  def taken(self, path: Int[Array, 'B P'], here: Bool[Array, 'B P']) -> Any:
-    """Returns the cache with the tokens of a path through the branch, those that are `here`; `here` falls along it."""
-    pick = lambda x: jnp.take_along_axis(x, path.reshape(*path.shape, *(1,) * (x.ndim - 2)), axis=1)
-    keys, values = (tuple(map(pick, x)) for x in (self.keys, self.values))
-    # What is not here has its position all the same: they rise by one.
-    positions = self.positions[:, :1] + jnp.arange(path.shape[1])[None]
-    return self.cache.appended(keys, values, positions, here)
+  def along(self, path: Int[Array, 'B P']) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """Returns the keys and the values of all layers [B, P, K, H] along a path through the branch."""
+    pick = lambda x: jnp.take_along_axis(x, path[:, :, None, None], axis=1)
+    return tuple(map(pick, self.keys)), tuple(map(pick, self.values))

@@ -1,0 +1,166 @@
+"""The engine: whatever is drafted, the tokens are plain decoding's."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import decoders
+from decoders import speculative, trees
+from decoders.prompt_lookup import PromptLookup, found
+from decoders.simlayerkv import KiviConfig, LazyConfig
+from jaxlm.models.transformer import Transformer
+from tests.models import TINY, tiny_model
+
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [3]]
+SAMPLED = decoders.Sampling(temperature=1.0, top_k=20, top_p=0.95, repetition_penalty=1.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted:
+  """Drafts what it was told comes next, some of it spoilt, with the truth among the leaves now and then."""
+
+  script: tuple[tuple[int, ...], ...]
+  spoilt: float = 0.3
+  depth: int = 4
+  beside: int = 2
+
+  @property
+  def buckets(self):
+    return ((1, self.beside), (self.depth, self.depth * self.beside))
+
+  def begin(self, clock, lm, prompts, state):
+    rows = [PROMPTS.index(list(prompt)) for prompt in prompts]
+    return jnp.asarray([[*self.script[row], *(0,) * self.depth] for row in rows])
+
+  def propose(self, params, state, values, rule, config):
+    D, W = self.depth, self.beside
+    true_RD = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, D))(state.memory, state.lengths)
+    a, b, c = jax.random.split(jax.random.fold_in(jax.random.key(5), state.position.sum()), 3)
+    spoilt_RD = jax.random.bernoulli(a, self.spoilt, true_RD.shape)
+    chain_RD = jnp.where(spoilt_RD, (true_RD + 1) % 50, true_RD)
+    others_RDW = jax.random.randint(b, (*true_RD.shape, W), 0, 50)
+    beside_RDW = others_RDW.at[:, :, -1].set(jnp.where(jax.random.bernoulli(c, 0.5, true_RD.shape), true_RD, 0))
+    length_R = jnp.where(state.position % 5 == 0, 0, D - state.position % 2)
+    return trees.with_leaves(chain_RD, length_R, beside_RDW, jnp.full(true_RD.shape, W), D * W), state.memory
+
+  def learn(self, memory, drafted_R, accepted_R):
+    return memory
+
+
+def scripted(lm, settings):
+  plain = decoders.generate(lm, PROMPTS, **settings)
+  return plain, Scripted(tuple(map(tuple, plain.tokens.tolist())))
+
+
+@pytest.mark.parametrize('sampling', [decoders.Sampling(), SAMPLED])
+@pytest.mark.parametrize(
+  'variant', [{}, {'attention': 'sigmoid', 'windows': (3, 0)}, {'position': 'alibi', 'sink': {'kind': 'token'}}]
+)
+def test_tokens_are_plain_decodings(variant, sampling):
+  from jaxlm.config import SinkConfig
+
+  variant = {k: SinkConfig(**v) if k == 'sink' else v for k, v in variant.items()}
+  lm = tiny_model(TINY.replace(**variant))
+  settings = dict(max_new_tokens=20, sampling=sampling, seed=3)
+  plain, drafter = scripted(lm, settings)
+  out = speculative.generate(lm, PROMPTS, drafter=drafter, **settings)
+  np.testing.assert_array_equal(out.tokens, plain.tokens)
+  np.testing.assert_array_equal(out.lengths, plain.lengths)
+  assert out.stats['target_calls'] < plain.stats['target_calls']
+  assert out.stats['accepted'] + out.stats['rounds'] == out.stats['new_tokens'] - len(PROMPTS)
+  assert 0 < out.stats['accepted'] < out.stats['drafted']
+
+
+@pytest.mark.parametrize(
+  'lazy',
+  [
+    LazyConfig(n_initial=2, n_recent=6, n_full=1, stage='prefill'),
+    LazyConfig(n_initial=2, n_recent=6, n_full=1, stage='prefill', growth='ring'),
+    LazyConfig(n_initial=2, n_recent=6, n_full=1, stage='decode', layout='static'),
+    LazyConfig(n_initial=0, n_recent=6, n_full=0, stage='prefill', keep='snapkv', n_observed=2),
+  ],
+)
+def test_over_compressed_caches_too(lazy):
+  lm = tiny_model()
+  settings = dict(max_new_tokens=20, lazy=lazy)
+  plain = decoders.simlayerkv.generate(lm, PROMPTS, **settings)
+  drafter = Scripted(tuple(map(tuple, plain.tokens.tolist())))
+  out = decoders.simlayerkv.generate(lm, PROMPTS, loop=speculative.SpeculativeLoop(drafter), **settings)
+  np.testing.assert_array_equal(out.tokens, plain.tokens)
+  assert out.stats['target_calls'] < plain.stats['target_calls']
+
+
+def test_quantised_caches_are_refused():
+  loop, lazy = speculative.SpeculativeLoop(PromptLookup()), LazyConfig(threshold=1.0, quant=KiviConfig(4, 8, 8))
+  with pytest.raises(ValueError, match='rounds tokens as they grow old'):
+    decoders.simlayerkv.generate(tiny_model(), PROMPTS, max_new_tokens=4, lazy=lazy, loop=loop)
+
+
+def test_rows_end_where_plain_rows_end():
+  lm = tiny_model()
+  plain, drafter = scripted(lm, dict(max_new_tokens=20, eos_id=None))
+  for eos in {int(plain.tokens[0, 7]), int(plain.tokens[1, 12])}:
+    for most in (1, 2, 9, 20):
+      settings = dict(max_new_tokens=most, eos_id=eos)
+      expected = decoders.generate(lm, PROMPTS, **settings)
+      out = speculative.generate(lm, PROMPTS, drafter=drafter, **settings)
+      np.testing.assert_array_equal(out.tokens, expected.tokens)
+      np.testing.assert_array_equal(out.lengths, expected.lengths)
+
+
+def test_streams_what_it_returns():
+  lm = tiny_model()
+  _, drafter = scripted(lm, dict(max_new_tokens=20))
+  told = {}
+  out = speculative.generate(
+    lm, PROMPTS, drafter=drafter, max_new_tokens=20, stream=lambda row, ids: told.setdefault(row, []).extend(ids)
+  )
+  assert [told[i] for i in range(3)] == out.rows()
+
+
+def test_a_tree_is_read_as_its_paths_are():
+  lm = tiny_model(TINY.replace(windows=(3, 0)))
+  cache = speculative.Branch.create(*prefilled(lm, [5, 6, 4, 3]), lm.config, 1, 6)
+  tree = trees.with_leaves(
+    jnp.asarray([[11, 12]]), jnp.asarray([2]), jnp.asarray([[[13, 14], [15, 16]]]), jnp.asarray([[2, 1]]), 3
+  )
+  nodes, depth, seen = trees.nodes(tree, jnp.asarray([10]))
+  assert nodes.tolist() == [[10, 11, 12, 13, 14, 15]] and depth.tolist() == [[0, 1, 2, 1, 1, 2]]
+  logits, _ = Transformer(lm.config).apply({'params': lm.params}, nodes, 4 + depth, cache.replace(seen=seen))
+  for node, path in enumerate([[10], [10, 11], [10, 11, 12], [10, 13], [10, 14], [10, 11, 15]]):
+    alone, _ = Transformer(lm.config).apply({'params': lm.params}, jnp.asarray([[5, 6, 4, 3, *path]]))
+    np.testing.assert_allclose(logits[0, node], alone[0, -1], atol=1e-5)
+
+
+def prefilled(lm, ids):
+  from jaxlm.caches import FullCache
+
+  cache = FullCache.create(lm.config, 1, 16)
+  return (Transformer(lm.config).apply({'params': lm.params}, jnp.asarray([ids]), cache=cache)[1],)
+
+
+@pytest.mark.parametrize(
+  'text, expected',
+  [
+    ([1, 2, 3, 4, 1, 2, 3], [4, 1, 2, 3]),  # the longest run
+    ([5, 1, 9, 8, 1, 7, 1], [7, 1, 7, 1]),  # of equal runs the latest, and around
+    ([1, 2, 3, 4], None),
+    ([3, 3], [3, 3, 3, 3]),
+    ([6], None),
+  ],
+)
+def test_lookup_finds_what_followed(text, expected):
+  padded = jnp.asarray([text + [text[-1]] * 3])  # What comes later is not read.
+  chain, length = found(padded, jnp.asarray([len(text) - 1]), 3, 1, 4)
+  assert (chain[0, : length[0]].tolist() or None) == expected
+
+
+def test_lookup_pays_where_text_repeats():
+  lm = tiny_model()
+  prompts = [[1, 2, 3, 4, 5, 6, 7, 8] * 3]
+  plain = decoders.generate(lm, prompts, max_new_tokens=30)
+  out = speculative.generate(lm, prompts, drafter=PromptLookup(), max_new_tokens=30)
+  np.testing.assert_array_equal(out.tokens, plain.tokens)
