@@ -35,11 +35,16 @@ class Branch:
     return False
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
-    put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.at, 1)
-    keys, values, all_positions = put(self.keys[layer], k), put(self.values[layer], v), put(self.positions, positions)
-    out = self.cache.beside(layer, q, positions, New(keys, values, all_positions, self.seen), rule)
-    branch = self.replace(positions=all_positions)
-    return out, branch.with_layer(layer, keys, values)
+    branch = self.placed(positions).with_layer(layer, self._put(self.keys[layer], k), self._put(self.values[layer], v))
+    new = New(branch.keys[layer], branch.values[layer], branch.positions, self.seen)
+    return self.cache.beside(layer, q, positions, new, rule), branch
+
+  def placed(self, positions) -> 'Branch':
+    """Notes the positions of the next tokens."""
+    return self.replace(positions=self._put(self.positions, positions))
+
+  def _put(self, old, new):
+    return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.at, 1)
 
   def with_layer(self, layer: int, keys, values) -> 'Branch':
     put = lambda layers, new: layers[:layer] + (new,) + layers[layer + 1 :]

@@ -1,0 +1,106 @@
+"""A transformer with some sub-layers left out: each is the identity on the residual stream, its norm left out too.
+
+Three ways that give the same states (https://arxiv.org/abs/2410.06916 skips by changing the module itself):
+  static   the set is part of the program: best fused, compiled for each set
+  cond     the set is data, each sub-layer a branch: one program, and what is skipped is not computed
+  mask     the set is data, everything is computed and some of it discarded: can be mapped over many sets
+"""
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from jaxlm.caches.branch import Branch
+from jaxlm.config import ModelConfig
+from jaxlm.models.transformer import Block, Transformer
+
+How = Literal['static', 'cond', 'mask']
+
+
+def hidden(
+  params: Any,
+  tokens: Int[Array, 'B T'],
+  positions: Int[Array, 'B T'],
+  branch: Branch,
+  length: Int[Array, ' B'],
+  keep,
+  config: ModelConfig,
+  how: How,
+) -> tuple[Float[Array, 'B T D'], Branch]:
+  """Returns (states after the final norm, the extended branch).
+
+  Args:
+    tokens, positions, length: as for `Transformer.hidden`.
+    branch: a skipped attention leaves what it has of that layer as it was.
+    keep: [2, L] bool, whether attention (row 0) and MLP (row 1) of each layer run; NumPy's if `how` is static. The first and
+      the last layer run whatever it says.
+  """
+  model, variables = Transformer(config), {'params': params}
+  x, positions, scheme = model.apply(variables, tokens, positions, False, length, method=Transformer.embedded)
+  branch = branch.placed(positions)
+
+  def either(runs, sublayer, x, rest):
+    """Returns what the sub-layer makes of (x, rest), or these."""
+    if isinstance(runs, bool | np.bool_):
+      return sublayer(x, rest) if runs else (x, rest)
+    if how == 'cond':
+      return jax.lax.cond(runs, sublayer, lambda x, rest: (x, rest), x, rest)
+    y, rest = sublayer(x, rest)
+    return jnp.where(runs, y, x), rest
+
+  for i in range(config.num_layers):
+    block, own = Block(config, i), {'params': params[f'layer_{i}']}
+    runs = (True, True) if i in (0, config.num_layers - 1) else (keep[0, i], keep[1, i])
+
+    # Only the branch's own keys and values go through a conditional: what it returned of the cache would be copied.
+    def attended(x, rest, block=block, own=own, branch=branch, i=i):
+      x, after = block.apply(own, x, positions, scheme, branch.with_layer(i, *rest), method=Block.attended)
+      return x, (after.keys[i], after.values[i])
+
+    def widened(after, before, block=block, own=own):
+      return block.apply(own, after, before, method=Block.widened), before
+
+    before = x
+    x, rest = either(runs[0], attended, x, (branch.keys[i], branch.values[i]))
+    branch = branch.with_layer(i, *rest)
+    x, _ = either(runs[1], widened, x, before)
+  return model.apply(variables, x, method=Transformer.normed), branch
+
+
+def logits(params: Any, states: Float[Array, '... D'], config: ModelConfig) -> Float[Array, '... V']:
+  return Transformer(config).apply({'params': params}, states, method=Transformer.logits)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'window'))
+def matchness(params, keep_C2L, text_RS, first_R, valid_R, total_R, cache, *, config: ModelConfig, window: int):
+  """Returns, for each of C sets, the share of tokens that are what the model without these sub-layers finds likeliest.
+
+    s = 1 / window sum_i [ argmax of the logits after y_i = y_(i+1) ],   i = 0 .. window - 1
+
+  read in parallel beside the whole model's cache of what comes before y_0, and averaged over rows.
+
+  Args:
+    keep_C2L: as for `hidden`.
+    text_RS: tokens at their positions.
+    first_R: the position of y_0 in each row.
+    valid_R: rows that count.
+    total_R: as for `Transformer.hidden`.
+    cache: of the rows; tokens from y_0 on are not seen.
+  """
+  R = len(text_RS)
+  take = lambda row, at: jax.lax.dynamic_slice(row, (at,), (window + 1,))
+  y = jax.vmap(take)(text_RS, first_R)
+  positions_RT = first_R[:, None] + jnp.arange(window)[None]
+  causal_1TT = jnp.tril(jnp.ones((1, window, window), bool))
+  empty = Branch.create(cache, config, R, window).replace(seen=jnp.broadcast_to(causal_1TT, (R, window, window)))
+
+  def share(keep_2L):
+    states, _ = hidden(params, y[:, :-1], positions_RT, empty, total_R, keep_2L, config, 'mask')
+    hits_RT = jnp.argmax(logits(params, states, config), axis=-1) == y[:, 1:]
+    return jnp.sum(hits_RT & valid_R[:, None]) / (jnp.maximum(jnp.sum(valid_R), 1) * window)
+
+  return jax.vmap(share)(keep_C2L)

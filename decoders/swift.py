@@ -1,0 +1,268 @@
+"""SWIFT (https://arxiv.org/abs/2410.06916): a model drafts for itself with some of its sub-layers skipped.
+
+  out = decoders.swift.generate(lm, prompts, swift=SwiftConfig())
+  stream = decoders.swift.Stream(lm, SwiftConfig())     # the search goes on from request to request
+  out = stream.generate(prompts)
+
+Which sub-layers are skipped is searched while tokens are generated: sets are scored by how many of the latest tokens they
+would have drafted. The tokens are plain decoding's whatever the set.
+"""
+
+from collections.abc import Sequence
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoders import skip_sets, skipping, trees
+from decoders.context import fingerprint
+from decoders.output import Output
+from decoders.plain import PlainLoop
+from decoders.plain import generate as generate_plain
+from decoders.programs import Clock
+from decoders.prompt_lookup import PromptLookup
+from decoders.skip_search import Search, predicted_speedup
+from decoders.skip_sets import SkipSet as SkipSet
+from decoders.speculative import Drafter, SpeculativeLoop, SpeculativeState
+from decoders.swift_config import SwiftConfig as SwiftConfig
+from decoders.swift_draft import SkipDrafter
+from decoders.together import Together
+from jaxlm.language_model import LanguageModel
+
+CHUNK = 8  # Rounds or steps between two decisions of the guard.
+ALLOWANCE = 0.03  # Share of all time that the guard lets searching and trying cost.
+
+
+def generate(
+  lm: LanguageModel,
+  prompts: Sequence[str] | Sequence[Sequence[int]],
+  *,
+  max_new_tokens: int = 64,
+  swift: SwiftConfig = SwiftConfig(),
+  **options,
+) -> Output:
+  """Continues each prompt as `decoders.generate` does; see `Stream` for more than one call."""
+  return Stream(lm, swift).generate(prompts, max_new_tokens=max_new_tokens, **options)
+
+
+class Stream:
+  """Requests to one model, over which the set to skip is searched.
+
+  Attributes:
+    search: what was found so far; see `decoders.skip_search.Search`.
+
+  Raises:
+    ValueError: a model with fewer than 4 layers, a set that it cannot skip, a file whose set is another model's.
+  """
+
+  def __init__(self, lm: LanguageModel, swift: SwiftConfig = SwiftConfig()):
+    self.lm, self.swift = lm, swift
+    costs, fixed = draft_bytes(lm)
+    self.saved_as = None
+    found = None
+    if swift.sets is not None:
+      self.saved_as = f'{fingerprint(lm)["checksum of weights"]:08x}/{swift.task}'
+      found = skip_sets.load(swift.sets, self.saved_as, lm.config.num_layers)
+    start = found if swift.skip is None else swift.skip
+    self.search = Search(swift, lm.config.num_layers, costs, start=start, fixed_cost=fixed)
+    if found is not None and swift.skip is None:
+      self.search.stopped = 'loaded'
+    self.account = Account(swift.guard)
+    self.generated = 0  # tokens of all requests, which tell the search what is new to it
+
+  def generate(
+    self,
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 64,
+    rule: trees.Rule = 'match',
+    lookup: PromptLookup | None = None,
+    **options,
+  ) -> Output:
+    """Continues each prompt.
+
+    Args:
+      prompts, max_new_tokens, options: as for `decoders.generate`.
+      rule: as for `decoders.speculative.generate`.
+      lookup: drafts first where it finds something; SWIFT elsewhere.
+
+    Raises:
+      ValueError: as `decoders.generate`.
+    """
+    loop = SwiftLoop(self, rule, 'sampling' in options and options['sampling'].temperature > 0, lookup)
+    out = generate_plain(self.lm, prompts, max_new_tokens=max_new_tokens, loop=loop, **options)
+    self.generated += self.swift.context_window  # No window of the next request overlaps the last one's.
+    return out
+
+  def ended(self) -> None:
+    """Writes the set that a search has found, if there is a file for it."""
+    if self.saved_as is not None:
+      skip_set, score = self.search.best, self.search.best_score
+      skip_sets.save(self.swift.sets, self.saved_as, skip_set, self.lm.config.num_layers, score=score)
+
+
+def draft_bytes(lm: LanguageModel) -> tuple[np.ndarray, float]:
+  """Returns (bytes of each sub-layer's parameters, as `SkipSet.vector` orders them; bytes that a draft step always reads)."""
+  size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
+  layers = [lm.params[f'layer_{i}'] for i in range(lm.config.num_layers)]
+  attention = [sum(size(v) for k, v in layer.items() if k.startswith('attention')) for layer in layers]
+  mlp = [sum(size(v) for k, v in layer.items() if k.startswith('mlp')) for layer in layers]
+  head = lm.params['embed'] if lm.config.tied_embeddings else lm.params['head']
+  return np.array(attention[1:-1] + mlp[1:-1], float), float(
+    attention[0] + attention[-1] + mlp[0] + mlp[-1] + size(head)
+  )
+
+
+class Account:
+  """Whether drafting pays, in seconds measured: what searching and trying cost stays below a share of all time.
+
+  Times are of a row's token. Drafting that was slower than plain decoding is tried again as soon as there is time in hand.
+  """
+
+  def __init__(self, on: bool):
+    self.on = on
+    self.spent = self.lost = self.worst = self.search_cost = 0.0
+    self.plain: float | None = None  # seconds a token
+    self.drafted: float | None = None  # the same in drafting; None: this set was not tried yet
+
+  def decides(self) -> str:
+    """Returns what the next chunk is: 'plain' or 'draft'."""
+    if not self.on:
+      return 'draft'
+    if self.plain is None:
+      return 'plain'
+    if self.drafted is not None and self.drafted < self.plain:
+      return 'draft'
+    return 'draft' if self.affords(self.worst) else 'plain'
+
+  def affords(self, seconds: float) -> bool:
+    return not self.on or self.lost + seconds <= ALLOWANCE * self.spent
+
+  def note(self, kind: str, seconds: float, tokens: float) -> None:
+    """Takes what a chunk took, and how many tokens each row got in it."""
+    self.spent += seconds
+    if not tokens:
+      return
+    each, mean = seconds / tokens, lambda old, new: new if old is None else 0.7 * old + 0.3 * new
+    if kind == 'plain':
+      self.plain = mean(self.plain, each)
+    else:
+      self.drafted = mean(self.drafted, each)
+      if self.plain is not None:
+        loss = seconds - tokens * self.plain
+        self.lost += loss
+        self.worst = max(loss, 0.0)
+
+  def searched(self, seconds: float) -> None:
+    self.spent, self.lost, self.search_cost = self.spent + seconds, self.lost + seconds, seconds
+
+
+class SwiftLoop(SpeculativeLoop):
+  """Rounds, and between them steps of the search and decisions of the guard."""
+
+  def __init__(self, stream: Stream, rule: trees.Rule, sampling: bool, lookup: PromptLookup | None):
+    self.stream, self.sampling, self.lookup = stream, sampling, lookup
+    super().__init__(self.drafter_of(stream.search.best), rule)
+    self.window = stream.swift.context_window
+    self.search_seconds, self.searched, self.plain_steps, self.since = 0.0, 0, 0, 0
+
+  def drafter_of(self, skip_set: SkipSet) -> Drafter:
+    c = self.stream.swift
+    found = not self.stream.search.active and c.static_when_found
+    how = 'static' if found else c.draft
+    # Where the set is data all sets share a program, so the drafter must not tell them apart.
+    start = skip_set if how == 'static' else skip_sets.SkipSet()
+    own = SkipDrafter(
+      start, how, c.max_draft, c.threshold, c.adapt_threshold, c.width_bounds, c.widths(not self.sampling)
+    )
+    return own if self.lookup is None else Together(self.lookup, own)
+
+  def begin(self, clock, lm, prompts, state):
+    state = super().begin(clock, lm, prompts, state)
+    self.prompt_lengths = np.array([len(p) for p in prompts])
+    return self.skipping(state)
+
+  def skipping(self, state: SpeculativeState) -> SpeculativeState:
+    """Returns the state with the best set in its drafter's memory."""
+    keep = jnp.asarray(self.stream.search.best.keep(self.stream.lm.config.num_layers))
+    memory = state.memory
+    if isinstance(self.drafter, Together):
+      return state.replace(memory=(memory[0], memory[1].replace(keep=keep)))
+    return state.replace(memory=memory.replace(keep=keep))
+
+  def advance(self, clock: Clock, lm: LanguageModel, state: SpeculativeState, steps: int, eos_E, values):
+    search, account, taken = self.stream.search, self.stream.account, 0
+    while taken < steps and not bool(jnp.all(state.done)):
+      kind, before = account.decides(), self.now(clock)
+      going, had = np.flatnonzero(~np.asarray(state.done)), np.asarray(state.lengths)
+      calls = min(self.stream.swift.opt_interval if search.active and not account.on else CHUNK, steps - taken)
+      if kind == 'draft':
+        state, made = super().advance(clock, lm, state, calls, eos_E, values)
+      else:
+        state, made = PlainLoop.advance(self, clock, lm, state, calls, eos_E, values)
+        state = state.replace(text=retold(state.text, state.tokens, jnp.asarray(self.prompt_lengths), state.lengths))
+        self.plain_steps += int(made)
+      taken += int(made)
+      tokens = float((np.asarray(state.lengths) - had)[going].mean())
+      account.note(kind, self.now(clock) - before, tokens)
+      self.stream.generated += round(tokens)
+      if search.active and account.affords(account.search_cost):
+        state = self.look_for_better(clock, lm, state)
+    return state, taken
+
+  def now(self, clock: Clock) -> float:
+    return time.perf_counter() - clock.compile_seconds
+
+  def look_for_better(self, clock: Clock, lm: LanguageModel, state: SpeculativeState) -> SpeculativeState:
+    """Scores some sets on tokens just generated, if there are enough; draws the consequences."""
+    search, paper, window = self.stream.search, self.stream.swift.fidelity == 'paper', self.window
+    lengths, last = np.asarray(state.lengths), np.asarray(state.position)
+    valid = ~np.asarray(state.done) & (lengths > window + 1)
+    if not valid.any() or self.stream.generated == self.since:
+      return state
+    before, was = self.now(clock), search.best
+    # The paper's code scores the first tokens of a request, we the latest.
+    first = last - lengths + 1 if paper else last - window
+    sets = search.propose(self.stream.generated)
+    scored = sets if paper else [search.best, *sets]
+    keep = jnp.asarray(np.stack([s.keep(lm.config.num_layers) for s in scored]))
+    shares = clock.run(
+      'search', skipping.matchness, lm.params, keep, state.text, jnp.asarray(np.maximum(first, 0)), jnp.asarray(valid),
+      state.total, state.cache, config=lm.config, window=window,
+    )  # fmt: skip
+    shares = [float(s) for s in shares]
+    search.observe(sets, shares if paper else shares[1:], None if paper else shares[0])
+    self.since, self.searched = self.stream.generated, self.searched + len(sets)
+    if not search.active:
+      self.stream.ended()
+      self.drafter = self.drafter_of(search.best)
+    if search.best != was:
+      self.stream.account.drafted = None
+      state = self.skipping(state)
+    self.stream.account.searched(self.now(clock) - before)
+    self.search_seconds += self.now(clock) - before
+    return state
+
+  def stats(self) -> dict[str, Any]:
+    stats, search, account = super().stats(), self.stream.search, self.stream.account
+    cost = search.cost(search.best)
+    return stats | {
+      'skipped': {'attention': search.best.attention, 'mlp': search.best.mlp},
+      'skip_ratio': len(search.best) / skip_sets.num_skippable(self.stream.lm.config.num_layers),
+      'draft_cost': cost, 'matchness': search.best_score,
+      'predicted_speedup': float(predicted_speedup(search.best_score, cost, self.stream.swift.max_draft)),
+      'search_seconds': self.search_seconds, 'searched_sets': self.searched, 'search_ended': search.stopped,
+      'plain_steps': self.plain_steps, 'seconds_per_token': {'plain': account.plain, 'drafted': account.drafted},
+    }  # fmt: skip
+
+
+@jax.jit
+def retold(text_RS, tokens_RM, start_R, lengths_R):
+  """Returns the text with the output where it follows the prompts."""
+  R, M = tokens_RM.shape
+  index_RM = jnp.where(
+    jnp.arange(M)[None] < lengths_R[:, None], start_R[:, None] + jnp.arange(M)[None], text_RS.shape[1]
+  )
+  return text_RS.at[jnp.arange(R)[:, None], index_RM].set(tokens_RM, mode='drop')

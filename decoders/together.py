@@ -1,0 +1,47 @@
+"""Two drafters: the second one drafts for rows in which the first one finds nothing."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from decoders.trees import NOWHERE, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Together:
+  """A drafter; see `decoders.speculative.Drafter`. The second one's `propose` takes rows that are idle."""
+
+  first: Any
+  second: Any
+
+  @property
+  def buckets(self) -> tuple[tuple[int, int], ...]:
+    depth = max(self.first.buckets[-1][0], self.second.buckets[-1][0])
+    most = max(self.first.buckets[-1][1], self.second.buckets[-1][1])
+    smaller = {b for b in (*self.first.buckets, *self.second.buckets) if b[0] < depth or b[1] < most}
+    return (*sorted(smaller), (depth, most))
+
+  def begin(self, clock, lm, prompts, state):
+    return tuple(d.begin(clock, lm, prompts, state) for d in (self.first, self.second))
+
+  def propose(self, params, state, values, rule, config) -> tuple[Tree, tuple[Any, Any]]:
+    if rule == 'residual':
+      raise ValueError("Tokens looked up are not drawn: use rule='match' with two drafters.")
+    one, first = self.first.propose(params, state.replace(memory=state.memory[0]), values, rule, config)
+    found_R = one.length > 0
+    rest = state.replace(memory=state.memory[1])
+    two, second = self.second.propose(params, rest, values, rule, config, idle_R=found_R)
+    depth, most = self.buckets[-1]
+    wide = lambda x, n, fill: jnp.pad(x, ((0, 0), (0, n - x.shape[1])), constant_values=fill)
+    pick = lambda a, b, n, fill: jnp.where(found_R[:, None], wide(a, n, fill), wide(b, n, fill))
+    tree = Tree(
+      chain=pick(one.chain, two.chain, depth, 0),
+      length=jnp.where(found_R, one.length, two.length),
+      leaves=pick(one.leaves, two.leaves, most, 0),
+      parents=pick(one.parents, two.parents, most, NOWHERE),
+    )
+    return tree, (first, second)
+
+  def learn(self, memory, drafted_R, accepted_R):
+    return memory[0], self.second.learn(memory[1], drafted_R, accepted_R)
