@@ -1,9 +1,11 @@
 """python -m benchmarks.kv_cache: what cut and quantised caches cost and gain, on SmolLM2 and beside kvpress.
 
+recall  a small model trained to find key-value pairs (once, then kept): what each method finds at how many bytes
 speed   bytes and decode tokens/s of full, lazy and 4-bit caches; kvpress cuts the same layers with the same settings
 tasks   pass keys and key-value pairs found again, and perplexity, for methods that keep equally many bytes
 """
 
+import collections
 import dataclasses
 import itertools
 import os
@@ -17,9 +19,10 @@ from benchmarks import report
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Cut and quantised KV caches on SmolLM2-135M."""
+  """Cut and quantised KV caches on a recall model and on SmolLM2-135M."""
 
-  parts: tuple[Literal['speed', 'tasks'], ...] = ('speed', 'tasks')
+  parts: tuple[Literal['recall', 'speed', 'tasks'], ...] = ('recall', 'speed', 'tasks')
+  recall_prompts: int = 250
   lengths: tuple[int, ...] = (2048, 4096, 8192)
   """speed: tokens of the context at the end."""
   recent: int = 256
@@ -47,6 +50,12 @@ def main(config: Config) -> None:
   import jaxlm
   from jaxlm.data import embedded, fetch
 
+  more: dict[str, Any] = {'config': dataclasses.asdict(config)}
+  if 'recall' in config.parts:
+    more |= recalled(config.recall_prompts, config.seed)
+  if set(config.parts) == {'recall'}:
+    report.write('kv_cache', more['recall'], **more)
+    return
   peer = None
   lm = jaxlm.load(fetch.fetch('smollm2'), dtype='float32')
   if config.peer and 'speed' in config.parts:
@@ -72,11 +81,23 @@ def main(config: Config) -> None:
       tasks += [{'lazy layers': n_lazy} | row for row in rows]
       lazy_sets.append({'lazy layers': n_lazy, 'of each prompt': sets})
       print(report.table(tasks), flush=True)
-  more: dict[str, Any] = {'config': dataclasses.asdict(config)}
   if tasks:
     more |= {'tasks': tasks, 'lazy sets': lazy_sets}
     draw(tasks, report.RESULTS / 'kv_cache.png')
   report.write('kv_cache', speed or tasks, identification=scoring, **more)
+
+
+def recalled(prompts: int, seed: int) -> dict[str, Any]:
+  """Prints what each method finds and whether the statements hold; returns both."""
+  from benchmarks import kv_cache_recall, recall
+
+  rows, lazy_sets = kv_cache_recall.scores(recall.trained(), prompts, seed)
+  verdicts = kv_cache_recall.checks(rows)
+  print(report.table(rows), flush=True)
+  for v in verdicts:
+    print('PASS' if v['pass'] else 'MISS', v['statement'], '--', v['measured'])
+  counted = collections.Counter(map(str, lazy_sets))
+  return {'recall': rows, 'recall checks': verdicts, 'recall lazy sets': dict(counted.most_common())}
 
 
 def require_kvpress() -> None:
