@@ -2,7 +2,9 @@
 
 recall  a small model trained to find key-value pairs (once, then kept): what each method finds at how many bytes
 speed   bytes and decode tokens/s of full, lazy and 4-bit caches; kvpress cuts the same layers with the same settings
-tasks   pass keys and key-value pairs found again, and perplexity, for methods that keep equally many bytes
+tasks   pass keys and facts found again by SmolLM2, and perplexity, for methods that keep equally many bytes
+
+Each part writes its own file, kv_cache_PART.json.
 """
 
 import collections
@@ -30,8 +32,11 @@ class Config:
   lazy_layers: int = 16
   """speed: lazy layers of 30; the threshold lies between this one's ratio and the next."""
   task_length: int = 4096
+  """tasks: tokens of a text."""
   task_recent: int = 1020
-  task_lazy_layers: tuple[int, ...] = (8, 16)
+  task_lazy_layers: tuple[int, ...] = (4, 8, 12, 16)
+  asked: bool = True
+  """tasks: the question is known when layers and tokens are chosen."""
   prompts: int = 4
   """tasks: prompts of each kind."""
   steps: int = 32
@@ -45,46 +50,52 @@ class Config:
 
 
 def main(config: Config) -> None:
-  from benchmarks import kv_cache_speed, kv_cache_tasks
-  from decoders.lazy import LazyConfig
-  import jaxlm
   from jaxlm.data import embedded, fetch
 
-  more: dict[str, Any] = {'config': dataclasses.asdict(config)}
-  if 'recall' in config.parts:
-    more |= recalled(config.recall_prompts, config.seed)
-  if set(config.parts) == {'recall'}:
-    report.write('kv_cache', more['recall'], **more)
-    return
-  peer = None
-  lm = jaxlm.load(fetch.fetch('smollm2'), dtype='float32')
-  if config.peer and 'speed' in config.parts:
+  if 'speed' in config.parts and config.peer:
     require_kvpress()
+  settings = dataclasses.asdict(config)
+  if 'recall' in config.parts:
+    found = recalled(config.recall_prompts, config.seed)
+    report.write('kv_cache_recall', found.pop('recall'), **found, config=settings)
+  if set(config.parts) == {'recall'}:
+    return
+  import jaxlm
+
+  lm = jaxlm.load(fetch.fetch('smollm2'), dtype='float32')
+  text = lm.tokenizer.encode('\n'.join(itertools.islice(embedded.read(), 40)))
+  if 'speed' in config.parts:
+    speed(lm, text, config)
+  if 'tasks' in config.parts:
+    from benchmarks import kv_cache_tasks
+    from decoders.lazy import LazyConfig
+
+    lazy, numbers = LazyConfig(n_recent=config.task_recent), config.task_lazy_layers
+    rows, lazy_sets = kv_cache_tasks.scores(
+      lm, text, config.task_length, lazy, numbers, config.prompts, config.seed, config.asked
+    )
+    draw(rows, report.RESULTS / 'kv_cache_tasks.png')
+    report.write('kv_cache_tasks', rows, **{'lazy sets': lazy_sets}, config=settings)
+
+
+def speed(lm: Any, text: list[int], config: Config) -> None:
+  from benchmarks import kv_cache_speed
+
+  peer = None
+  if config.peer:
     import torch
 
     torch.set_num_threads(config.threads)
     peer = kv_cache_speed.peer_of(lm)
-  text = lm.tokenizer.encode('\n'.join(itertools.islice(embedded.read(), 40)))
-  speed, scoring, tasks, lazy_sets = [], [], [], []
-  if 'speed' in config.parts:
-    for length in config.lengths:
-      rows, identified = kv_cache_speed.rows_of(
-        lm, text, length, config.recent, config.lazy_layers, config.steps, config.repeats, peer
-      )
-      speed += rows
-      scoring.append(identified)
-      print(report.table(rows), report.table(scoring), sep='\n\n', flush=True)
-  if 'tasks' in config.parts:
-    for n_lazy in config.task_lazy_layers:
-      lazy = LazyConfig(n_recent=config.task_recent)
-      rows, sets = kv_cache_tasks.scores(lm, text, config.task_length, lazy, n_lazy, config.prompts, config.seed)
-      tasks += [{'lazy layers': n_lazy} | row for row in rows]
-      lazy_sets.append({'lazy layers': n_lazy, 'of each prompt': sets})
-      print(report.table(tasks), flush=True)
-  if tasks:
-    more |= {'tasks': tasks, 'lazy sets': lazy_sets}
-    draw(tasks, report.RESULTS / 'kv_cache.png')
-  report.write('kv_cache', speed or tasks, identification=scoring, **more)
+  speed, scoring = [], []
+  for length in config.lengths:
+    rows, identified = kv_cache_speed.rows_of(
+      lm, text, length, config.recent, config.lazy_layers, config.steps, config.repeats, peer
+    )
+    speed += rows
+    scoring.append(identified)
+    print(report.table(rows), report.table(scoring), sep='\n\n', flush=True)
+  report.write('kv_cache_speed', speed, identification=scoring, config=dataclasses.asdict(config))
 
 
 def recalled(prompts: int, seed: int) -> dict[str, Any]:
@@ -113,7 +124,7 @@ def draw(tasks: list[dict[str, Any]], path: Path) -> None:
   """Plots what each method keeps of every task against how much smaller its cache is."""
   from matplotlib.figure import Figure  # Not pyplot: no global state, no display.
 
-  measures = ('pass key', 'key-value', 'perplexity')
+  measures = ('pass key', 'facts', 'perplexity')
   figure = Figure(figsize=(12, 3.6), layout='constrained')
   names = list(dict.fromkeys(row['cache'] for row in tasks))
   for axis, measure in zip(figure.subplots(1, 3), measures):

@@ -1,5 +1,6 @@
 """What a prompt's whole cache becomes under each method, at equal bytes; one prefill serves them all."""
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -43,13 +44,16 @@ class _Notes:
     return dataclasses.replace(self.score(cache, lengths_B), cache=Voted.create(few, lengths_B))
 
 
-def read(lm: LanguageModel, ids: list[int], lazy: LazyConfig, room: int, chunk: int = 1024) -> Read:
-  """Reads one prompt, noting lazy ratios and both kinds of votes."""
+def read(
+  lm: LanguageModel, ids: list[int], lazy: LazyConfig, room: int, chunk: int = 1024, question: Sequence[int] = ()
+) -> Read:
+  """Reads one prompt, and a question after it that is no part of it: both are seen by lazy ratios and votes."""
   memory = plain.WholeMemory()
   memory.wrap, memory.chunk = _Notes(Score.of(lazy, lm.config)), chunk
-  tokens = np.zeros((1, bucket(len(ids))), np.int32)
-  tokens[0, : len(ids)] = ids
-  padded, total = PaddedPrompts(tokens, np.array([len(ids)], np.int32)), jnp.asarray([len(ids) + room])
+  both = [*ids, *question]
+  tokens = np.zeros((1, bucket(len(both))), np.int32)
+  tokens[0, : len(both)] = both
+  padded, total = PaddedPrompts(tokens, np.array([len(both)], np.int32)), jnp.asarray([len(ids) + room])
   logits, noted = memory.read(plain.Clock(), lm, padded, total, bucket(len(ids) + room))
   votes = {'h2o': noted.cache.votes, 'snapkv': noted.cache.cache.votes}
   return Read(ids, noted.whole, np.asarray(noted.ratios[0]), votes, room, logits)
