@@ -15,7 +15,7 @@ from decoders.lazy_memory import Keep, Score, compact_row
 from decoders.prompts import PaddedPrompts, bucket
 from decoders.simlayerkv import KiviConfig
 from jaxlm.caches.full import FullCache
-from jaxlm.caches.layered import pooled
+from jaxlm.caches.layered import LayeredCache, pooled
 from jaxlm.caches.scored import Scored
 from jaxlm.caches.voted import Voted
 from jaxlm.language_model import LanguageModel
@@ -120,7 +120,9 @@ def cut(method: Method, lm: LanguageModel, prompt: Read, lazy_L: np.ndarray) -> 
     return compact_row(*arrays, jnp.int32(b), keep=keep, cut=bool(lazy_L[layer]))
 
   cache = prompt.cache
-  if lazy_L.any() or method.lazy.quant is not None:
+  if method.lazy.layout == 'static':
+    cache = LayeredCache(tuple(row(layer, 0) for layer in range(len(lazy_L))))
+  elif lazy_L.any() or method.lazy.quant is not None:
     cache = pooled(lazy_L[:, None].astype(int), 2, row, lambda layer: None)
   return Context(cache, [prompt.ids], 0, prompt.room, fingerprint(lm), {'lazy_layers': [], 'compression': 1.0})
 

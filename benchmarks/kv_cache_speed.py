@@ -40,6 +40,8 @@ def rows_of(lm: LanguageModel, text: list[int], length: int, recent: int, n_lazy
     'lazy': by_ratio,
     '4 bits': lazy.replace(threshold=1.0, quant=KiviConfig()),
     'lazy, 4 bits': by_ratio.replace(quant=KiviConfig()),
+    'lazy, static': by_ratio.replace(layout='static'),
+    'lazy, 4 bits, static': by_ratio.replace(quant=KiviConfig(), layout='static'),
   }
   scoring = score_seconds(lm, prompt, lazy)  # Before the whole cache is given to decoding.
   states, cut_layers = {}, {}

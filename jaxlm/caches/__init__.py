@@ -6,17 +6,24 @@ A cache is a pytree with one property, `fresh`, and one method,
 
 called once per layer with the new queries, keys and values (positions already applied to q and k). It extends itself
 and attends; the model knows nothing else about memory, so another memory is another value passed in.
+
+What drafting needs is asked of the caches that decode, and used by `Branch`, a cache that reads one of them:
+
+  beside(layer, q, positions, new, rule) -> out            attends over what is there and over `New` tokens, which are not
+  appended(keys, values, positions, here) -> cache         adds tokens to all layers
 """
 
 from typing import Any, Protocol
 
 from jaxtyping import Array, Float, Int
 
+from jaxlm.caches.branch import Branch as Branch
 from jaxlm.caches.full import FullCache as FullCache
 from jaxlm.caches.full import Sequence as Sequence
 from jaxlm.caches.layered import LayeredCache as LayeredCache
 from jaxlm.caches.layered import PooledCache as PooledCache
 from jaxlm.caches.packed import Packed as Packed
+from jaxlm.caches.slots import New as New
 from jaxlm.caches.slots import Slots as Slots
 from jaxlm.models.attention import AttentionRule
 
