@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _PUBLIC = {'generate': 'decoders.plain', 'Sampling': 'decoders.options', 'Output': 'decoders.output'}
 
 
-_MODULES = ('simlayerkv',)
+_MODULES = ('simlayerkv', 'speculative', 'swift')
 
 
 def __getattr__(name: str):

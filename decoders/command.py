@@ -1,5 +1,6 @@
 """The command line of all decoders: python -m decoders.generate MODEL --prompt "..." """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import sys
@@ -9,6 +10,7 @@ import tyro
 
 from decoders.lazy import LazyConfig, preset
 from decoders.options import Sampling
+from decoders.swift_config import SwiftConfig
 from jaxlm.cache_config import KiviConfig
 
 
@@ -25,8 +27,10 @@ class GenerateConfig:
   """A message to answer, put through the model's chat template."""
   system: str | None = None
   """System message before --chat."""
-  decoder: Literal['plain', 'simlayerkv'] = 'plain'
-  """How tokens are found; plain is one model call for each, simlayerkv the same with lazy layers' caches cut down."""
+  decoder: Literal['plain', 'simlayerkv', 'prompt-lookup', 'draft', 'swift'] = 'plain'
+  """How tokens are found; plain is one model call for each, simlayerkv the same with lazy layers' caches cut down. The others draft
+  several and verify them in one call, which gives the same tokens: what followed in the text before (prompt-lookup), a smaller
+  model's (draft), or the model's own with sub-layers skipped (swift)."""
   preset: str | None = None
   """Of simlayerkv: named settings, which --lazy changes: authors-decode, authors-prefill, kvpress, lighttransfer (these also need
   a threshold or n-full), streaming, snapkv, h2o, kivi."""
@@ -36,6 +40,17 @@ class GenerateConfig:
   """Of simlayerkv: bits of each number in the cache but the newest (none: exact)."""
   quant_group: int = 32
   """Numbers that share a scale; a divisor of the head size."""
+  swift: SwiftConfig = SwiftConfig()
+  """Of swift: what is skipped, how it is searched, how much is drafted."""
+  lookup_first: bool = False
+  """Of swift: drafts by prompt lookup wherever that finds something."""
+  draft_model: str | None = None
+  """Of draft: where the smaller model is; it must have the same vocabulary."""
+  draft_tokens: int | None = None
+  """Of prompt-lookup and draft: most tokens drafted at once (none: 10 and 5)."""
+  rule: Literal['match', 'residual'] = 'match'
+  """Of draft and swift in sampling. match: the tokens that plain decoding draws with this seed. residual: other ones of the same
+  law, of which more are accepted."""
   max_new_tokens: int = 128
   """Most tokens to generate for each text."""
   sampling: tyro.conf.OmitArgPrefixes[Sampling] = Sampling()
@@ -56,7 +71,7 @@ class GenerateConfig:
 def main(config: GenerateConfig) -> None:
   if bool(config.prompt) == (config.chat is not None):
     raise ValueError('Pass either --prompt TEXT ... or --chat MESSAGE.')
-  import decoders
+  decode = decoder(config)
   import jaxlm
 
   lm = jaxlm.load(config.model, dtype=config.dtype)
@@ -71,11 +86,6 @@ def main(config: GenerateConfig) -> None:
   printer = Printer(lm, prompts[0])
   if streams and config.chat is None:
     printer.write(prompts[0])
-  decode = decoders.generate
-  if config.decoder == 'simlayerkv':
-    decode = functools.partial(decoders.simlayerkv.generate, lazy=lazy_config(config))
-  elif config.lazy != LazyConfig() or config.preset is not None or config.quant_bits is not None:
-    raise ValueError(f'--preset, --lazy and --quant-bits are for --decoder simlayerkv, not for {config.decoder}.')
   out = decode(
     lm,
     prompts,
@@ -97,6 +107,44 @@ def main(config: GenerateConfig) -> None:
       printer.write(f'--- {row}\n{prompt}{text}\n')
   if config.stats:
     print(summary(out.stats), file=sys.stderr)
+
+
+# Flags that only some decoders read.
+OWN = {
+  'lazy': ('simlayerkv',),
+  'preset': ('simlayerkv',),
+  'quant_bits': ('simlayerkv',),
+  'swift': ('swift',),
+  'lookup_first': ('swift',),
+  'draft_model': ('draft',),
+  'draft_tokens': ('prompt-lookup', 'draft'),
+  'rule': ('draft', 'swift'),
+}
+
+
+def decoder(config: GenerateConfig) -> Callable:
+  """Returns the function that decodes. Raises ValueError for a flag that this decoder does not read."""
+  import decoders
+  import jaxlm
+
+  for name, readers in OWN.items():
+    if getattr(config, name) != GenerateConfig.__dataclass_fields__[name].default and config.decoder not in readers:
+      raise ValueError(f'--{name.replace("_", "-")} is for --decoder {" or ".join(readers)}, not for {config.decoder}.')
+  most = {} if config.draft_tokens is None else {'max_draft': config.draft_tokens}
+  if config.decoder == 'simlayerkv':
+    return functools.partial(decoders.simlayerkv.generate, lazy=lazy_config(config))
+  if config.decoder == 'prompt-lookup':
+    return functools.partial(decoders.speculative.generate, drafter=decoders.speculative.PromptLookup(**most))
+  if config.decoder == 'draft':
+    if config.draft_model is None:
+      raise ValueError('--decoder draft needs the smaller model: pass --draft-model.')
+    draft = jaxlm.load(config.draft_model, dtype=config.dtype)
+    drafter = decoders.speculative.DraftModel.of(draft, **most)
+    return functools.partial(decoders.speculative.generate, drafter=drafter, rule=config.rule)
+  if config.decoder == 'swift':
+    lookup = decoders.speculative.PromptLookup() if config.lookup_first else None
+    return functools.partial(decoders.swift.generate, swift=config.swift, rule=config.rule, lookup=lookup)
+  return decoders.generate
 
 
 def lazy_config(config: GenerateConfig) -> LazyConfig:
@@ -127,14 +175,25 @@ class Printer:
 
 
 def summary(stats: dict) -> str:
-  """One line: where the time and the memory went."""
-  lazy = ''
+  """Where the time and the memory went, and what drafting brought."""
+  more = ''
   if 'lazy_layers' in stats:
-    lazy = f' instead of {stats["kv_bytes_full"] / 1e6:.1f} MB; lazy layers {stats["lazy_layers"]}'
-  return (
+    more = f' instead of {stats["kv_bytes_full"] / 1e6:.1f} MB; lazy layers {stats["lazy_layers"]}'
+  line = (
     f'[{stats["new_tokens"]} tokens, {stats["tokens_per_second"]:.1f} tokens/s; prefill of {stats["prompt_tokens"]} tokens '
-    f'{stats["prefill_seconds"]:.2f} s; compiling {stats["compile_seconds"]:.1f} s; KV cache {stats["kv_bytes"] / 1e6:.1f} MB{lazy}]'
+    f'{stats["prefill_seconds"]:.2f} s; compiling {stats["compile_seconds"]:.1f} s; KV cache {stats["kv_bytes"] / 1e6:.1f} MB{more}]'
   )
+  if 'rounds' in stats:
+    line += (
+      f'\n[{stats["rounds"]} rounds: {stats["drafted"]} tokens drafted, {stats["accepted"]} accepted '
+      f'({stats["acceptance"]:.0%}), {stats["tokens_per_round"]:.2f} tokens a round; {stats["target_calls"]} calls of the model]'
+    )
+  if 'search_seconds' in stats:
+    line += (
+      f'\n[search: {stats["searched_sets"]} sets in {stats["search_seconds"]:.2f} s; {stats["skip_ratio"]:.0%} skipped, '
+      f'matchness {stats["matchness"]:.2f}; {stats["plain_steps"]} steps without drafting]'
+    )
+  return line
 
 
 def run() -> None:

@@ -21,7 +21,7 @@ from decoders import prompts as prompt_lib
 from decoders.lazy import LazyConfig
 from decoders.lazy_memory import LazyMemory
 from decoders.output import Output
-from decoders.plain import DecodeState, WholeMemory, read
+from decoders.plain import DecodeState, WholeMemory, drafting, read
 from decoders.plain import generate as generate_plain
 from decoders.programs import Clock
 from jaxlm import config as configs
@@ -66,7 +66,9 @@ class Context:
       return self._answered(lm, questions, max_new_tokens, options)[0]
     outs = [self._answered(lm, [question], max_new_tokens, options)[0] for question in questions]
     stats = {k: v for k, v in outs[0].stats.items() if k not in SUMMED}
-    stats |= {k: sum(out.stats[k] for out in outs) for k in SUMMED}
+    stats |= {k: sum(out.stats[k] for out in outs) for k in SUMMED if k in outs[0].stats}
+    if 'rounds' in stats:
+      stats |= drafting(stats['rounds'], stats['drafted'], stats['accepted'])
     later = stats['new_tokens'] - len(outs)
     stats['tokens_per_second'] = later / stats['decode_seconds'] if stats['decode_seconds'] else 0.0
     text = None if outs[0].text is None else [t for out in outs for t in out.text]
@@ -118,12 +120,12 @@ class Context:
     pending = [row[len(row) - self.pending :] for row in self.ids]
     return [[*old, *more] for old, more in zip(pending, self._given(lm, texts))]
 
-  def _read(self, clock: Clock, lm: LanguageModel, new: list[list[int]], total: int = 0):
+  def _read(self, clock: Clock, lm: LanguageModel, new: list[list[int]], total: int = 0, slots: int | None = None):
     """Returns (logits [B, V] after the new tokens, the cache with them). Raises ValueError if there is no room."""
     longest = max(map(len, new))
-    if longest + total > self.room:
+    if longest + (slots or total) > self.room:
       raise ValueError(
-        f'{longest + total} tokens are more than the room for {self.room} that this context has left: '
+        f'{longest + (slots or total)} tokens are more than the room for {self.room} that this context has left: '
         'compress it with more `room`.'
       )
     # Padding is written beyond the text, where there must be room too.
@@ -157,6 +159,9 @@ SUMMED = (
   'prefill_seconds',
   'decode_seconds',
   'compile_seconds',
+  'rounds',
+  'drafted',
+  'accepted',
 )
 _read = functools.partial(jax.jit, static_argnames='config')(read)  # The context's own cache is not given away.
 
@@ -169,7 +174,8 @@ class _ContextMemory(WholeMemory):
 
   def read(self, clock, lm, padded, total_B, capacity):
     del padded, total_B, capacity
-    return self.context._read(clock, lm, self.new, self.max_new_tokens)
+    # Loops that need slots beyond the last token ask for more room.
+    return self.context._read(clock, lm, self.new, self.max_new_tokens, self.room)
 
   def finished(self, rows_R, state: DecodeState) -> None:
     self.cache = state.cache
@@ -202,7 +208,7 @@ def compress(
   memory = _Compressing(lazy, lm.config)
   ids = prompt_lib.encode(lm, texts)
   # Generating one token is reading and choosing; the token is dropped.
-  memory.room = room
+  memory.room = room = min(room, lm.config.max_length - max(map(len, ids)))
   out = generate_plain(lm, ids, max_new_tokens=1, eos_id=None, prefill_chunk=prefill_chunk, memory=memory)
   stats = memory.stats() | {name: out.stats[name] for name in ('prefill_seconds', 'compile_seconds')}
   return Context(memory.cache, ids, 0, room, fingerprint(lm), stats)

@@ -14,8 +14,8 @@ import numpy as np
 
 from decoders import prompts as prompt_lib
 from decoders.plain import prefill
+from decoders.rounds import SpeculativeState, own_key
 from decoders.sampling import ranked, warped
-from decoders.speculative import SpeculativeState, own_key
 from decoders.trees import Rule, chain_of
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
@@ -30,10 +30,11 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class DraftModel:
-  """A drafter; see `decoders.speculative.Drafter`.
+  """A drafter; see `decoders.rounds.Drafter`.
 
   Raises:
-    ValueError: when it begins, if the draft model has another vocabulary, another tokenizer or a shorter context.
+    ValueError: settings without sense; and when it begins, if the draft model has another number of tokens, or a context that
+      is shorter than the texts.
   """
 
   config: ModelConfig
@@ -42,6 +43,14 @@ class DraftModel:
   max_draft: int = 5
   threshold: float = 0.4
   """Drafting stops after a token less probable than this."""
+
+  def __post_init__(self):
+    if self.max_draft < 1:
+      raise ValueError(f'{self.max_draft=} must be at least 1.')
+    if not 0 <= self.threshold <= 1:
+      raise ValueError(f'{self.threshold=} must be in [0, 1].')
+
+  most_beside = 0
 
   @classmethod
   def of(cls, draft: LanguageModel, **settings) -> 'DraftModel':
@@ -56,12 +65,12 @@ class DraftModel:
       raise ValueError(
         f'The draft model has {self.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a vocabulary.'
       )
-    padded = prompt_lib.pad(prompts, self.config.max_length)
-    most = int(np.asarray(state.total).max()) + self.max_draft + 1
-    if most - self.max_draft - 1 > self.config.max_length:
+    longest = int(np.asarray(state.total).max())
+    if longest > self.config.max_length:
       raise ValueError(
-        f'Texts of {most} tokens are longer than the {self.config.max_length} that the draft model reads.'
+        f'Texts of {longest} tokens are longer than the {self.config.max_length} that the draft model reads.'
       )
+    padded, most = prompt_lib.pad(prompts, self.config.max_length), longest + self.max_draft + 1
     args = self.params(), jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), state.total
     capacity = max(prompt_lib.bucket(most), padded.tokens.shape[1])
     _, cache = clock.run('prefill', prefill, *args, config=self.config, capacity=capacity, wrap=None)
@@ -77,36 +86,34 @@ class DraftModel:
     if drawn:
       zeros['odds'] = jnp.zeros((R, D, config.vocab_size), jnp.float32)
 
+    room_R = state.tokens.shape[1] - state.lengths - 1  # One token of a round is the target's own.
+
     def read(tokens_RT, position_R, cache):
-      positions_RT = position_R[:, None] + jnp.arange(tokens_RT.shape[1])[None]
+      positions_RT = jnp.minimum(position_R[:, None] + jnp.arange(tokens_RT.shape[1])[None], state.total[:, None] - 1)
       logits_RTV, cache = model.apply({'params': memory.params}, tokens_RT, positions_RT, cache, state.total)
       return logits_RTV[:, -1], cache
 
-    def step(s):
+    def chosen(s, logits_RV, cache):
       t = s['t']
       noise = jax.vmap(own_key if drawn else jax.random.fold_in)(state.keys, state.position + t + 1)
-      next_R = jnp.argmax(ranked(s['logits'], noise, state.seen, values), axis=-1).astype(jnp.int32)
-      logit_R = jnp.take_along_axis(s['logits'], next_R[:, None], axis=1)[:, 0]
-      sure_R = jnp.exp(logit_R - jax.nn.logsumexp(s['logits'], axis=-1))
+      next_R = jnp.argmax(ranked(logits_RV, noise, state.seen, values), axis=-1).astype(jnp.int32)
+      logit_R = jnp.take_along_axis(logits_RV, next_R[:, None], axis=1)[:, 0]
+      sure_R = jnp.exp(logit_R - jax.nn.logsumexp(logits_RV, axis=-1))
       put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, t, 1)
       new = {'chain': put(s['chain'], next_R)}
       if drawn:
-        new['odds'] = put(s['odds'], jax.nn.softmax(warped(s['logits'], state.seen, values), axis=-1))
-      logits_RV, cache = read(next_R[:, None], state.position + t + 1, s['cache'])
+        new['odds'] = put(s['odds'], jax.nn.softmax(warped(logits_RV, state.seen, values), axis=-1))
+      on_R = s['on'] & (sure_R >= self.threshold) & (t + 1 < room_R)
       length_R = jnp.where(s['on'], t + 1, s['length'])
-      on_R = s['on'] & (sure_R >= self.threshold)
-      return {'t': t + 1, 'logits': logits_RV, 'cache': cache, 'on': on_R, 'length': length_R, **new}
+      return {'t': t + 1, 'last': next_R, 'cache': cache, 'on': on_R, 'length': length_R, **new}
 
-    logits_RV, cache = read(jnp.concatenate([before_R1, state.last[:, None]], axis=1), state.position - 1, memory.cache)
-    begin = {
-      't': jnp.int32(0),
-      'logits': logits_RV,
-      'cache': cache,
-      'on': ~idle_R,
-      'length': jnp.zeros(R, jnp.int32),
-      **zeros,
-    }
-    s = jax.lax.while_loop(lambda s: (s['t'] < D) & jnp.any(s['on']), step, begin)
+    begin = {'t': jnp.int32(0), 'on': ~idle_R & (room_R > 0), 'length': jnp.zeros(R, jnp.int32), **zeros}
+    latest_R2 = jnp.concatenate([before_R1, state.last[:, None]], axis=1)
+    s = jax.lax.while_loop(
+      lambda s: (s['t'] < D) & jnp.any(s['on']),
+      lambda s: chosen(s, *read(s['last'][:, None], state.position + s['t'], s['cache'])),
+      chosen(begin, *read(latest_R2, state.position - 1, memory.cache)),
+    )
     return dataclasses.replace(chain_of(s['chain'], s['length']), odds=s.get('odds')), memory.replace(cache=s['cache'])
 
   def learn(self, memory, drafted_R, accepted_R):

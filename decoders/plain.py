@@ -192,6 +192,9 @@ class PlainLoop:
   slack = 0
   """Slots that a row needs beyond its last token."""
 
+  def clear(self) -> None:
+    """Forgets what `stats` would tell: a call of `generate` begins."""
+
   def begin(self, clock: Clock, lm: LanguageModel, prompts: Sequence[Sequence[int]], state: DecodeState) -> Any:
     """Returns the state that `advance` takes, of rows with these prompts."""
     return state
@@ -256,6 +259,7 @@ def generate(
   values = jax.tree.map(jnp.asarray, sampling.active)
   clock, calls, kv_bytes, memory = Clock(), [], 0, memory or WholeMemory()
   memory.chunk, loop, plain = prefill_chunk, loop or PlainLoop(), PlainLoop()
+  loop.clear()
   if loop.slack:
     memory.room = (memory.room or max_new_tokens) + loop.slack
   tokens, lengths = [], []
@@ -319,6 +323,13 @@ def generate(
     grown = zip(np.repeat(np.arange(len(ids)), num_samples), tokens, lengths)
     text = [cut(prompt_lib.continuation(lm.tokenizer, ids[i], row[:n]), stop) for i, row, n in grown]
   return Output(tokens, lengths, text, stats)
+
+
+def drafting(rounds: int, drafted: int, accepted: int) -> dict[str, Any]:
+  """Returns what is told of speculative decoding: M = (accepted + rounds) / rounds, alpha = accepted / drafted."""
+  counts = {'rounds': rounds, 'drafted': drafted, 'accepted': accepted}
+  per_round = (accepted + rounds) / rounds if rounds else 0.0
+  return counts | {'tokens_per_round': per_round, 'acceptance': accepted / drafted if drafted else 0.0}
 
 
 def ending(lm: LanguageModel, eos_id) -> tuple[list[int], int]:

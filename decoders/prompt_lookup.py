@@ -13,7 +13,7 @@ from decoders.trees import Tree, chain_of
 
 @dataclasses.dataclass(frozen=True)
 class PromptLookup:
-  """A drafter; see `decoders.speculative.Drafter`."""
+  """A drafter; see `decoders.rounds.Drafter`."""
 
   max_draft: int = 10
   """Tokens drafted in a round at most."""
@@ -29,7 +29,9 @@ class PromptLookup:
 
   @property
   def buckets(self) -> tuple[tuple[int, int], ...]:
-    return tuple((d, 0) for d in sorted({1, min(4, self.max_draft), self.max_draft}))
+    return tuple((d, 0) for d in sorted({0, min(4, self.max_draft), self.max_draft}))
+
+  most_beside = 0
 
   def begin(self, clock, lm, prompts, state):
     return ()

@@ -35,7 +35,7 @@ def hidden(
 
   Args:
     tokens, positions, length: as for `Transformer.hidden`.
-    branch: a skipped attention leaves what it has of that layer as it was.
+    branch: what is skipped neither reads nor needs what it has of that layer.
     keep: [2, L] bool, whether attention (row 0) and MLP (row 1) of each layer run; NumPy's if `how` is static. The first and
       the last layer run whatever it says.
   """

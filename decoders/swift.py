@@ -19,13 +19,14 @@ import numpy as np
 from decoders import skip_sets, skipping, trees
 from decoders.context import fingerprint
 from decoders.output import Output
-from decoders.plain import PlainLoop
+from decoders.plain import PlainLoop, prefill
 from decoders.plain import generate as generate_plain
 from decoders.programs import Clock
 from decoders.prompt_lookup import PromptLookup
+from decoders.rounds import SpeculativeState
 from decoders.skip_search import Search, predicted_speedup
 from decoders.skip_sets import SkipSet as SkipSet
-from decoders.speculative import Drafter, SpeculativeLoop, SpeculativeState
+from decoders.speculative import Drafter, SpeculativeLoop
 from decoders.swift_config import SwiftConfig as SwiftConfig
 from decoders.swift_draft import SkipDrafter
 from decoders.together import Together
@@ -43,7 +44,7 @@ def generate(
   swift: SwiftConfig = SwiftConfig(),
   **options,
 ) -> Output:
-  """Continues each prompt as `decoders.generate` does; see `Stream` for more than one call."""
+  """Continues each prompt as `decoders.generate` does; for arguments, and for more than one call, see `Stream`."""
   return Stream(lm, swift).generate(prompts, max_new_tokens=max_new_tokens, **options)
 
 
@@ -54,7 +55,8 @@ class Stream:
     search: what was found so far; see `decoders.skip_search.Search`.
 
   Raises:
-    ValueError: a model with fewer than 4 layers, a set that it cannot skip, a file whose set is another model's.
+    ValueError: a model with fewer than 4 layers, a set that it cannot skip, a file that is damaged or whose set is another
+      model's.
   """
 
   def __init__(self, lm: LanguageModel, swift: SwiftConfig = SwiftConfig()):
@@ -103,6 +105,31 @@ class Stream:
       skip_sets.save(self.swift.sets, self.saved_as, skip_set, self.lm.config.num_layers, score=score)
 
 
+def matchness(
+  lm: LanguageModel, ids: Sequence[int], sets: Sequence[SkipSet], window: int | None = None, at_once: int = 8
+) -> np.ndarray:
+  """Returns the share of a text's last tokens that the model finds likeliest without the sub-layers of each set, [C] float32.
+
+  Args:
+    ids: the text, best the model's own.
+    window: how many of the last tokens (none: half of them).
+    at_once: sets that are scored in one pass.
+
+  Raises:
+    ValueError: a window that is longer than the text allows, or a set that the model cannot skip.
+  """
+  window = len(ids) // 2 if window is None else window
+  if not 1 <= window < len(ids):
+    raise ValueError(f'{window=} must be at least 1 and less than the {len(ids)} tokens of the text.')
+  text, total = jnp.asarray([list(ids)], jnp.int32), jnp.asarray([len(ids)])
+  _, cache = prefill(lm.params, text, total, total, config=lm.config, capacity=len(ids))
+  keep = np.stack([s.keep(lm.config.num_layers) for s in sets])
+  first, valid, static = total - window - 1, jnp.ones(1, bool), {'config': lm.config, 'window': window}
+  parts = [keep[i : i + at_once] for i in range(0, len(keep), at_once)]
+  score = lambda part: skipping.matchness(lm.params, jnp.asarray(part), text, first, valid, total, cache, **static)
+  return np.concatenate([score(part) for part in parts])
+
+
 def draft_bytes(lm: LanguageModel) -> tuple[np.ndarray, float]:
   """Returns (bytes of each sub-layer's parameters, as `SkipSet.vector` orders them; bytes that a draft step always reads)."""
   size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
@@ -124,8 +151,14 @@ class Account:
   def __init__(self, on: bool):
     self.on = on
     self.spent = self.lost = self.worst = self.search_cost = 0.0
-    self.plain: float | None = None  # seconds a token
-    self.drafted: float | None = None  # the same in drafting; None: this set was not tried yet
+    self.turn(None)
+
+  def turn(self, conditions: Any) -> None:
+    """Goes on under these conditions; what was measured under others is put aside."""
+    if getattr(self, 'conditions', self) != conditions:
+      self.conditions = conditions
+      self.plain: float | None = None  # seconds a token
+      self.drafted: float | None = None  # the same in drafting; None: this set was not tried yet
 
   def decides(self) -> str:
     """Returns what the next chunk is: 'plain' or 'draft'."""
@@ -152,7 +185,8 @@ class Account:
       self.drafted = mean(self.drafted, each)
       if self.plain is not None:
         loss = seconds - tokens * self.plain
-        self.lost += loss
+        # What was gained is no reason to lose as much.
+        self.lost = max(self.lost + loss, -ALLOWANCE * self.spent)
         self.worst = max(loss, 0.0)
 
   def searched(self, seconds: float) -> None:
@@ -164,9 +198,15 @@ class SwiftLoop(SpeculativeLoop):
 
   def __init__(self, stream: Stream, rule: trees.Rule, sampling: bool, lookup: PromptLookup | None):
     self.stream, self.sampling, self.lookup = stream, sampling, lookup
+    if rule == 'residual' and sampling and lookup is not None:
+      raise ValueError("Tokens looked up are not drawn: use rule='match' with lookup.")
     super().__init__(self.drafter_of(stream.search.best), rule)
     self.window = stream.swift.context_window
-    self.search_seconds, self.searched, self.plain_steps, self.since = 0.0, 0, 0, 0
+    self.since = 0
+
+  def clear(self) -> None:
+    super().clear()
+    self.search_seconds, self.searched, self.plain_steps = 0.0, 0, 0
 
   def drafter_of(self, skip_set: SkipSet) -> Drafter:
     c = self.stream.swift
@@ -182,6 +222,7 @@ class SwiftLoop(SpeculativeLoop):
   def begin(self, clock, lm, prompts, state):
     state = super().begin(clock, lm, prompts, state)
     self.prompt_lengths = np.array([len(p) for p in prompts])
+    self.stream.account.turn((*state.text.shape, self.sampling, self.lookup is not None))
     return self.skipping(state)
 
   def skipping(self, state: SpeculativeState) -> SpeculativeState:
@@ -189,20 +230,21 @@ class SwiftLoop(SpeculativeLoop):
     keep = jnp.asarray(self.stream.search.best.keep(self.stream.lm.config.num_layers))
     memory = state.memory
     if isinstance(self.drafter, Together):
-      return state.replace(memory=(memory[0], memory[1].replace(keep=keep)))
+      return state.replace(memory=(memory[0], memory[1].replace(keep=keep), memory[2]))
     return state.replace(memory=memory.replace(keep=keep))
 
   def advance(self, clock: Clock, lm: LanguageModel, state: SpeculativeState, steps: int, eos_E, values):
     search, account, taken = self.stream.search, self.stream.account, 0
     while taken < steps and not bool(jnp.all(state.done)):
       kind, before = account.decides(), self.now(clock)
-      going, had = np.flatnonzero(~np.asarray(state.done)), np.asarray(state.lengths)
+      going, had = np.flatnonzero(~np.asarray(state.done)), np.array(state.lengths)
       calls = min(self.stream.swift.opt_interval if search.active and not account.on else CHUNK, steps - taken)
       if kind == 'draft':
         state, made = super().advance(clock, lm, state, calls, eos_E, values)
       else:
         state, made = PlainLoop.advance(self, clock, lm, state, calls, eos_E, values)
-        state = state.replace(text=retold(state.text, state.tokens, jnp.asarray(self.prompt_lengths), state.lengths))
+        told = state.text, state.tokens, jnp.asarray(self.prompt_lengths), state.lengths
+        state = state.replace(text=clock.run('decode', with_output, *told))
         self.plain_steps += int(made)
       taken += int(made)
       tokens = float((np.asarray(state.lengths) - had)[going].mean())
@@ -232,11 +274,12 @@ class SwiftLoop(SpeculativeLoop):
       'search', skipping.matchness, lm.params, keep, state.text, jnp.asarray(np.maximum(first, 0)), jnp.asarray(valid),
       state.total, state.cache, config=lm.config, window=window,
     )  # fmt: skip
-    shares = [float(s) for s in shares]
+    shares = np.asarray(shares).tolist()
     search.observe(sets, shares if paper else shares[1:], None if paper else shares[0])
     self.since, self.searched = self.stream.generated, self.searched + len(sets)
     if not search.active:
       self.stream.ended()
+    if search.best != was or not search.active:
       self.drafter = self.drafter_of(search.best)
     if search.best != was:
       self.stream.account.drafted = None
@@ -259,7 +302,7 @@ class SwiftLoop(SpeculativeLoop):
 
 
 @jax.jit
-def retold(text_RS, tokens_RM, start_R, lengths_R):
+def with_output(text_RS, tokens_RM, start_R, lengths_R):
   """Returns the text with the output where it follows the prompts."""
   R, M = tokens_RM.shape
   index_RM = jnp.where(

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from decoders import skipping
+from decoders.rounds import SpeculativeState, own_key
 from decoders.sampling import ranked, warped
 from decoders.skip_sets import SkipSet
-from decoders.speculative import SpeculativeState, own_key
 from decoders.trees import Rule, Tree, with_leaves
 from jaxlm.caches.branch import Branch
 from jaxlm.config import ModelConfig
@@ -31,7 +31,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class SkipDrafter:
-  """A drafter; see `decoders.speculative.Drafter`. Its fields are those of `SwiftConfig`."""
+  """A drafter; see `decoders.rounds.Drafter`. Its fields are those of `SwiftConfig`."""
 
   start: SkipSet
   """Skipped at first; what is skipped later is in its memory, unless `how` is static."""
@@ -46,9 +46,13 @@ class SkipDrafter:
   def buckets(self) -> tuple[tuple[int, int], ...]:
     # All tokens of a chain but the last are at least as probable as the threshold, unless that moves.
     least = 0.0 if self.adapt else self.threshold
-    before = max(w for b, w in zip((1.0, *self.width_bounds), self.widths) if b > least)
+    before = max((w for b, w in zip((1.0, *self.width_bounds), self.widths) if b > least), default=self.widths[0])
     depths = [d for d in DEPTHS if d < self.max_draft] + [self.max_draft]
     return tuple((d, (d - 1) * (before - 1) + self.widths[-1] - 1) for d in depths)
+
+  @property
+  def most_beside(self) -> int:
+    return self.widths[-1] - 1
 
   def begin(self, clock, lm, prompts, state) -> Memory:
     fill = lambda value: jnp.full(len(prompts), value, jnp.float32)
@@ -58,14 +62,15 @@ class SkipDrafter:
     self, params: Any, state: SpeculativeState, values: dict, rule: Rule, config: ModelConfig, idle_R=None
   ) -> tuple[Tree, Memory]:
     """Rows that are `idle` are not drafted for."""
-    memory, R, D, W = state.memory, len(state.last), self.max_draft, self.widths[-1]
+    memory, R, D, W = state.memory, len(state.last), self.max_draft, min(self.widths[-1], config.vocab_size)
+    room_R = state.tokens.shape[1] - state.lengths - 1  # One token of a round is the target's own.
     keep = self.start.keep(config.num_layers) if self.how == 'static' else memory.keep
     drawn = rule == 'residual' and 'temperature' in values
     branch = Branch.create(state.cache, config, R, D)
     idle_R = state.done if idle_R is None else state.done | idle_R
     ints = lambda *shape: jnp.zeros((R, D, *shape), jnp.int32)
     begin = {
-      't': jnp.int32(0), 'last': state.last, 'on': ~idle_R, 'length': jnp.zeros(R, jnp.int32), 'top': ints(W), 'width': ints(),
+      't': jnp.int32(0), 'last': state.last, 'on': ~idle_R & (room_R > 0), 'length': jnp.zeros(R, jnp.int32), 'top': ints(W), 'width': ints(),
       'keys': branch.keys, 'values': branch.values, 'positions': branch.positions,
     }  # fmt: skip
     if drawn:
@@ -89,7 +94,7 @@ class SkipDrafter:
       width_R = jnp.minimum(self.width(sure_R), jnp.isfinite(scores_RW).sum(axis=1))
       put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new.astype(x.dtype), t, 1)
       new = {
-        't': t + 1, 'last': first_R, 'on': s['on'] & (sure_R >= memory.threshold), 'length': jnp.where(s['on'], t + 1, s['length']),
+        't': t + 1, 'last': first_R, 'on': s['on'] & (sure_R >= memory.threshold) & (t + 1 < room_R), 'length': jnp.where(s['on'], t + 1, s['length']),
         'top': put(s['top'], top_RW), 'width': put(s['width'], width_R),
         'keys': here.keys, 'values': here.values, 'positions': here.positions,
       }  # fmt: skip

@@ -5,15 +5,28 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from decoders.draft_model import DraftModel
 from decoders.trees import NOWHERE, Tree
 
 
 @dataclasses.dataclass(frozen=True)
 class Together:
-  """A drafter; see `decoders.speculative.Drafter`. The second one's `propose` takes rows that are idle."""
+  """A drafter; see `decoders.rounds.Drafter`.
+
+  Raises:
+    ValueError: the second one is a draft model, whose cache would miss what the first one's rounds added.
+  """
 
   first: Any
   second: Any
+
+  def __post_init__(self):
+    if isinstance(self.second, DraftModel):
+      raise ValueError('A draft model must read every token, so it cannot be the second of two drafters.')
+
+  @property
+  def most_beside(self) -> int:
+    return max(self.first.most_beside, self.second.most_beside)
 
   @property
   def buckets(self) -> tuple[tuple[int, int], ...]:
@@ -23,10 +36,11 @@ class Together:
     return (*sorted(smaller), (depth, most))
 
   def begin(self, clock, lm, prompts, state):
-    return tuple(d.begin(clock, lm, prompts, state) for d in (self.first, self.second))
+    memories = [d.begin(clock, lm, prompts, state) for d in (self.first, self.second)]
+    return *memories, jnp.zeros(len(prompts), bool)
 
-  def propose(self, params, state, values, rule, config) -> tuple[Tree, tuple[Any, Any]]:
-    if rule == 'residual':
+  def propose(self, params, state, values, rule, config) -> tuple[Tree, tuple]:
+    if rule == 'residual' and 'temperature' in values:
       raise ValueError("Tokens looked up are not drawn: use rule='match' with two drafters.")
     one, first = self.first.propose(params, state.replace(memory=state.memory[0]), values, rule, config)
     found_R = one.length > 0
@@ -41,7 +55,9 @@ class Together:
       leaves=pick(one.leaves, two.leaves, most, 0),
       parents=pick(one.parents, two.parents, most, NOWHERE),
     )
-    return tree, (first, second)
+    return tree, (first, second, found_R)
 
   def learn(self, memory, drafted_R, accepted_R):
-    return memory[0], self.second.learn(memory[1], drafted_R, accepted_R)
+    first, second, found_R = memory
+    first = self.first.learn(first, jnp.where(found_R, drafted_R, 0), accepted_R)
+    return first, self.second.learn(second, jnp.where(found_R, 0, drafted_R), accepted_R), found_R

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 Rule = Literal['match', 'residual']
+NOWHERE = 1 << 30  # The parent of no leaf.
 
 
 @struct.dataclass
@@ -44,9 +45,6 @@ class Accepted:
   path: jax.Array  # [B, D + 1] int32: nodes, the first one 0
   tokens: jax.Array  # [B, D + 1] int32: the token after each of them
   count: jax.Array  # [B] int32
-
-
-NOWHERE = 1 << 30
 
 
 def nodes(tree: Tree, last_B):

@@ -5,6 +5,7 @@ import pytest
 import decoders
 from decoders.command import GenerateConfig, lazy_config, main
 from decoders.simlayerkv import KiviConfig, LazyConfig, preset
+from decoders.swift_config import SwiftConfig
 import jaxlm
 from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.language_model import LanguageModel
@@ -31,5 +32,27 @@ def test_the_command_decodes_as_the_functions_do(monkeypatch, capsys):
     assert ('lazy layers [[' in notes) == (decoder == 'simlayerkv')
   assert said['plain'].startswith(text)
   assert said['plain'] == text + decoders.generate(lm, [text], max_new_tokens=8).text[0] + '\n'
-  with pytest.raises(ValueError, match='are for --decoder simlayerkv, not for plain'):
+  with pytest.raises(ValueError, match='--preset is for --decoder simlayerkv, not for plain'):
     main(GenerateConfig('m', prompt=('a',), preset='kivi'))
+
+
+def test_drafting_decoders_print_the_same_text(monkeypatch, capsys):
+  model = TINY.replace(vocab_size=259, max_length=256, num_layers=4)
+  lm = LanguageModel(model, tiny_model(model).params, ByteTokenizer())
+  monkeypatch.setattr(jaxlm, 'load', lambda path, dtype: lm, raising=False)
+  swift = SwiftConfig(max_draft=3, guard=False, search=False)
+  own = {
+    'prompt-lookup': {'draft_tokens': 4},
+    'draft': {'draft_model': 'd', 'draft_tokens': 3},
+    'swift': {'swift': swift},
+  }
+  main(GenerateConfig('m', prompt=('A line of text.',), max_new_tokens=12))
+  expected, _ = capsys.readouterr()
+  for decoder, flags in own.items():
+    main(GenerateConfig('m', prompt=('A line of text.',), decoder=decoder, max_new_tokens=12, **flags))
+    said, notes = capsys.readouterr()
+    assert said == expected and 'tokens a round' in notes
+  with pytest.raises(ValueError, match='needs the smaller model'):
+    main(GenerateConfig('m', prompt=('a',), decoder='draft'))
+  with pytest.raises(ValueError, match='--lookup-first is for --decoder swift, not for draft'):
+    main(GenerateConfig('m', prompt=('a',), decoder='draft', lookup_first=True))

@@ -9,8 +9,10 @@ import pytest
 
 import decoders
 from decoders import speculative, trees
+from decoders.programs import _programs
 from decoders.prompt_lookup import PromptLookup, found
 from decoders.simlayerkv import KiviConfig, LazyConfig
+from jaxlm.caches.branch import Branch
 from jaxlm.models.transformer import Transformer
 from tests.models import TINY, tiny_model
 
@@ -30,6 +32,10 @@ class Scripted:
   @property
   def buckets(self):
     return ((1, self.beside), (self.depth, self.depth * self.beside))
+
+  @property
+  def most_beside(self):
+    return self.beside
 
   def begin(self, clock, lm, prompts, state):
     rows = [PROMPTS.index(list(prompt)) for prompt in prompts]
@@ -123,7 +129,7 @@ def test_streams_what_it_returns():
 
 def test_a_tree_is_read_as_its_paths_are():
   lm = tiny_model(TINY.replace(windows=(3, 0)))
-  cache = speculative.Branch.create(*prefilled(lm, [5, 6, 4, 3]), lm.config, 1, 6)
+  cache = Branch.create(*prefilled(lm, [5, 6, 4, 3]), lm.config, 1, 6)
   tree = trees.with_leaves(
     jnp.asarray([[11, 12]]), jnp.asarray([2]), jnp.asarray([[[13, 14], [15, 16]]]), jnp.asarray([[2, 1]]), 3
   )
@@ -164,3 +170,24 @@ def test_lookup_pays_where_text_repeats():
   plain = decoders.generate(lm, prompts, max_new_tokens=30)
   out = speculative.generate(lm, prompts, drafter=PromptLookup(), max_new_tokens=30)
   np.testing.assert_array_equal(out.tokens, plain.tokens)
+  assert out.stats['target_calls'] < 0.7 * plain.stats['target_calls']
+
+
+def test_up_to_the_end_of_the_context():
+  lm = tiny_model(TINY.replace(position='learned'))
+  settings = dict(max_new_tokens=53)  # The longest prompt reaches the last position there is.
+  plain, drafter = scripted(lm, settings)
+  out = speculative.generate(lm, PROMPTS, drafter=drafter, **settings)
+  np.testing.assert_array_equal(out.tokens, plain.tokens)
+
+
+def test_samples_and_small_batches_share_one_program():
+  lm = tiny_model()
+  settings = dict(max_new_tokens=20, sampling=SAMPLED, num_samples=2, seed=1)
+  prompts = [[1, 2, 3], [4, 5, 6, 7], [3]]
+  plain = decoders.generate(lm, prompts, **settings)
+  programs = lambda: sum(key[0] is speculative.decode for key in _programs)
+  before = programs()
+  out = speculative.generate(lm, prompts, drafter=PromptLookup(4), batch_size=1, **settings)
+  np.testing.assert_array_equal(out.tokens, plain.tokens)
+  assert programs() == before + 1
