@@ -80,8 +80,8 @@ def test_the_part_writes_its_table_and_trains_once(monkeypatch, tmp_path, capsys
   # Without those that are programs of their own: each takes seconds to compile.
   monkeypatch.setattr(kv_cache_recall, 'methods', lambda _: [m for m in every if m.name in FEW])
   kv_cache.main(kv_cache.Config(parts=('recall',), recall_prompts=2))
-  kept = json.loads((report.RESULTS / 'kv_cache.json').read_text())
-  rows = {row['cache']: row for row in kept['recall']}
+  kept = json.loads((report.RESULTS / 'kv_cache_recall.json').read_text())
+  rows = {row['cache']: row for row in kept['rows']}
   assert list(rows) == FEW
   assert rows['full']['times smaller'] == 1 and rows['full']['relative loss'] <= 1
   assert rows['full']['kB'] == 4 * 256 * 2 * 16 * 2 / 1e3

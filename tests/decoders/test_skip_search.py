@@ -355,6 +355,7 @@ def test_search_finds_sublayers_that_do_nothing():
   assert np.mean(drawn) < 0.95
 
 
+@pytest.mark.slow
 def test_in_noise_the_corrected_rule_ends_with_a_better_set(monkeypatch):
   """The paper's rule keeps the luckiest window, whichever way its sets were found."""
   monkeypatch.setattr('decoders.skip_search.BOX', 1000)
