@@ -130,10 +130,15 @@ def draw(tasks: list[dict[str, Any]], path: Path) -> None:
   for axis, measure in zip(figure.subplots(1, 3), measures):
     for i, name in enumerate(names):
       rows = sorted((r for r in tasks if r['cache'] == name), key=lambda r: r['times smaller'])
-      style = {'marker': 'os^vDP*X<>h'[i % 11], 'color': f'C{i % 10}', 'linestyle': '-', 'linewidth': 0.8}
+      # Hollow and of many sizes, so that one shows through another.
+      style = {'marker': 'os^vDP*X<>h'[i % 11], 'color': f'C{i - 1}' if i else 'black', 'linewidth': 0.8}
+      style |= {'markerfacecolor': 'none', 'markersize': 4 + i % 6}
       axis.plot([r['times smaller'] for r in rows], [r[measure] for r in rows], label=name, **style)
     axis.set(xlabel='times smaller than the full cache', xscale='log', title=measure)
-    axis.set_xticks([1, 2, 4, 8], ['1', '2', '4', '8'], minor=False)
+    axis.set_xticks([1, 2, 4, 8], ['1', '2', '4', '8'])
+    axis.xaxis.set_minor_formatter('')
+    if measure != 'perplexity':
+      axis.set_ylim(-0.05, 1.05)
     axis.grid(alpha=0.3)
   figure.legend(*axis.get_legend_handles_labels(), loc='outside right center', fontsize=8)
   figure.savefig(path, dpi=120)
