@@ -77,7 +77,7 @@ plt.show()
 
 # %%
 lazy = LazyConfig(n_recent=recent, stage='prefill')
-rows = {}
+rows, cut = {}, {}
 for name, config in {
   'full': lazy.replace(threshold=1.0),
   'half lazy': lazy,
@@ -86,9 +86,9 @@ for name, config in {
   'all lazy': lazy.replace(n_full=0),
 }.items():
   out = decoders.simlayerkv.generate(lm, [ids], max_new_tokens=24, lazy=config, prefill_chunk=1024)
-  rows[name] = out.stats['kv_bytes'] / 1e6
+  rows[name], cut[name] = out.stats['kv_bytes'] / 1e6, out.stats['lazy_layers'][0]
   print(f'{name:18} {rows[name]:7.1f} MB  {out.stats["tokens_per_second"]:6.1f} tokens/s  {out.text[0]!r:.70}')
-print('lazy layers:', out.stats['lazy_layers'][0])
+print('half lazy cut these layers:', cut['half lazy'])
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 2.4))
