@@ -68,7 +68,7 @@ class Context:
     stats = {k: v for k, v in outs[0].stats.items() if k not in SUMMED}
     stats |= {k: sum(out.stats[k] for out in outs) for k in SUMMED if k in outs[0].stats}
     if 'rounds' in stats:
-      stats |= drafting(stats['rounds'], stats['drafted'], stats['accepted'])
+      stats |= drafting(*(stats[name] for name in ('rounds', 'drafted', 'accepted', 'verified')))
     later = stats['new_tokens'] - len(outs)
     stats['tokens_per_second'] = later / stats['decode_seconds'] if stats['decode_seconds'] else 0.0
     text = None if outs[0].text is None else [t for out in outs for t in out.text]
@@ -162,6 +162,7 @@ SUMMED = (
   'rounds',
   'drafted',
   'accepted',
+  'verified',
 )
 _read = functools.partial(jax.jit, static_argnames='config')(read)  # The context's own cache is not given away.
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,15 +16,10 @@ from decoders.plain import prefill
 from decoders.rounds import SpeculativeState, own_key
 from decoders.sampling import ranked, warped
 from decoders.trees import Rule, chain_of
+from jaxlm.caches import FullCache
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import Transformer
-
-
-@struct.dataclass
-class Memory:
-  params: Any
-  cache: Any  # FullCache of the draft model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +54,11 @@ class DraftModel:
   def buckets(self) -> tuple[tuple[int, int], ...]:
     return tuple((d, 0) for d in sorted({1, self.max_draft}))
 
-  def begin(self, clock, lm: LanguageModel, prompts, state) -> Memory:
+  def weights(self) -> Any:
+    return self.params()
+
+  def begin(self, clock, lm: LanguageModel, prompts, state) -> FullCache:
+    """Returns the draft model's cache."""
     if lm.config.vocab_size != self.config.vocab_size:
       raise ValueError(
         f'The draft model has {self.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a vocabulary.'
@@ -74,11 +72,10 @@ class DraftModel:
     args = self.params(), jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), state.total
     capacity = max(prompt_lib.bucket(most), padded.tokens.shape[1])
     _, cache = clock.run('prefill', prefill, *args, config=self.config, capacity=capacity, wrap=None)
-    # Its own arrays, since a state is given away.
-    return Memory(jax.tree.map(jnp.copy, self.params()), cache)
+    return cache
 
-  def propose(self, params, state: SpeculativeState, values: dict, rule: Rule, config: ModelConfig, idle_R=None):
-    memory, R, D = state.memory, len(state.last), self.max_draft
+  def propose(self, params, own, state: SpeculativeState, values: dict, rule: Rule, config: ModelConfig, idle_R=None):
+    R, D = len(state.last), self.max_draft
     drawn, model = rule == 'residual' and 'temperature' in values, Transformer(self.config)
     idle_R = state.done if idle_R is None else state.done | idle_R
     before_R1 = jnp.take_along_axis(state.text, jnp.maximum(state.position - 1, 0)[:, None], axis=1)
@@ -90,7 +87,7 @@ class DraftModel:
 
     def read(tokens_RT, position_R, cache):
       positions_RT = jnp.minimum(position_R[:, None] + jnp.arange(tokens_RT.shape[1])[None], state.total[:, None] - 1)
-      logits_RTV, cache = model.apply({'params': memory.params}, tokens_RT, positions_RT, cache, state.total)
+      logits_RTV, cache = model.apply({'params': own}, tokens_RT, positions_RT, cache, state.total)
       return logits_RTV[:, -1], cache
 
     def chosen(s, logits_RV, cache):
@@ -112,9 +109,9 @@ class DraftModel:
     s = jax.lax.while_loop(
       lambda s: (s['t'] < D) & jnp.any(s['on']),
       lambda s: chosen(s, *read(s['last'][:, None], state.position + s['t'], s['cache'])),
-      chosen(begin, *read(latest_R2, state.position - 1, memory.cache)),
+      chosen(begin, *read(latest_R2, state.position - 1, state.memory)),
     )
-    return dataclasses.replace(chain_of(s['chain'], s['length']), odds=s.get('odds')), memory.replace(cache=s['cache'])
+    return dataclasses.replace(chain_of(s['chain'], s['length']), odds=s.get('odds')), s['cache']
 
   def learn(self, memory, drafted_R, accepted_R):
     return memory

@@ -19,9 +19,9 @@ class Output:
   stats: dict[str, Any]
   """prefill_seconds, decode_seconds, compile_seconds, tokens_per_second (decode), kv_bytes, prompt_tokens, new_tokens,
   target_calls; of simlayerkv: lazy_layers, lazy_ratios (per row), kv_bytes_full, compression; where tokens are drafted: rounds
-  (summed over rows), drafted, accepted, tokens_per_round (M), acceptance (alpha); of swift: skipped, skip_ratio, draft_cost (bytes
-  of a draft step over those of a full one), matchness, predicted_speedup, search_seconds, searched_sets, search_ended, plain_steps,
-  seconds_per_token."""
+  (summed over rows), drafted, accepted, verified (nodes), tokens_per_round (M), acceptance (alpha); of swift: skipped,
+  skip_ratio, draft_cost (bytes of a draft step over those of a full one), matchness, predicted_speedup, search_seconds,
+  searched_sets, search_ended, plain_steps, seconds_per_token."""
 
   def rows(self) -> list[list[int]]:
     """The generated ids of each row without padding."""

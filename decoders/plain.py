@@ -325,9 +325,9 @@ def generate(
   return Output(tokens, lengths, text, stats)
 
 
-def drafting(rounds: int, drafted: int, accepted: int) -> dict[str, Any]:
+def drafting(rounds: int, drafted: int, accepted: int, verified: int) -> dict[str, Any]:
   """Returns what is told of speculative decoding: M = (accepted + rounds) / rounds, alpha = accepted / drafted."""
-  counts = {'rounds': rounds, 'drafted': drafted, 'accepted': accepted}
+  counts = {'rounds': rounds, 'drafted': drafted, 'accepted': accepted, 'verified': verified}
   per_round = (accepted + rounds) / rounds if rounds else 0.0
   return counts | {'tokens_per_round': per_round, 'acceptance': accepted / drafted if drafted else 0.0}
 

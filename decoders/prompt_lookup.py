@@ -33,10 +33,13 @@ class PromptLookup:
 
   most_beside = 0
 
+  def weights(self) -> tuple:
+    return ()
+
   def begin(self, clock, lm, prompts, state):
     return ()
 
-  def propose(self, params, state, values, rule, config) -> tuple[Tree, tuple]:
+  def propose(self, params, own, state, values, rule, config) -> tuple[Tree, tuple]:
     chain_RD, length_R = found(state.text, state.position, self.longest, self.shortest, self.max_draft)
     return chain_of(chain_RD, length_R), ()
 

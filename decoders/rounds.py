@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from decoders import trees
 from decoders.plain import DecodeState
 from decoders.programs import Clock
-from decoders.sampling import choose, warped
+from decoders.sampling import noise, warped
 from jaxlm.caches.branch import Branch
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
@@ -31,6 +31,7 @@ class SpeculativeState(DecodeState):
   rounds: jax.Array  # [R] int32, rounds that the row took part in
   drafted: jax.Array  # [R] int32, tokens of all chains
   accepted: jax.Array  # [R] int32, tokens kept beyond one a round
+  verified: jax.Array  # [R] int32, nodes that the target read, with those that only pad
 
 
 class Drafter(Protocol):
@@ -42,14 +43,18 @@ class Drafter(Protocol):
   most_beside: int
   """Most leaves of one node."""
 
+  def weights(self) -> Any:
+    """Returns the drafter's own parameters, () for none. Unlike its memory they stay what they are."""
+    ...
+
   def begin(self, clock: Clock, lm: LanguageModel, prompts: Sequence[Sequence[int]], state: DecodeState) -> Any:
     """Returns the drafter's memory of rows that have been read."""
     ...
 
   def propose(
-    self, params: Any, state: SpeculativeState, values: dict, rule: trees.Rule, config: ModelConfig
+    self, params: Any, own: Any, state: SpeculativeState, values: dict, rule: trees.Rule, config: ModelConfig
   ) -> tuple[trees.Tree, Any]:
-    """Returns (a tree for each row, the memory). Traced. The second of two drafters also takes `idle_R`, rows to leave out."""
+    """Returns (a tree for each row, the memory); `own` are the drafter's weights. Traced. The second of two drafters also takes `idle_R`, rows to leave out."""
     ...
 
   def learn(self, memory: Any, drafted_R, accepted_R) -> Any:
@@ -72,27 +77,32 @@ def verify(params, state: SpeculativeState, tree: trees.Tree, values, config: Mo
   variables = {'params': params}
   hidden_RND, branch = model.apply(variables, tokens_RN, positions_RN, branch, state.total, method=Transformer.hidden)
   logits_RNV = model.apply(variables, hidden_RND, method=Transformer.logits)
-  noise_keys = jax.vmap(lambda key, at: jax.vmap(lambda p: jax.random.fold_in(key, p + 1))(at))(
-    state.keys, positions_RN
-  )
   flat = lambda x: x.reshape(R * N, *x.shape[2:])
   seen = None
   if state.seen is not None:  # Each node's own path counts as seen.
     path_RNN = jnp.broadcast_to(tokens_RN[:, None], seen_RNN.shape)
     put = lambda seen_V, tokens_N, here_N: seen_V.at[tokens_N].max(here_N)
     seen = flat(jax.vmap(jax.vmap(put, (None, 0, 0)))(state.seen, path_RNN, seen_RNN))
+  scores_RNV = warped(flat(logits_RNV), seen, values).reshape(logits_RNV.shape)
   if rule == 'residual' and 'temperature' in values and tree.odds is not None:
-    probabilities = jax.nn.softmax(warped(flat(logits_RNV), seen, values), axis=-1).reshape(R, N, -1)
-    accepted = trees.residual(
-      tree, probabilities, jax.vmap(own_key)(state.keys, state.position), 1 + drafter.most_beside
-    )
+    keys_R, probabilities = jax.vmap(own_key)(state.keys, state.position), jax.nn.softmax(scores_RNV, axis=-1)
+    accepted = trees.residual(tree, probabilities, keys_R, 1 + drafter.most_beside)
   else:
-    accepted = trees.match(tree, choose(flat(logits_RNV), flat(noise_keys), seen, values).reshape(R, N))
+    if 'temperature' in values:
+      scores_RNV += noise_of(state, depth_RN, D + 2, logits_RNV.shape[-1])
+    accepted = trees.match(tree, jnp.argmax(scores_RNV, axis=-1).astype(jnp.int32))
   kept = branch.along(accepted.path)
   more = drafter.buckets[-1][0] - D
   widen = lambda x: jnp.pad(x, ((0, 0), (0, more), *((0, 0),) * (x.ndim - 2)))
   wide = jax.tree.map(widen, (accepted.path, accepted.tokens, kept))
   return trees.Accepted(wide[0], wide[1], accepted.count), wide[2], branch.positions[:, :1]
+
+
+def noise_of(state: SpeculativeState, depth_RN, depths: int, size: int):
+  """Returns the noise that plain decoding chooses with after each node [R, N, V]; nodes of one depth share it."""
+  at_RP = jnp.minimum(state.position[:, None] + jnp.arange(depths)[None], state.total[:, None] - 1) + 1
+  of_row = lambda key, at_P: noise(jax.vmap(jax.random.fold_in, (None, 0))(key, at_P), size)
+  return jnp.take_along_axis(jax.vmap(of_row)(state.keys, at_RP), depth_RN[:, :, None], axis=1)
 
 
 def own_key(key, position):
@@ -101,10 +111,10 @@ def own_key(key, position):
 
 
 def one_round(
-  params, state: SpeculativeState, eos_E, values, *, config: ModelConfig, drafter, rule
+  params, own, state: SpeculativeState, eos_E, values, *, config: ModelConfig, drafter, rule
 ) -> SpeculativeState:
   """Drafts, verifies, and adds what is accepted to the rows that are not done."""
-  tree, memory = drafter.propose(params, state, values, rule, config)
+  tree, memory = drafter.propose(params, own, state, values, rule, config)
   # No more than can be kept: one token of a round is the target's own.
   room_R = jnp.maximum(state.tokens.shape[1] - state.lengths - 1, 0)
   length_R = jnp.where(state.done, 0, jnp.minimum(tree.length, room_R))
@@ -117,7 +127,10 @@ def one_round(
     lambda tree, size=size: verify(params, state, tree.cut(*size), values, config, drafter, rule)
     for size in drafter.buckets
   ]
-  accepted, kept, first_R1 = jax.lax.switch(jnp.argmax(fits), sizes, tree)
+  size = jnp.argmax(fits)
+  accepted, kept, first_R1 = jax.lax.switch(size, sizes, tree)
+  nodes = jnp.array([1 + d + m for d, m in drafter.buckets])[size]
+  state = state.replace(verified=state.verified + jnp.where(state.done, 0, nodes))
   return added(state, accepted, kept, first_R1, length_R, eos_E, drafter)
 
 
@@ -155,10 +168,10 @@ def added(state: SpeculativeState, accepted: trees.Accepted, kept, first_R1, dra
   )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'drafter', 'rule'), donate_argnums=(1,))
-def decode(params, state: SpeculativeState, rounds, eos_E, values, *, config: ModelConfig, drafter, rule):
+@functools.partial(jax.jit, static_argnames=('config', 'drafter', 'rule'), donate_argnums=(2,))
+def decode(params, own, state: SpeculativeState, rounds, eos_E, values, *, config: ModelConfig, drafter, rule):
   """Takes at most `rounds` rounds, fewer when every row is done. Returns (state, rounds taken)."""
   unfinished = lambda carry: (carry[1] < rounds) & ~jnp.all(carry[0].done)
   run = functools.partial(one_round, config=config, drafter=drafter, rule=rule)
-  body = lambda carry: (run(params, carry[0], eos_E, values), carry[1] + 1)
+  body = lambda carry: (run(params, own, carry[0], eos_E, values), carry[1] + 1)
   return jax.lax.while_loop(unfinished, body, (state, jnp.int32(0)))

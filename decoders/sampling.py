@@ -20,9 +20,12 @@ def choose(
 def ranked(logits, keys, seen, values) -> Float[Array, 'B V']:
   """Returns scores of which the highest is chosen; in their order they are draws without replacement."""
   scores = warped(logits, seen, values)
-  if 'temperature' not in values:
-    return scores
-  return scores + jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
+  return scores + noise(keys, logits.shape[1]) if 'temperature' in values else scores
+
+
+def noise(keys: jax.Array, size: int) -> Float[Array, 'B V']:
+  """Returns the Gumbel noise of each key."""
+  return jax.vmap(lambda key: jax.random.gumbel(key, (size,), jnp.float32))(keys)
 
 
 def warped(logits, seen, values) -> Float[Array, 'B V']:

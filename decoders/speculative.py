@@ -28,6 +28,8 @@ from jaxlm.caches.kivi import Quantized
 from jaxlm.errors import unknown
 from jaxlm.language_model import LanguageModel
 
+COUNTED = ('rounds', 'drafted', 'accepted', 'verified')
+
 
 class SpeculativeLoop(PlainLoop):
   """What `decoders.generate` does with rows that have been read, where tokens are drafted."""
@@ -40,9 +42,7 @@ class SpeculativeLoop(PlainLoop):
     self.clear()
 
   def clear(self) -> None:
-    self.rounds: list[int] = []
-    self.drafted: list[int] = []
-    self.accepted: list[int] = []
+    self.counts: dict[str, list[int]] = {name: [] for name in COUNTED}  # of each row
 
   def begin(
     self, clock: Clock, lm: LanguageModel, prompts: Sequence[Sequence[int]], state: DecodeState
@@ -61,20 +61,20 @@ class SpeculativeLoop(PlainLoop):
     # Each its own array, since they are given away.
     zeros = lambda: jnp.zeros(R, jnp.int32)
     fields = {name: getattr(state, name) for name in DecodeState.__dataclass_fields__}
-    return SpeculativeState(
-      **fields, text=jnp.asarray(text), memory=memory, rounds=zeros(), drafted=zeros(), accepted=zeros()
-    )
+    return SpeculativeState(**fields, text=jnp.asarray(text), memory=memory, **{name: zeros() for name in COUNTED})
 
   def advance(self, clock: Clock, lm: LanguageModel, state: SpeculativeState, steps: int, eos_E, values):
     static = {'config': lm.config, 'drafter': self.drafter, 'rule': self.rule}
-    return clock.run('decode', decode, lm.params, state, jnp.int32(steps), eos_E, values, **static)
+    return clock.run(
+      'decode', decode, lm.params, self.drafter.weights(), state, jnp.int32(steps), eos_E, values, **static
+    )
 
   def finished(self, rows_R: np.ndarray, state: SpeculativeState) -> None:
-    for name in ('rounds', 'drafted', 'accepted'):
-      getattr(self, name).extend(np.asarray(getattr(state, name)).tolist())
+    for name, counts in self.counts.items():
+      counts.extend(np.asarray(getattr(state, name)).tolist())
 
   def stats(self) -> dict[str, Any]:
-    return drafting(sum(self.rounds), sum(self.drafted), sum(self.accepted))
+    return drafting(*(sum(self.counts[name]) for name in COUNTED))
 
 
 def generate(

@@ -54,12 +54,15 @@ class SkipDrafter:
   def most_beside(self) -> int:
     return self.widths[-1] - 1
 
+  def weights(self) -> tuple:
+    return ()  # The model's are all there are.
+
   def begin(self, clock, lm, prompts, state) -> Memory:
     fill = lambda value: jnp.full(len(prompts), value, jnp.float32)
     return Memory(jnp.asarray(self.start.keep(lm.config.num_layers)), fill(self.threshold), fill(1.0))
 
   def propose(
-    self, params: Any, state: SpeculativeState, values: dict, rule: Rule, config: ModelConfig, idle_R=None
+    self, params: Any, own: Any, state: SpeculativeState, values: dict, rule: Rule, config: ModelConfig, idle_R=None
   ) -> tuple[Tree, Memory]:
     """Rows that are `idle` are not drafted for."""
     memory, R, D, W = state.memory, len(state.last), self.max_draft, min(self.widths[-1], config.vocab_size)

@@ -35,17 +35,20 @@ class Together:
     smaller = {b for b in (*self.first.buckets, *self.second.buckets) if b[0] < depth or b[1] < most}
     return (*sorted(smaller), (depth, most))
 
+  def weights(self) -> tuple:
+    return self.first.weights(), self.second.weights()
+
   def begin(self, clock, lm, prompts, state):
     memories = [d.begin(clock, lm, prompts, state) for d in (self.first, self.second)]
     return *memories, jnp.zeros(len(prompts), bool)
 
-  def propose(self, params, state, values, rule, config) -> tuple[Tree, tuple]:
+  def propose(self, params, own, state, values, rule, config) -> tuple[Tree, tuple]:
     if rule == 'residual' and 'temperature' in values:
       raise ValueError("Tokens looked up are not drawn: use rule='match' with two drafters.")
-    one, first = self.first.propose(params, state.replace(memory=state.memory[0]), values, rule, config)
+    one, first = self.first.propose(params, own[0], state.replace(memory=state.memory[0]), values, rule, config)
     found_R = one.length > 0
     rest = state.replace(memory=state.memory[1])
-    two, second = self.second.propose(params, rest, values, rule, config, idle_R=found_R)
+    two, second = self.second.propose(params, own[1], rest, values, rule, config, idle_R=found_R)
     depth, most = self.buckets[-1]
     wide = lambda x, n, fill: jnp.pad(x, ((0, 0), (0, n - x.shape[1])), constant_values=fill)
     pick = lambda a, b, n, fill: jnp.where(found_R[:, None], wide(a, n, fill), wide(b, n, fill))

@@ -1,6 +1,7 @@
 """The engine: whatever is drafted, the tokens are plain decoding's."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,10 @@ from decoders import speculative, trees
 from decoders.programs import _programs
 from decoders.prompt_lookup import PromptLookup, found
 from decoders.simlayerkv import KiviConfig, LazyConfig
+import jaxlm
+from jaxlm.caches import FullCache
 from jaxlm.caches.branch import Branch
+from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.models.transformer import Transformer
 from tests.models import TINY, tiny_model
 
@@ -37,11 +41,14 @@ class Scripted:
   def most_beside(self):
     return self.beside
 
+  def weights(self):
+    return ()
+
   def begin(self, clock, lm, prompts, state):
     rows = [PROMPTS.index(list(prompt)) for prompt in prompts]
     return jnp.asarray([[*self.script[row], *(0,) * self.depth] for row in rows])
 
-  def propose(self, params, state, values, rule, config):
+  def propose(self, params, own, state, values, rule, config):
     D, W = self.depth, self.beside
     true_RD = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, D))(state.memory, state.lengths)
     a, b, c = jax.random.split(jax.random.fold_in(jax.random.key(5), state.position.sum()), 3)
@@ -142,8 +149,6 @@ def test_a_tree_is_read_as_its_paths_are():
 
 
 def prefilled(lm, ids):
-  from jaxlm.caches import FullCache
-
   cache = FullCache.create(lm.config, 1, 16)
   return (Transformer(lm.config).apply({'params': lm.params}, jnp.asarray([ids]), cache=cache)[1],)
 
@@ -191,3 +196,106 @@ def test_samples_and_small_batches_share_one_program():
   out = speculative.generate(lm, prompts, drafter=PromptLookup(4), batch_size=1, **settings)
   np.testing.assert_array_equal(out.tokens, plain.tokens)
   assert programs() == before + 1
+
+
+def test_stop_strings_inside_what_was_accepted():
+  lm = jaxlm.LanguageModel(
+    TINY.replace(vocab_size=259), tiny_model(TINY.replace(vocab_size=259)).params, ByteTokenizer()
+  )
+  prompts = ['abcabcabc', 'xyz']
+  plain = decoders.generate(lm, prompts, max_new_tokens=30, eos_id=None)
+  row = next(row for row, text in enumerate(plain.text) if len(text) > 6)
+  settings = dict(max_new_tokens=30, eos_id=None, stop=[plain.text[row][4:6]])
+  expected = decoders.generate(lm, prompts, **settings)
+  out = speculative.generate(lm, prompts, drafter=PromptLookup(6), **settings)
+  assert out.text == expected.text and out.text[row] == plain.text[row][: plain.text[row].find(settings['stop'][0])]
+  np.testing.assert_array_equal(out.lengths, expected.lengths)
+
+
+def test_rings_smaller_than_a_draft():
+  lm = tiny_model()
+  settings = dict(max_new_tokens=20, lazy=LazyConfig(n_initial=1, n_recent=3, n_full=1, stage='prefill', growth='ring'))
+  plain = decoders.simlayerkv.generate(lm, PROMPTS, **settings)
+  drafter = Scripted(tuple(map(tuple, plain.tokens.tolist())), spoilt=0.05, depth=8)
+  out = decoders.simlayerkv.generate(lm, PROMPTS, loop=speculative.SpeculativeLoop(drafter), **settings)
+  np.testing.assert_array_equal(out.tokens, plain.tokens)
+  assert out.stats['tokens_per_round'] > 4  # Whole rings were replaced in a round.
+
+
+def test_the_cache_after_rounds_is_that_of_a_prompt_just_read():
+  """Keys and values of every token but the last, row by row, whatever was drafted and refused."""
+  lm, kept = tiny_model(), {}
+
+  class Kept(speculative.SpeculativeLoop):
+    def finished(self, rows_R, state):
+      kept.update(state=state)
+
+  plain, drafter = scripted(lm, dict(max_new_tokens=20, eos_id=None))
+  decoders.generate(lm, PROMPTS, max_new_tokens=20, eos_id=None, loop=Kept(drafter))
+  for row, (prompt, new) in enumerate(zip(PROMPTS, plain.tokens.tolist())):
+    text = jnp.asarray([prompt + new[:-1]])
+    fresh = FullCache.create(lm.config, 1, text.shape[1])
+    _, fresh = Transformer(lm.config).apply({'params': lm.params}, text, cache=fresh)
+    for name in ('keys', 'values'):
+      for mine, theirs in zip(getattr(kept['state'].cache, name), getattr(fresh, name)):
+        np.testing.assert_allclose(mine[row, :, : text.shape[1]], theirs[0], atol=1e-5)
+
+
+@pytest.mark.parametrize('rule', ['match', 'residual'])
+def test_a_draft_model_stops_where_it_is_unsure(rule):
+  lm, settings = tiny_model(), dict(max_new_tokens=24, sampling=decoders.Sampling(temperature=0.5), seed=1)
+  plain, drafted = decoders.generate(lm, PROMPTS, **settings), []
+  for threshold in (0.0, 0.1, 1.0):
+    drafter = speculative.DraftModel.of(lm, threshold=threshold)
+    out = speculative.generate(lm, PROMPTS, drafter=drafter, rule=rule, **settings)
+    drafted.append(out.stats['drafted'] / out.stats['rounds'])
+    assert out.stats['acceptance'] == pytest.approx(1.0)  # Whatever the target's own law draws is accepted.
+    if rule == 'match':
+      np.testing.assert_array_equal(out.tokens, plain.tokens)
+  assert drafted[0] > drafted[2] > 0.9 and drafted[0] >= drafted[1] >= drafted[2]  # The unsure token itself stays.
+
+
+def test_in_bfloat16_tokens_differ_only_where_the_model_wavers():
+  """Several tokens read at once round otherwise than one by one: what is chosen is the likeliest all but a rounding."""
+  lm = tiny_model(TINY.replace(dtype='bfloat16'))
+  prompts = np.random.default_rng(0).integers(1, 50, (8, 6)).tolist()
+  plain = decoders.generate(lm, prompts, max_new_tokens=40, eos_id=None)
+  out = speculative.generate(lm, prompts, drafter=PromptLookup(5), max_new_tokens=40, eos_id=None)
+  gaps = []
+  for prompt, new in zip(prompts, out.rows()):
+    logits = np.asarray(jaxlm.forward(lm, [prompt + new]))[0, len(prompt) - 1 : -1]
+    gaps.append(logits.max(axis=-1) - logits[np.arange(len(new)), new])
+  flips = int((np.stack(gaps) > 0).sum())
+  print(
+    f'{flips} of {np.stack(gaps).size} tokens are not the likeliest; {(out.tokens != plain.tokens).sum()} differ from plain'
+  )
+  assert np.max(gaps) < 0.05 and flips < 16
+
+
+def test_a_round_copies_no_cache():
+  """In the compiled loop nothing as large as a layer's cache is copied."""
+  lm, slots = tiny_model(), 4096
+  found = {}
+
+  class Look(speculative.SpeculativeLoop):
+    def begin(self, clock, lm, prompts, state):
+      state = super().begin(clock, lm, prompts, state)
+      args = lm.params, self.drafter.weights(), state, jnp.int32(9), jnp.asarray([-1]), {}
+      static = {'config': lm.config, 'drafter': self.drafter, 'rule': 'match'}
+      found['text'] = speculative.decode.lower(*args, **static).compile().as_text()
+      return state
+
+  memory = decoders.plain.WholeMemory()
+  memory.room = slots
+  decoders.generate(
+    tiny_model(TINY.replace(max_length=slots)), PROMPTS, max_new_tokens=2, memory=memory, loop=Look(PromptLookup(4))
+  )
+  shape = rf'f32\[3,{lm.config.num_kv_heads},\d{{4}},{lm.config.head_dim}\]'
+  assert re.search(shape, found['text'])
+  copies = re.findall(rf'%\S+ = {shape}\S* copy\(.*', found['text'])
+  # What stays is outside of the loop, once a call.
+  loops = re.split(r'\n\n', found['text'])
+  inside = [
+    c for part in loops if not part.lstrip().startswith('ENTRY') for c in re.findall(rf'{shape}\S* copy\(.*', part)
+  ]
+  assert not inside, copies

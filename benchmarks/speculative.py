@@ -1,0 +1,254 @@
+"""python -m benchmarks.speculative: what speculative decoding gains, and whether its speed is what its parts predict.
+
+gain      a deep, narrow model trained with stochastic depth (once, then kept), which can do without most of its sub-layers:
+          the speed of SWIFT for each skip ratio on held-out text, and of a stream of requests that begins with the search
+frontier  how much of SmolLM2-135M's own text it still guesses without the sub-layers that a search finds
+smollm2   SmolLM2 over a stream of prompts of five kinds, greedy and sampled: plain decoding, prompt lookup, SWIFT, SWIFT
+          after prompt lookup; and transformers' assisted generation of the same weights
+
+Each part writes its own file, speculative_PART.json. Batch 1, float32.
+"""
+
+import collections
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from benchmarks import report
+
+# Share of tokens still guessed without so many of SmolLM2's 56 sub-layers, chosen one by one as the best on the very text
+# that they are judged on (four chat prompts of 96 tokens; float32).
+CHOSEN_ONE_BY_ONE = {1: 0.96, 2: 0.93, 4: 0.90, 6: 0.84, 8: 0.78, 10: 0.71, 12: 0.67, 14: 0.59}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Speculative decoding on a redundant model and on SmolLM2-135M."""
+
+  parts: tuple[Literal['gain', 'frontier', 'smollm2'], ...] = ('gain', 'frontier', 'smollm2')
+  ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8)
+  """gain: shares of sub-layers skipped."""
+  sets: int = 400
+  """Sets that a search may score."""
+  prompts: int = 12
+  """gain: held-out prompts measured; as many others are searched on."""
+  prompt_bytes: int = 128
+  new_bytes: int = 256
+  """gain: bytes generated after each prompt."""
+  skipped: tuple[int, ...] = (4, 8, 12)
+  """frontier: numbers of sub-layers, of 56."""
+  each: int = 8
+  """smollm2: prompts of each of the five kinds."""
+  new_tokens: int = 64
+  """smollm2: tokens generated after each prompt, fewer where the model ends."""
+  temperature: float = 0.7
+  max_draft: int = 8
+  """Tokens that SWIFT drafts at most. On a CPU each one costs in verifying, so trees are chains here."""
+  lookup_draft: int = 6
+  """Tokens that prompt lookup drafts."""
+  early_exit: int = 20
+  """smollm2: layer at which transformers' draft ends."""
+  repeats: int = 9
+  """Timings of each part of a round."""
+  peer: bool = True
+  """smollm2: run transformers too (pip install -e '.[bench]')."""
+  threads: int = len(os.sched_getaffinity(0))
+  """PyTorch's threads; XLA uses all cores it is given."""
+
+
+def main(config: Config) -> None:
+  if config.peer and 'smollm2' in config.parts:
+    report.require_peer()
+    import torch
+
+    torch.set_num_threads(config.threads)
+  if 'gain' in config.parts:
+    gain(config)
+  if {'frontier', 'smollm2'} & set(config.parts):
+    import jaxlm
+    from jaxlm.data import fetch
+
+    lm = jaxlm.load(fetch.fetch('smollm2'), dtype='float32')
+    if 'frontier' in config.parts:
+      frontier(lm, config)
+    if 'smollm2' in config.parts:
+      stream(lm, config)
+
+
+def swift_of(config: Config, ratio: float):
+  from decoders.swift import SwiftConfig
+
+  chain = (1, 1, 1, 1)
+  return SwiftConfig(skip_ratio=ratio, max_draft=config.max_draft, greedy_widths=chain, sampling_widths=chain)
+
+
+def gain(config: Config) -> None:
+  from benchmarks import speculative_streams as ss
+  from benchmarks import stochastic_depth
+  from decoders.options import Sampling
+  from decoders.prompt_lookup import PromptLookup
+  from decoders.skip_search import predicted_speedup
+  from decoders.swift import Stream
+
+  lm, settings = stochastic_depth.trained(), dataclasses.asdict(config)
+  prompts = stochastic_depth.prompts(2 * config.prompts, config.prompt_bytes)
+  seen, unseen = prompts[: config.prompts], [('held out', ids) for ids in prompts[config.prompts :]]
+  lookup = PromptLookup(max_draft=config.lookup_draft)
+  streams, searches = {}, []
+  for ratio in config.ratios:
+    search = ss.searched(lm, swift_of(config, ratio), seen, config.new_bytes, config.sets).search
+    found = swift_of(config, ratio).replace(skip=search.best, search=False, guard=False, draft='static')
+    streams[f'SWIFT {ratio}'] = Stream(lm, found)
+    searches.append({
+      'ratio': ratio, 'sets': search.iterations, 'ended': search.stopped, 'matchness': search.best_score,
+      'bytes of a draft': search.cost(search.best), 'attention': list(search.best.attention), 'mlp': list(search.best.mlp),
+    })  # fmt: skip
+    print(searches[-1], flush=True)
+  best = max(searches, key=lambda s: predicted_speedup(s['matchness'], s['bytes of a draft'], config.max_draft))
+  costs = costs_of(lm, prompts[0], streams, lookup, config)
+  ways = ss.methods(lm, streams, lookup, config.new_bytes, Sampling(), f'SWIFT {best["ratio"]}')
+  # As a user gets it: the search begins with the stream, and the guard decides.
+  ways['SWIFT from scratch'] = ss.ours(
+    Stream(lm, swift_of(config, config.ratios[len(config.ratios) // 2])).generate, max_new_tokens=config.new_bytes
+  )
+  found = ss.run_all(unseen, ways)
+  rows = [row for row in ss.rows_of(found, costs) if row['kind'] == 'all']
+  for row in rows:
+    row['c'] = costs[row['method']].draft if row['method'] in costs else ''
+  verdicts = checks(rows)
+  report.write(
+    'speculative_gain', rows, costs=shown(costs), searches=searches, checks=verdicts, config=settings,
+    flips={name: gaps for name in found if (gaps := ss.flips(lm, unseen, found, name))},
+  )  # fmt: skip
+  draw(rows, searches, report.RESULTS / 'speculative_gain.png')
+
+
+def frontier(lm: Any, config: Config) -> None:
+  from benchmarks import speculative_prompts
+  from benchmarks import speculative_streams as ss
+  from decoders.skip_sets import uniform
+  from decoders.swift import matchness
+
+  chats = [lm.tokenizer.chat(question) for question in speculative_prompts.QUESTIONS]
+  judged = ss.greedy_text(lm, chats[:4], 96)
+  agreement = lambda skip_set: float(np.mean([matchness(lm, ids, [skip_set], 95)[0] for ids in judged]))
+  rows = [{'skipped of 56': 56 // 2, 'sets': 0, 'agreement': agreement(uniform(30)), 'set': 'every second layer'}]
+  for number in config.skipped:
+    # Searched on four prompts, judged on four others.
+    search = ss.searched(lm, swift_of(config, (number + 0.5) / 56), chats[4:], 96, config.sets).search
+    best = search.best
+    rows.append({
+      'skipped of 56': len(best), 'sets': search.iterations, 'agreement': agreement(best),
+      'chosen one by one': CHOSEN_ONE_BY_ONE.get(len(best), ''), 'set': f'attention {best.attention}, MLP {best.mlp}',
+    })  # fmt: skip
+    print(report.table(rows[-1:]), flush=True)
+  report.write('speculative_frontier', rows[1:] + rows[:1], config=dataclasses.asdict(config))
+
+
+def stream(lm: Any, config: Config) -> None:
+  from benchmarks import speculative_prompts
+  from benchmarks import speculative_streams as ss
+  from decoders.options import Sampling
+  from decoders.prompt_lookup import PromptLookup
+  from decoders.swift import Stream
+
+  prompts = speculative_prompts.prompts(lm, config.each)
+  lookup, swift = PromptLookup(max_draft=config.lookup_draft), swift_of(config, 8.5 / 56)
+  search = ss.searched(lm, swift, [lm.tokenizer.chat(q) for q in speculative_prompts.QUESTIONS[:2]], 96, 200).search
+  frozen = swift.replace(skip=search.best, search=False, guard=False, draft='static')
+  rows, flips, all_costs = [], {}, {}
+  for name, sampling in {'greedy': Sampling(), 'sampled': Sampling(temperature=config.temperature)}.items():
+    # A stream of its own for each: what is searched, guarded and learned begins anew.
+    streams = {'SWIFT, guarded': Stream(lm, swift), 'SWIFT, set given': Stream(lm, frozen)}
+    costs = costs_of(lm, prompts[0][1], {'SWIFT, set given': streams['SWIFT, set given']}, lookup, config)
+    ways = ss.methods(lm, streams, lookup, config.new_tokens, sampling, 'SWIFT, guarded')
+    if config.peer and name == 'greedy':
+      ways |= ss.transformers_methods(lm, config.new_tokens, config.early_exit, config.lookup_draft)
+    found = ss.run_all(prompts, ways)
+    of_name = [{'decoding': name, **row} for row in ss.rows_of(found, costs)]
+    print(report.table(of_name), flush=True)
+    rows += of_name
+    all_costs[name] = shown(costs)
+    if name == 'greedy':
+      flips = {way: gaps for way in found if (gaps := ss.flips(lm, prompts, found, way))}
+  columns = {key: '' for row in rows for key in row}
+  rows = [columns | row for row in rows]
+  report.write(
+    'speculative_smollm2', rows, costs=all_costs, flips=flips, checks=checks(rows), config=dataclasses.asdict(config)
+  )
+
+
+def costs_of(lm, prompt, streams, lookup, config: Config) -> dict[str, Any]:
+  """Returns what the parts of each method's round take."""
+  from benchmarks import speculative_costs
+  from decoders.swift import SwiftLoop
+
+  costs = {'prompt lookup': speculative_costs.measure(lm, prompt, lookup, config.repeats, drafts=False)}
+  for name, of_name in streams.items():
+    drafter = dataclasses.replace(SwiftLoop(of_name, 'match', False, None).drafter, threshold=0.0)
+    costs[name] = speculative_costs.measure(lm, prompt, drafter, config.repeats)
+  return costs
+
+
+def shown(costs: dict[str, Any]) -> dict[str, Any]:
+  return {name: dataclasses.asdict(c) for name, c in costs.items()}
+
+
+def checks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the statements that the rows bear out, or do not."""
+  mine = [r for r in rows if not r['method'].startswith('transformers')]
+  same = collections.Counter(r['same'].split('/')[0] == r['same'].split('/')[1] for r in mine if r['kind'] == 'all')
+  verdicts = [{'statement': 'all tokens are plain decoding\'s', 'pass': not same[False], 'measured': f'{same[True]} of {sum(same.values())} methods'}]  # fmt: skip
+  for r in mine:
+    which = ' '.join(str(r.get(key, '')) for key in ('decoding', 'method', 'kind')).strip()
+    if r['method'] == 'prompt lookup' and r['kind'] == 'repeat':
+      verdicts.append(verdict(f'{which}: at least 1.5 times fewer calls', r['fewer calls'] >= 1.5, r['fewer calls']))
+    if r.get('predicted') and r['kind'] == 'all':
+      near = r['speed-up'] / r['predicted']
+      verdicts.append(verdict(f'{which}: speed within 15 % of the prediction', abs(near - 1) <= 0.15, near))
+      if r['predicted'] >= 1.3:
+        verdicts.append(
+          verdict(f'{which}: at least 1.3 times faster, as predicted', r['speed-up'] >= 1.3, r['speed-up'])
+        )
+    if ('guarded' in r['method'] or 'scratch' in r['method']) and r['kind'] == 'all':
+      verdicts.append(
+        verdict(f'{which}: no slower than plain by 5 %, search and all', r['speed-up'] >= 0.95, r['speed-up'])
+      )
+  for v in verdicts:
+    print('PASS' if v['pass'] else 'MISS', v['statement'], '--', v['measured'])
+  return verdicts
+
+
+def verdict(statement: str, holds: bool, measured: float) -> dict[str, Any]:
+  return {'statement': statement, 'pass': bool(holds), 'measured': round(measured, 3)}
+
+
+def draw(rows: list[dict[str, Any]], searches: list[dict[str, Any]], path: Path) -> None:
+  """Plots measured and predicted speed, and what is guessed and accepted, against the share of sub-layers skipped."""
+  from matplotlib.figure import Figure  # Not pyplot: no global state, no display.
+
+  of_ratio = {s['ratio']: next(r for r in rows if r['method'] == f'SWIFT {s["ratio"]}') for s in searches}
+  ratios = list(of_ratio)
+  figure = Figure(figsize=(9, 3.4), layout='constrained')
+  left, right = figure.subplots(1, 2)
+  for key, style in (('speed-up', 'o-'), ('predicted', 's--'), ('v = 1', '^:')):
+    label = {'speed-up': 'measured', 'predicted': 'predicted', 'v = 1': 'predicted, verifying free'}[key]
+    left.plot(ratios, [of_ratio[ratio][key] for ratio in ratios], style, label=label)
+  left.axhline(1, color='#999999', linewidth=0.8)
+  left.set(xlabel='share of sub-layers skipped', ylabel='times plain decoding', title='Speed')
+  right.plot(ratios, [s['matchness'] for s in searches], 'o-', label='matchness of the set found')
+  right.plot(ratios, [of_ratio[ratio]['alpha'] for ratio in ratios], 's-', label='drafted tokens accepted')
+  right.plot(ratios, [of_ratio[ratio]['c'] for ratio in ratios], '^:', label='time of a draft step / plain step')
+  right.set(xlabel='share of sub-layers skipped', ylim=(0, 1.02), title='Drafts')
+  for axis in (left, right):
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+  figure.savefig(path, dpi=120)
+
+
+if __name__ == '__main__':
+  main(tyro.cli(Config))

@@ -1,0 +1,124 @@
+"""A deep, narrow byte model whose sub-layers are redundant: stochastic depth (https://arxiv.org/abs/1603.09382) on real text.
+
+  each step   a rate r from U(0, 0.9); every sub-layer but those of the first and the last layer is left out of all rows with
+              probability r
+  text        what every Python says of itself (`jaxlm.data.embedded`); each 20th document is held out
+
+With most of them left out it then still guesses most of what the whole model says. It is trained once and kept in the
+cache folder.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+
+import jaxlm
+from jaxlm import caches
+from jaxlm.config import ModelConfig
+from jaxlm.data import embedded
+from jaxlm.data.corpus import cache_folder
+from jaxlm.data.tokenizers import ByteTokenizer
+from jaxlm.models.transformer import Block, Transformer, init_params
+from trainers.config import OptimizerConfig
+from trainers.optimizer import make_optimizer
+from trainers.step import TrainState, init_state, make_train_step
+
+MODEL = ModelConfig(
+  vocab_size=259, num_layers=24, model_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=384, max_length=1024,
+  tied_embeddings=False, dtype='float32',
+)  # fmt: skip
+HELD_OUT = 20  # Of so many documents one.
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  model: ModelConfig = MODEL
+  steps: int = 1000
+  rows: int = 8
+  length: int = 256
+  highest_rate: float = 0.9
+  optimizer: OptimizerConfig = OptimizerConfig(
+    learning_rate=3e-3, warmup_steps=100, schedule='wsd', decay_fraction=0.25, weight_decay=0.1
+  )
+  seed: int = 0
+
+
+def documents(held_out: bool) -> list[str]:
+  return [text for i, text in enumerate(embedded.read()) if (i % HELD_OUT == 0) == held_out]
+
+
+def loss(setting: Setting, params, tokens_BT, key):
+  """Returns (sum of -log p of the bytes, with sub-layers left out; their number)."""
+  config, variables = setting.model, {'params': params}
+  model, block, cache = Transformer(config), Block(config, 1), caches.Sequence()
+  rate_key, drop_key = jax.random.split(key)
+  rate = jax.random.uniform(rate_key, maxval=setting.highest_rate)
+  runs_2L = jax.random.bernoulli(drop_key, 1 - rate, (config.num_layers, 2)).at[jnp.array([0, -1])].set(True)
+  x_BTD, positions, scheme = model.apply(variables, tokens_BT[:, :-1], method=Transformer.embedded)
+
+  # One compiled layer for all, and what is left out is not computed.
+  def layer(x_BTD, weights_and_runs):
+    weights, runs_2 = weights_and_runs
+    own = {'params': weights}
+    attended = lambda x: block.apply(own, x, positions, scheme, cache, method=Block.attended)[0]
+    after_BTD = jax.lax.cond(runs_2[0], attended, lambda x: x, x_BTD)
+    widened = lambda after: block.apply(own, after, x_BTD, method=Block.widened)
+    return jax.lax.cond(runs_2[1], widened, lambda after: after, after_BTD), None
+
+  layers = [params[f'layer_{i}'] for i in range(config.num_layers)]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+  x_BTD, _ = jax.lax.scan(layer, x_BTD, (stacked, runs_2L))
+  hidden_BTD = model.apply(variables, x_BTD, method=Transformer.normed)
+  logits = model.apply(variables, hidden_BTD, method=Transformer.logits)
+  nll_BT = optax.softmax_cross_entropy_with_integer_labels(logits, tokens_BT[:, 1:])
+  return nll_BT.sum(), jnp.float32(nll_BT.size)
+
+
+@functools.cache
+def text(held_out: bool) -> np.ndarray:
+  """Returns the documents as one row of ids, each with its end."""
+  tokenizer = ByteTokenizer()
+  return np.concatenate([np.array(tokenizer.encode(t, eos=True), np.int32) for t in documents(held_out)])
+
+
+def train(setting: Setting) -> tuple[Any, np.ndarray]:
+  """Returns (parameters, the loss of each step)."""
+  tx = make_optimizer(setting.optimizer, setting.steps).tx
+  step = jax.jit(make_train_step(functools.partial(loss, setting), tx, seed=setting.seed), donate_argnums=0)
+  params = jax.jit(functools.partial(init_params, setting.model))(jax.random.key(setting.seed))
+  state: TrainState = init_state(params, tx)
+  ids, rng, losses = text(False), np.random.default_rng(setting.seed), []
+  bar = tqdm.trange(setting.steps, desc='stochastic depth', mininterval=5)
+  for _ in bar:
+    first_B1 = rng.integers(0, len(ids) - setting.length - 1, (setting.rows, 1))
+    state, metrics = step(state, ids[first_B1 + np.arange(setting.length + 1)])
+    losses.append(float(metrics['loss']))
+    bar.set_postfix(loss=f'{np.mean(losses[-50:]):.3f}', refresh=False)
+  return state.params, np.array(losses)
+
+
+def trained(setting: Setting = Setting()) -> jaxlm.LanguageModel:
+  """Returns the model, trained if no run before has: it is kept under what it was trained by."""
+  made_by = json.dumps(dataclasses.asdict(setting)) + ''.join(map(inspect.getsource, (documents, loss, train)))
+  facts = made_by + str(embedded.facts())
+  folder = cache_folder() / 'trained' / f'stochastic-depth-{hashlib.sha256(facts.encode()).hexdigest()[:16]}'
+  if not (folder / 'config.json').exists():  # Written last.
+    lm = jaxlm.LanguageModel(setting.model, train(setting)[0], ByteTokenizer())
+    jaxlm.save_huggingface(lm, folder, overwrite=True)
+  return jaxlm.load(folder, dtype='float32')
+
+
+def prompts(count: int, length: int, seed: int = 0) -> Sequence[list[int]]:
+  """Returns so many bytes of held-out documents, `count` times."""
+  ids, rng = text(True), np.random.default_rng(seed)
+  return [ids[first : first + length].tolist() for first in rng.integers(0, len(ids) - length, count)]
