@@ -114,6 +114,7 @@ OWN = {
   'lazy': ('simlayerkv',),
   'preset': ('simlayerkv',),
   'quant_bits': ('simlayerkv',),
+  'quant_group': ('simlayerkv',),
   'swift': ('swift',),
   'lookup_first': ('swift',),
   'draft_model': ('draft',),

@@ -21,14 +21,16 @@ from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import Transformer
 
+PROBE = 'Two models, 1 text: naïve?'
+
 
 @dataclasses.dataclass(frozen=True)
 class DraftModel:
   """A drafter; see `decoders.rounds.Drafter`.
 
   Raises:
-    ValueError: settings without sense; and when it begins, if the draft model has another number of tokens, or a context that
-      is shorter than the texts.
+    ValueError: settings without sense; and when it begins, if the draft model has another vocabulary, or a context that is
+      shorter than the texts.
   """
 
   config: ModelConfig
@@ -37,6 +39,8 @@ class DraftModel:
   max_draft: int = 5
   threshold: float = 0.4
   """Drafting stops after a token less probable than this."""
+  tokenizer: Any = dataclasses.field(default=None, compare=False)
+  """The draft model's, where it has one, so that another vocabulary of the same size is noticed."""
 
   def __post_init__(self):
     if self.max_draft < 1:
@@ -48,7 +52,7 @@ class DraftModel:
 
   @classmethod
   def of(cls, draft: LanguageModel, **settings) -> 'DraftModel':
-    return cls(draft.config, lambda: draft.params, **settings)
+    return cls(draft.config, lambda: draft.params, tokenizer=draft.tokenizer, **settings)
 
   @property
   def buckets(self) -> tuple[tuple[int, int], ...]:
@@ -63,6 +67,12 @@ class DraftModel:
       raise ValueError(
         f'The draft model has {self.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a vocabulary.'
       )
+    if self.tokenizer is not None and lm.tokenizer is not None:
+      ours, theirs = lm.tokenizer.encode(PROBE), self.tokenizer.encode(PROBE)
+      if ours != theirs:
+        raise ValueError(
+          f'The draft model reads {PROBE!r} as tokens {theirs}, the model as {ours}: they must share a vocabulary.'
+        )
     longest = int(np.asarray(state.total).max())
     if longest > self.config.max_length:
       raise ValueError(

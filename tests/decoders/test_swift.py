@@ -12,6 +12,7 @@ from decoders.skip_sets import SkipSet
 from decoders.swift import Account, Stream, SwiftConfig
 from jaxlm.caches import FullCache
 from jaxlm.caches.branch import Branch
+from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import Transformer
 from tests.models import TINY, tiny_model
@@ -214,6 +215,18 @@ def test_a_draft_model_must_fit():
     drafter = speculative.DraftModel.of(tiny_model(other))
     with pytest.raises(ValueError, match=message):
       speculative.generate(lm, PROMPTS, drafter=drafter, max_new_tokens=20)
+
+
+def test_a_draft_model_with_other_tokens_of_the_same_number_is_noticed():
+  config = MODEL.replace(vocab_size=259)
+
+  class Shifted(ByteTokenizer):
+    def encode(self, text, **options):
+      return [(i + 1) % 256 for i in super().encode(text, **options)]
+
+  lm, other = (LanguageModel(config, tiny_model(config).params, t) for t in (ByteTokenizer(), Shifted()))
+  with pytest.raises(ValueError, match='must share a vocabulary'):
+    speculative.generate(lm, ['a'], drafter=speculative.DraftModel.of(other), max_new_tokens=4)
 
 
 def test_a_draft_models_tokens_are_plain_decodings():
