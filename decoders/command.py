@@ -60,6 +60,9 @@ class GenerateConfig:
   """Continuations of each prompt."""
   stop: tuple[str, ...] = ()
   """Strings that end the text."""
+  direction: Literal['forward', 'reverse'] | None = None
+  """reverse: generate what comes before the prompt, with a model that reads texts from their end (none: as the model was trained;
+  one of both directions goes forward)."""
   prefill_chunk: int | None = None
   """Tokens of a prompt read at once, which bounds the memory that long prompts need (none: all)."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
@@ -77,13 +80,21 @@ def main(config: GenerateConfig) -> None:
   lm = jaxlm.load(config.model, dtype=config.dtype)
   if lm.tokenizer is None:
     raise ValueError(f'{config.model} has no tokenizer, so it cannot read text; use decoders.generate from Python.')
+  from decoders.directions import resolve
+
+  direction = resolve(lm.config, config.direction)
+  if config.chat is not None and direction == 'reverse':
+    raise ValueError(
+      '--chat is answered forward, and this would be generated in reverse: pass --prompt, or another --direction.'
+    )
   if config.chat is not None:
     system = [{'role': 'system', 'content': config.system}] if config.system else []
     prompts = [lm.tokenizer.chat([*system, {'role': 'user', 'content': config.chat}])]
   else:
     prompts = [sys.stdin.read() if p == '-' else p for p in config.prompt]
-  streams = len(prompts) * config.num_samples == 1
-  printer = Printer(lm, prompts[0])
+  # What is generated in reverse comes last word first, so it is printed whole.
+  streams = len(prompts) * config.num_samples == 1 and direction == 'forward'
+  printer = Printer(lm, prompts[0], direction)
   if streams and config.chat is None:
     printer.write(prompts[0])
   out = decode(
@@ -95,12 +106,17 @@ def main(config: GenerateConfig) -> None:
     num_samples=config.num_samples,
     stop=config.stop,
     prefill_chunk=config.prefill_chunk,
+    direction=direction,
     # Text is held back while a stop string may still end it, so with --stop it is printed whole.
     stream=printer.stream if streams and not config.stop else None,
   )
   if streams:
     printer.write(out.text[0] if config.stop else printer.text.flush())
     printer.write('\n')
+  elif direction == 'reverse':
+    for row, text in enumerate(out.text):
+      name = f'--- {row}\n' if len(out.text) > 1 else ''
+      printer.write(f'{name}{text}{prompts[row // config.num_samples]}\n')
   else:
     for row, text in enumerate(out.text):
       prompt = '' if config.chat is not None else prompts[row // config.num_samples]
@@ -161,11 +177,11 @@ def lazy_config(config: GenerateConfig) -> LazyConfig:
 class Printer:
   """Writes text as soon as it is complete."""
 
-  def __init__(self, lm, prompt):
+  def __init__(self, lm, prompt, direction):
     from decoders.prompts import encode
     from jaxlm.data.text_stream import TextStream
 
-    self.text = TextStream(lm.tokenizer, prompt=encode(lm, [prompt])[0])
+    self.text = TextStream(lm.tokenizer, prompt=encode(lm, [prompt], direction)[0])
 
   def stream(self, row: int, ids: list[int]) -> None:
     self.write(self.text.push(ids))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoders import prompts as prompt_lib
+from decoders.directions import resolve
 from decoders.lazy import LazyConfig
 from decoders.lazy_memory import LazyMemory
 from decoders.output import Output
@@ -27,6 +28,7 @@ from decoders.programs import Clock
 from jaxlm import config as configs
 from jaxlm.caches import files
 from jaxlm.caches.full import FullCache
+from jaxlm.config import ModelConfig
 from jaxlm.errors import CheckpointError
 from jaxlm.language_model import LanguageModel
 
@@ -105,8 +107,9 @@ class Context:
 
   def _check_model(self, lm: LanguageModel) -> None:
     for name, value in fingerprint(lm).items():
-      if value != self.model[name]:
-        raise ValueError(f'This cache belongs to a model with {name}={self.model[name]!r}; this one has {value!r}.')
+      # A field that did not exist when the context was saved had its default.
+      if value != (mine := self.model.get(name, getattr(ModelConfig, name, None))):
+        raise ValueError(f'This cache belongs to a model with {name}={mine!r}; this one has {value!r}.')
 
   def _given(self, lm: LanguageModel, texts: Sequence[Any]) -> list[list[int]]:
     if len(texts) != len(self.ids):
@@ -144,6 +147,7 @@ class Context:
   def _answered(self, lm: LanguageModel, questions, max_new_tokens: int, options) -> tuple[Output, 'Context']:
     if options.get('batch_size') is not None or options.get('num_samples', 1) != 1:
       raise ValueError('A context answers all its rows at once, each once: leave batch_size and num_samples out.')
+    _check_forward(lm, options.get('direction'))
     memory = _ContextMemory(self, self._new(lm, questions), max_new_tokens)
     prompts = [[*row, *more] for row, more in zip(self.ids, self._given(lm, questions))]
     out = generate_plain(lm, prompts, max_new_tokens=max_new_tokens, memory=memory, **options)
@@ -202,8 +206,9 @@ def compress(
     prefill_chunk: as for `decoders.generate`.
 
   Raises:
-    ValueError: as `decoders.simlayerkv.generate`; a stage that needs a generated token.
+    ValueError: as `decoders.simlayerkv.generate`; a stage that needs a generated token; a model that reads in reverse.
   """
+  _check_forward(lm)
   if lazy.stage != 'prefill':
     raise ValueError(f"stage={lazy.stage!r} needs a generated token, and a context has none: use stage='prefill'.")
   memory = _Compressing(lazy, lm.config)
@@ -213,6 +218,15 @@ def compress(
   out = generate_plain(lm, ids, max_new_tokens=1, eos_id=None, prefill_chunk=prefill_chunk, memory=memory)
   stats = memory.stats() | {name: out.stats[name] for name in ('prefill_seconds', 'compile_seconds')}
   return Context(memory.cache, ids, 0, room, fingerprint(lm), stats)
+
+
+def _check_forward(lm: LanguageModel, direction: str | None = None) -> None:
+  """Raises ValueError for a text that would grow at its beginning, or would begin anew with a signal at each turn."""
+  if resolve(lm.config, direction) == 'reverse' or lm.config.direction_signal != 'none':
+    raise ValueError(
+      'A context grows at its end: it needs a model that reads forward without a signal, not one with '
+      f'direction={lm.config.direction!r}, direction_signal={lm.config.direction_signal!r}, {direction=}.'
+    )
 
 
 class _Compressing(LazyMemory):

@@ -29,8 +29,8 @@ class DraftModel:
   """A drafter; see `decoders.rounds.Drafter`.
 
   Raises:
-    ValueError: settings without sense; and when it begins, if the draft model has another vocabulary, or a context that is
-      shorter than the texts.
+    ValueError: settings without sense; and when it begins, if the draft model has another vocabulary or reads in another
+      direction, or if its context is shorter than the texts.
   """
 
   config: ModelConfig
@@ -63,6 +63,11 @@ class DraftModel:
 
   def begin(self, clock, lm: LanguageModel, prompts, state) -> FullCache:
     """Returns the draft model's cache."""
+    for name in ('direction', 'direction_signal'):
+      if (theirs := getattr(self.config, name)) != (ours := getattr(lm.config, name)):
+        raise ValueError(
+          f'The draft model was trained with {name}={theirs!r} and the model with {ours!r}: they must agree.'
+        )
     if lm.config.vocab_size != self.config.vocab_size:
       raise ValueError(
         f'The draft model has {self.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a vocabulary.'

@@ -11,11 +11,11 @@ class Output:
   """Generated tokens and what happened. R rows: prompts x samples, the samples of a prompt side by side."""
 
   tokens: np.ndarray
-  """[R, max_new_tokens] int32, padded after the end."""
+  """[R, max_new_tokens] int32 in the order of generation, padded after the end."""
   lengths: np.ndarray
   """[R] int32: tokens generated, EOS included."""
   text: list[str] | None
-  """One string per row when the model has a tokenizer; without special tokens and without the stop string."""
+  """One string per row, in reading order, when the model has a tokenizer; without special tokens and without the stop string."""
   stats: dict[str, Any]
   """prefill_seconds, decode_seconds, compile_seconds, tokens_per_second (decode), kv_bytes, prompt_tokens, new_tokens,
   target_calls; of simlayerkv: lazy_layers, lazy_ratios (per row), kv_bytes_full, compression; where tokens are drafted: rounds

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from decoders import directions
 from decoders import prompts as prompt_lib
 from decoders.options import Sampling
 from decoders.output import Output
@@ -225,8 +226,9 @@ def generate(
   prefill_chunk: int | None = None,
   memory: WholeMemory | None = None,
   loop: PlainLoop | None = None,
+  direction: directions.Way | None = None,
 ) -> Output:
-  """Continues each prompt.
+  """Continues each prompt; in reverse, generates what comes before it.
 
   Args:
     prompts: strings when the model has a tokenizer, or lists of token ids; they may differ in length.
@@ -235,24 +237,29 @@ def generate(
     seed: the same seed gives a row the same tokens at any batch size.
     num_samples: continuations of each prompt; they share one prefill and are rows side by side.
     eos_id: token id(s) that end a row; by default the tokenizer's, None for none.
-    stop: strings that end a row; the text ends before them.
-    stream: called as stream(row, new_ids) while rows grow.
+    stop: strings that end a row; the text ends before them, in reverse it begins behind them.
+    stream: called as stream(row, new_ids) while rows grow; ids come in the order of generation.
     batch_size: prompts decoded together (None: all).
     prefill_chunk: tokens of a prompt read at once (None: all); bounds the memory that long prompts need.
     memory: how prompts are read and what becomes of their cache; all is kept by default.
     loop: how rows go on; a token a step by default.
+    direction: 'forward', or 'reverse', where each prompt is the end of a text and the model goes on towards its beginning; None
+      is the model's own, which is forward for a model of both. In reverse `text` is in reading order: what stands before the
+      prompt; `tokens` are in the order of generation. The BOS and the signal that the model was trained with are put in front;
+      given as ids, and read forward without a signal, prompts stay as they are. Without a tokenizer no BOS is known.
 
   Raises:
-    ValueError: for an empty prompt, ids outside the vocabulary, or prompts that with max_new_tokens exceed the
-      model's context.
+    ValueError: for an empty prompt, ids outside the vocabulary, prompts that with max_new_tokens exceed the model's
+      context, or a direction that the model was not trained for.
   """
+  direction = directions.resolve(lm.config, direction)
   if num_samples < 1 or (batch_size is not None and batch_size < 1):
     raise ValueError(f'{num_samples=} and {batch_size=} must be at least 1.')
   if stop and lm.tokenizer is None:
     raise ValueError(f'{stop=} needs a model with a tokenizer.')
   if prefill_chunk is not None and prefill_chunk < 1:
     raise ValueError(f'{prefill_chunk=} must be at least 1.')
-  ids = prompt_lib.encode(lm, prompts)
+  ids = prompt_lib.encode(lm, prompts, direction)
   prompt_lib.check_room(max(map(len, ids)), max_new_tokens, lm.config.max_length)
   prompt_lib.check_prefix(min(map(len, ids)), lm.config.prefix)
   eos, pad_id = ending(lm, eos_id)
@@ -269,7 +276,7 @@ def generate(
     first_row = first * num_samples
     keys_R = row_keys(seed, first_row, len(padded.lengths) * num_samples)
     watch = Watch(
-      lm.tokenizer,
+      functools.partial(directions.added, lm, direction=direction),
       [ids[first + row // num_samples] for row in range(len(keys_R))],
       stop,
       stream and (lambda row, new, base=first_row: stream(base + row, new)),
@@ -321,7 +328,7 @@ def generate(
   text = None
   if lm.tokenizer is not None:
     grown = zip(np.repeat(np.arange(len(ids)), num_samples), tokens, lengths)
-    text = [cut(prompt_lib.continuation(lm.tokenizer, ids[i], row[:n]), stop) for i, row, n in grown]
+    text = [directions.cut(directions.added(lm, ids[i], row[:n], direction), stop, direction) for i, row, n in grown]
   return Output(tokens, lengths, text, stats)
 
 
@@ -347,15 +354,12 @@ def row_keys(seed: int, first_row: int, rows: int) -> jax.Array:
   return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(first_row + jnp.arange(rows))
 
 
-def cut(text: str, stop: Sequence[str]) -> str:
-  return text[: min([len(text), *(at for s in stop if (at := text.find(s)) >= 0)])]
-
-
 class Watch:
   """The host's look at a growing batch: streams what is new and ends rows at a stop string."""
 
-  def __init__(self, tokenizer, prompts: Sequence[Sequence[int]], stop: Sequence[str], stream):
-    self.tokenizer, self.prompts, self.stop, self.stream = tokenizer, prompts, stop, stream
+  def __init__(self, text, prompts: Sequence[Sequence[int]], stop: Sequence[str], stream):
+    """`text(prompt, ids)` is what the ids add to a prompt's text."""
+    self.text, self.prompts, self.stop, self.stream = text, prompts, stop, stream
     self.sent = [0] * len(prompts)
     self.watching = bool(stop) or stream is not None
 
@@ -382,7 +386,7 @@ class Watch:
     """The number of tokens after which a stop string is complete, or None."""
 
     def contains(n):
-      text = prompt_lib.continuation(self.tokenizer, self.prompts[row], ids[:n])
+      text = self.text(self.prompts[row], ids[:n])
       return any(s in text for s in self.stop)
 
     if not self.stop or not contains(len(ids)):

@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxlm.data.text_stream import TextStream
+from decoders.directions import Way, arranged, resolve
 from jaxlm.language_model import LanguageModel
 
 
@@ -15,9 +15,16 @@ class PaddedPrompts:
   lengths: np.ndarray  # [B] int32
 
 
-def encode(lm: LanguageModel, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
-  """Returns token ids of each prompt. Raises ValueError for what is no prompt: empty, text without a tokenizer, ids
-  outside the vocabulary."""
+def encode(
+  lm: LanguageModel, prompts: Sequence[str] | Sequence[Sequence[int]], direction: Way | None = None
+) -> list[list[int]]:
+  """Returns token ids of each prompt, in the order in which the model reads them.
+
+  Raises:
+    ValueError: what is no prompt: empty, text without a tokenizer, ids outside the vocabulary; a direction that the model was
+      not trained for.
+  """
+  direction = resolve(lm.config, direction)
   if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], (int, np.integer))):
     raise ValueError('`prompts` is a list of prompts: wrap a single one in a list.')
   if not len(prompts):
@@ -27,8 +34,10 @@ def encode(lm: LanguageModel, prompts: Sequence[str] | Sequence[Sequence[int]]) 
     if isinstance(prompt, str):
       if lm.tokenizer is None:
         raise ValueError('This model has no tokenizer: pass prompts as lists of token ids.')
-      prompt = lm.tokenizer.encode(prompt, bos=lm.tokenizer.adds_bos)
-    ids.append([int(t) for t in prompt])
+      new = lm.tokenizer.encode(prompt, bos=lm.tokenizer.adds_bos)
+    else:
+      new = [int(t) for t in prompt]
+    ids.append(arranged(lm, new, direction, text=isinstance(prompt, str)))
     if not ids[-1]:
       raise ValueError(f'Prompt {i} is empty: a model needs at least one token to start from (its BOS, say).')
     if bad := [t for t in ids[-1] if not 0 <= t < lm.config.vocab_size]:
@@ -42,12 +51,6 @@ def pad(ids: Sequence[Sequence[int]], max_length: int) -> PaddedPrompts:
   for row, prompt in zip(tokens, ids):
     row[: len(prompt)] = prompt
   return PaddedPrompts(tokens, lengths)
-
-
-def continuation(tokenizer, prompt: Sequence[int], ids: Sequence[int]) -> str:
-  """Returns the text that `ids` add to a prompt's: a space between the two is kept."""
-  stream = TextStream(tokenizer, prompt=prompt)
-  return stream.push(ids) + stream.flush()
 
 
 def bucket(n: int) -> int:

@@ -25,6 +25,7 @@ from decoders.lazy import select_lazy
 from decoders.lazy_memory import LazyMemory
 from decoders.output import Output
 from decoders.plain import generate as generate_plain
+from decoders.prompts import encode
 from jaxlm.cache_config import KiviConfig as KiviConfig
 from jaxlm.language_model import LanguageModel
 
@@ -80,7 +81,7 @@ def calibrate_threshold(
     ValueError: not even with all layers lazy are the caches so small.
   """
   lazy = lazy.replace(n_full=None, budget=None)
-  lengths = [len(lm.tokenizer.encode(t, bos=lm.tokenizer.adds_bos)) if isinstance(t, str) else len(t) for t in texts]
+  lengths = [len(ids) for ids in encode(lm, texts, options.get('direction'))]
   ratios = lazy_scores(lm, texts, lazy, **options)
 
   def compression(threshold: float) -> float:

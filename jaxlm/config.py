@@ -14,6 +14,10 @@ Operation = Literal[
 POWERED = ('softmax', 'sigmoid_norm', 'elu1_norm')
 Position = Literal['rope', 'learned', 'sinusoidal', 'alibi', 'relative_t5', 'relative_paper', 'none']
 Activation = Literal['silu', 'gelu', 'gelu_tanh', 'relu']
+Direction = Literal['forward', 'reverse', 'both']
+DirectionSignal = Literal['none', 'token', 'bos']
+SIGNAL_IDS: dict[str, int] = {'none': 0, 'token': 2, 'bos': 1}
+"""How many ids a direction signal takes; they are the last ones of a model's vocabulary."""
 
 
 def check_choices(config: Any) -> None:
@@ -141,6 +145,11 @@ class ModelConfig:
   """Computation dtype; parameters and attention logits stay float32 in training."""
   remat: Literal['none', 'dots', 'full'] = 'none'
   """What the backward pass recomputes: nothing, all but matrix products, or whole layers."""
+  direction: Direction = 'forward'
+  """Which way the model learned to read texts. Trainers set it from --direction."""
+  direction_signal: DirectionSignal = 'none'
+  """What tells it: nothing, one of two ids after BOS, or a BOS of its own for reverse texts; these are the vocabulary's last
+  ids. Trainers set it from --reverse.signal."""
 
   def __post_init__(self):
     check_choices(self)
@@ -156,6 +165,10 @@ class ModelConfig:
     ):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
+    if self.direction == 'forward' and self.direction_signal != 'none':
+      raise ValueError(f"{self.direction_signal=} needs direction='reverse' or 'both', not 'forward'.")
+    if self.vocab_size <= (extra := SIGNAL_IDS[self.direction_signal]):
+      raise ValueError(f'{self.vocab_size=} leaves no room beside the {extra} ids of {self.direction_signal=}.')
     if self.num_heads % self.num_kv_heads:
       raise ValueError(f'{self.num_heads=} is not a multiple of {self.num_kv_heads=}.')
     if self.position == 'rope' and self.rotated_dim % 2:

@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxlm import caches, losses
 from jaxlm.analysis.sink_report import sink_sums
-from jaxlm.config import ModelConfig
-from jaxlm.data import corpus, packing, sources, tokenizers
+from jaxlm.config import SIGNAL_IDS, ModelConfig
+from jaxlm.data import corpus, directions, packing, sources, tokenizers
 from jaxlm.data.replaced import replace_tokens
 from jaxlm.errors import DataError
 from jaxlm.models.transformer import Transformer, init_params
@@ -23,6 +23,7 @@ from trainers.config import ConfigError
 from trainers.loop import Batch, Task
 from trainers.metrics import plot_sinks
 
+DIRECTIONS = ('forward', 'reverse')
 # The attention-sink paper's metric is defined on sequences of this length; it falls as they grow.
 SINK_TOKENS = 64
 
@@ -66,6 +67,16 @@ def documents(data: Any, spec: str) -> sources.Source:
   return sources.documents(spec, field=data.field, download=data.download)
 
 
+def _reading(config: Any, tokenizer: Any) -> tuple[directions.Reading, directions.Headed]:
+  """Returns how documents are read, and the tokenizer that stores them so. Raises ConfigError if it has no EOS."""
+  r = config.reverse
+  try:
+    headed = directions.Headed(tokenizer, r.signal)
+  except ValueError as e:
+    raise ConfigError(f'direction={config.direction!r}: {e}') from e
+  return directions.Reading(config.direction, headed.bos_id, headed.vocab_size, r.signal, r.share, r.pairing), headed
+
+
 class LanguageModeling(Task):
   """Next-token prediction on a text source. `config` is a PretrainConfig whose model has the tokenizer's vocabulary."""
 
@@ -80,20 +91,36 @@ class LanguageModeling(Task):
     else:
       train, valid = documents(data, data.source), documents(data, data.valid_source)
     shape = dict(batch_size=data.batch_size, length=data.length, mode=data.packing)
-    self.batches = packing.make_batches(
-      corpus.tokenize(train, tokenizer), seed=data.seed, fraction=data.fraction, **shape
-    )
+    order, some = dict(seed=data.seed, fraction=data.fraction), dict(max_batches=config.eval.batches)
+    if config.direction == 'forward':
+      self.batches = packing.make_batches(corpus.tokenize(train, tokenizer), **order, **shape)
+    else:
+      reading, headed = _reading(config, tokenizer)
+      tokenize = lambda part: corpus.tokenize(part, headed, bos=True, eos=True)
+      self.batches = directions.make_batches(tokenize(train), reading, **order, **shape)
     if data.replace == 'fixed' and not 0 <= data.replace_token < tokenizer.vocab_size:
       raise ConfigError(f'data.replace_token={data.replace_token} is outside the vocabulary of {tokenizer.vocab_size}.')
-    held_out = corpus.tokenize(valid, tokenizer)
-    self.held_out = packing.eval_batches(held_out, max_batches=config.eval.batches, **shape)
-    self._bytes_V = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], np.float32)
+    if config.direction == 'forward':
+      self.held_out = {'forward': packing.eval_batches(corpus.tokenize(valid, tokenizer), **some, **shape)}
+    else:
+      ways, held_out = DIRECTIONS if config.direction == 'both' else (config.direction,), tokenize(valid)
+      self.held_out = {
+        way: directions.eval_batches(held_out, reading, reverse=way == 'reverse', **some, **shape) for way in ways
+      }
+    size = tokenizer.vocab_size + SIGNAL_IDS[config.reverse.signal]
+    self._bytes_V = np.array([len(tokenizer.token_bytes(i)) for i in range(size)], np.float32)
 
   def describe(self) -> str:
-    b = self.batches
+    b, held_out = self.batches, next(iter(self.held_out.values())).corpus
+    few = ''
+    if self.config.direction == 'both' and self.config.reverse.pairing == 'independent' and b.corpus.num_documents < 50:
+      few = (
+        '. A document is read in one direction for a whole epoch, and these are few: for both at once, give the text in '
+        'more documents, or --reverse.pairing duplicate'
+      )
     return (
       f'Data: {len(b.corpus):,} training tokens in {b.corpus.num_documents:,} documents, {b.steps_per_epoch:.1f} steps '
-      f'per epoch; {len(self.held_out.corpus):,} held-out tokens; vocabulary {self.tokenizer.vocab_size:,}'
+      f'per epoch; {len(held_out):,} held-out tokens; vocabulary {len(self._bytes_V):,}{few}'
     )
 
   def init_params(self, key: jax.Array) -> Any:
@@ -119,11 +146,20 @@ class LanguageModeling(Task):
     return self._inputs(self.batches.batch(step, rows))
 
   def eval_batches(self, rows: slice) -> Iterable[Batch]:
-    return (self._inputs(self.held_out.batch(i, rows)) for i in range(len(self.held_out)))
+    for way, batches in self.held_out.items():
+      for i in range(len(batches)):
+        batch = self._inputs(batches.batch(i, rows))
+        if len(self.held_out) > 1:
+          batch['reversed'] = np.full(len(batch['mask']), way == 'reverse', np.float32)
+        yield batch
 
   def eval_sums(self, params: Any, batch: Any) -> dict[str, jax.Array]:
     bytes_BT = jnp.asarray(self._bytes_V)[batch['targets']]
     sums = {**super().eval_sums(params, batch), 'bytes': jnp.sum(bytes_BT * batch['mask'])}
+    if 'reversed' in batch:  # All rows of a batch alike.
+      reverse = batch['reversed'][0]
+      for way, part in zip(DIRECTIONS, (1 - reverse, reverse)):
+        sums |= {f'loss_{way}': part * sums['loss'], f'weight_{way}': part * sums['weight']}
     if self.config.eval.sinks:
       real_B = jnp.any(batch['mask'] > 0, axis=1).astype(jnp.float32)
       sums['rows'] = real_B.sum()
@@ -133,11 +169,17 @@ class LanguageModeling(Task):
   def eval_metrics(self, sums: dict[str, float]) -> dict[str, float]:
     loss = sums['loss'] / max(sums['weight'], 1e-8)
     bits = sums['loss'] / np.log(2) / max(sums['bytes'], 1e-8)
-    sinks = {k: v / sums['rows'] for k, v in sums.items() if k not in ('loss', 'weight', 'bytes', 'rows')}
-    return {'loss': loss, 'perplexity': float(np.exp(min(loss, 100.0))), 'bits_per_byte': float(bits), **sinks}
+    by_way = {
+      f'loss_{way}': sums[f'loss_{way}'] / max(sums[f'weight_{way}'], 1e-8)
+      for way in DIRECTIONS
+      if f'loss_{way}' in sums
+    }
+    sinks = {k: v / sums['rows'] for k, v in sums.items() if not k.startswith(('loss', 'weight', 'bytes', 'rows'))}
+    numbers = {'loss': loss, 'perplexity': float(np.exp(min(loss, 100.0))), 'bits_per_byte': float(bits)}
+    return {**numbers, **by_way, **sinks}
 
   def headline(self, metrics: dict[str, float]) -> dict[str, float]:
-    shown = ('loss', 'perplexity', 'bits_per_byte', 'sink_slot', 'sink_1', 'row_mass')
+    shown = ('loss', 'loss_forward', 'loss_reverse', 'perplexity', 'bits_per_byte', 'sink_slot', 'sink_1', 'row_mass')
     return {name: metrics[name] for name in shown if name in metrics}
 
   def activation_bytes(self, rows: int) -> int:
@@ -161,18 +203,26 @@ class LanguageModeling(Task):
     plot_sinks(directory)
     prompts = list(self.config.eval.prompts)
     if prompts and self.config.eval.sample_tokens and jax.process_count() == 1:
-      say('\n\n'.join(f'{p!r} -> {text}' for p, text in zip(prompts, self.sample(directory, prompts), strict=True)))
+      say('\n\n'.join(self.sample(directory, prompts)))
     say(f'Checkpoints, metrics.jsonl, loss.png and TensorBoard events: {directory}')
     say(f'Generate from it: python -m decoders.generate {directory} --prompt "{prompts[0] if prompts else "Once"}"')
 
   def sample(self, directory: Path, prompts: list[str]) -> list[str]:
-    """Returns continuations by the saved run, so that what is shown is what a user would load."""
+    """Returns prompts and what the saved run adds to them, so that what is shown is what a user would load.
+
+    In reading order: what a reverse model adds stands before the prompt.
+    """
     import decoders
+    from decoders.prompts import encode
     from jaxlm.io import checkpoint
     from jaxlm.language_model import LanguageModel
 
     lm = LanguageModel(*checkpoint.load_run(directory))
     sampling = decoders.Sampling(temperature=0.8, top_k=40)
-    room = lm.config.max_length - max(len(lm.tokenizer.encode(p)) for p in prompts)
-    n = min(self.config.eval.sample_tokens, room)
-    return decoders.generate(lm, prompts, max_new_tokens=n, sampling=sampling, seed=0).text
+    shown = []
+    for way in self.held_out:
+      room = lm.config.max_length - max(map(len, encode(lm, prompts, way)))
+      n = min(self.config.eval.sample_tokens, room)
+      texts = decoders.generate(lm, prompts, max_new_tokens=n, sampling=sampling, seed=0, direction=way).text
+      shown += [f'{p!r} -> {t}' if way == 'forward' else f'{t} <- {p!r}' for p, t in zip(prompts, texts, strict=True)]
+    return shown

@@ -2,6 +2,7 @@
 
   python -m trainers.pretrain                                          minutes on a CPU, on text that ships with Python
   python -m trainers.pretrain sink-60m --data.source 'pile/*.jsonl' --model.attention sigmoid
+  python -m trainers.pretrain --direction both                         texts are read forward and in reverse
 
 Starting the same command again resumes. No JAX is imported before the flags are read, so that --help is quick.
 """
@@ -9,7 +10,8 @@ Starting the same command again resumes. No JAX is imported before the flags are
 import dataclasses
 from typing import Literal
 
-from jaxlm.config import ModelConfig
+from jaxlm import errors
+from jaxlm.config import SIGNAL_IDS, Direction, DirectionSignal, ModelConfig
 from trainers import command_line
 from trainers.config import ConfigError, OptimizerConfig, RunConfig, TrainConfig
 
@@ -68,11 +70,32 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReverseConfig:
+  """Of --direction reverse and both: what is read in reverse, and what tells the model."""
+
+  share: float = 0.5
+  """both: probability that a document is read in reverse, drawn anew in each epoch."""
+  pairing: Literal['independent', 'duplicate'] = 'independent'
+  """both. independent: each document's direction is drawn. duplicate: each row occurs in both directions within an epoch, as two
+  rows."""
+  signal: DirectionSignal = 'none'
+  """What tells the direction. none: nothing. token: one of two extra ids after BOS. bos: a BOS of its own for reverse texts."""
+
+  def __post_init__(self):
+    if not 0 <= self.share <= 1:
+      raise ConfigError(f'reverse.share={self.share} must be within [0, 1].')
+    if self.pairing == 'duplicate' and self.share != 0.5:
+      raise ConfigError(
+        f"reverse.share={self.share} is for reverse.pairing='independent': with 'duplicate' it is always a half."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
   """What is looked at besides the training loss."""
 
   batches: int | None = 20
-  """Held-out batches per evaluation (none: all)."""
+  """Held-out batches per evaluation (none: all), with --direction both in each direction."""
   sinks: bool = False
   """Measure attention sinks on the first 64 tokens of each held-out row: Sink_1 .. Sink_10, row mass, norm ratios."""
   prompts: tuple[str, ...] = ('The ', 'This function returns ', 'In general, ')
@@ -88,9 +111,14 @@ class PretrainConfig(TrainConfig):
   model: ModelConfig = ModelConfig()
   data: DataConfig = DataConfig()
   eval: EvalConfig = EvalConfig()
+  direction: Direction = 'forward'
+  """Texts are read forward, from their end (reverse), or some so and some so (both). Other than forward, they begin with BOS and
+  end with EOS."""
+  reverse: ReverseConfig = ReverseConfig()
 
   def __post_init__(self):
     super().__post_init__()
+    self._check_direction()
     if self.data.length > self.model.max_length:
       raise ConfigError(
         f'data.length={self.data.length} is longer than the model: model.max_length={self.model.max_length}.'
@@ -101,6 +129,27 @@ class PretrainConfig(TrainConfig):
       raise ConfigError(f'model.prefix={self.model.prefix} is longer than data.length={self.data.length}.')
     if self.eval.sinks and self.data.length < 16:
       raise ConfigError(f'eval.sinks needs rows of at least 16 tokens, not data.length={self.data.length}.')
+
+  def _check_direction(self):
+    d, default = self.direction, ReverseConfig()
+    if d not in (known := Direction.__args__):
+      raise errors.unknown('direction', d, known, ConfigError)
+    for name, readers in (('share', ('both',)), ('pairing', ('both',)), ('signal', ('reverse', 'both'))):
+      if (value := getattr(self.reverse, name)) != getattr(default, name) and d not in readers:
+        raise ConfigError(
+          f'reverse.{name}={value!r} is for direction={" or ".join(map(repr, readers))}, not for {d!r}.'
+        )
+    # `main` sets the model's own two fields, so they are either as they were or as they must be.
+    for flag, name, value in (
+      ('--direction', 'direction', d),
+      ('--reverse.signal', 'direction_signal', self.reverse.signal),
+    ):
+      if (own := getattr(self.model, name)) not in (getattr(ModelConfig, name), value):
+        raise ConfigError(f'model.{name}={own!r} does not fit {value!r}: it is set by {flag}.')
+    if d != 'forward' and self.data.replace != 'none':
+      raise ConfigError(f"data.replace={self.data.replace!r} needs direction='forward', not {d!r}.")
+    if d != 'forward' and self.model.prefix:
+      raise ConfigError(f"model.prefix={self.model.prefix} needs direction='forward', not {d!r}.")
 
 
 def _heads(n: int, head_dim: int, kv: int | None = None) -> dict[str, int]:
@@ -199,7 +248,10 @@ def main(config: PretrainConfig):
   directory = config.run.directory or 'runs/pretrain'
   config = dataclasses.replace(config, run=dataclasses.replace(config.run, directory=directory))
   tokenizer = language_modeling.load_tokenizer(config.data, directory)
-  config = dataclasses.replace(config, model=config.model.replace(vocab_size=tokenizer.vocab_size))
+  signal = config.reverse.signal
+  size = tokenizer.vocab_size + SIGNAL_IDS[signal]
+  model = config.model.replace(vocab_size=size, direction=config.direction, direction_signal=signal)
+  config = dataclasses.replace(config, model=model)
   return loop.fit(language_modeling.LanguageModeling(config, tokenizer), config)
 
 

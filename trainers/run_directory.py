@@ -1,5 +1,6 @@
 """A run directory: config.json says what it is, and only a directory that has one is ever written into again."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -62,6 +63,21 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, An
   return [(k, old.get(k), new.get(k)) for k in sorted(old | new) if old.get(k) != new.get(k)]
 
 
+def with_new_fields(old: dict[str, Any], config: Any) -> dict[str, Any]:
+  """Returns the fields of a run that may be older than some of `config`'s: those had their defaults."""
+  new = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if field.name in old and dataclasses.is_dataclass(value) and isinstance(old[field.name], dict):
+      new[field.name] = with_new_fields(old[field.name], value)
+    elif field.name not in old and field.default is not dataclasses.MISSING:
+      default = field.default
+      new[field.name] = (
+        configs.to_dict(default) if dataclasses.is_dataclass(default) else json.loads(json.dumps(default))
+      )
+  return old | new
+
+
 def open_run(path: str | Path, config: Any, trainer: str) -> tuple[TextIO, list[tuple[str, Any, Any]]]:
   """Makes a new run directory, or checks that an old one may be resumed with `config` and notes the new config.
 
@@ -78,7 +94,7 @@ def open_run(path: str | Path, config: Any, trainer: str) -> tuple[TextIO, list[
     raise CheckpointError(f'{path} is a file; choose another --run.directory.')
   changed = []
   if (path / 'config.json').exists():
-    old = checkpoint.run_config(path)
+    old = with_new_fields(checkpoint.run_config(path), config)
     if old.get('trainer') != trainer:
       raise CheckpointError(f'{path} is a run of {old.get("trainer")!r}, not of {trainer!r}: another --run.directory?')
     for field, before, now in changes(old['model'], new['model']):

@@ -37,10 +37,18 @@ def _check(length: int, batch_size: int, mode: str) -> None:
     raise errors.unknown('packing mode', mode, ('documents', 'concat'))
 
 
-def window(corpus: TokenCorpus, index: int, length: int, mode: Packing) -> Batch:
-  """Returns row `index` as arrays [T]; a corpus that ends inside it leaves zeros with mask 0 and segment 0."""
+def window_ids(corpus: TokenCorpus, index: int, length: int) -> np.ndarray:
+  """Returns the int32 ids of window `index`, length + 1 of them or as many as are left."""
+  return np.asarray(corpus.tokens[index * length : (index + 1) * length + 1], np.int32)
+
+
+def window(corpus: TokenCorpus, index: int, length: int, mode: Packing, ids_S: np.ndarray | None = None) -> Batch:
+  """Returns row `index` as arrays [T]; a corpus that ends inside it leaves zeros with mask 0 and segment 0.
+
+  `ids_S`: what to read instead of the window's own ids.
+  """
   start = index * length
-  ids_S = np.asarray(corpus.tokens[start : start + length + 1], np.int32)
+  ids_S = window_ids(corpus, index, length) if ids_S is None else ids_S
   n = len(ids_S) - 1  # inputs that have a target
   row = {name: np.zeros(length, np.int32) for name in ('tokens', 'targets', 'segments', 'positions')}
   row['mask'] = np.zeros(length, np.float32)
@@ -109,25 +117,39 @@ class Batches:
 
     # grain shuffles epoch e with seed + e: hashed, or else seed 1 would repeat the epochs of seed 0.
     seed = int.from_bytes(hashlib.blake2b(str(int(self.seed)).encode(), digest_size=4).digest(), 'big')
-    windows = grain.MapDataset.range(self._all_windows)
-    if self.fraction < 1:  # A part of the corpus is the same part for every seed.
-      windows = windows.shuffle(seed=0)[: self.windows]
-    return windows.shuffle(seed=seed).repeat()
+    return grain.MapDataset.range(self.windows).shuffle(seed=seed).repeat()
+
+  @functools.cached_property
+  def _part(self):
+    """The part of the corpus that is used: the same one for every seed, and in every epoch."""
+    import grain
+
+    return grain.MapDataset.range(self._all_windows).shuffle(seed=0)
+
+  def window_index(self, number: int) -> int:
+    """Returns which window of the corpus a row is, by its number among all rows from step 0 on."""
+    index = int(self._order[number])
+    return index if self.fraction == 1 else int(self._part[index])
+
+  def row(self, number: int) -> Batch:
+    return window(self.corpus, self.window_index(number), self.length, self.mode)
+
+  def _numbers(self, step: int, rows: slice | None) -> range:
+    first = int(step) * self.batch_size
+    return range(first, first + self.batch_size)[rows or slice(None)]
 
   def window_indices(self, step: int, rows: slice | None = None) -> list[int]:
     """Returns which windows of the corpus the rows of a batch are."""
-    first = int(step) * self.batch_size
-    order = self._order
-    return [int(order[first + row]) for row in range(self.batch_size)[rows or slice(None)]]
+    return [self.window_index(number) for number in self._numbers(step, rows)]
 
   def batch(self, step: int, rows: slice | None = None) -> Batch:
     """Returns batch `step`, or only some of its rows: what one process of several needs to read."""
     if step < 0:
       raise ValueError(f'{step=} must not be negative.')
-    indices = self.window_indices(step, rows)
-    if not indices:
+    numbers = self._numbers(step, rows)
+    if not numbers:
       raise ValueError(f'{rows=} selects none of {self.batch_size} rows.')
-    return _stack([window(self.corpus, i, self.length, self.mode) for i in indices])
+    return _stack([self.row(number) for number in numbers])
 
 
 def make_batches(
@@ -170,11 +192,14 @@ class EvalBatches:
     n = -(-self.windows // self.batch_size)
     return n if self.max_batches is None else min(n, self.max_batches)
 
+  def row(self, index: int) -> Batch:
+    return window(self.corpus, index, self.length, self.mode)
+
   def batch(self, step: int, rows: slice | None = None) -> Batch:
     if not 0 <= step < len(self):
       raise IndexError(f'{step=} of {len(self)} evaluation batches.')
     indices = (step * self.batch_size + row for row in range(self.batch_size)[rows or slice(None)])
-    return _stack([window(self.corpus, i, self.length, self.mode) for i in indices])
+    return _stack([self.row(i) for i in indices])
 
   def __iter__(self) -> Iterator[Batch]:
     return (self.batch(step) for step in range(len(self)))

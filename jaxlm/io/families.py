@@ -69,7 +69,8 @@ def parameter_paths(config: ModelConfig) -> list[str]:
 
 def meaning(config: ModelConfig) -> dict[str, Any]:
   """Returns a config's fields with everything that changes no logit in one normal form."""
-  fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ('dtype', 'remat')}
+  silent = ('dtype', 'remat', 'direction', 'direction_signal')
+  fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in silent}
   fields['windows'] = tuple(config.window(i) or 0 for i in range(config.num_layers))
   del fields['rope']
   if config.position == 'rope':

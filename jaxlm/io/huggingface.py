@@ -26,6 +26,8 @@ _TOKENIZER_FILES = (
   *('tokenizer.json', 'tokenizer.model', 'tokenizer_bytes.json', 'tokenizer_config.json', 'chat_template.jinja'),
   *('special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt'),
 )
+# Fields of ours that no family has; transformers keeps them and takes no notice.
+_OWN = ('direction', 'direction_signal')
 # Buffers that old versions of transformers stored beside the weights: masks and RoPE frequencies.
 _BUFFERS = re.compile(r'(\.attn\.(masked_)?bias|\.attention\.(masked_)?bias|rotary_emb\.inv_freq)$')
 
@@ -37,6 +39,10 @@ def load(directory: Path, dtype: str, mesh: Any = None) -> tuple[ModelConfig, An
   fields = Fields(read_json(directory / CONFIG), directory / CONFIG)
   family = families.family_of(fields)
   config = family.config(fields)
+  try:
+    config = config.replace(**{name: fields.get(name, getattr(config, name)) for name in _OWN})
+  except ValueError as e:
+    raise CheckpointError(f'{fields.source}: {e}') from e
   try:
     tokenizer = tokenizers.from_directory(directory)
   except CheckpointError:
@@ -160,6 +166,7 @@ def save(
     dtype = dtypes.pop() if len(dtypes) == 1 else 'float32'
     fields = {'architectures': [family.architecture], 'model_type': family.model_type, 'dtype': dtype}
     fields |= {'torch_dtype': dtype, **family.write(config), **ids}  # dtype for transformers 5, torch_dtype for 4
+    fields |= {name: getattr(config, name) for name in _OWN if config.direction != 'forward'}
     _write_json(staging / 'generation_config.json', {**ids, **_stops(tokenizer)})
     _write_json(staging / CONFIG, fields)
     new = sorted((p for p in staging.iterdir()), key=lambda p: p.name == CONFIG)

@@ -337,3 +337,15 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
   assert corpus_lib.cache_folder() == tmp_path / 'mine'
   tokenize(['a'], ByteTokenizer(), key='a', progress=False)
   assert len(built(tmp_path / 'mine' / 'tokens')) == 1
+
+
+def test_a_fraction_is_the_same_windows_in_every_epoch_and_for_every_seed():
+  corpus = TokenCorpus.from_documents([[i] for i in range(1, 82)])
+  parts = {}
+  for seed in (0, 1):
+    batches = packing.make_batches(corpus, batch_size=5, length=4, seed=seed, fraction=0.5)
+    epochs = [[i for step in range(2 * e, 2 * e + 2) for i in batches.window_indices(step)] for e in range(4)]
+    assert batches.windows == 10 and all(len(set(epoch)) == 10 for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 4  # Each in an order of its own.
+    parts[seed] = set(map(frozenset, epochs))
+  assert parts[0] == parts[1] and len(parts[0]) == 1

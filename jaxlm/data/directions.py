@@ -1,0 +1,227 @@
+"""Batches whose documents are read forward or in reverse (https://arxiv.org/abs/2410.09817), and what tells which.
+
+  signal   forward                reverse
+  none     BOS x1 .. xN EOS       BOS xN .. x1 EOS
+  token    BOS F x1 .. xN EOS     BOS R xN .. x1 EOS       F, R: two ids after the tokenizer's
+  bos      BOS x1 .. xN EOS       BOS' xN .. x1 EOS        BOS': one id after the tokenizer's
+
+A corpus holds the forward form. A window of it is reversed document by document before it is split into tokens and
+targets. What tells the direction is given and not predicted: as a target it has mask 0.
+
+A document that began before the window shows one token there as context, which was a target of the window before. In
+reverse that token would be predicted twice and the last one never, so what comes first there is a BOS (with a signal:
+the id that tells the direction). So each token is a target once per epoch, whichever way it is read.
+
+Directions are drawn by a hash of (document, epoch, seed), as everything about a batch is a function of (corpus, seed, step).
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import hashlib
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxlm import errors
+from jaxlm.config import SIGNAL_IDS, Direction, DirectionSignal
+from jaxlm.data import packing
+from jaxlm.data.corpus import TokenCorpus
+from jaxlm.data.packing import Batch, Packing
+from jaxlm.data.reverse import reverse
+
+Pairing = Literal['independent', 'duplicate']
+"""'independent': a document's direction is drawn anew in each epoch. 'duplicate': each row occurs both ways in an epoch."""
+
+
+def bos_of(tokenizer: Any) -> int | None:
+  """Returns the id that texts begin with: BOS, or EOS where a tokenizer has no BOS."""
+  return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+
+
+def signal_ids(signal: DirectionSignal, vocab_size: int) -> list[int]:
+  """Returns the ids that say a direction, the last ones of the model's vocabulary: [F, R], [BOS'] or []."""
+  return list(range(vocab_size - SIGNAL_IDS[signal], vocab_size))
+
+
+def head(
+  direction: Literal['forward', 'reverse'], signal: DirectionSignal, bos_id: int | None, vocab_size: int
+) -> list[int]:
+  """Returns what a text begins with: BOS and the signal. `vocab_size` is the model's; without BOS it is left out."""
+  bos, extra = [] if bos_id is None else [bos_id], signal_ids(signal, vocab_size)
+  if signal == 'token':
+    return [*bos, extra[direction == 'reverse']]
+  return extra if signal == 'bos' and direction == 'reverse' else bos
+
+
+class Headed:
+  """A tokenizer as `corpus.tokenize(..., bos=True, eos=True)` wants it: texts begin with BOS and the forward signal.
+
+  Raises:
+    ValueError: a tokenizer without EOS.
+  """
+
+  def __init__(self, tokenizer: Any, signal: DirectionSignal = 'none'):
+    if tokenizer.eos_id is None:
+      raise ValueError('This tokenizer has no EOS, which documents that are read in reverse must end with.')
+    self._tokenizer = tokenizer
+    self.bos_id, self.eos_id = bos_of(tokenizer), tokenizer.eos_id
+    self.vocab_size = tokenizer.vocab_size + SIGNAL_IDS[signal]
+    # Of a BOS for reverse texts the corpus shows nothing.
+    self._first = head('forward', signal, None, self.vocab_size)
+    if key := getattr(tokenizer, 'fingerprint', None):
+      self.fingerprint = f'{key}+direction' if self._first else key
+
+  def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+    ids = [*self._first, *self._tokenizer.encode(text)]
+    return [*([self.bos_id] if bos else []), *ids, *([self.eos_id] if eos else [])]
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    if hasattr(self._tokenizer, 'encode_batch'):
+      return [[*self._first, *ids] for ids in self._tokenizer.encode_batch(texts)]
+    return [self.encode(text) for text in texts]
+
+
+def uniform(numbers: np.ndarray, *key: Any) -> np.ndarray:
+  """Returns a number in [0, 1) for each of the numbers and a key, the same ones everywhere: float64."""
+  start = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), 'big')
+  with np.errstate(over='ignore'):  # splitmix64, whose sums and products wrap around
+    x = np.asarray(numbers).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """How the documents of a corpus are read; each is stored as BOS, the forward signal where there is one, text, EOS."""
+
+  direction: Direction
+  bos_id: int
+  vocab_size: int
+  """Of the model, whose last ids are the signal's."""
+  signal: DirectionSignal = 'none'
+  share: float = 0.5
+  """both: probability that a document is read in reverse."""
+  pairing: Pairing = 'independent'
+  """both, duplicate: each row occurs in both directions within an epoch, as two rows."""
+
+  def __post_init__(self):
+    for name, kind in (('direction', Direction), ('signal', DirectionSignal), ('pairing', Pairing)):
+      if (value := getattr(self, name)) not in kind.__args__:
+        raise errors.unknown(name, value, kind.__args__)
+    if not 0 <= self.share <= 1:
+      raise ValueError(f'{self.share=} must be within [0, 1].')
+
+  def window(
+    self,
+    corpus: TokenCorpus,
+    index: int,
+    length: int,
+    mode: Packing,
+    which: Callable[[np.ndarray], np.ndarray],
+  ) -> Batch:
+    """Returns row `index` as `packing.window` does. `which` tells of document numbers which ones are read in reverse."""
+    ids_S = packing.window_ids(corpus, index, length)
+    if len(ids_S) < 2:
+      return packing.window(corpus, index, length, mode)
+    heads = [head(way, self.signal, self.bos_id, self.vocab_size) for way in ('forward', 'reverse')]
+    document_S, at_S, left_S = _places(corpus, index * length, len(ids_S))
+    first = document_S[0]
+    reverse_S = np.asarray(which(np.arange(first, document_S[-1] + 1)), bool)[document_S - first]
+    for i, pair in enumerate(zip(*heads)):
+      ids_S = np.where(at_S == i, np.where(reverse_S, pair[1], pair[0]), ids_S)
+    fixed_S = (at_S < len(heads[0])) | (left_S == 0)
+    if reverse_S[0] and not fixed_S[0] and not fixed_S[1]:
+      ids_S[0], fixed_S[0] = heads[1][-1], True
+    ids_S = reverse(ids_S, 1 + document_S - first, fixed_S, reverse_S).astype(np.int32)
+    row = packing.window(corpus, index, length, mode, ids_S)
+    if self.signal != 'none':
+      row['mask'][: len(ids_S) - 1] *= at_S[1:] != len(heads[0]) - 1
+    return row
+
+
+def _places(corpus: TokenCorpus, start: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns of each of `size` tokens from `start` on: its document, how many tokens of it stand before and behind."""
+  first, last = np.searchsorted(corpus.offsets, (start, start + size - 1), side='right') - 1
+  offsets, token_S = np.asarray(corpus.offsets[first : last + 2]), start + np.arange(size)
+  document_S = np.searchsorted(offsets, token_S, side='right') - 1
+  return first + document_S, token_S - offsets[document_S], offsets[document_S + 1] - 1 - token_S
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectedBatches(packing.Batches):
+  """Shuffled training batches without end. With pairing 'duplicate' an epoch is every window in one direction, then again,
+  in the same order, in the other; the first is drawn for each window."""
+
+  reading: Reading = dataclasses.field(kw_only=True)
+
+  @property
+  def _passes(self) -> int:
+    """How often an epoch has each window."""
+    return 2 if self.reading.direction == 'both' and self.reading.pairing == 'duplicate' else 1
+
+  @property
+  def steps_per_epoch(self) -> float:
+    return self._passes * super().steps_per_epoch
+
+  def window_index(self, number: int) -> int:
+    epoch, at = divmod(number, self.windows * self._passes)
+    return super().window_index(epoch * self.windows + at % self.windows)
+
+  def row(self, number: int) -> Batch:
+    r, index = self.reading, self.window_index(number)
+    epoch, at = divmod(number, self.windows * self._passes)
+
+    def which(documents):
+      if r.direction != 'both':
+        return np.full(len(documents), r.direction == 'reverse')
+      if r.pairing == 'duplicate':
+        drawn = uniform(np.array([index]), 'window', epoch, int(self.seed)) < 0.5
+        return np.repeat(drawn ^ (at >= self.windows), len(documents))
+      return uniform(documents, 'document', epoch, int(self.seed)) < r.share
+
+    return r.window(self.corpus, index, self.length, self.mode, which)
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectedEvalBatches(packing.EvalBatches):
+  """A corpus once, in order, all of it read in one direction."""
+
+  reading: Reading = dataclasses.field(kw_only=True)
+  reverse: bool = dataclasses.field(kw_only=True)
+
+  def row(self, index: int) -> Batch:
+    which = lambda documents: np.full(len(documents), self.reverse)
+    return self.reading.window(self.corpus, index, self.length, self.mode, which)
+
+
+def make_batches(
+  corpus: TokenCorpus,
+  reading: Reading,
+  *,
+  batch_size: int,
+  length: int,
+  seed: int = 0,
+  mode: Packing = 'documents',
+  fraction: float = 1.0,
+) -> DirectedBatches:
+  """Returns the batches of a corpus in the directions that `reading` says; otherwise as `packing.make_batches`.
+
+  Raises:
+    DataError: the corpus is shorter than one window of length + 1 tokens.
+  """
+  return DirectedBatches(corpus, batch_size, length, seed, mode, fraction, reading=reading)
+
+
+def eval_batches(
+  corpus: TokenCorpus,
+  reading: Reading,
+  *,
+  reverse: bool,
+  batch_size: int,
+  length: int,
+  mode: Packing = 'documents',
+  max_batches: int | None = None,
+) -> DirectedEvalBatches:
+  """Returns a re-iterable over the whole corpus in one direction; otherwise as `packing.eval_batches`."""
+  return DirectedEvalBatches(corpus, batch_size, length, mode, max_batches, reading=reading, reverse=reverse)
