@@ -8,9 +8,10 @@
 A corpus holds the forward form. A window of it is reversed document by document before it is split into tokens and
 targets. What tells the direction is given and not predicted: as a target it has mask 0.
 
-A document that began before the window shows one token there as context, which was a target of the window before. In
+A document that began before the window would show one token there as context, which was a target of the window before. In
 reverse that token would be predicted twice and the last one never, so what comes first there is a BOS (with a signal:
-the id that tells the direction). So each token is a target once per epoch, whichever way it is read.
+the id that tells the direction). So each token is a target once per epoch, whichever way it is read. Forward it is the same:
+were only parts that are read in reverse to begin with a BOS, a model would take every BOS for the sign of reverse text.
 
 Directions are drawn by a hash of (document, epoch, seed), as everything about a batch is a function of (corpus, seed, step).
 """
@@ -56,20 +57,25 @@ def head(
 class Headed:
   """A tokenizer as `corpus.tokenize(..., bos=True, eos=True)` wants it: texts begin with BOS and the forward signal.
 
+  `vocab_size` is the model's; None: the tokenizer's ids and the signal's.
+
   Raises:
     ValueError: a tokenizer without EOS.
   """
 
-  def __init__(self, tokenizer: Any, signal: DirectionSignal = 'none'):
+  def __init__(self, tokenizer: Any, signal: DirectionSignal = 'none', vocab_size: int | None = None):
     if tokenizer.eos_id is None:
       raise ValueError('This tokenizer has no EOS, which documents that are read in reverse must end with.')
     self._tokenizer = tokenizer
     self.bos_id, self.eos_id = bos_of(tokenizer), tokenizer.eos_id
-    self.vocab_size = tokenizer.vocab_size + SIGNAL_IDS[signal]
+    tight = tokenizer.vocab_size + SIGNAL_IDS[signal]
+    self.vocab_size = tight if vocab_size is None else vocab_size
     # Of a BOS for reverse texts the corpus shows nothing.
     self._first = head('forward', signal, None, self.vocab_size)
     if key := getattr(tokenizer, 'fingerprint', None):
-      self.fingerprint = f'{key}+direction' if self._first else key
+      # In a vocabulary that is padded beyond the tokenizer's, the signal has other ids.
+      at = '' if self.vocab_size == tight else f'{self._first}'
+      self.fingerprint = f'{key}+direction{at}' if self._first else key
 
   def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
     ids = [*self._first, *self._tokenizer.encode(text)]
@@ -131,8 +137,8 @@ class Reading:
     for i, pair in enumerate(zip(*heads)):
       ids_S = np.where(at_S == i, np.where(reverse_S, pair[1], pair[0]), ids_S)
     fixed_S = (at_S < len(heads[0])) | (left_S == 0)
-    if reverse_S[0] and not fixed_S[0] and not fixed_S[1]:
-      ids_S[0], fixed_S[0] = heads[1][-1], True
+    if not fixed_S[0] and not fixed_S[1]:
+      ids_S[0], fixed_S[0] = heads[int(reverse_S[0])][-1], True
     ids_S = reverse(ids_S, 1 + document_S - first, fixed_S, reverse_S).astype(np.int32)
     row = packing.window(corpus, index, length, mode, ids_S)
     if self.signal != 'none':
