@@ -43,7 +43,7 @@ HELD_OUT = 20  # Of so many documents one.
 @dataclasses.dataclass(frozen=True)
 class Setting:
   model: ModelConfig = MODEL
-  steps: int = 1000
+  steps: int = 600
   rows: int = 8
   length: int = 256
   highest_rate: float = 0.9

@@ -33,11 +33,13 @@ class Source:
     name: what the user called it.
     read: starts a new pass.
     facts: says what the content depends on (paths, sizes, times), without reading it.
+    parts: the files and named sources it consists of, in order; empty where that is not known.
   """
 
   name: str
   read: Callable[[], Iterator[str]]
   facts: Callable[[], Any]
+  parts: tuple['Source', ...] = ()
 
   def __iter__(self) -> Iterator[str]:
     empty = True
@@ -47,6 +49,26 @@ class Source:
         yield text
     if empty:
       raise errors.DataError(f'{self.name!r} holds no text.')
+
+
+def labelled(source: Iterable[str]) -> Iterator[tuple[str, str]]:
+  """Yields (text, the file or named source that it is from), '' where that is not known. Raises as iterating does."""
+  parts = getattr(source, 'parts', ())
+  if not parts:
+    yield from ((text, '') for text in source)
+    return
+  shorten = lambda name: Path(name).name if Path(name).is_file() else name
+  short = [shorten(part.name) for part in parts]
+  # Of files that share a name, as in wiki/train.jsonl and code/train.jsonl, the path tells which.
+  labels = [part.name if short.count(name) > 1 else name for part, name in zip(parts, short)]
+  empty = True
+  for part, label in zip(parts, labels):
+    for text in part.read():
+      if text:
+        empty = False
+        yield text, label
+  if empty:
+    raise errors.DataError(f'{getattr(source, "name", "The source")!r} holds no text.')
 
 
 def fingerprint(source: Iterable[str]) -> str:
@@ -93,10 +115,9 @@ def documents(
     else:
       parts += [_file(path, field, document) for path in _files(name)]
   if len(parts) == 1:
-    return dataclasses.replace(parts[0], name=spec)
-  return Source(
-    spec, lambda: (text for part in parts for text in part.read()), lambda: [part.facts() for part in parts]
-  )
+    return dataclasses.replace(parts[0], name=spec, parts=tuple(parts))
+  read = lambda: (text for part in parts for text in part.read())
+  return Source(spec, read, lambda: [part.facts() for part in parts], tuple(parts))
 
 
 # ---- held-out documents ----

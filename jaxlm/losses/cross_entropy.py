@@ -8,6 +8,7 @@ the sequence; each slice's logits yield its loss and both gradients at once,
   dz = mask (softmax(z) - onehot(target)) cap'(h W),   dh = dz W^T,   dW = sum h^T dz,
 
 so the head's product is computed once, not again in the backward pass, and only dh and dW outlive their slice.
+`token_nll` walks alike and keeps each token's loss apart.
 """
 
 import functools
@@ -49,9 +50,13 @@ def cross_entropy(
     mask: weight of each target, 0 for none; None counts every one. Treated as a constant.
   """
   mask = jnp.ones(targets.shape, jnp.float32) if mask is None else jax.lax.stop_gradient(mask.astype(jnp.float32))
+  return jnp.sum(_nll(logits, targets) * mask), jnp.sum(mask)
+
+
+def _nll(logits, targets):
   logits = logits.astype(jnp.float32)
   target_logits = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
-  return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - target_logits) * mask), jnp.sum(mask)
+  return jax.nn.logsumexp(logits, axis=-1) - target_logits
 
 
 def _logits(hidden, output_matrix, softcap):
@@ -137,6 +142,34 @@ def chunked_cross_entropy(
   Raises:
     ValueError: shapes that do not belong together, or a negative chunk.
   """
+  steps = _steps(hidden, output_matrix, targets, chunk)
+  if steps is None:
+    return cross_entropy(_logits(hidden, output_matrix, softcap), targets, mask)
+  mask = jnp.ones(targets.shape, jnp.float32) if mask is None else jax.lax.stop_gradient(mask.astype(jnp.float32))
+  return _loss_sum(hidden, output_matrix, targets, mask, steps, softcap), jnp.sum(mask)
+
+
+def token_nll(
+  hidden: Float[Array, 'B T D'],
+  output_matrix: Float[Array, 'D V'],
+  targets: Int[Array, 'B T'],
+  *,
+  chunk: int | None = None,
+  softcap: float | None = None,
+) -> Float[Array, 'B T']:
+  """Returns each target's -log p in float32, in little memory: to score with. Arguments and errors of
+  `chunked_cross_entropy`; a gradient through it keeps all logits."""
+  steps = _steps(hidden, output_matrix, targets, chunk)
+  one_slice = lambda xs: _nll(_logits(xs[0], output_matrix, softcap), xs[1])
+  if steps is None:
+    return one_slice((hidden, targets))
+  B, T = targets.shape
+  nll = jax.lax.map(one_slice, (_slices(hidden, steps), _slices(targets, steps)))
+  return nll.swapaxes(0, 1).reshape(B, -1)[:, :T]
+
+
+def _steps(hidden, output_matrix, targets, chunk: int | None) -> int | None:
+  """Returns the number of slices of T, None for no slicing. Raises ValueError as said in `chunked_cross_entropy`."""
   if hidden.shape[:2] != targets.shape or hidden.shape[-1] != output_matrix.shape[0]:
     raise ValueError(f'hidden {hidden.shape} fits neither targets {targets.shape} nor matrix {output_matrix.shape}.')
   if chunk is not None and chunk < 0:
@@ -144,8 +177,4 @@ def chunked_cross_entropy(
   (B, T), V = targets.shape, output_matrix.shape[1]
   if chunk is None:
     chunk = 0 if B * T * V <= slice_logits() else max(SLICE_TOKENS, slice_logits() // V)
-  if chunk == 0 or chunk >= B * T:
-    return cross_entropy(_logits(hidden, output_matrix, softcap), targets, mask)
-  mask = jnp.ones(targets.shape, jnp.float32) if mask is None else jax.lax.stop_gradient(mask.astype(jnp.float32))
-  steps = -(-T // max(1, chunk // B))
-  return _loss_sum(hidden, output_matrix, targets, mask, steps, softcap), jnp.sum(mask)
+  return None if chunk == 0 or chunk >= B * T else -(-T // max(1, chunk // B))

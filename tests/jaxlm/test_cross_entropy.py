@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.losses import chunked_cross_entropy, cross_entropy
+from jaxlm.losses import chunked_cross_entropy, cross_entropy, token_nll
 from jaxlm.models import sharding
 
 B, T, D, V = 4, 7, 6, 23
@@ -66,6 +66,23 @@ def test_without_a_mask_every_target_counts():
   loss, weight = chunked_cross_entropy(hidden, matrix, targets, chunk=8)
   np.testing.assert_allclose(loss, cross_entropy(hidden @ matrix, targets)[0], rtol=1e-6)
   assert weight == B * T
+
+
+@pytest.mark.parametrize('softcap', [None, 3.0])
+@pytest.mark.parametrize('chunk', [1, 8, 27, 0, None])
+def test_losses_of_tokens_are_those_of_the_plain_computation(chunk, softcap):
+  hidden, matrix, targets, mask = inputs()
+  logits = hidden @ matrix
+  logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+  log_p = jax.nn.log_softmax(logits)
+  nll = token_nll(hidden, matrix, targets, chunk=chunk, softcap=softcap)
+  np.testing.assert_allclose(nll, -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0], rtol=1e-5)
+  np.testing.assert_allclose(jnp.sum(nll * mask), plain(hidden, matrix, targets, mask, softcap)[0], rtol=1e-5)
+  half = token_nll(hidden.astype(jnp.bfloat16), matrix, targets, chunk=chunk, softcap=softcap)
+  assert half.dtype == jnp.float32
+  np.testing.assert_allclose(half, nll, atol=0.1)
+  with pytest.raises(ValueError, match='fits neither'):
+    token_nll(hidden, matrix, targets[:, 1:])
 
 
 def test_gradients_under_pmap_and_under_sharding_equal_one_device():

@@ -46,6 +46,26 @@ def test_embedded_text_is_english_distinct_and_the_same_each_time():
   assert run.stdout.strip() == hashlib.sha256('\n'.join(texts).encode()).hexdigest()
 
 
+def test_texts_are_labelled_with_their_file(tmp_path):
+  for name in ('a/train.jsonl', 'b/train.jsonl', 'b/more.jsonl'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(lines([f'of {name}', '']))
+  whole = sources.documents(str(tmp_path))
+  labelled = list(sources.labelled(whole))
+  assert [text for text, _ in labelled] == list(whole)
+  assert dict(labelled) == {
+    'of a/train.jsonl': str(tmp_path / 'a/train.jsonl'),
+    'of b/more.jsonl': 'more.jsonl',
+    'of b/train.jsonl': str(tmp_path / 'b/train.jsonl'),
+  }
+  assert list(sources.labelled(sources.documents(str(tmp_path / 'a')))) == [('of a/train.jsonl', 'train.jsonl')]
+  assert next(sources.labelled(sources.documents('embedded')))[1] == 'embedded'
+  assert list(sources.labelled(['made here'])) == [('made here', '')]
+  (tmp_path / 'empty.jsonl').write_text('')
+  with pytest.raises(errors.DataError, match='empty.jsonl.* holds no text'):
+    list(sources.labelled(sources.documents(str(tmp_path / 'empty.jsonl'))))
+
+
 def test_each_kind_of_file(tmp_path):
   import pyarrow as pa
   import pyarrow.parquet as pq
