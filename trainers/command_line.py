@@ -16,7 +16,8 @@ T = TypeVar('T', bound=TrainConfig)
 def parse(
   presets: Mapping[str, tuple[str, T]], default: str, *, prog: str, description: str, args: Sequence[str] | None = None
 ) -> T:
-  """Returns a preset's config with the flags applied; `run.directory` is runs/PRESET unless a flag says otherwise.
+  """Returns a preset's config with the flags applied; `run.directory` is runs/PRESET unless a flag says otherwise, with
+  --start runs/PRESET-continued.
 
   Args:
     presets: name -> (what it is, config).
@@ -33,7 +34,9 @@ def parse(
     exit_with(str(errors.unknown('preset', name, presets)), code=2)
   config = presets[name][1]
   if config.run.directory is None:
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, directory=f'runs/{name}'))
+    # A run that goes on from another one is not to be in its place.
+    place = f'runs/{name}-continued' if any(a.split('=')[0] == '--start' for a in args) else f'runs/{name}'
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, directory=place))
   listing = '\n'.join(f'  {n:<12} {text}{" (default)" if n == default else ""}' for n, (text, _) in presets.items())
   if any(a in ('-h', '--help') for a in args):
     print(f'{description}\n\nusage: {prog} [PRESET] [flags]\n\npresets:\n{listing}\n')
@@ -43,6 +46,13 @@ def parse(
     )
   except ValueError as e:
     exit_with(str(e), code=2)
+
+
+def said(section: str, args: Sequence[str] | None = None) -> frozenset[str]:
+  """Returns the fields of a section that flags set: --model.rope.theta and --model.no-qkv-bias say rope and qkv_bias."""
+  args = sys.argv[1:] if args is None else args
+  flags = [a.removeprefix(f'--{section}.') for a in args if a.startswith(f'--{section}.')]
+  return frozenset(a.split('=')[0].split('.')[0].replace('-', '_').removeprefix('no_') for a in flags)
 
 
 def exit_with(message: str, code: int = 1) -> None:

@@ -91,9 +91,9 @@ class Layout:
     shapes = jax.eval_shape(init)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings(shapes))
 
-  def create(self, init: Callable) -> Any:
-    """Returns `init()`, computed straight into place: no device ever holds more than its part."""
-    return jax.jit(init, out_shardings=self.shardings(jax.eval_shape(init)))()
+  def create(self, init: Callable, *args: Any) -> Any:
+    """Returns `init(*args)`, computed straight into place: no device ever holds more than its part."""
+    return jax.jit(init, out_shardings=self.shardings(jax.eval_shape(init, *args)))(*args)
 
   def compile(self, train_step: Callable) -> Callable:
     """Returns step(state, batch) for states from `create` and batches from `put`; the state is donated."""

@@ -48,19 +48,24 @@ def load_tokenizer(data: Any, run_directory: str | Path) -> Any:
   if (held := Path(run_directory) / 'tokenizer').is_dir():
     if (found := tokenizers.from_directory(held)) is not None:
       return found
-  if data.tokenizer == 'bytes':
-    return tokenizers.ByteTokenizer()
   if data.tokenizer != 'train':
-    path = Path(data.tokenizer).expanduser()
-    found = tokenizers.from_sentencepiece(path) if path.is_file() else tokenizers.from_directory(path)
-    if found is None:
-      raise DataError(f'data.tokenizer={data.tokenizer!r} holds no tokenizer; it can be a folder, "train" or "bytes".')
-    return found
+    return named_tokenizer(data)
   train, _ = sources.split(documents(data, data.source), data.valid_fraction)
   try:
     return tokenizers.train_sentencepiece(train, data.vocab_size)
   except ValueError as e:
     raise ConfigError(f'data.vocab_size={data.vocab_size} for a tokenizer of {data.source!r}: {e}') from e
+
+
+def named_tokenizer(data: Any) -> Any:
+  """Returns the tokenizer that `data.tokenizer` names. Raises DataError if there is none."""
+  if data.tokenizer == 'bytes':
+    return tokenizers.ByteTokenizer()
+  path = Path(data.tokenizer).expanduser()
+  found = tokenizers.from_sentencepiece(path) if path.is_file() else tokenizers.from_directory(path)
+  if found is None:
+    raise DataError(f'data.tokenizer={data.tokenizer!r} holds no tokenizer; it can be a folder, "train" or "bytes".')
+  return found
 
 
 def documents(data: Any, spec: str) -> sources.Source:
@@ -71,19 +76,23 @@ def _reading(config: Any, tokenizer: Any) -> tuple[directions.Reading, direction
   """Returns how documents are read, and the tokenizer that stores them so. Raises ConfigError if it has no EOS."""
   r = config.reverse
   try:
-    headed = directions.Headed(tokenizer, r.signal)
+    # A model that is trained further may have a vocabulary that is larger than its tokenizer's.
+    headed = directions.Headed(tokenizer, r.signal, config.model.vocab_size if config.start else None)
   except ValueError as e:
     raise ConfigError(f'direction={config.direction!r}: {e}') from e
   return directions.Reading(config.direction, headed.bos_id, headed.vocab_size, r.signal, r.share, r.pairing), headed
 
 
 class LanguageModeling(Task):
-  """Next-token prediction on a text source. `config` is a PretrainConfig whose model has the tokenizer's vocabulary."""
+  """Next-token prediction on a text source. `config` is a PretrainConfig whose model has the tokenizer's vocabulary.
+
+  `params` is what a new run begins with, on its devices; None for new parameters.
+  """
 
   trainer = 'pretrain'
 
-  def __init__(self, config: Any, tokenizer: Any):
-    self.config, self.tokenizer = config, tokenizer
+  def __init__(self, config: Any, tokenizer: Any, params: Any = None):
+    self.config, self.tokenizer, self._given = config, tokenizer, params
     data = config.data
     self.batch_size = data.batch_size
     if data.valid_source is None:
@@ -125,6 +134,10 @@ class LanguageModeling(Task):
 
   def init_params(self, key: jax.Array) -> Any:
     return init_params(self.config.model, key)
+
+  def given_params(self) -> Any:
+    given, self._given = self._given, None  # Not kept beside those that are trained.
+    return given
 
   def loss(self, params: Any, batch: Any, key: jax.Array | None) -> tuple:
     return next_token_loss(params, batch, self.config.model)

@@ -43,6 +43,10 @@ class Task:
   def init_params(self, key: jax.Array) -> Any:
     raise NotImplementedError
 
+  def given_params(self) -> Any:
+    """Returns parameters on the run's devices that a new run begins with, of the shapes of `init_params`; None: those."""
+    return None
+
   def loss(self, params: Any, batch: Any, key: jax.Array | None) -> tuple:
     """Returns (loss_sum, weight) or (loss_sum, weight, further sums); key is None in evaluation."""
     raise NotImplementedError
@@ -170,8 +174,14 @@ class _Run:
     return opened
 
   def init(self) -> TrainState:
-    params = self.task.init_params(jax.random.key(self.config.run.seed))
+    return self.state(self.task.init_params(jax.random.key(self.config.run.seed)))
+
+  def state(self, params: Any) -> TrainState:
     return init_state(params, self.optimizer.tx, ema=self.config.run.ema_decay > 0)
+
+  def begin(self) -> TrainState:
+    given = self.task.given_params()
+    return self.layout.create(self.init) if given is None else self.layout.create(self.state, given)
 
   def restore(self, abstract: TrainState) -> TrainState:
     read = self.checkpoints.restore(
@@ -204,7 +214,7 @@ class _Run:
     abstract = self.layout.abstract(self.init)
     if self.main:
       report.print_start(self.progress.say, self.task, self.config, self.layout, abstract, self.directory, self.step)
-    state = self.restore(abstract) if self.step else self.layout.create(self.init)
+    state = self.restore(abstract) if self.step else self.begin()
     if self.step >= c.steps:
       self.progress.say(f'{self.directory} is complete at step {self.step}; a larger --run.steps goes on from there.')
       self.finish()

@@ -3,11 +3,15 @@
   python -m trainers.pretrain                                          minutes on a CPU, on text that ships with Python
   python -m trainers.pretrain sink-60m --data.source 'pile/*.jsonl' --model.attention sigmoid
   python -m trainers.pretrain --direction both                         texts are read forward and in reverse
+  python -m trainers.pretrain --start runs/embedded --data.source selected.jsonl     a model is trained further, here on what
+                                                                       python -m jaxlm.analysis.direction select wrote
 
 Starting the same command again resumes. No JAX is imported before the flags are read, so that --help is quick.
 """
 
+from collections.abc import Collection
 import dataclasses
+import functools
 from typing import Literal
 
 from jaxlm import errors
@@ -32,7 +36,8 @@ class DataConfig:
   download: bool = False
   """Whether TFDS may download and prepare what is not there."""
   tokenizer: str = 'train'
-  """'train' (a SentencePiece model of the training text), 'bytes', or a folder or .model file that holds a tokenizer."""
+  """'train' (a SentencePiece model of the training text; with --start, the model's own), 'bytes', or a folder or .model file that
+  holds a tokenizer."""
   vocab_size: int = 32000
   """Size of a tokenizer that is trained."""
   batch_size: int = 64
@@ -108,6 +113,10 @@ class EvalConfig:
 class PretrainConfig(TrainConfig):
   """Pretrain a decoder-only language model on text."""
 
+  start: str | None = None
+  """Train this model further: a run directory, a Hugging Face directory, a .gguf file, a fetched name or a Hub id. Architecture,
+  parameters and tokenizer are its own; the optimizer and its warm-up begin anew. Of model.*, dtype and remat count, and
+  max_length where nothing depends on it. (none: new parameters)"""
   model: ModelConfig = ModelConfig()
   data: DataConfig = DataConfig()
   eval: EvalConfig = EvalConfig()
@@ -119,6 +128,13 @@ class PretrainConfig(TrainConfig):
   def __post_init__(self):
     super().__post_init__()
     self._check_direction()
+    if self.start is None:  # With it, the model is not known yet.
+      self.check_lengths()
+    if self.eval.sinks and self.data.length < 16:
+      raise ConfigError(f'eval.sinks needs rows of at least 16 tokens, not data.length={self.data.length}.')
+
+  def check_lengths(self):
+    """Raises ConfigError if rows do not fit the model."""
     if self.data.length > self.model.max_length:
       raise ConfigError(
         f'data.length={self.data.length} is longer than the model: model.max_length={self.model.max_length}.'
@@ -127,8 +143,6 @@ class PretrainConfig(TrainConfig):
       raise ConfigError(f"model.prefix={self.model.prefix} needs data.packing='concat': one text per row.")
     if self.model.prefix > self.data.length:
       raise ConfigError(f'model.prefix={self.model.prefix} is longer than data.length={self.data.length}.')
-    if self.eval.sinks and self.data.length < 16:
-      raise ConfigError(f'eval.sinks needs rows of at least 16 tokens, not data.length={self.data.length}.')
 
   def _check_direction(self):
     d, default = self.direction, ReverseConfig()
@@ -235,18 +249,28 @@ PRESETS = {
 }
 
 
-def main(config: PretrainConfig):
+def main(config: PretrainConfig, said: Collection[str] = ()):
   """Trains, or resumes, the run in config.run.directory; returns the last TrainState.
+
+  Args:
+    config: with a `start`, its `model` counts for nothing but dtype and remat, and for what is `said`.
+    said: fields of the model that the user asked for, which must fit `start`.
 
   Raises:
     ConfigError, DataError, CheckpointError, DivergedError: see their messages.
     trainers.loop.Stopped: a signal stopped the run, which is saved.
   """
-  from trainers import distributed, language_modeling, loop
+  from trainers import distributed, language_modeling, loop, run_directory
 
   distributed.initialize(config.distributed)
   directory = config.run.directory or 'runs/pretrain'
   config = dataclasses.replace(config, run=dataclasses.replace(config.run, directory=directory))
+  run_directory.check_start(directory, config.start)
+  if config.start is not None:
+    from trainers import continued
+
+    config, tokenizer, params = continued.begin(config, directory, said)
+    return loop.fit(language_modeling.LanguageModeling(config, tokenizer, params), config)
   tokenizer = language_modeling.load_tokenizer(config.data, directory)
   signal = config.reverse.signal
   size = tokenizer.vocab_size + SIGNAL_IDS[signal]
@@ -257,6 +281,6 @@ def main(config: PretrainConfig):
 
 if __name__ == '__main__':
   command_line.run(
-    main,
+    functools.partial(main, said=command_line.said('model')),
     command_line.parse(PRESETS, 'embedded', prog='python -m trainers.pretrain', description=__doc__.split('\n')[0]),
   )

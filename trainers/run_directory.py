@@ -78,6 +78,18 @@ def with_new_fields(old: dict[str, Any], config: Any) -> dict[str, Any]:
   return old | new
 
 
+def check_start(path: str | Path, start: str | None) -> None:
+  """Raises CheckpointError if there is a run already that began with other parameters than those of `start`."""
+  if not (Path(path) / 'config.json').exists():
+    return
+  before = checkpoint.run_config(path).get('start')
+  if before != start:
+    said = lambda x: f'with --start {x}' if x is not None else 'with new parameters'
+    raise CheckpointError(
+      f'{path} was begun {said(before)}; it cannot be resumed {said(start)}. Pass --run.directory with another path.'
+    )
+
+
 def open_run(path: str | Path, config: Any, trainer: str) -> tuple[TextIO, list[tuple[str, Any, Any]]]:
   """Makes a new run directory, or checks that an old one may be resumed with `config` and notes the new config.
 

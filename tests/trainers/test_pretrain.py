@@ -34,7 +34,9 @@ def test_help_lists_every_field_within_three_seconds_and_without_jax():
     best = min(best, time.monotonic() - start)
   assert done.returncode == 0 and best < 3.0
   missing = [
-    name for name in (*ALL_FIELDS, '--direction', '--model.rope.theta', '--model.sink.kind') if name not in done.stdout
+    name
+    for name in (*ALL_FIELDS, '--direction', '--start', '--model.rope.theta', '--model.sink.kind')
+    if name not in done.stdout
   ]
   assert not missing
   assert all(name in done.stdout for name in pretrain.PRESETS) and '(default: 0.002)' in done.stdout

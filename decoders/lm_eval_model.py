@@ -1,0 +1,123 @@
+"""Models of this library in EleutherAI's lm-evaluation-harness, as `jaxlm`.
+
+  pip install 'jaxlm[eval]'
+  lm_eval --model jaxlm --model_args pretrained=runs/embedded,dtype=float32 --tasks lambada_openai --batch_size 16
+
+The harness finds the class by its entry point (group lm_eval.models, setup.cfg), in versions that look for one, which
+0.4.13 does not yet; there, and everywhere, the same command line works as
+
+  python -m decoders.lm_eval_model --model jaxlm --model_args pretrained=runs/embedded --tasks lambada_openai
+"""
+
+from typing import Any
+
+try:
+  from lm_eval.api.model import LM
+  from lm_eval.api.registry import register_model
+except ImportError as e:
+  raise ImportError(
+    f'decoders.lm_eval_model is a part of lm-evaluation-harness, which cannot be imported ({e}): '
+    "pip install 'jaxlm[eval]'. Without it: python -m jaxlm.analysis.evaluate."
+  ) from e
+
+import tqdm
+
+from decoders import lm_eval_requests
+from jaxlm.data import chat
+from jaxlm.language_model import LanguageModel, load
+
+
+@register_model('jaxlm')
+class JaxLM(LM):
+  """A model for the harness.
+
+  Args:
+    pretrained: what `jaxlm.load` reads, or a LanguageModel.
+    dtype: of the parameters and the products; None: float32 on a CPU, bfloat16 on an accelerator.
+    batch_size: rows computed at the same time, over all local devices; 'auto' is 16.
+    max_length: tokens of a row (None: the model's context).
+    max_gen_toks: tokens to generate where a task says nothing.
+    seed: of sampled generation.
+    device, max_batch_size: given by the harness; JAX chooses the devices, and batches keep their size.
+
+  Raises:
+    ValueError: a model without a tokenizer, or one that reads in reverse only.
+  """
+
+  def __init__(
+    self,
+    pretrained: str | LanguageModel,
+    dtype: str | None = None,
+    batch_size: int | str = 16,
+    max_length: int | None = None,
+    max_gen_toks: int = 256,
+    seed: int = 0,
+    device: str | None = None,
+    max_batch_size: int | None = None,
+  ):
+    super().__init__()
+    self.lm = pretrained if isinstance(pretrained, LanguageModel) else load(str(pretrained), dtype)
+    lm_eval_requests.lead(self.lm)  # Says at once what is missing.
+    self.name = 'jaxlm' if isinstance(pretrained, LanguageModel) else str(pretrained)
+    self.batch_size = 16 if str(batch_size).startswith('auto') else int(batch_size)
+    self.max_length = int(max_length or self.lm.config.max_length)
+    self.max_gen_toks, self.seed = int(max_gen_toks), int(seed)
+
+  def _options(self) -> dict[str, Any]:
+    return {'batch_size': self.batch_size, 'max_length': self.max_length}
+
+  def _done(self, kind: str, requests: list):
+    """Puts each answer into the harness's own cache, if it keeps one."""
+    return lambda number, answer: self.cache_hook.add_partial(kind, requests[number].args, answer)
+
+  def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    pairs, done = [r.args for r in requests], self._done('loglikelihood', requests)
+    with tqdm.tqdm(desc='log-likelihoods', total=len(pairs), disable=disable_tqdm or None) as bar:
+      found = lm_eval_requests.loglikelihoods(self.lm, pairs, done, progress=bar.update, **self._options())
+    return [tuple(x) for x in found]
+
+  def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
+    texts, done = [r.args[0] for r in requests], self._done('loglikelihood_rolling', requests)
+    with tqdm.tqdm(desc='rolling log-likelihoods', unit=' windows', disable=disable_tqdm or None) as bar:
+      return lm_eval_requests.rolling_loglikelihoods(self.lm, texts, done, progress=bar.update, **self._options())
+
+  def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
+    kept = self._done('generate_until', requests)
+    with tqdm.tqdm(desc='generating', total=len(requests), disable=disable_tqdm or None) as bar:
+
+      def done(number, text):
+        kept(number, text)
+        bar.update()
+
+      return lm_eval_requests.generate_until(
+        self.lm, [r.args for r in requests], done,
+        max_new_tokens=self.max_gen_toks, seed=self.seed, **self._options(),
+      )  # fmt: skip
+
+  @property
+  def tokenizer_name(self) -> str:
+    return self.name.replace('/', '__')
+
+  def chat_template(self, chat_template: bool | str = False) -> str | None:
+    return self.lm.tokenizer.chat_template or ''
+
+  def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    """Returns a conversation as text. Raises ValueError if the model has no template."""
+    tokenizer = self.lm.tokenizer
+    names = {f'{n}_token': tokenizer.token_text(getattr(tokenizer, f'{n}_id')) for n in ('bos', 'eos', 'pad')}
+    text = chat.render(tokenizer.chat_template, chat_history, add_generation_prompt=add_generation_prompt, **names)
+    if add_generation_prompt:
+      return text
+    last = chat_history[-1]['content'].strip()  # The model goes on with its own last message.
+    return text[: text.rindex(last) + len(last)]
+
+  def get_model_info(self) -> dict[str, Any]:
+    from jaxlm.models.transformer import count_params
+
+    return {'model_num_parameters': count_params(self.lm.params), 'model_dtype': self.lm.config.dtype}
+
+
+if __name__ == '__main__':
+  from lm_eval.__main__ import cli_evaluate
+
+  cli_evaluate()

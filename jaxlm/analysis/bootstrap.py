@@ -1,0 +1,66 @@
+"""Whether two models differ, from what both did on the same items: a paired bootstrap, in NumPy.
+
+  d = sum_i a_i / sum_i u_i - sum_i b_i / sum_i v_i
+
+over documents (losses and their tokens) or questions (right answers and ones). Items are drawn with replacement, the same
+ones for both models, so that what makes an item hard for both cancels.
+"""
+
+import dataclasses
+
+from jaxtyping import Num
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """The first model minus the second.
+
+  Attributes:
+    value: of the items as they are.
+    low, high: ends of the interval that holds 95 % of the resampled values.
+    p: two-sided; how rarely a resampled value lies on the other side of zero, at least 2 / (resamples + 1).
+    items: how many there are.
+  """
+
+  value: float
+  low: float
+  high: float
+  p: float
+  items: int
+
+
+def paired_difference(
+  ours: Num[np.ndarray, ' n'],
+  theirs: Num[np.ndarray, ' n'],
+  weights: Num[np.ndarray, ' n'] | None = None,
+  their_weights: Num[np.ndarray, ' n'] | None = None,
+  *,
+  resamples: int = 2000,
+  seed: int = 0,
+) -> Difference:
+  """Returns the difference of two ratios of sums, and how sure it is.
+
+  Args:
+    ours, theirs: sums of each item.
+    weights: what the sums are divided by; None: 1 each.
+    their_weights: those of the second model; None: the same.
+
+  Raises:
+    ValueError: no items, or arrays of different lengths.
+  """
+  ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+  weights = np.ones(len(ours)) if weights is None else np.asarray(weights, np.float64)
+  their_weights = weights if their_weights is None else np.asarray(their_weights, np.float64)
+  columns = np.stack([ours, weights, theirs, their_weights], axis=1)
+  n = len(columns)
+  if n == 0 or resamples < 1:
+    raise ValueError(f'A bootstrap needs at least one item and one resample, got {n} and {resamples=}.')
+  difference = lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3]
+  random = np.random.default_rng(seed)
+  sums = np.array([np.bincount(random.integers(n, size=n), minlength=n) @ columns for _ in range(resamples)])
+  drawn = difference(sums)
+  beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+  p = min(1.0, 2 * (beyond + 1) / (resamples + 1))
+  low, high = np.quantile(drawn, (0.025, 0.975))
+  return Difference(float(difference(columns.sum(axis=0))), float(low), float(high), p, n)

@@ -1,0 +1,229 @@
+"""How likely continuations are after contexts: what multiple choice is decided by.
+
+  log p(continuation | context) = sum_t log p(x_t | x_<t) over the continuation's tokens;   greedy: each is the likeliest
+
+Pairs that differ in their last token only, as one-letter answers to a question do, are one row. Rows are sorted by length,
+padded on the right to one of few lengths, and computed in batches of one size: few programs.
+Letters: C positions that are scored before the last one, K last tokens of a row.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+from jaxlm.config import ModelConfig
+from jaxlm.data import directions
+from jaxlm.language_model import LanguageModel
+from jaxlm.losses import slice_logits
+from jaxlm.models.transformer import Transformer, cap
+
+Pair = tuple[Sequence[int], Sequence[int]]
+"""(context, continuation), ids."""
+
+
+class Likelihood(NamedTuple):
+  """Of a continuation: log p, nats, and whether greedy decoding would yield it."""
+
+  log_p: float
+  greedy: bool
+
+
+def lead(lm: LanguageModel) -> list[int]:
+  """Returns what a text begins with: the BOS that its tokenizer puts there, or BOS and signal of a model of both directions.
+
+  Raises:
+    ValueError: no tokenizer, or a model that reads in reverse only.
+  """
+  c, tokenizer = lm.config, lm.tokenizer
+  if tokenizer is None:
+    raise ValueError('The model has no tokenizer, so it cannot read text.')
+  if c.direction == 'reverse':
+    raise ValueError("This model was trained with direction='reverse': it cannot say how likely a continuation is.")
+  if c.direction == 'both':
+    return directions.head('forward', c.direction_signal, directions.bos_of(tokenizer), c.vocab_size)
+  return [tokenizer.bos_id] if tokenizer.adds_bos else []
+
+
+def first(lm: LanguageModel) -> list[int]:
+  """Returns what stands before a text so that its first token can be scored: `lead`, else BOS, else EOS."""
+  if found := lead(lm):
+    return found
+  bos = directions.bos_of(lm.tokenizer)
+  if bos is None:
+    raise ValueError('Scoring a text without a context needs a BOS or an EOS; the tokenizer has neither.')
+  return [bos]
+
+
+def encode(lm: LanguageModel, text: str, *, special: bool = False) -> list[int]:
+  """Returns the ids of a text, with what it begins with. `special` reads strings such as '<|im_start|>' as one id."""
+  begin, ids = lead(lm), lm.tokenizer.encode(text, special=special)
+  written_out = bool(begin) and ids[:1] == begin[:1]
+  return [*begin, *ids[written_out:]]
+
+
+def encode_pair(lm: LanguageModel, context: str, continuation: str, *, special: bool = False) -> Pair:
+  """Returns the ids of a context and of what follows it, as lm-evaluation-harness splits them.
+
+  White space at the end of the context is the continuation's. Both are encoded as one text, and what the context alone
+  does not account for is the continuation. An empty context is a BOS, or an EOS.
+
+  Raises:
+    ValueError: nothing is left for the continuation.
+  """
+  stripped = context.rstrip()
+  continuation = context[len(stripped) :] + continuation
+  if stripped:
+    before = encode(lm, stripped, special=special)
+    after = encode(lm, stripped + continuation, special=special)[len(before) :]
+  else:
+    before, after = first(lm), lm.tokenizer.encode(continuation, special=special)
+    if after[:1] == before[:1]:  # A text that writes its BOS out.
+      after = after[1:]
+  if not after:
+    raise ValueError(f'The continuation {continuation!r} has no token of its own after {stripped[-40:]!r}.')
+  return before, after
+
+
+def likelihoods(
+  lm: LanguageModel,
+  pairs: Sequence[Pair],
+  *,
+  batch_size: int = 16,
+  max_length: int | None = None,
+  devices: Sequence[jax.Device] | None = None,
+  progress: Callable[[int], None] = lambda pairs: None,
+) -> list[Likelihood]:
+  """Returns log p of each continuation after its context, in the order of the pairs.
+
+  Args:
+    pairs: ids; a context too long for the model loses its beginning.
+    batch_size: rows computed at the same time, rounded up to a multiple of the devices.
+    max_length: tokens that a row may have (None: the model's context).
+    devices: None: all local ones.
+    progress: is told the number of pairs that are done.
+
+  Raises:
+    ValueError: an empty context or continuation, a continuation longer than a row, ids beyond the vocabulary, a
+      context shorter than a prefix LM's prefix, or numbers that are not finite.
+  """
+  c = lm.config
+  length = c.max_length if max_length is None else max_length
+  if not 1 <= length <= c.max_length or batch_size < 1:
+    raise ValueError(f'{max_length=} must be within 1 .. {c.max_length}, the context of the model, {batch_size=} at least 1.')  # fmt: skip
+  rows: dict[tuple, list[tuple[int, int]]] = {}  # (what is read, how many are scored) -> (pair, its last token) ...
+  for i, pair in enumerate(pairs):
+    ids, scored = _row(i, pair, c, length)
+    rows.setdefault((tuple(ids[:-1]), scored), []).append((i, ids[-1]))
+  devices = jax.local_devices() if devices is None else devices
+  mesh = jax.sharding.Mesh(np.array(devices), ('data',))
+  params = jax.device_put(lm.params, jax.NamedSharding(mesh, jax.P()))
+  placed = functools.partial(jax.device_put, device=jax.NamedSharding(mesh, jax.P('data')))
+  B = -(-batch_size // len(devices)) * len(devices)
+  # The longest first: what does not fit into memory fails at once.
+  order = sorted(rows.items(), key=lambda row: -len(row[0][0]))
+  out: list[Any] = [None] * len(pairs)
+
+  def read(some, found):
+    log_p_BK, greedy_BK = map(np.asarray, found)
+    if not np.isfinite(log_p_BK[: len(some)]).all():
+      raise ValueError('Likelihoods are not finite: activations of the model overflow, or its parameters are not numbers.')  # fmt: skip
+    for (_, members), log_p_K, greedy_K in zip(some, log_p_BK.tolist(), greedy_BK.tolist()):
+      for (i, _), log_p, greedy in zip(members, log_p_K, greedy_K):
+        out[i] = Likelihood(log_p, greedy)
+    progress(sum(len(members) for _, members in some))
+
+  waiting = None
+  for start in range(0, len(order), B):
+    some = order[start : start + B]
+    found = _batch(params, *placed(_padded(some, B, length)), config=c)
+    if waiting is not None:  # The device already has the next batch while this one is read.
+      read(*waiting)
+    waiting = some, found
+  if waiting is not None:
+    read(*waiting)
+  return out
+
+
+def _row(number: int, pair: Pair, config: ModelConfig, length: int) -> tuple[list[int], int]:
+  """Returns (ids, of which all but the last are read; how many at the end are scored)."""
+  context, continuation = map(list, pair)
+  ids, scored = (context + continuation)[-(length + 1) :], len(continuation)
+  if not context or not continuation:
+    raise ValueError(f'Pair {number} has an empty {"continuation" if context else "context"}.')
+  if scored > length:
+    raise ValueError(f'The continuation of pair {number} has {scored} tokens; a row has {length}.')
+  if bad := [i for i in ids if not 0 <= i < config.vocab_size]:
+    raise ValueError(f'Pair {number} has token id {bad[0]}; the vocabulary has ids 0 to {config.vocab_size - 1}.')
+  if config.prefix > len(ids) - scored:
+    raise ValueError(f'A prefix LM (prefix={config.prefix}) sees what pair {number}, with {len(ids) - scored} ids before what is scored, asks for.')  # fmt: skip
+  return ids, scored
+
+
+def bucket(n: int) -> int:
+  """Rounds a length up to one of few sizes: multiples of 16, and of a quarter of the power of two below."""
+  step = max(16, 1 << max(0, n.bit_length() - 3))
+  return -(-n // step) * step
+
+
+def _padded(rows: list, B: int, length: int) -> tuple[np.ndarray, ...]:
+  """Returns tokens [B, T], lengths [B], the places of what is scored before the last token, its targets and mask [B, C],
+  and the last tokens [B, K]."""
+  power = lambda n: 1 << max(n - 1, 0).bit_length()
+  T = min(bucket(max(len(ids) for (ids, _), _ in rows)), length)
+  C = min(power(max(scored for (_, scored), _ in rows) - 1), T)
+  K = power(max(len(members) for _, members in rows))
+  tokens_BT, lengths_B, last_BK = np.zeros((B, T), np.int32), np.ones(B, np.int32), np.zeros((B, K), np.int32)
+  (at_BC, targets_BC), mask_BC = np.zeros((2, B, C), np.int32), np.zeros((B, C), bool)
+  for i, ((ids, scored), members) in enumerate(rows):
+    n, before = len(ids), scored - 1
+    tokens_BT[i, :n], lengths_B[i] = ids, n
+    at_BC[i, :before], targets_BC[i, :before] = np.arange(n - scored, n - 1), ids[n - before :]
+    mask_BC[i, :before] = True
+    last_BK[i, : len(members)] = [last for _, last in members]
+  return tokens_BT, lengths_B, at_BC, targets_BC, mask_BC, last_BK
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _batch(
+  params: Any,
+  tokens_BT: Int[Array, 'B T'],
+  lengths_B: Int[Array, ' B'],
+  at_BC: Int[Array, 'B C'],
+  targets_BC: Int[Array, 'B C'],
+  mask_BC: Bool[Array, 'B C'],
+  last_BK: Int[Array, 'B K'],
+  *,
+  config: ModelConfig,
+) -> tuple[Float[Array, 'B K'], Bool[Array, 'B K']]:
+  model, variables = Transformer(config), {'params': params}
+  hidden_BTD, _ = model.apply(variables, tokens_BT, None, None, lengths_B, method='hidden')
+  matrix_DV = model.apply(variables, method='output_matrix').astype(hidden_BTD.dtype)
+
+  def scored(h_BcD, targets_BcK):
+    logits_BcV = cap(jnp.matmul(h_BcD, matrix_DV, preferred_element_type=jnp.float32), config.logit_softcap)
+    target_BcK = jnp.take_along_axis(logits_BcV, targets_BcK, axis=-1)
+    log_p_BcK = target_BcK - jax.nn.logsumexp(logits_BcV, axis=-1, keepdims=True)
+    return log_p_BcK, jnp.argmax(logits_BcV, axis=-1, keepdims=True) == targets_BcK
+
+  # Sliced along C: the logits of all positions may outweigh the model, and rows stay on their devices.
+  (B, C), V = at_BC.shape, matrix_DV.shape[1]
+  steps = min(C, -(-B * C * V // slice_logits()))
+  width = -(-C // steps)
+
+  def sliced(x):
+    x = jnp.pad(x, [(0, 0), (0, steps * width - C), (0, 0)])
+    return x.reshape(B, steps, width, -1).swapaxes(0, 1)
+
+  at = lambda places_BC: jnp.take_along_axis(hidden_BTD, places_BC[..., None], axis=1)
+  xs = sliced(at(at_BC)), sliced(targets_BC[..., None])
+  found = jax.lax.map(lambda x: scored(*x), xs)
+  log_p_BC, greedy_BC = (x.swapaxes(0, 1).reshape(B, -1)[:, :C] for x in found)
+  log_p_B1 = jnp.sum(log_p_BC, axis=1, where=mask_BC, keepdims=True)
+  greedy_B1 = jnp.all(greedy_BC | ~mask_BC, axis=1, keepdims=True)
+  last_log_p_B1K, last_greedy_B1K = scored(at(lengths_B[:, None] - 1), last_BK[:, None])
+  return log_p_B1 + last_log_p_B1K[:, 0], greedy_B1 & last_greedy_B1K[:, 0]
