@@ -109,7 +109,7 @@ def gain(config: Config) -> None:
     })  # fmt: skip
     print(searches[-1], flush=True)
   best = max(searches, key=lambda s: predicted_speedup(s['matchness'], s['bytes of a draft'], config.max_draft))
-  costs = costs_of(lm, prompts[0], streams, lookup, config)
+  costs = costs_of(lm, prompts[0], streams, lookup, config.new_bytes, config)
   ways = ss.methods(lm, streams, lookup, config.new_bytes, Sampling(), f'SWIFT {best["ratio"]}')
   # As a user gets it: the search begins with the stream, and the guard decides.
   ways['SWIFT from scratch'] = ss.ours(
@@ -164,7 +164,9 @@ def stream(lm: Any, config: Config) -> None:
   for name, sampling in {'greedy': Sampling(), 'sampled': Sampling(temperature=config.temperature)}.items():
     # A stream of its own for each: what is searched, guarded and learned begins anew.
     streams = {'SWIFT, guarded': Stream(lm, swift), 'SWIFT, set given': Stream(lm, frozen)}
-    costs = costs_of(lm, prompts[0][1], {'SWIFT, set given': streams['SWIFT, set given']}, lookup, config)
+    costs = costs_of(
+      lm, prompts[0][1], {'SWIFT, set given': streams['SWIFT, set given']}, lookup, config.new_tokens, config
+    )
     ways = ss.methods(lm, streams, lookup, config.new_tokens, sampling, 'SWIFT, guarded')
     if config.peer and name == 'greedy':
       ways |= ss.transformers_methods(lm, config.new_tokens, config.early_exit, config.lookup_draft)
@@ -182,15 +184,15 @@ def stream(lm: Any, config: Config) -> None:
   )
 
 
-def costs_of(lm, prompt, streams, lookup, config: Config) -> dict[str, Any]:
+def costs_of(lm, prompt, streams, lookup, new_tokens: int, config: Config) -> dict[str, Any]:
   """Returns what the parts of each method's round take."""
   from benchmarks import speculative_costs
   from decoders.swift import SwiftLoop
 
-  costs = {'prompt lookup': speculative_costs.measure(lm, prompt, lookup, config.repeats, drafts=False)}
+  costs = {'prompt lookup': speculative_costs.measure(lm, prompt, lookup, new_tokens, config.repeats, drafts=False)}
   for name, of_name in streams.items():
     drafter = dataclasses.replace(SwiftLoop(of_name, 'match', False, None).drafter, threshold=0.0)
-    costs[name] = speculative_costs.measure(lm, prompt, drafter, config.repeats)
+    costs[name] = speculative_costs.measure(lm, prompt, drafter, new_tokens, config.repeats)
   return costs
 
 

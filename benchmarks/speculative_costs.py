@@ -46,10 +46,12 @@ class Costs:
     return float(stats['tokens_per_round'] / (1 + stats['drafted'] / stats['rounds'] * self.draft))
 
 
-def measure(lm: LanguageModel, prompt: Sequence[int], drafter: Drafter, repeats: int, drafts: bool = True) -> Costs:
-  """Times the parts after a prompt. `drafts`: the drafter takes steps, all of them if its threshold is 0."""
+def measure(
+  lm: LanguageModel, prompt: Sequence[int], drafter: Drafter, new_tokens: int, repeats: int, drafts: bool = True
+) -> Costs:
+  """Times the parts after a prompt, with the cache that `new_tokens` more need. `drafts`: the drafter takes steps, all of them if its threshold is 0."""
   probe = Probe(drafter, repeats, drafts)
-  plain.generate(lm, [list(prompt)], max_new_tokens=2 * STEPS, eos_id=None, loop=probe)
+  plain.generate(lm, [list(prompt)], max_new_tokens=new_tokens, eos_id=None, loop=probe)
   return probe.costs
 
 

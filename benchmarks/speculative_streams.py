@@ -194,7 +194,8 @@ def greedy_text(lm: LanguageModel, prompts: Sequence[list[int]], new_tokens: int
 
 def searched(lm: LanguageModel, swift, prompts: Sequence[list[int]], new_tokens: int, sets: int) -> Stream:
   """Returns a stream after a search over prompts, again and again until it ends or so many sets are scored."""
-  stream = Stream(lm, swift.replace(guard=False, max_opt_iter=sets))
+  # Between two steps of the search some rounds, so that windows are not the same tokens again.
+  stream = Stream(lm, swift.replace(guard=False, max_opt_iter=sets, opt_interval=8))
   while stream.search.active:
     before = stream.search.iterations
     for ids in prompts:

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from decoders.gaussian_process import GaussianProcess, ucb
-from decoders.skip_sets import SkipSet, draw, num_skippable, pack, uniform, vary
+from decoders.skip_sets import SkipSet, draw, num_skippable, pack, spread, uniform, vary
 from decoders.swift_config import SwiftConfig
 
 # Of every three new sets. Drawn sets and variants of good ones keep the process honest where it is sure of itself: in noise
@@ -94,7 +94,7 @@ class Search:
   Args:
     costs: [d] bytes of each sub-layer, as `SkipSet.vector` orders them; for ratio_of='bytes' and objective='speedup'.
     seed: of the sets drawn at random.
-    start: the start set (none: config.skip, or every second layer).
+    start: the start set (none: config.skip, or every second layer; where skip_ratio is far from a half, as many as it says).
     fixed_cost: bytes that every draft step reads too: the first and the last layer, and the head.
 
   Raises:
@@ -124,7 +124,11 @@ class Search:
       self._weights, self._budget = self.costs, self.costs.sum() * config.skip_ratio
     if self._weights.min() > self._budget:
       raise ValueError(f'skip_ratio={config.skip_ratio} of {num_layers} layers skips no sub-layer: raise it.')
-    self.best = next((s for s in (start, config.skip) if s is not None), uniform(num_layers))
+    first = uniform(num_layers)  # The authors' code starts from it whatever the ratio is.
+    too_many = self._weights @ first.vector(num_layers) - self._budget
+    if config.fidelity == 'corrected' and abs(too_many) > self._weights.sum() / 8:
+      first = SkipSet.of(spread(num_layers, self._weights, self._budget), num_layers)
+    self.best = next((s for s in (start, config.skip) if s is not None), first)
     self.best.check(num_layers)
     self.stopped: Literal['max_score', 'tolerance', 'max_iter'] | None = None
     self.iterations = self.tolerance = 0

@@ -83,6 +83,17 @@ def uniform(num_layers: int) -> SkipSet:
   return SkipSet(odd, odd)
 
 
+def spread(num_layers: int, weights, budget: float) -> np.ndarray:
+  """Returns [d] bool: sub-layers of evenly spread layers, as many as the budget holds; both of a layer, one of the last."""
+  middle = num_layers - 2
+  # Each layer as far as can be from those before it: by halves, quarters, ...
+  bits = max(1, (middle - 1).bit_length())
+  order = [r for r in (int(f'{i:0{bits}b}'[::-1], 2) for i in range(1 << bits)) if r < middle]
+  return pack(np.array([[x for layer in order for x in (layer, middle + layer)]]), np.asarray(weights, float), budget)[
+    0
+  ]
+
+
 def pack(order, weights, budget: float) -> np.ndarray:
   """Returns [P, d] bool: of each row's order [P, d] of sub-layers every one that fits in what is left of the budget.
 

@@ -32,7 +32,9 @@ from decoders.swift_draft import SkipDrafter
 from decoders.together import Together
 from jaxlm.language_model import LanguageModel
 
-CHUNK = 8  # Rounds or steps between two decisions of the guard.
+CHUNK = 8  # Rounds or steps between two decisions of the guard at least,
+MOST = 256  # and at most; in between as many as take
+PAUSE = 0.15  # seconds, so that deciding costs little beside them.
 ALLOWANCE = 0.03  # Share of all time that the guard lets searching and trying cost.
 
 
@@ -166,9 +168,14 @@ class Account:
       return 'draft'
     if self.plain is None:
       return 'plain'
-    if self.drafted is not None and self.drafted < self.plain:
+    if self.pays:
       return 'draft'
     return 'draft' if self.affords(self.worst) else 'plain'
+
+  @property
+  def pays(self) -> bool:
+    """Drafting was faster when it was last tried."""
+    return self.plain is not None and self.drafted is not None and self.drafted < self.plain
 
   def affords(self, seconds: float) -> bool:
     return not self.on or self.lost + seconds <= ALLOWANCE * self.spent
@@ -207,6 +214,7 @@ class SwiftLoop(SpeculativeLoop):
   def clear(self) -> None:
     super().clear()
     self.search_seconds, self.searched, self.plain_steps = 0.0, 0, 0
+    self.pace: dict[str, float] = {}  # seconds of a round or a step, of late
 
   def drafter_of(self, skip_set: SkipSet) -> Drafter:
     c = self.stream.swift
@@ -238,7 +246,7 @@ class SwiftLoop(SpeculativeLoop):
     while taken < steps and not bool(jnp.all(state.done)):
       kind, before = account.decides(), self.now(clock)
       going, had = np.flatnonzero(~np.asarray(state.done)), np.array(state.lengths)
-      calls = min(self.stream.swift.opt_interval if search.active and not account.on else CHUNK, steps - taken)
+      calls = min(self.calls(kind), steps - taken)
       if kind == 'draft':
         state, made = super().advance(clock, lm, state, calls, eos_E, values)
       else:
@@ -247,12 +255,22 @@ class SwiftLoop(SpeculativeLoop):
         state = state.replace(text=clock.run('decode', with_output, *told))
         self.plain_steps += int(made)
       taken += int(made)
+      self.pace[kind] = (self.now(clock) - before) / max(int(made), 1)
       tokens = float((np.asarray(state.lengths) - had)[going].mean())
       account.note(kind, self.now(clock) - before, tokens)
       self.stream.generated += round(tokens)
       if search.active and account.affords(account.search_cost):
         state = self.look_for_better(clock, lm, state)
     return state, taken
+
+  def calls(self, kind: str) -> int:
+    """Returns how many rounds or steps to take until the next decision."""
+    searching, account = self.stream.search.active, self.stream.account
+    if not account.on:
+      return self.stream.swift.opt_interval if searching else MOST
+    if kind not in self.pace or (kind == 'draft' and not account.pays):
+      return CHUNK
+    return min(max(int(PAUSE / self.pace[kind]), CHUNK), MOST)
 
   def now(self, clock: Clock) -> float:
     return time.perf_counter() - clock.compile_seconds

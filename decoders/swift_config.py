@@ -23,7 +23,7 @@ class SwiftConfig:
   ratio_of: Literal['count', 'bytes'] = 'count'
   """What skip_ratio is a share of: the number of sub-layers, or the bytes of their weights."""
   search: bool = True
-  """Search while generating; without, draft with the set given or saved, else with every second layer."""
+  """Search while generating; without, draft with the set given or saved, else with every second layer left out."""
   context_window: int = 32
   """Generated tokens on which a set is scored."""
   opt_interval: int = 1
@@ -63,7 +63,7 @@ class SwiftConfig:
   guard: bool = True
   """Go on without drafting where it does not pay."""
   skip: Annotated[SkipSet | None, tyro.conf.Suppress] = None
-  """Set to start from (none: every second layer)."""
+  """Set to start from (none: every second layer; where skip_ratio is far from a half, as many as it says, evenly spread)."""
   sets: str | None = None
   """JSON file of sets found, read at the start and written when a search ends."""
   task: str = 'default'

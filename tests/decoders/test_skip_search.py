@@ -366,3 +366,14 @@ def test_in_noise_the_corrected_rule_ends_with_a_better_set(monkeypatch):
     ends[name] = np.mean([world(36, seed)(best[-1]) for seed, best in enumerate(runs)])
   assert ends['corrected'] > ends['paper'] + 0.05, ends
   assert ends['corrected'] > ends['random'] + 0.1, ends
+
+
+@pytest.mark.parametrize('ratio', [0.1, 0.25, 0.7, 0.85])
+def test_a_search_starts_from_as_many_sub_layers_as_it_is_to_skip(ratio):
+  search = Search(SwiftConfig(skip_ratio=ratio), 24)
+  layers = sorted({*search.best.attention, *search.best.mlp})
+  assert len(search.best) == int(44 * ratio)
+  assert len(set(search.best.attention) ^ set(search.best.mlp)) <= 1  # Both sub-layers of each layer but one.
+  steps = np.diff([0, *layers, 23])
+  assert steps.max() <= 2 * max(1, 24 / (len(layers) + 1))  # Evenly spread.
+  assert Search(SwiftConfig(skip_ratio=ratio, fidelity='paper'), 24).best == uniform(24)
