@@ -30,11 +30,11 @@ class Config:
   """Speculative decoding on a redundant model and on SmolLM2-135M."""
 
   parts: tuple[Literal['gain', 'frontier', 'smollm2'], ...] = ('gain', 'frontier', 'smollm2')
-  ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8)
+  ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.85)
   """gain: shares of sub-layers skipped."""
   sets: int = 400
   """Sets that a search may score."""
-  prompts: int = 12
+  prompts: int = 40
   """gain: held-out prompts measured; as many others are searched on."""
   prompt_bytes: int = 128
   new_bytes: int = 256

@@ -23,7 +23,7 @@ from decoders.speculative import SpeculativeLoop
 from decoders.trees import chain_of
 from jaxlm.language_model import LanguageModel
 
-STEPS = 16  # In one timing.
+SECONDS = 0.3  # Of one timing, about; the call itself should not count.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,33 +68,40 @@ class Probe(SpeculativeLoop):
     none = jnp.full(1, -1)
 
     @jax.jit
-    def step(params, state):
-      return plain.decode(params, state, jnp.int32(STEPS), none, {}, config=config)[0]
+    def step(params, state, steps):
+      return plain.decode(params, state, steps, none, {}, config=config)[0]
 
     @jax.jit
-    def draft(params, state):
+    def draft(params, state, steps):
       # Each draft begins with the last token of the one before, so that none can be left out.
       again = lambda _, s: s.replace(last=drafter.propose(params, (), s, {}, 'match', config)[0].chain[:, -1])
-      return jax.lax.fori_loop(0, STEPS, again, state)
+      return jax.lax.fori_loop(0, steps, again, state)
 
     @functools.partial(jax.jit, static_argnames='depth')
-    def verified(params, state, depth):
+    def verified(params, state, steps, depth):
       def one(_, s):
         tree = chain_of(jnp.broadcast_to(s.last[:, None], (len(s.last), depth)), jnp.full(len(s.last), depth))
         kept = verify(params, s, tree, {}, config, drafter, 'match')
         return added(s, *kept, tree.length, none, drafter).replace(lengths=s.lengths)
 
-      return jax.lax.fori_loop(0, STEPS, one, state)
+      return jax.lax.fori_loop(0, steps, one, state)
 
     # Only trees that are chains: their nodes cost what others do.
     deepest = drafter.buckets[-1][0]
     depths = sorted({0, 1, 2, 4, 6, deepest} & set(range(deepest + 1)))
-    done = lambda function, *args: jax.block_until_ready(function(lm.params, state, *args))
-    runs = {'plain': lambda: report.seconds(lambda: done(step))}
-    runs |= {d: lambda d=d: report.seconds(lambda: done(verified, d)) for d in depths}
+    steps = state.tokens.shape[1] - 2
+
+    def timed(function, *args):
+      """Returns a function that returns the seconds of a step, from as many as take a while."""
+      run = lambda n: report.seconds(lambda: jax.block_until_ready(function(lm.params, state, jnp.int32(n), *args)))
+      run(2)
+      n = int(np.clip(SECONDS / (run(2) / 2), 2, steps))
+      return lambda: run(n) / n
+
+    runs = {'plain': timed(step), **{d: timed(verified, d) for d in depths}}
     if self.drafts:
-      runs['draft'] = lambda: report.seconds(lambda: done(draft))
-    taken = {name: float(np.median(t)) / STEPS for name, t in report.in_turn(runs, self.repeats).items()}
+      runs['draft'] = timed(draft)
+    taken = {name: float(np.median(t)) for name, t in report.in_turn(runs, self.repeats).items()}
     c = taken['draft'] / drafter.max_draft / taken['plain'] if self.drafts else 0.0
     sizes = tuple(1 + d for d in depths)
     self.costs = Costs(taken['plain'], c, sizes, tuple(taken[d] / taken['plain'] for d in depths))

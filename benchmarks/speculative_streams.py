@@ -73,9 +73,8 @@ def run_all(prompts: Sequence[tuple[str, list[int]]], ways: dict[str, Method]) -
   import tqdm
 
   found: dict[str, list[tuple[str, Run]]] = {name: [] for name in ways}
-  for name, way in ways.items():
-    if not name.startswith('SWIFT'):  # A stream would be told twice of the same tokens.
-      way(prompts[0][1])
+  for way in ways.values():
+    way(prompts[0][1])
   for kind, ids in tqdm.tqdm(prompts, desc='prompts', mininterval=10):
     for name, way in ways.items():
       found[name].append((kind, way(ids)))

@@ -34,7 +34,7 @@ from jaxlm.language_model import LanguageModel
 
 CHUNK = 8  # Rounds or steps between two decisions of the guard at least,
 MOST = 256  # and at most; in between as many as take
-PAUSE = 0.15  # seconds, so that deciding costs little beside them.
+PAUSE = 0.25  # seconds, so that deciding costs little beside them.
 ALLOWANCE = 0.03  # Share of all time that the guard lets searching and trying cost.
 
 
@@ -244,7 +244,7 @@ class SwiftLoop(SpeculativeLoop):
   def advance(self, clock: Clock, lm: LanguageModel, state: SpeculativeState, steps: int, eos_E, values):
     search, account, taken = self.stream.search, self.stream.account, 0
     while taken < steps and not bool(jnp.all(state.done)):
-      kind, before = account.decides(), self.now(clock)
+      kind, before, compiled = account.decides(), self.now(clock), clock.compile_seconds
       going, had = np.flatnonzero(~np.asarray(state.done)), np.array(state.lengths)
       calls = min(self.calls(kind), steps - taken)
       if kind == 'draft':
@@ -255,9 +255,10 @@ class SwiftLoop(SpeculativeLoop):
         state = state.replace(text=clock.run('decode', with_output, *told))
         self.plain_steps += int(made)
       taken += int(made)
-      self.pace[kind] = (self.now(clock) - before) / max(int(made), 1)
       tokens = float((np.asarray(state.lengths) - had)[going].mean())
-      account.note(kind, self.now(clock) - before, tokens)
+      if clock.compile_seconds == compiled:  # A program's first run is no measure of it.
+        self.pace[kind] = (self.now(clock) - before) / max(int(made), 1)
+        account.note(kind, self.now(clock) - before, tokens)
       self.stream.generated += round(tokens)
       if search.active and account.affords(account.search_cost):
         state = self.look_for_better(clock, lm, state)
@@ -282,7 +283,7 @@ class SwiftLoop(SpeculativeLoop):
     valid = ~np.asarray(state.done) & (lengths > window + 1)
     if not valid.any() or self.stream.generated == self.since:
       return state
-    before, was = self.now(clock), search.best
+    before, compiled, was = self.now(clock), clock.compile_seconds, search.best
     # The paper's code scores the first tokens of a request, we the latest.
     first = last - lengths + 1 if paper else last - window
     sets = search.propose(self.stream.generated)
@@ -302,7 +303,8 @@ class SwiftLoop(SpeculativeLoop):
     if search.best != was:
       self.stream.account.drafted = None
       state = self.skipping(state)
-    self.stream.account.searched(self.now(clock) - before)
+    if clock.compile_seconds == compiled:
+      self.stream.account.searched(self.now(clock) - before)
     self.search_seconds += self.now(clock) - before
     return state
 
