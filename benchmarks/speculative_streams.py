@@ -178,11 +178,17 @@ def transformers_methods(lm: LanguageModel, new_tokens: int, early_exit: int, lo
 
     return counted
 
-  return {
+  ways = {
     'transformers': method(),
     'transformers, prompt lookup': method(prompt_lookup_num_tokens=lookup),
     'transformers, early exit': method(assistant_early_exit=early_exit),
   }
+  try:
+    ways['transformers, early exit']([1, 2, 3, 4])
+  except TypeError as e:  # In 5.2 its own classes disagree about an argument.
+    print(f'transformers {transformers.__version__} cannot exit early: {e}')
+    del ways['transformers, early exit']
+  return ways
 
 
 def greedy_text(lm: LanguageModel, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:

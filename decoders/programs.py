@@ -5,7 +5,10 @@ from typing import Any
 
 import jax
 
-_programs: dict[Any, Any] = {}
+# Each program holds memory maps, hundreds for a deep model, and a process may have 65530 on Linux: prompts of many lengths
+# would end it.
+MOST = 48
+_programs: dict[Any, Any] = {}  # the latest used last
 
 
 class Clock:
@@ -23,8 +26,11 @@ class Clock:
       start = time.perf_counter()
       _programs[key] = function.lower(*args, **static).compile()
       self.compile_seconds += time.perf_counter() - start
+    program = _programs[key] = _programs.pop(key)
+    while len(_programs) > MOST:
+      del _programs[next(iter(_programs))]
     start = time.perf_counter()
-    out = jax.block_until_ready(_programs[key](*args))
+    out = jax.block_until_ready(program(*args))
     self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
     return out
 

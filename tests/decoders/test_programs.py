@@ -1,0 +1,22 @@
+"""Programs are compiled once, and no more of them are kept than a process can hold."""
+
+import jax
+import jax.numpy as jnp
+
+from decoders import programs
+
+
+def test_the_latest_used_are_kept(monkeypatch):
+  monkeypatch.setattr(programs, 'MOST', 3)
+  programs.forget()
+  compiled = []
+
+  @jax.jit
+  def double(x):
+    compiled.append(x.shape)
+    return 2 * x
+
+  run = lambda n: programs.Clock().run('test', double, jnp.ones(n))
+  for n in (1, 2, 3, 1, 4, 1, 3, 2):
+    assert run(n).tolist() == [2.0] * n and len(programs._programs) <= 3
+  assert compiled == [(1,), (2,), (3,), (4,), (2,)]  # 2 was the longest unused when 4 came.
