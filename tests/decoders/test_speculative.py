@@ -10,7 +10,7 @@ import pytest
 
 import decoders
 from decoders import speculative, trees
-from decoders.programs import _programs
+from decoders.programs import _programs, forget
 from decoders.prompt_lookup import PromptLookup, found
 from decoders.simlayerkv import KiviConfig, LazyConfig
 import jaxlm
@@ -191,6 +191,7 @@ def test_samples_and_small_batches_share_one_program():
   settings = dict(max_new_tokens=20, sampling=SAMPLED, num_samples=2, seed=1)
   prompts = [[1, 2, 3], [4, 5, 6, 7], [3]]
   plain = decoders.generate(lm, prompts, **settings)
+  forget()  # Only so many are kept.
   programs = lambda: sum(key[0] is speculative.decode for key in _programs)
   before = programs()
   out = speculative.generate(lm, prompts, drafter=PromptLookup(4), batch_size=1, **settings)
