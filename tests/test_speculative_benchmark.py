@@ -89,7 +89,7 @@ def test_the_part_on_the_redundant_model_writes_table_statements_and_plot(lm, tm
   monkeypatch.setattr(stochastic_depth, 'trained', lambda: lm)
   speculative.main(
     speculative.Config(
-      parts=('gain',), ratios=(0.5,), sets=8, prompts=1, prompt_bytes=20, new_bytes=40, max_draft=3, lookup_draft=3,
+      parts=('gain',), ratios=(0.5,), sets=8, prompts=1, prompt_bytes=20, new_bytes=80, max_draft=3, lookup_draft=3,
       repeats=1,
     )
   )  # fmt: skip
