@@ -12,13 +12,14 @@ from decoders import plain
 from decoders.context import Context, fingerprint
 from decoders.lazy import LazyConfig, cache_bytes, select_lazy
 from decoders.lazy_memory import Keep, Score, compact_row
-from decoders.prompts import PaddedPrompts, bucket
+from decoders.prompts import PaddedPrompts
 from decoders.simlayerkv import KiviConfig
 from jaxlm.caches.full import FullCache
 from jaxlm.caches.layered import LayeredCache, pooled
 from jaxlm.caches.scored import Scored
 from jaxlm.caches.voted import Voted
 from jaxlm.language_model import LanguageModel
+from jaxlm.lengths import bucket
 
 
 @dataclasses.dataclass(frozen=True)

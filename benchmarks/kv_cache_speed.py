@@ -14,10 +14,11 @@ from benchmarks import report
 from decoders import plain
 from decoders.lazy import LazyConfig
 from decoders.lazy_memory import LazyMemory
-from decoders.prompts import PaddedPrompts, bucket
+from decoders.prompts import PaddedPrompts
 from decoders.simlayerkv import KiviConfig
 from jaxlm.caches.scored import lazy_ratio
 from jaxlm.language_model import LanguageModel
+from jaxlm.lengths import bucket
 from jaxlm.models.attention import layer_rule
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import tyro
 
 from benchmarks import report
+from jaxlm.analysis.bootstrap import Difference, paired_difference
 
 ARMS = {'high S': 'highest', 'low S': 'lowest', 'random': 'random', 'low forward loss': 'low-perplexity'}
 PARTS = ('reading', 'gap', 'cases', 'selection')
@@ -82,7 +83,7 @@ def main(config: Config) -> None:
           print(report.table(arms), flush=True)
     results |= {'gap': gaps, 'selection': arms}
   results['minutes'] = (time.perf_counter() - start) / 60
-  report.write('reverse_modeling', results.pop('selection', []) or results.get('reading'), **results, checks=checks(results, config), config=dataclasses.asdict(config))  # fmt: skip
+  report.write('reverse_modeling', results.pop('selection', []) or results.get('reading'), **results, checks=checks(results), config=dataclasses.asdict(config))  # fmt: skip
 
 
 def reading(texts: dict[str, list[str]], count: int) -> list[dict[str, Any]]:
@@ -157,31 +158,23 @@ def selection(setting, forward, scores, pool, held_out, before, tokenizer, seed:
     texts = [pool[i][1] for i in np.flatnonzero(kept)]
     more = dm.train(setting, dm.tokenized(texts, tokenizer), tokenizer, 'forward', config.more_steps, seed, forward.params, name)  # fmt: skip
     after[name], chosen[name] = dm.scored(more, [page for _, page in held_out]), kept
-  random = loss_of(after['random'])
   for name, judged in after.items():
-    low, high = bootstrapped(judged, after['random'], seed)
+    less = compared(judged, after['random'], seed)
     rows.append({
       'seed': seed, 'arm': name, 'documents': int(chosen[name].sum()) if name in chosen else 0,
-      'mean S': float(candidates.S[chosen[name]].mean()) if name in chosen else '', 'held-out loss': loss_of(judged),
-      'less random': loss_of(judged) - random, 'from': low, 'to': high,
+      'mean S': float(candidates.S[chosen[name]].mean()) if name in chosen else '', 'held-out loss': dm.means(judged)[0],
+      'less random': less.value, 'from': less.low, 'to': less.high,
     })  # fmt: skip
   return rows
 
 
-def loss_of(scores) -> float:
-  return sum(s.nll_forward for s in scores) / sum(s.tokens for s in scores)
+def compared(a, b, seed: int) -> Difference:
+  """Returns the difference of two arms' losses over the same pages."""
+  nll = lambda scores: np.array([s.nll_forward for s in scores])
+  return paired_difference(nll(a), nll(b), np.array([s.tokens for s in a]), seed=seed)
 
 
-def bootstrapped(a, b, seed: int, draws: int = 2000) -> tuple[float, float]:
-  """Returns the 95 % interval of the difference of two arms' losses, over held-out pages."""
-  nll = np.array([[x.nll_forward, y.nll_forward, x.tokens] for x, y in zip(a, b)])
-  pages = np.random.default_rng(seed).integers(0, len(nll), (draws, len(nll)))
-  sums = nll[pages].sum(axis=1)
-  low, high = np.quantile((sums[:, 0] - sums[:, 1]) / sums[:, 2], (0.025, 0.975))
-  return float(low), float(high)
-
-
-def checks(results: dict[str, Any], config: Config) -> list[dict[str, Any]]:
+def checks(results: dict[str, Any]) -> list[dict[str, Any]]:
   verdicts = []
 
   def say(statement: str, holds: bool, measured: Any):

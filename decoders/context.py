@@ -31,6 +31,7 @@ from jaxlm.caches.full import FullCache
 from jaxlm.config import ModelConfig
 from jaxlm.errors import CheckpointError
 from jaxlm.language_model import LanguageModel
+from jaxlm.lengths import bucket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Context:
         'compress it with more `room`.'
       )
     # Padding is written beyond the text, where there must be room too.
-    width = min(prompt_lib.bucket(longest), self.room)
+    width = min(bucket(longest), self.room)
     tokens, lengths = np.zeros((len(new), width), np.int32), np.array([len(row) for row in new], np.int32)
     for row, ids in zip(tokens, new):
       row[: len(ids)] = ids

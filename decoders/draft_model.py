@@ -19,6 +19,7 @@ from decoders.trees import Rule, chain_of
 from jaxlm.caches import FullCache
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
+from jaxlm.lengths import bucket
 from jaxlm.models.transformer import Transformer
 
 PROBE = 'Two models, 1 text: naïve?'
@@ -85,7 +86,7 @@ class DraftModel:
       )
     padded, most = prompt_lib.pad(prompts, self.config.max_length), longest + self.max_draft + 1
     args = self.params(), jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), state.total
-    capacity = max(prompt_lib.bucket(most), padded.tokens.shape[1])
+    capacity = max(bucket(most), padded.tokens.shape[1])
     _, cache = clock.run('prefill', prefill, *args, config=self.config, capacity=capacity, wrap=None)
     return cache
 

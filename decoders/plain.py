@@ -22,6 +22,7 @@ from decoders.sampling import choose
 from jaxlm.caches import FullCache
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
+from jaxlm.lengths import bucket
 from jaxlm.models.transformer import Transformer
 
 # Tokens between two looks of the host at the output, when it has something to look for.
@@ -283,7 +284,7 @@ def generate(
     )
     total_B = jnp.asarray(padded.lengths + max_new_tokens)
     longest = int(padded.lengths.max()) + (memory.room or max_new_tokens)
-    capacity = min(prompt_lib.bucket(longest), lm.config.max_length + loop.slack)
+    capacity = min(bucket(longest), lm.config.max_length + loop.slack)
     tokens_BT, lengths_B, eos_E = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), jnp.asarray(eos, jnp.int32)
     logits_BV, cache = memory.read(clock, lm, padded, total_B, capacity)
     rows = (logits_BV, tokens_BT, lengths_B, total_B, cache)

@@ -7,6 +7,7 @@ import numpy as np
 
 from decoders.directions import Way, arranged, resolve
 from jaxlm.language_model import LanguageModel
+from jaxlm.lengths import bucket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +52,6 @@ def pad(ids: Sequence[Sequence[int]], max_length: int) -> PaddedPrompts:
   for row, prompt in zip(tokens, ids):
     row[: len(prompt)] = prompt
   return PaddedPrompts(tokens, lengths)
-
-
-def bucket(n: int) -> int:
-  """Rounds a length up to one of few sizes: multiples of 16, and of a quarter of the power of two below."""
-  step = max(16, 1 << max(0, n.bit_length() - 3))
-  return -(-n // step) * step
 
 
 def check_room(longest: int, max_new_tokens: int, max_length: int) -> None:

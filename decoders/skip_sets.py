@@ -89,9 +89,8 @@ def spread(num_layers: int, weights, budget: float) -> np.ndarray:
   # Each layer as far as can be from those before it: by halves, quarters, ...
   bits = max(1, (middle - 1).bit_length())
   order = [r for r in (int(f'{i:0{bits}b}'[::-1], 2) for i in range(1 << bits)) if r < middle]
-  return pack(np.array([[x for layer in order for x in (layer, middle + layer)]]), np.asarray(weights, float), budget)[
-    0
-  ]
+  sublayers = [x for layer in order for x in (layer, middle + layer)]
+  return pack([sublayers], np.asarray(weights, float), budget)[0]
 
 
 def pack(order, weights, budget: float) -> np.ndarray:

@@ -20,13 +20,13 @@ from decoders.plain import DecodeState, PlainLoop, drafting
 from decoders.plain import generate as generate_plain
 from decoders.programs import Clock
 from decoders.prompt_lookup import PromptLookup as PromptLookup
-from decoders.prompts import bucket
 from decoders.rounds import Drafter as Drafter
 from decoders.rounds import SpeculativeState, decode
 from decoders.together import Together as Together
 from jaxlm.caches.kivi import Quantized
 from jaxlm.errors import unknown
 from jaxlm.language_model import LanguageModel
+from jaxlm.lengths import bucket
 
 COUNTED = ('rounds', 'drafted', 'accepted', 'verified')
 

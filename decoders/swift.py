@@ -215,6 +215,7 @@ class SwiftLoop(SpeculativeLoop):
     super().clear()
     self.search_seconds, self.searched, self.plain_steps = 0.0, 0, 0
     self.pace: dict[str, float] = {}  # seconds of a round or a step, of late
+    self.unsearched = 0  # rounds and steps since the search was last here
 
   def drafter_of(self, skip_set: SkipSet) -> Drafter:
     c = self.stream.swift
@@ -260,8 +261,10 @@ class SwiftLoop(SpeculativeLoop):
         self.pace[kind] = (self.now(clock) - before) / max(int(made), 1)
         account.note(kind, self.now(clock) - before, tokens)
       self.stream.generated += round(tokens)
-      if search.active and account.affords(account.search_cost):
-        state = self.look_for_better(clock, lm, state)
+      self.unsearched += int(made)
+      due = search.active and self.unsearched >= self.stream.swift.opt_interval
+      if due and account.affords(account.search_cost):
+        state, self.unsearched = self.look_for_better(clock, lm, state), 0
     return state, taken
 
   def calls(self, kind: str) -> int:

@@ -27,7 +27,7 @@ class SwiftConfig:
   context_window: int = 32
   """Generated tokens on which a set is scored."""
   opt_interval: int = 1
-  """Rounds of decoding between two steps of the search."""
+  """Rounds of decoding between two steps of the search; the guard looks up every 8 rounds or later."""
   bayes_interval: int = 25
   """Sets scored between two updates of the Gaussian process (0: none, sets are drawn at random)."""
   max_opt_iter: int = 1000

@@ -43,9 +43,11 @@ def test_intervals_hold_the_difference_and_are_zero_for_equals():
   rng = np.random.default_rng(0)
   b = rng.uniform(10, 30, 200)
   a = b + rng.normal(1.0, 2.0, 200)
-  low, high = reverse_modeling.bootstrapped(scores(a), scores(b), 0)
-  assert low < np.mean(a - b) / 10 < high and 0.03 < high - low < 0.08
-  assert reverse_modeling.bootstrapped(scores(b), scores(b), 0) == (0.0, 0.0)
+  found = reverse_modeling.compared(scores(a), scores(b), 0)
+  assert found.value == pytest.approx(np.mean(a - b) / 10) and found.low < found.value < found.high
+  assert 0.03 < found.high - found.low < 0.08
+  same = reverse_modeling.compared(scores(b), scores(b), 0)
+  assert same.low == same.high == 0.0
 
 
 def test_the_studies_write_their_tables(tmp_path, monkeypatch):

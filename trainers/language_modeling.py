@@ -101,17 +101,15 @@ class LanguageModeling(Task):
       train, valid = documents(data, data.source), documents(data, data.valid_source)
     shape = dict(batch_size=data.batch_size, length=data.length, mode=data.packing)
     order, some = dict(seed=data.seed, fraction=data.fraction), dict(max_batches=config.eval.batches)
+    if data.replace == 'fixed' and not 0 <= data.replace_token < tokenizer.vocab_size:
+      raise ConfigError(f'data.replace_token={data.replace_token} is outside the vocabulary of {tokenizer.vocab_size}.')
     if config.direction == 'forward':
       self.batches = packing.make_batches(corpus.tokenize(train, tokenizer), **order, **shape)
+      self.held_out = {'forward': packing.eval_batches(corpus.tokenize(valid, tokenizer), **some, **shape)}
     else:
       reading, headed = _reading(config, tokenizer)
       tokenize = lambda part: corpus.tokenize(part, headed, bos=True, eos=True)
       self.batches = directions.make_batches(tokenize(train), reading, **order, **shape)
-    if data.replace == 'fixed' and not 0 <= data.replace_token < tokenizer.vocab_size:
-      raise ConfigError(f'data.replace_token={data.replace_token} is outside the vocabulary of {tokenizer.vocab_size}.')
-    if config.direction == 'forward':
-      self.held_out = {'forward': packing.eval_batches(corpus.tokenize(valid, tokenizer), **some, **shape)}
-    else:
       ways, held_out = DIRECTIONS if config.direction == 'both' else (config.direction,), tokenize(valid)
       self.held_out = {
         way: directions.eval_batches(held_out, reading, reverse=way == 'reverse', **some, **shape) for way in ways

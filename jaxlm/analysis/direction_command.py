@@ -119,11 +119,7 @@ class ReportConfig:
 
 def score(config: ScoreConfig) -> Path:
   """Scores a corpus; returns the file."""
-  for name, least in (('batch_size', 1), ('min_tokens', 1), ('document', 0)):
-    if getattr(config, name) < least:
-      raise ValueError(f'{name}={getattr(config, name)} must be at least {least}.')
-  if config.limit is not None and config.limit < 1:
-    raise ValueError(f'limit={config.limit} must be at least 1.')
+  _check_least(config, batch_size=1, min_tokens=1, document=0, limit=1)
   from jaxlm.analysis import direction_files
   from jaxlm.data import corpus, sources
 
@@ -221,9 +217,7 @@ def select(config: SelectConfig) -> dict[str, Any]:
 
 def report(config: ReportConfig) -> dict[str, Any]:
   """Prints tables and texts, draws the picture; returns what is in report.json."""
-  for name, least in (('texts', 0), ('characters', 10), ('sample', 2)):
-    if getattr(config, name) < least:
-      raise ValueError(f'{name}={getattr(config, name)} must be at least {least}.')
+  _check_least(config, texts=0, characters=10, sample=2)
   import numpy as np
 
   from jaxlm import errors
@@ -281,6 +275,13 @@ def report(config: ReportConfig) -> dict[str, Any]:
   direction_plots.plot_scores(scores, rows, written[1], title)
   print('\nWritten to', ', '.join(map(str, written)))
   return said
+
+
+def _check_least(config: Any, **least: int) -> None:
+  """Raises ValueError if a field is smaller; None is no number."""
+  for name, number in least.items():
+    if (value := getattr(config, name)) is not None and value < number:
+      raise ValueError(f'{name}={value} must be at least {number}.')
 
 
 def _outside(out: str | Path, corpus: str) -> Path:

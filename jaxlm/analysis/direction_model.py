@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import functools
 import hashlib
 import json
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,15 @@ from jaxlm.models.transformer import Transformer
 
 
 def token_losses(
-  lm: LanguageModel, reverse_lm: LanguageModel | None = None, devices: Sequence[jax.Device] | None = None
+  lm: LanguageModel,
+  reverse_lm: LanguageModel | None = None,
+  devices: Sequence[jax.Device] | None = None,
+  only: Literal['forward', 'reverse'] | None = None,
 ) -> Nll:
   """Returns the function that computes rows' losses with `lm`, those of reversed rows with `reverse_lm` if it is given.
 
-  Rows are split over the devices (None: all local ones), parameters lie on each. One program does both directions.
+  Rows are split over the devices (None: all local ones), parameters lie on each. One program does both directions. With
+  `only`, that of `lm` is computed, and what is returned for the other one means nothing.
 
   Raises:
     ValueError: a prefix LM, whose first tokens see what they are to predict.
@@ -37,6 +41,9 @@ def token_losses(
   rows = jax.NamedSharding(mesh, jax.P('data'))
 
   def nll(forward: Rows, reverse: Rows):
+    if only is not None:
+      some = jax.device_put(forward if only == 'forward' else reverse, rows)
+      return (_single(params[0], some, config=lm.config),) * 2
     return _both(params, *jax.device_put((forward, reverse), rows), models=tuple(m.config for m in models))
 
   return nll
@@ -58,6 +65,9 @@ def _one(params, rows, config: ModelConfig):
   hidden_BTD, _ = model.apply(variables, rows['tokens'], rows['positions'], cache, method='hidden')
   matrix_DV = model.apply(variables, method='output_matrix')
   return losses.token_nll(hidden_BTD, matrix_DV, rows['targets'], softcap=config.logit_softcap)
+
+
+_single = jax.jit(_one, static_argnames='config')
 
 
 def ends(

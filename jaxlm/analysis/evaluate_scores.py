@@ -9,20 +9,16 @@ models with different tokenizers.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
-import functools
 import math
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from jaxlm import caches, errors, losses
+from jaxlm import errors
 from jaxlm.analysis import direction_model, direction_scores
 from jaxlm.analysis.bootstrap import Difference, paired_difference
-from jaxlm.analysis.direction_rows import Nll, Rows
-from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
-from jaxlm.models.transformer import Transformer
 
 Way = Literal['forward', 'reverse']
 
@@ -92,7 +88,7 @@ def document_losses(
   own = 'reverse' if lm.config.direction == 'reverse' else 'forward'
   ways = ('forward', 'reverse') if direction == 'both' else (direction or own,)
   devices = jax.local_devices() if devices is None else devices
-  nll = direction_model.token_losses(lm, None, devices) if len(ways) == 2 else _one_way(lm, ways[0], devices)
+  nll = direction_model.token_losses(lm, None, devices, only=None if len(ways) == 2 else ways[0])
   sizes: list[int] = []
 
   def counted() -> Iterator[str]:
@@ -111,27 +107,3 @@ def document_losses(
   tokens, forward, reverse = map(np.array, zip(*found))
   by_way = {'forward': forward, 'reverse': reverse}
   return Losses(tokens, np.array(sizes), {way: by_way[way] for way in ways})
-
-
-def _one_way(lm: LanguageModel, way: Way, devices: Sequence[jax.Device]) -> Nll:
-  """As `direction_model.token_losses`, but of one direction; what it returns for the other one means nothing."""
-  if lm.config.prefix:
-    raise ValueError(f'A prefix LM (prefix={lm.config.prefix}) sees its first tokens at once: it cannot be scored.')
-  mesh = jax.sharding.Mesh(np.array(devices), ('data',))
-  params = jax.device_put(lm.params, jax.NamedSharding(mesh, jax.P()))
-  rows = jax.NamedSharding(mesh, jax.P('data'))
-
-  def nll(forward: Rows, reverse: Rows):
-    found = _rows_nll(params, jax.device_put({'forward': forward, 'reverse': reverse}[way], rows), config=lm.config)
-    return found, found
-
-  return nll
-
-
-@functools.partial(jax.jit, static_argnames='config')
-def _rows_nll(params: Any, rows: Rows, *, config: ModelConfig) -> jax.Array:
-  model, variables = Transformer(config), {'params': params}
-  cache = caches.Sequence(rows['segments'])
-  hidden_BTD, _ = model.apply(variables, rows['tokens'], rows['positions'], cache, method='hidden')
-  matrix_DV = model.apply(variables, method='output_matrix')
-  return losses.token_nll(hidden_BTD, matrix_DV, rows['targets'], softcap=config.logit_softcap)

@@ -19,6 +19,7 @@ import numpy as np
 from jaxlm.config import ModelConfig
 from jaxlm.data import directions
 from jaxlm.language_model import LanguageModel
+from jaxlm.lengths import bucket
 from jaxlm.losses import slice_logits
 from jaxlm.models.transformer import Transformer, cap
 
@@ -162,12 +163,6 @@ def _row(number: int, pair: Pair, config: ModelConfig, length: int) -> tuple[lis
   if config.prefix > len(ids) - scored:
     raise ValueError(f'A prefix LM (prefix={config.prefix}) sees what pair {number}, with {len(ids) - scored} ids before what is scored, asks for.')  # fmt: skip
   return ids, scored
-
-
-def bucket(n: int) -> int:
-  """Rounds a length up to one of few sizes: multiples of 16, and of a quarter of the power of two below."""
-  step = max(16, 1 << max(0, n.bit_length() - 3))
-  return -(-n // step) * step
 
 
 def _padded(rows: list, B: int, length: int) -> tuple[np.ndarray, ...]:

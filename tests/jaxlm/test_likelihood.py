@@ -10,6 +10,7 @@ from jaxlm.analysis import likelihood
 from jaxlm.config import RopeConfig
 from jaxlm.data import tokenizers
 from jaxlm.language_model import LanguageModel, forward
+from jaxlm.lengths import bucket
 from tests.models import TINY, tiny_model
 
 SHAPES = ((1, 1), (5, 2), (30, 9), (3, 20), (12, 1), (60, 4), (2, 40))  # tokens of context and continuation
@@ -82,7 +83,7 @@ def test_a_long_context_loses_its_beginning_and_few_shapes_are_compiled():
   assert found.log_p == pytest.approx(by_hand(lm, context[-28:], continuation)[0], rel=1e-4)
   likelihood._batch.clear_cache()
   likelihood.likelihoods(lm, pairs([(n, 1 + n % 3) for n in range(1, 60)]), batch_size=4)
-  assert likelihood._batch._cache_size() <= 2 * len({likelihood.bucket(n) for n in range(1, 64)})
+  assert likelihood._batch._cache_size() <= 2 * len({bucket(n) for n in range(1, 64)})
 
 
 def test_what_cannot_be_scored_is_refused():
