@@ -89,7 +89,6 @@ def swift_of(config: Config, ratio: float):
 def gain(config: Config) -> None:
   from benchmarks import speculative_streams as ss
   from benchmarks import stochastic_depth
-  from decoders.options import Sampling
   from decoders.prompt_lookup import PromptLookup
   from decoders.skip_search import predicted_speedup
   from decoders.swift import Stream
@@ -109,8 +108,8 @@ def gain(config: Config) -> None:
     })  # fmt: skip
     print(searches[-1], flush=True)
   best = max(searches, key=lambda s: predicted_speedup(s['matchness'], s['bytes of a draft'], config.max_draft))
-  costs = costs_of(lm, prompts[0], streams, lookup, config.new_bytes, config)
-  ways = ss.methods(lm, streams, lookup, config.new_bytes, Sampling(), f'SWIFT {best["ratio"]}')
+  costs = costs_of(lm, prompts[0], streams, lookup, config.repeats, max_new_tokens=config.new_bytes)
+  ways = ss.methods(lm, streams, lookup, f'SWIFT {best["ratio"]}', max_new_tokens=config.new_bytes)
   # As a user gets it: the search begins with the stream, and the guard decides.
   ways['SWIFT from scratch'] = ss.ours(
     Stream(lm, swift_of(config, config.ratios[len(config.ratios) // 2])).generate, max_new_tokens=config.new_bytes
@@ -155,19 +154,25 @@ def stream(lm: Any, config: Config) -> None:
   from decoders.options import Sampling
   from decoders.prompt_lookup import PromptLookup
   from decoders.swift import Stream
+  from jaxlm.lengths import bucket
 
   prompts = speculative_prompts.prompts(lm, config.each)
   lookup, swift = PromptLookup(max_draft=config.lookup_draft), swift_of(config, 8.5 / 56)
   search = ss.searched(lm, swift, [lm.tokenizer.chat(q) for q in speculative_prompts.QUESTIONS[:2]], 96, 200).search
   frozen = swift.replace(skip=search.best, search=False, guard=False, draft='static')
+  # One size of cache for prompts of all lengths, so that each method is one program.
+  longest = max(len(ids) for _, ids in prompts)
+  options = {
+    'max_new_tokens': config.new_tokens,
+    'capacity': bucket(longest + config.new_tokens + config.max_draft + 1),
+  }
   rows, flips, all_costs = [], {}, {}
   for name, sampling in {'greedy': Sampling(), 'sampled': Sampling(temperature=config.temperature)}.items():
     # A stream of its own for each: what is searched, guarded and learned begins anew.
     streams = {'SWIFT, guarded': Stream(lm, swift), 'SWIFT, set given': Stream(lm, frozen)}
-    costs = costs_of(
-      lm, prompts[0][1], {'SWIFT, set given': streams['SWIFT, set given']}, lookup, config.new_tokens, config
-    )
-    ways = ss.methods(lm, streams, lookup, config.new_tokens, sampling, 'SWIFT, guarded')
+    given = {'SWIFT, set given': streams['SWIFT, set given']}
+    costs = costs_of(lm, prompts[0][1], given, lookup, config.repeats, **options)
+    ways = ss.methods(lm, streams, lookup, 'SWIFT, guarded', sampling=sampling, **options)
     if config.peer and name == 'greedy':
       ways |= ss.transformers_methods(lm, config.new_tokens, config.early_exit, config.lookup_draft)
     found = ss.run_all(prompts, ways)
@@ -184,15 +189,15 @@ def stream(lm: Any, config: Config) -> None:
   )
 
 
-def costs_of(lm, prompt, streams, lookup, new_tokens: int, config: Config) -> dict[str, Any]:
+def costs_of(lm, prompt, streams, lookup, repeats: int, **options) -> dict[str, Any]:
   """Returns what the parts of each method's round take."""
   from benchmarks import speculative_costs
   from decoders.swift import SwiftLoop
 
-  costs = {'prompt lookup': speculative_costs.measure(lm, prompt, lookup, new_tokens, config.repeats, drafts=False)}
+  costs = {'prompt lookup': speculative_costs.measure(lm, prompt, lookup, repeats, drafts=False, **options)}
   for name, of_name in streams.items():
     drafter = dataclasses.replace(SwiftLoop(of_name, 'match', False, None).drafter, threshold=0.0)
-    costs[name] = speculative_costs.measure(lm, prompt, drafter, new_tokens, config.repeats)
+    costs[name] = speculative_costs.measure(lm, prompt, drafter, repeats, **options)
   return costs
 
 

@@ -47,11 +47,11 @@ class Costs:
 
 
 def measure(
-  lm: LanguageModel, prompt: Sequence[int], drafter: Drafter, new_tokens: int, repeats: int, drafts: bool = True
+  lm: LanguageModel, prompt: Sequence[int], drafter: Drafter, repeats: int, drafts: bool = True, **options
 ) -> Costs:
-  """Times the parts after a prompt, with the cache that `new_tokens` more need. `drafts`: the drafter takes steps, all of them if its threshold is 0."""
+  """Times the parts after a prompt, with the cache that the options of `decoders.generate` ask for. `drafts`: the drafter takes steps, all of them if its threshold is 0."""
   probe = Probe(drafter, repeats, drafts)
-  plain.generate(lm, [list(prompt)], max_new_tokens=new_tokens, eos_id=None, loop=probe)
+  plain.generate(lm, [list(prompt)], eos_id=None, loop=probe, **options)
   return probe.costs
 
 

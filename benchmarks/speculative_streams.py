@@ -11,7 +11,6 @@ import numpy as np
 
 from benchmarks.speculative_costs import Costs
 import decoders
-from decoders.options import Sampling
 from decoders.plain import drafting
 from decoders.prompt_lookup import PromptLookup
 from decoders.swift import Stream
@@ -53,10 +52,9 @@ def ours(generate: Callable, **options) -> Method:
 
 
 def methods(
-  lm: LanguageModel, streams: dict[str, Stream], lookup: PromptLookup, new_tokens: int, sampling: Sampling, both: str
+  lm: LanguageModel, streams: dict[str, Stream], lookup: PromptLookup, both: str, **options
 ) -> dict[str, Method]:
-  """Returns plain decoding, prompt lookup, each stream, and the stream `both` after prompt lookup."""
-  options = {'max_new_tokens': new_tokens, 'sampling': sampling}
+  """Returns plain decoding, prompt lookup, each stream, and the stream `both` after prompt lookup; all with these options."""
   plain = lambda prompts, **o: decoders.generate(lm, prompts, **o)
   look = lambda prompts, **o: decoders.speculative.generate(lm, prompts, drafter=lookup, **o)
   after = Stream(lm, streams[both].swift)

@@ -86,7 +86,7 @@ class DraftModel:
       )
     padded, most = prompt_lib.pad(prompts, self.config.max_length), longest + self.max_draft + 1
     args = self.params(), jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), state.total
-    capacity = max(bucket(most), padded.tokens.shape[1])
+    capacity = max(bucket(most), state.text.shape[1])
     _, cache = clock.run('prefill', prefill, *args, config=self.config, capacity=capacity, wrap=None)
     return cache
 

@@ -193,6 +193,8 @@ class PlainLoop:
 
   slack = 0
   """Slots that a row needs beyond its last token."""
+  slots = 0
+  """Slots that a row has."""
 
   def clear(self) -> None:
     """Forgets what `stats` would tell: a call of `generate` begins."""
@@ -225,6 +227,7 @@ def generate(
   stream: Callable[[int, list[int]], None] | None = None,
   batch_size: int | None = None,
   prefill_chunk: int | None = None,
+  capacity: int | None = None,
   memory: WholeMemory | None = None,
   loop: PlainLoop | None = None,
   direction: directions.Way | None = None,
@@ -242,6 +245,8 @@ def generate(
     stream: called as stream(row, new_ids) while rows grow; ids come in the order of generation.
     batch_size: prompts decoded together (None: all).
     prefill_chunk: tokens of a prompt read at once (None: all); bounds the memory that long prompts need.
+    capacity: slots of the cache, at least (None: as many as prompt and output need, rounded up). Calls whose texts all fit into
+      the same capacity share one compiled program: for streams of requests of many lengths.
     memory: how prompts are read and what becomes of their cache; all is kept by default.
     loop: how rows go on; a token a step by default.
     direction: 'forward', or 'reverse', where each prompt is the end of a text and the model goes on towards its beginning; None
@@ -260,6 +265,8 @@ def generate(
     raise ValueError(f'{stop=} needs a model with a tokenizer.')
   if prefill_chunk is not None and prefill_chunk < 1:
     raise ValueError(f'{prefill_chunk=} must be at least 1.')
+  if capacity is not None and capacity < 1:
+    raise ValueError(f'{capacity=} must be at least 1.')
   ids = prompt_lib.encode(lm, prompts, direction)
   prompt_lib.check_room(max(map(len, ids)), max_new_tokens, lm.config.max_length)
   prompt_lib.check_prefix(min(map(len, ids)), lm.config.prefix)
@@ -284,9 +291,9 @@ def generate(
     )
     total_B = jnp.asarray(padded.lengths + max_new_tokens)
     longest = int(padded.lengths.max()) + (memory.room or max_new_tokens)
-    capacity = min(bucket(longest), lm.config.max_length + loop.slack)
+    loop.slots = slots = min(max(bucket(longest), capacity or 0), lm.config.max_length + loop.slack)
     tokens_BT, lengths_B, eos_E = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), jnp.asarray(eos, jnp.int32)
-    logits_BV, cache = memory.read(clock, lm, padded, total_B, capacity)
+    logits_BV, cache = memory.read(clock, lm, padded, total_B, slots)
     rows = (logits_BV, tokens_BT, lengths_B, total_B, cache)
     if num_samples > 1:
       rows = clock.run('prefill', fan_out, rows, samples=num_samples)

@@ -47,8 +47,8 @@ class Drafter(Protocol):
     """Returns the drafter's own parameters, () for none. Unlike its memory they stay what they are."""
     ...
 
-  def begin(self, clock: Clock, lm: LanguageModel, prompts: Sequence[Sequence[int]], state: DecodeState) -> Any:
-    """Returns the drafter's memory of rows that have been read."""
+  def begin(self, clock: Clock, lm: LanguageModel, prompts: Sequence[Sequence[int]], state: SpeculativeState) -> Any:
+    """Returns the drafter's memory of rows that have been read, with none in the state."""
     ...
 
   def propose(

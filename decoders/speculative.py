@@ -53,15 +53,15 @@ class SpeculativeLoop(PlainLoop):
         'A quantised cache rounds tokens as they grow old, so a tree read at once would see other numbers than its tokens '
         'one by one: decode plainly, or leave quant out.'
       )
-    text = np.zeros((R, bucket(max(map(len, prompts)) + M)), np.int32)
+    text = np.zeros((R, max(bucket(max(map(len, prompts)) + M), self.slots)), np.int32)
     for row, ids, new, n in zip(text, prompts, np.asarray(state.tokens), np.asarray(state.lengths)):
       row[: len(ids)] = ids
       row[len(ids) : len(ids) + n] = new[:n]
-    memory = self.drafter.begin(clock, lm, prompts, state)
     # Each its own array, since they are given away.
     zeros = lambda: jnp.zeros(R, jnp.int32)
     fields = {name: getattr(state, name) for name in DecodeState.__dataclass_fields__}
-    return SpeculativeState(**fields, text=jnp.asarray(text), memory=memory, **{name: zeros() for name in COUNTED})
+    state = SpeculativeState(**fields, text=jnp.asarray(text), memory=None, **{name: zeros() for name in COUNTED})
+    return state.replace(memory=self.drafter.begin(clock, lm, prompts, state))
 
   def advance(self, clock: Clock, lm: LanguageModel, state: SpeculativeState, steps: int, eos_E, values):
     static = {'config': lm.config, 'drafter': self.drafter, 'rule': self.rule}

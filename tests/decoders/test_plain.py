@@ -149,6 +149,7 @@ def test_sharded_parameters_give_the_same_tokens(axes):
     ([[1] * 64], {'max_new_tokens': 1}, 'shorten the prompt'),
     ([[1]], {'max_new_tokens': 0}, 'max_new_tokens=0'),
     ([[1]], {'num_samples': 0}, 'num_samples=0'),
+    ([[1]], {'capacity': 0}, 'capacity=0'),
     ([[1]], {'stop': ['x']}, 'needs a model with a tokenizer'),
   ],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """The engine: whatever is drafted, the tokens are plain decoding's."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 import decoders
 from decoders import speculative, trees
+from decoders.plain import decode as plain_decode
 from decoders.programs import _programs, forget
 from decoders.prompt_lookup import PromptLookup, found
 from decoders.simlayerkv import KiviConfig, LazyConfig
@@ -20,6 +22,7 @@ from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.models.transformer import Transformer
 from tests.models import TINY, tiny_model
 
+REQUESTS = [[1, 2, 3], [*range(1, 41)], [7, 8, 9] * 8]
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [3]]
 SAMPLED = decoders.Sampling(temperature=1.0, top_k=20, top_p=0.95, repetition_penalty=1.2)
 
@@ -197,6 +200,19 @@ def test_samples_and_small_batches_share_one_program():
   out = speculative.generate(lm, prompts, drafter=PromptLookup(4), batch_size=1, **settings)
   np.testing.assert_array_equal(out.tokens, plain.tokens)
   assert programs() == before + 1
+
+
+@pytest.mark.parametrize('drafter', [PromptLookup(4), speculative.DraftModel.of(tiny_model(), max_draft=3), None])
+def test_requests_of_one_capacity_share_one_program(drafter):
+  lm = tiny_model(TINY.replace(max_length=128))
+  one = decoders.generate if drafter is None else functools.partial(speculative.generate, drafter=drafter)
+  apart = [one(lm, [prompt], max_new_tokens=12) for prompt in REQUESTS]
+  forget()
+  outs = [one(lm, [prompt], max_new_tokens=12, capacity=64) for prompt in REQUESTS]
+  for a, b in zip(outs, apart):
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+  assert [key[0] for key in _programs].count(plain_decode if drafter is None else speculative.decode) == 1
+  assert decoders.generate(lm, [[1] * 70], max_new_tokens=4, capacity=64).lengths.tolist() == [4]  # At least 64.
 
 
 def test_stop_strings_inside_what_was_accepted():
