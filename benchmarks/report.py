@@ -87,12 +87,22 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
   return '\n'.join([lines[0], '|' + '|'.join('-' * (w + 2) for w in widths) + '|', *lines[1:]])
 
 
+def said(name: str, value: Any) -> str:
+  """Returns what is printed of a further result: rows as a table, nothing of what is nested deeper."""
+  flat = lambda v: not any(isinstance(x, dict | list) for x in (v.values() if isinstance(v, dict) else v))
+  if isinstance(value, list) and value and all(isinstance(row, dict) and flat(row) for row in value):
+    return f'{name}:\n{table(value)}'
+  if isinstance(value, dict | list) and not flat(value):
+    return f'{name}: see the file'
+  return f'{name}: {value}'
+
+
 def write(name: str, rows: Sequence[dict[str, Any]], **more: Any) -> Path:
   """Prints the table and writes benchmarks/results/NAME.json."""
   RESULTS.mkdir(parents=True, exist_ok=True)
   path = RESULTS / f'{name}.json'
   path.write_text(json.dumps({'machine': machine(), **more, 'rows': list(rows)}, indent=2) + '\n')
-  print(table(rows), f'\nMachine: {machine()}', *(f'{k}: {v}' for k, v in more.items()), f'Written to {path}', sep='\n')
+  print(table(rows), f'\nMachine: {machine()}', *(said(k, v) for k, v in more.items()), f'Written to {path}', sep='\n')
   return path
 
 

@@ -185,6 +185,7 @@ def transformers_methods(lm: LanguageModel, new_tokens: int, early_exit: int, lo
     ways['transformers, early exit']([1, 2, 3, 4])
   except TypeError as e:  # In 5.2 its own classes disagree about an argument.
     print(f'transformers {transformers.__version__} cannot exit early: {e}')
+    model.config.num_hidden_layers = whole  # It had left the model cut.
     del ways['transformers, early exit']
   return ways
 

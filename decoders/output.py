@@ -21,7 +21,7 @@ class Output:
   target_calls; of simlayerkv: lazy_layers, lazy_ratios (per row), kv_bytes_full, compression; where tokens are drafted: rounds
   (summed over rows), drafted, accepted, verified (nodes), tokens_per_round (M), acceptance (alpha); of swift: skipped,
   skip_ratio, draft_cost (bytes of a draft step over those of a full one), matchness, predicted_speedup, search_seconds,
-  searched_sets, search_ended, plain_steps, seconds_per_token."""
+  searched_sets, search_ended, plain_steps, seconds_per_token (of each way)."""
 
   def rows(self) -> list[list[int]]:
     """The generated ids of each row without padding."""

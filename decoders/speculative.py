@@ -64,10 +64,14 @@ class SpeculativeLoop(PlainLoop):
     return state.replace(memory=self.drafter.begin(clock, lm, prompts, state))
 
   def advance(self, clock: Clock, lm: LanguageModel, state: SpeculativeState, steps: int, eos_E, values):
-    static = {'config': lm.config, 'drafter': self.drafter, 'rule': self.rule}
-    return clock.run(
-      'decode', decode, lm.params, self.drafter.weights(), state, jnp.int32(steps), eos_E, values, **static
-    )
+    return self.rounds(clock, lm, state, steps, eos_E, values, self.drafter)
+
+  def rounds(
+    self, clock: Clock, lm: LanguageModel, state: SpeculativeState, steps: int, eos_E, values, drafter: Drafter
+  ):
+    """Advances with this drafter, whose memory the state has."""
+    static = {'config': lm.config, 'drafter': drafter, 'rule': self.rule}
+    return clock.run('decode', decode, lm.params, drafter.weights(), state, jnp.int32(steps), eos_E, values, **static)
 
   def finished(self, rows_R: np.ndarray, state: SpeculativeState) -> None:
     for name, counts in self.counts.items():

@@ -18,6 +18,7 @@ import numpy as np
 
 from decoders import skip_sets, skipping, trees
 from decoders.context import fingerprint
+from decoders.guard import Account
 from decoders.output import Output
 from decoders.plain import PlainLoop, prefill
 from decoders.plain import generate as generate_plain
@@ -35,7 +36,6 @@ from jaxlm.language_model import LanguageModel
 CHUNK = 8  # Rounds or steps between two decisions of the guard at least,
 MOST = 256  # and at most; in between as many as take
 PAUSE = 0.25  # seconds, so that deciding costs little beside them.
-ALLOWANCE = 0.03  # Share of all time that the guard lets searching and trying cost.
 
 
 def generate(
@@ -144,62 +144,6 @@ def draft_bytes(lm: LanguageModel) -> tuple[np.ndarray, float]:
   )
 
 
-class Account:
-  """Whether drafting pays, in seconds measured: what searching and trying cost stays below a share of all time.
-
-  Times are of a row's token. Drafting that was slower than plain decoding is tried again as soon as there is time in hand.
-  """
-
-  def __init__(self, on: bool):
-    self.on = on
-    self.spent = self.lost = self.worst = self.search_cost = 0.0
-    self.turn(None)
-
-  def turn(self, conditions: Any) -> None:
-    """Goes on under these conditions; what was measured under others is put aside."""
-    if getattr(self, 'conditions', self) != conditions:
-      self.conditions = conditions
-      self.plain: float | None = None  # seconds a token
-      self.drafted: float | None = None  # the same in drafting; None: this set was not tried yet
-
-  def decides(self) -> str:
-    """Returns what the next chunk is: 'plain' or 'draft'."""
-    if not self.on:
-      return 'draft'
-    if self.plain is None:
-      return 'plain'
-    if self.pays:
-      return 'draft'
-    return 'draft' if self.affords(self.worst) else 'plain'
-
-  @property
-  def pays(self) -> bool:
-    """Drafting was faster when it was last tried."""
-    return self.plain is not None and self.drafted is not None and self.drafted < self.plain
-
-  def affords(self, seconds: float) -> bool:
-    return not self.on or self.lost + seconds <= ALLOWANCE * self.spent
-
-  def note(self, kind: str, seconds: float, tokens: float) -> None:
-    """Takes what a chunk took, and how many tokens each row got in it."""
-    self.spent += seconds
-    if not tokens:
-      return
-    each, mean = seconds / tokens, lambda old, new: new if old is None else 0.7 * old + 0.3 * new
-    if kind == 'plain':
-      self.plain = mean(self.plain, each)
-    else:
-      self.drafted = mean(self.drafted, each)
-      if self.plain is not None:
-        loss = seconds - tokens * self.plain
-        # What was gained is no reason to lose as much.
-        self.lost = max(self.lost + loss, -ALLOWANCE * self.spent)
-        self.worst = max(loss, 0.0)
-
-  def searched(self, seconds: float) -> None:
-    self.spent, self.lost, self.search_cost = self.spent + seconds, self.lost + seconds, seconds
-
-
 class SwiftLoop(SpeculativeLoop):
   """Rounds, and between them steps of the search and decisions of the guard."""
 
@@ -245,11 +189,15 @@ class SwiftLoop(SpeculativeLoop):
   def advance(self, clock: Clock, lm: LanguageModel, state: SpeculativeState, steps: int, eos_E, values):
     search, account, taken = self.stream.search, self.stream.account, 0
     while taken < steps and not bool(jnp.all(state.done)):
-      kind, before, compiled = account.decides(), self.now(clock), clock.compile_seconds
+      way, before, compiled = account.decides(self.ways()), self.now(clock), clock.compile_seconds
       going, had = np.flatnonzero(~np.asarray(state.done)), np.array(state.lengths)
-      calls = min(self.calls(kind), steps - taken)
-      if kind == 'draft':
-        state, made = super().advance(clock, lm, state, calls, eos_E, values)
+      calls = min(self.calls(way), steps - taken)
+      if way == 'draft':
+        state, made = self.rounds(clock, lm, state, calls, eos_E, values, self.drafter)
+      elif way == 'lookup':
+        first, *rest = state.memory
+        state, made = self.rounds(clock, lm, state.replace(memory=first), calls, eos_E, values, self.lookup)
+        state = state.replace(memory=(state.memory, *rest))
       else:
         state, made = PlainLoop.advance(self, clock, lm, state, calls, eos_E, values)
         told = state.text, state.tokens, jnp.asarray(self.prompt_lengths), state.lengths
@@ -258,8 +206,8 @@ class SwiftLoop(SpeculativeLoop):
       taken += int(made)
       tokens = float((np.asarray(state.lengths) - had)[going].mean())
       if clock.compile_seconds == compiled:  # A program's first run is no measure of it.
-        self.pace[kind] = (self.now(clock) - before) / max(int(made), 1)
-        account.note(kind, self.now(clock) - before, tokens)
+        self.pace[way] = (self.now(clock) - before) / max(int(made), 1)
+        account.note(way, self.now(clock) - before, tokens)
       self.stream.generated += round(tokens)
       self.unsearched += int(made)
       due = search.active and self.unsearched >= self.stream.swift.opt_interval
@@ -267,14 +215,22 @@ class SwiftLoop(SpeculativeLoop):
         state, self.unsearched = self.look_for_better(clock, lm, state), 0
     return state, taken
 
-  def calls(self, kind: str) -> int:
+  def ways(self) -> list[str]:
+    """Returns how rows may go on now, the surest way first."""
+    search, account = self.stream.search, self.stream.account
+    # As far as is known, a drafted token must be accepted more often than it costs. Of a set given nothing is known.
+    known = search.best_score > 0 or search.active
+    hopeless = account.on and known and search.best_score <= search.cost(search.best)
+    return ['plain', *(['lookup'] if self.lookup is not None else []), *([] if hopeless else ['draft'])]
+
+  def calls(self, way: str) -> int:
     """Returns how many rounds or steps to take until the next decision."""
     searching, account = self.stream.search.active, self.stream.account
     if not account.on:
       return self.stream.swift.opt_interval if searching else MOST
-    if kind not in self.pace or (kind == 'draft' and not account.pays):
+    if way not in self.pace or way != account.best(self.ways()):
       return CHUNK
-    return min(max(int(PAUSE / self.pace[kind]), CHUNK), MOST)
+    return min(max(int(PAUSE / self.pace[way]), CHUNK), MOST)
 
   def now(self, clock: Clock) -> float:
     return time.perf_counter() - clock.compile_seconds
@@ -304,7 +260,7 @@ class SwiftLoop(SpeculativeLoop):
     if search.best != was or not search.active:
       self.drafter = self.drafter_of(search.best)
     if search.best != was:
-      self.stream.account.drafted = None
+      self.stream.account.forget('draft')
       state = self.skipping(state)
     if clock.compile_seconds == compiled:
       self.stream.account.searched(self.now(clock) - before)
@@ -320,7 +276,7 @@ class SwiftLoop(SpeculativeLoop):
       'draft_cost': cost, 'matchness': search.best_score,
       'predicted_speedup': float(predicted_speedup(search.best_score, cost, self.stream.swift.max_draft)),
       'search_seconds': self.search_seconds, 'searched_sets': self.searched, 'search_ended': search.stopped,
-      'plain_steps': self.plain_steps, 'seconds_per_token': {'plain': account.plain, 'drafted': account.drafted},
+      'plain_steps': self.plain_steps, 'seconds_per_token': dict(account.pace),
     }  # fmt: skip
 
 

@@ -1,0 +1,73 @@
+"""The guard: what searching and trying cost stays within its share, and the fastest way wins."""
+
+import numpy as np
+import pytest
+
+from decoders.guard import Account
+from decoders.prompt_lookup import PromptLookup
+from decoders.swift import Stream, SwiftConfig, SwiftLoop
+from tests.models import TINY, tiny_model
+
+WAYS = ['plain', 'lookup', 'draft']
+
+
+def decode(account, pace, chunks, rng, ways=WAYS):
+  """Decodes chunks of 8 tokens at about these seconds a token; returns how often each way was taken."""
+  taken = dict.fromkeys(ways, 0)
+  for _ in range(chunks):
+    way = account.decides(ways)
+    taken[way] += 1
+    account.note(way, 8 * pace[way] * rng.uniform(0.8, 1.2), 8)
+  return taken
+
+
+def test_it_never_lends_more_than_its_share():
+  account, rng = Account(True), np.random.default_rng(0)
+  for _ in range(2000):
+    decode(account, {'plain': 0.01, 'draft': 0.05}, 1, rng, ['plain', 'draft'])
+    if account.affords(account.search_cost):
+      account.searched(rng.uniform(0.05, 0.15))
+  assert account.lost <= 0.05 * account.spent and account.spent > 100
+
+
+@pytest.mark.parametrize('fastest', WAYS)
+def test_the_fastest_way_wins(fastest):
+  pace = {way: 0.01 if way == fastest else 0.02 for way in WAYS}
+  account = Account(True)
+  taken = decode(account, pace, 400, np.random.default_rng(0))
+  assert taken[fastest] > 360 and min(taken.values()) > 0
+  assert account.lost <= 0.05 * account.spent
+
+
+def test_what_has_become_fast_is_found():
+  account, rng = Account(True), np.random.default_rng(0)
+  decode(account, {'plain': 0.01, 'lookup': 0.03, 'draft': 0.03}, 200, rng)
+  assert decode(account, {'plain': 0.01, 'lookup': 0.03, 'draft': 0.004}, 400, rng)['draft'] > 200
+
+
+def test_other_conditions_are_measured_anew():
+  account, rng = Account(True), np.random.default_rng(0)
+  account.turn('short')
+  decode(account, {'plain': 0.01, 'lookup': 0.02, 'draft': 0.02}, 100, rng)
+  account.turn('short')
+  assert set(account.pace) == set(WAYS)
+  account.turn('long')
+  assert not account.pace and account.decides(WAYS) == 'plain'
+
+
+def test_without_a_guard_the_most_daring_way_is_taken():
+  account = Account(False)
+  assert account.decides(WAYS) == 'draft' and account.affords(1e9)
+
+
+def test_drafts_that_cost_more_than_they_may_bring_are_not_tried():
+  lm = tiny_model(TINY.replace(num_layers=6))
+  stream = Stream(lm, SwiftConfig())
+  ways = lambda lookup=None: SwiftLoop(stream, 'match', False, lookup).ways()
+  assert ways() == ['plain'] and ways(PromptLookup()) == ['plain', 'lookup']  # Nothing is scored yet.
+  cost = stream.search.cost(stream.search.best)
+  for score, expected in ((cost - 0.01, ['plain']), (cost + 0.01, ['plain', 'draft'])):
+    stream.search._best_total, stream.search._best_windows = score, 1
+    assert ways() == expected
+  given = SwiftConfig(search=False)
+  assert SwiftLoop(Stream(lm, given), 'match', False, None).ways() == ['plain', 'draft']  # Nothing will be known.
