@@ -242,7 +242,7 @@ class SwiftLoop(SpeculativeLoop):
     valid = ~np.asarray(state.done) & (lengths > window + 1)
     if not valid.any() or self.stream.generated == self.since:
       return state
-    before, compiled, was = self.now(clock), clock.compile_seconds, search.best
+    before, was = self.now(clock), search.best
     # The paper's code scores the first tokens of a request, we the latest.
     first = last - lengths + 1 if paper else last - window
     sets = search.propose(self.stream.generated)
@@ -262,8 +262,7 @@ class SwiftLoop(SpeculativeLoop):
     if search.best != was:
       self.stream.account.forget('draft')
       state = self.skipping(state)
-    if clock.compile_seconds == compiled:
-      self.stream.account.searched(self.now(clock) - before)
+    self.stream.account.searched(self.now(clock) - before)
     self.search_seconds += self.now(clock) - before
     return state
 
