@@ -1,13 +1,15 @@
 """A Gaussian process with the Matern kernel nu = 5/2, and the upper confidence bound of its predictions.
 
-  k(x, x') = (1 + a + a^2 / 3) exp(-a),   a = sqrt(5) |x - x'| / l
-  mean(x) = k_xX (K + N)^-1 y,   var(x) = 1 - k_xX (K + N)^-1 k_Xx,   N = diag(noise / repeats)
+  m(x, x') = (1 + a + a^2 / 3) exp(-a),   a = sqrt(5) |x - x'| / l
+  k(x, x') = (1 - w) m(x, x') + w (x - c) (x' - c) / v,   c and v the mean and the variance of X
+  mean(x) = k_xX (K + N)^-1 y,   var(x) = k_xx - k_xX (K + N)^-1 k_Xx,   N = diag(noise / repeats)
 
-with y scaled to mean 0 and deviation 1: the surrogate of SWIFT's search (https://arxiv.org/abs/2410.06916), whose code takes
-that of `bayesian-optimization` with noise 1e-2.
+with y scaled to mean 0 and deviation 1: with w = 0 the surrogate of SWIFT's search (https://arxiv.org/abs/2410.06916), whose
+code takes that of `bayesian-optimization` with noise 1e-2. The linear part says that coordinates add up, whatever else does not.
 """
 
 from collections.abc import Sequence
+import itertools
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
@@ -24,24 +26,31 @@ def ucb(mean, std, kappa: float = 2.5) -> np.ndarray:
 
 
 class GaussianProcess:
-  """Regression with a length scale, and a noise if several are given, of maximum marginal likelihood.
+  """Regression with a length scale, and a noise and a linear share if several are given, of maximum marginal likelihood.
 
   Args:
     noise: variances of one observation, in units of the variance of y; the most likely is taken.
     length_scales: the same for l, in units of sqrt(d), the diagonal of the unit cube.
-    tune_on: of more observations than this, the latest choose l and noise; all of them predict.
+    linear: the same for w.
+    tune_on: of more observations than this, the latest choose l, noise and w; all of them predict.
   """
 
   def __init__(
     self,
     noise: Sequence[float] = (1e-2,),
     length_scales: Sequence[float] = tuple(np.geomspace(0.1, 10, 10)),
+    linear: Sequence[float] = (0.0,),
     tune_on: int = 256,
   ):
-    self.noises, self.length_scales, self.tune_on = tuple(noise), tuple(length_scales), tune_on
+    self.noises, self.length_scales, self.shares, self.tune_on = (
+      tuple(noise),
+      tuple(length_scales),
+      tuple(linear),
+      tune_on,
+    )
 
   def fit(self, X, y, repeats=None) -> 'GaussianProcess':
-    """Conditions on y [n] at X [n, d]; sets `length_scale`, `noise` and `log_likelihood`, and returns itself.
+    """Conditions on y [n] at X [n, d]; sets `length_scale`, `noise`, `linear` and `log_likelihood`, and returns itself.
 
     Args:
       repeats: [n] how many observations each y is the mean of (none: 1).
@@ -56,27 +65,40 @@ class GaussianProcess:
     if not (np.isfinite(X).all() and np.isfinite(y).all() and (repeats > 0).all()):
       raise ValueError('X and y must be finite, and repeats positive.')
     self.X, self.center, self.scale = X, y.mean(), y.std() or 1.0
-    targets, distances = (y - self.center) / self.scale, _distances(X, X)
-    last = slice(-self.tune_on, None)
-    options = [(l * np.sqrt(X.shape[1]), noise) for l in self.length_scales for noise in self.noises]
-    fits = [_condition(distances[last, last], targets[last], repeats[last], *o) for o in options]
-    best = int(np.argmax([f[0] for f in fits]))
-    self.length_scale, self.noise = options[best]
+    self.middle = X.mean(axis=0)
+    self.spread = ((X - self.middle) ** 2).sum(axis=1).mean() or 1.0
+    targets, last, best = (y - self.center) / self.scale, slice(-self.tune_on, None), None
+    for length_scale, linear in itertools.product(self.length_scales, self.shares):
+      self.length_scale, self.linear = length_scale * np.sqrt(X.shape[1]), linear
+      K = self._kernel(X[last], X[last])
+      for noise in self.noises:
+        fit = _condition(K.copy(), targets[last], noise / repeats[last])
+        if best is None or fit[0] > best[0][0]:
+          best = fit, (self.length_scale, linear, noise)
+    fitted, (self.length_scale, self.linear, self.noise) = best
     self.log_likelihood, self.factor, self.weights = (
-      fits[best] if len(y) <= self.tune_on else _condition(distances, targets, repeats, *options[best])
+      fitted if len(y) <= self.tune_on else _condition(self._kernel(X, X), targets, self.noise / repeats)
     )
     return self
 
   def mean(self, X) -> np.ndarray:
     """Returns the mean alone of `predict`, in a fraction of its time."""
-    return matern(X, self.X, self.length_scale) @ self.weights * self.scale + self.center
+    return self._kernel(X, self.X) @ self.weights * self.scale + self.center
 
   def predict(self, X) -> tuple[np.ndarray, np.ndarray]:
     """Returns mean and standard deviation [m] of the noiseless function at X [m, d], in units of y."""
-    K = matern(X, self.X, self.length_scale)
+    K = self._kernel(X, self.X)
     solved = solve_triangular(self.factor, K.T, lower=True, check_finite=False)
-    var = np.maximum(1 - np.einsum('nm,nm->m', solved, solved), 0)  # rounding may leave -1e-16
+    own = 1 - self.linear + self.linear * ((np.asarray(X, float) - self.middle) ** 2).sum(axis=1) / self.spread
+    var = np.maximum(own - np.einsum('nm,nm->m', solved, solved), 0)  # rounding may leave -1e-16
     return K @ self.weights * self.scale + self.center, np.sqrt(var) * self.scale
+
+  def _kernel(self, x, z) -> np.ndarray:
+    K = matern(x, z, self.length_scale)
+    if not self.linear:
+      return K
+    x, z = (np.asarray(v, float) - self.middle for v in (x, z))
+    return (1 - self.linear) * K + self.linear * (x @ z.T) / self.spread
 
 
 def _distances(x: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -89,10 +111,9 @@ def _matern(distances: np.ndarray, length_scale: float) -> np.ndarray:
   return (1 + a + a**2 / 3) * np.exp(-a)
 
 
-def _condition(distances, targets, repeats, length_scale: float, noise: float):
-  """Returns the log marginal likelihood, the lower Cholesky factor of K + N, and (K + N)^-1 targets."""
-  K = _matern(distances, length_scale)
-  K[np.diag_indices_from(K)] += noise / repeats
+def _condition(K, targets, noise):
+  """Returns the log marginal likelihood, the lower Cholesky factor of K + N, and (K + N)^-1 targets. K is overwritten."""
+  K[np.diag_indices_from(K)] += noise
   factor = cho_factor(K, lower=True, overwrite_a=True, check_finite=False)
   weights = cho_solve(factor, targets, check_finite=False)
   log_det = 2 * np.log(np.diag(factor[0])).sum()

@@ -22,16 +22,19 @@ from decoders.gaussian_process import GaussianProcess, ucb
 from decoders.skip_sets import SkipSet, draw, num_skippable, pack, spread, uniform, vary
 from decoders.swift_config import SwiftConfig
 
-# Of every three new sets. Drawn sets and variants of good ones keep the process honest where it is sure of itself: in noise
-# it finds worse sets alone.
-KINDS = ('random', 'variant', 'bayes')
+# Of every three new sets, once there is a process; before, every second one is drawn. Variants of good sets keep it honest where
+# it is sure of itself.
+KINDS = ('bayes', 'bayes', 'variant')
 CHALLENGES = 0.25  # Share of the candidates that may be challengers; more leave too few new sets.
 PARENTS = 8  # Sets of highest expected score, of which variants are made.
-POOL = 1024  # Sets among which the process chooses, and how many of them, highest first, get an upper bound.
-BOUNDED = 128
+POOL = 256  # Sets drawn anew in each round of a climb to the highest upper bound, and how many of all go on.
+CLIMBING = 32
+ROUNDS = 6
 REMEMBERED = 500  # Sets that the process knows, the latest: its time grows with the cube.
 # The deviation of a 32-token score is between a tenth and all of that between sets. The authors' 0.01 is the least of these.
 NOISE = (0.01, 0.1, 1.0)
+# What sub-layers cost nearly adds up, so most of the kernel is linear: few scores tell of each one.
+LENGTH_SCALES, LINEAR = (0.3, 1.0), (0.5, 0.95)
 # Of a window's difficulty, as the best set's score tells it, how much is taken off the scores of others: that score is as
 # noisy as theirs.
 DIFFICULTY = 0.5
@@ -251,7 +254,7 @@ class Search:
     vectors, counts = np.array([r.vector for r in records]), np.array([r.count for r in records])
     expected = np.array([r.total for r in records]) / counts
     if self.config.bayes_interval:
-      self._process = GaussianProcess(NOISE).fit(vectors, expected, counts)
+      self._process = GaussianProcess(NOISE, LENGTH_SCALES, LINEAR).fit(vectors, expected, counts)
       expected = self._process.mean(vectors)
     values = self._value(vectors, expected)
     ranked = np.argsort(-values, kind='stable')
@@ -266,10 +269,9 @@ class Search:
       'variant': lambda: vary(self._rng, 16 * count, self._parents, *space),
       'bayes': self._promising,
     }
-    kinds = [KINDS[(self.iterations + i) % len(KINDS)] for i in range(count)]
-    if self._process is None:
-      kinds = [kind if kind != 'bayes' else 'variant' for kind in kinds]
-    vectors = {kind: iter(pools[kind]()) for kind in kinds}
+    known = KINDS if self._process is not None else ('random', 'variant')
+    kinds = [known[(self.iterations + i) % len(known)] for i in range(count)]
+    vectors = {kind: iter(pools[kind]()) for kind in dict.fromkeys(kinds)}
     new: list[SkipSet] = []
     for kind in kinds:
       for vector in vectors[kind]:
@@ -280,12 +282,13 @@ class Search:
     return new
 
   def _promising(self) -> np.ndarray:
-    """Returns drawn sets and variants of good ones, that of the highest upper confidence bound first."""
+    """Returns sets of high upper confidence bounds, the highest first, found by climbing from drawn and from good sets."""
     space = (self._weights, self._budget)
-    drawn = draw(self._rng, POOL // 4, *space)
-    pool = np.concatenate([drawn, vary(self._rng, POOL - len(drawn), self._parents, *space)])
-    pool = pool[np.argsort(-self._value(pool, self._process.mean(pool)))[:BOUNDED]]
-    return pool[np.argsort(-self._value(pool, ucb(*self._process.predict(pool))))]
+    pool = np.concatenate([draw(self._rng, POOL // 2, *space), self._parents])
+    for _ in range(ROUNDS):
+      pool = np.unique(np.concatenate([pool, vary(self._rng, POOL, pool, *space)]), axis=0)
+      pool = pool[np.argsort(-self._value(pool, ucb(*self._process.predict(pool))), kind='stable')[:CLIMBING]]
+    return pool
 
   def _cost(self, vectors):
     return 1 - vectors @ self.costs / (self.costs.sum() + self.fixed_cost)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from decoders.gaussian_process import GaussianProcess, matern, ucb
-from decoders.skip_search import Search, predicted_speedup
+from decoders.skip_search import NOISE, Search, predicted_speedup
 from decoders.skip_sets import SkipSet, draw, load, save, uniform, vary
 from decoders.swift_config import SwiftConfig
 from jaxlm.errors import DataError
@@ -353,6 +353,15 @@ def test_search_finds_sublayers_that_do_nothing():
     drawn.append(score(run(random, score)[-1]))
   assert found == [1.0] * 5
   assert np.mean(drawn) < 0.95
+
+
+def test_a_linear_kernel_learns_from_few_scores_what_adds_up():
+  rng = np.random.default_rng(0)
+  effects, draws = rng.normal(size=56), lambda n: draw(rng, n, np.ones(56), 4).astype(float)
+  X, new = draws(150), draws(200)
+  y = X @ effects + rng.normal(scale=1.5, size=len(X))
+  told = {share: np.corrcoef(GaussianProcess(NOISE, (0.3, 1.0), (share,)).fit(X, y).mean(new), new @ effects)[0, 1] for share in (0.0, 0.95)}  # fmt: skip
+  assert told[0.95] > 0.75 and told[0.95] > told[0.0], told
 
 
 @pytest.mark.slow
