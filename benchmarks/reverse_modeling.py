@@ -37,7 +37,7 @@ class Config:
   vocab_size: int = 2048
   steps: int = 260
   """Training steps of the forward model, of 16 x 128 tokens; the model of both directions takes twice as many."""
-  seeds: int = 3
+  seeds: int = 2
   pages: int = 24
   """reading: pages of each domain."""
   fraction: float = 0.15

@@ -42,12 +42,8 @@ class GaussianProcess:
     linear: Sequence[float] = (0.0,),
     tune_on: int = 256,
   ):
-    self.noises, self.length_scales, self.shares, self.tune_on = (
-      tuple(noise),
-      tuple(length_scales),
-      tuple(linear),
-      tune_on,
-    )
+    self.noises, self.length_scales = tuple(noise), tuple(length_scales)
+    self.shares, self.tune_on = tuple(linear), tune_on
 
   def fit(self, X, y, repeats=None) -> 'GaussianProcess':
     """Conditions on y [n] at X [n, d]; sets `length_scale`, `noise`, `linear` and `log_likelihood`, and returns itself.
