@@ -108,7 +108,7 @@ def _find(name: str) -> Path:
 
   from jaxlm.data import fetch
 
-  names = sorted(name for name, d in fetch.DATASETS.items() if any(f.endswith('.gguf') for f in d.files))
+  names = fetch.models()
   if name in names:
     if (place := fetch.locate(name)) is not None:
       return place

@@ -109,6 +109,11 @@ DATASETS: dict[str, Dataset | debian.DebianText] = {
 NAMES = tuple(DATASETS)
 
 
+def models() -> list[str]:
+  """Returns the names of those that are models."""
+  return sorted(n for n, d in DATASETS.items() if isinstance(d, Dataset) and any(f.endswith('.gguf') for f in d.files))
+
+
 def _dataset(name: str) -> Dataset | debian.DebianText:
   if name not in DATASETS:
     raise errors.unknown('data set', name, DATASETS, errors.DataError)
