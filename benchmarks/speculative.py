@@ -139,14 +139,8 @@ def frontier(lm: Any, config: Config) -> None:
   def row(found_by: str, skip_set: SkipSet, scored: int, tokens: int) -> dict[str, Any]:
     judged = {where: float(agreement([skip_set], where)[0]) for where in texts}
     chosen = f'attention {skip_set.attention}, MLP {skip_set.mlp}'
-    return {
-      'skipped of 56': len(skip_set),
-      'found by': found_by,
-      'sets': scored,
-      'tokens': tokens,
-      **judged,
-      'set': chosen,
-    }
+    counts = {'skipped of 56': len(skip_set), 'found by': found_by, 'sets': scored, 'tokens': tokens}
+    return counts | judged | {'set': chosen}
 
   rows = [row('every second layer', uniform(30), 0, 0)]
   for number in config.skipped:

@@ -19,6 +19,7 @@ from decoders.options import Sampling
 from decoders.output import Output
 from decoders.programs import Clock
 from decoders.sampling import choose
+from decoders.watch import Watch
 from jaxlm.caches import FullCache
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
@@ -360,43 +361,3 @@ def ending(lm: LanguageModel, eos_id) -> tuple[list[int], int]:
 
 def row_keys(seed: int, first_row: int, rows: int) -> jax.Array:
   return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(first_row + jnp.arange(rows))
-
-
-class Watch:
-  """The host's look at a growing batch: streams what is new and ends rows at a stop string."""
-
-  def __init__(self, text, prompts: Sequence[Sequence[int]], stop: Sequence[str], stream):
-    """`text(prompt, ids)` is what the ids add to a prompt's text."""
-    self.text, self.prompts, self.stop, self.stream = text, prompts, stop, stream
-    self.sent = [0] * len(prompts)
-    self.watching = bool(stop) or stream is not None
-
-  def look(self, state: DecodeState, rows_R: np.ndarray) -> DecodeState:
-    """`rows_R` are the rows of the batch that the state holds."""
-    if not self.watching:
-      return state
-    tokens, lengths = np.asarray(state.tokens), np.array(state.lengths)
-    stopped = np.zeros(len(lengths), bool)
-    for i, row in enumerate(rows_R.tolist()):
-      if lengths[i] == self.sent[row]:
-        continue
-      ids = tokens[i, : lengths[i]].tolist()
-      if (end := self.stopped_at(row, ids)) is not None:
-        lengths[i], stopped[i], ids = end, True, ids[:end]
-      if self.stream is not None and ids[self.sent[row] :]:
-        self.stream(row, ids[self.sent[row] :])
-      self.sent[row] = int(lengths[i])
-    if not stopped.any():
-      return state
-    return state.replace(lengths=jnp.asarray(lengths), done=state.done | stopped)
-
-  def stopped_at(self, row: int, ids: list[int]) -> int | None:
-    """The number of tokens after which a stop string is complete, or None."""
-
-    def contains(n):
-      text = self.text(self.prompts[row], ids[:n])
-      return any(s in text for s in self.stop)
-
-    if not self.stop or not contains(len(ids)):
-      return None
-    return next(n for n in range(self.sent[row] + 1, len(ids) + 1) if contains(n))

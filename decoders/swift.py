@@ -218,8 +218,8 @@ class SwiftLoop(SpeculativeLoop):
   def ways(self) -> list[str]:
     """Returns how rows may go on now, the surest way first."""
     search, account = self.stream.search, self.stream.account
-    # As far as is known, a drafted token must be accepted more often than it costs. Of a set given nothing is known.
-    known = search.best_score > 0 or search.active
+    # Before a set is tried, a token that it drafts must be accepted more often than it costs; of a set given nothing is known.
+    known = 'draft' not in account.pace and (search.best_score > 0 or search.active)
     hopeless = account.on and known and search.best_score <= search.cost(search.best)
     return ['plain', *(['lookup'] if self.lookup is not None else []), *([] if hopeless else ['draft'])]
 

@@ -10,25 +10,23 @@ from collections.abc import Iterator
 import dataclasses
 import gzip
 import json
-import os
 from pathlib import Path
 import re
 import shutil
 import subprocess
 import tarfile
-import tempfile
 
 from jaxlm import errors
-from jaxlm.data.corpus import cache_folder
 
 
 @dataclasses.dataclass(frozen=True)
 class DebianText:
-  """Documents that apt can bring.
+  """Documents that apt can bring; see `jaxlm.data.fetch.Dataset`.
 
   Attributes:
     package: pattern of a package's name, the newest of which is opened; None: the descriptions of all packages.
     download: megabytes, about, as is `size` in bytes.
+    file: name of the JSON Lines.
   """
 
   description: str
@@ -36,6 +34,26 @@ class DebianText:
   licence: str
   download: float
   size: float
+  file: str
+
+  @property
+  def files(self) -> dict[str, None]:
+    return {self.file: None}
+
+  def bring(self, folder: Path) -> None:
+    """Writes the documents into a folder.
+
+    Raises:
+      DataError: no apt here, or it could not bring them.
+    """
+    documents = descriptions(folder) if self.package is None else pages(_newest(folder, self.package))
+    number = 0
+    with open(folder / self.file, 'w', encoding='utf-8') as file:
+      for source, text in documents:
+        file.write(json.dumps({'text': text, 'source': source}, ensure_ascii=False) + '\n')
+        number += 1
+    if not number:
+      raise errors.DataError(f'apt brought no text for {self.file}: is this system not a Debian one?')
 
 
 DATASETS = {
@@ -45,6 +63,7 @@ DATASETS = {
     'GPL-2.0 and others, said in each page',
     37.3,
     29.4e6,
+    'linux-doc.jsonl',
   ),
   'debian-descriptions': DebianText(
     "descriptions of Debian's packages, some 61000 short texts, from a Debian system's apt",
@@ -52,49 +71,29 @@ DATASETS = {
     'none stated for the whole: use it, do not pass it on',
     6.6,
     25.3e6,
+    'debian-descriptions.jsonl',
   ),
 }
-
-
-def place(name: str) -> Path:
-  return cache_folder() / 'fetched' / name / f'{name}.jsonl'
-
-
-def fetch(name: str) -> Path:
-  """Writes the documents to their place, whole or not at all, and returns it.
-
-  Raises:
-    DataError: no apt here, or it could not bring them.
-  """
-  path = place(name)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=path.parent, prefix='.fetching-') as temporary:
-    work, package = Path(temporary), DATASETS[name].package
-    documents = descriptions(work) if package is None else pages(_newest(work, package))
-    number = 0
-    with open(work / path.name, 'w', encoding='utf-8') as file:
-      for source, text in documents:
-        file.write(json.dumps({'text': text, 'source': source}, ensure_ascii=False) + '\n')
-        number += 1
-    if not number:
-      raise errors.DataError(f'apt brought no text for {name}: is this system not a Debian one?')
-    os.replace(work / path.name, path)
-  return path
 
 
 def pages(deb: Path) -> Iterator[tuple[str, str]]:
   """Yields (source, text) of each page of reStructuredText in a package, no text twice."""
   seen = set()
-  unpacking = subprocess.Popen(['dpkg-deb', '--fsys-tarfile', str(deb)], stdout=subprocess.PIPE)
-  with unpacking, tarfile.open(fileobj=unpacking.stdout, mode='r|') as archive:
-    for member in archive:
-      if not (member.isfile() and member.name.endswith(('.rst', '.rst.gz'))):
-        continue
-      raw = archive.extractfile(member).read()
-      text = (gzip.decompress(raw) if member.name.endswith('.gz') else raw).decode('utf-8', errors='replace').strip()
-      if text and text not in seen:
-        seen.add(text)
-        yield f'{deb.stem}: {member.name.removeprefix("./usr/share/doc/")}', text
+  try:
+    with (
+      subprocess.Popen(['dpkg-deb', '--fsys-tarfile', str(deb)], stdout=subprocess.PIPE) as unpacking,
+      tarfile.open(fileobj=unpacking.stdout, mode='r|') as archive,
+    ):
+      for member in archive:
+        if not (member.isfile() and member.name.endswith(('.rst', '.rst.gz'))):
+          continue
+        raw = archive.extractfile(member).read()
+        text = (gzip.decompress(raw) if member.name.endswith('.gz') else raw).decode('utf-8', errors='replace').strip()
+        if text and text not in seen:
+          seen.add(text)
+          yield f'{deb.stem}: {member.name.removeprefix("./usr/share/doc/")}', text
+  except (tarfile.TarError, gzip.BadGzipFile, EOFError) as e:
+    raise errors.DataError(f'{deb.name} cannot be unpacked: {e}') from e
 
 
 def descriptions(work: Path) -> Iterator[tuple[str, str]]:

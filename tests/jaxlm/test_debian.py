@@ -89,12 +89,20 @@ def test_pages_of_the_newest_package(apt, tmp_path):
 
 def test_what_is_wrong_is_said_and_nothing_is_left(apt, monkeypatch, tmp_path):
   monkeypatch.setitem(globals(), 'INDEX', 'Package: bare\nDescription-en: has no more to say\n')
-  with pytest.raises(errors.DataError, match='no text for debian-descriptions'):
+  with pytest.raises(errors.DataError, match='no text for debian-descriptions.jsonl'):
     fetch.fetch('debian-descriptions')
   monkeypatch.setattr(debian, '_apt', lambda *_: 'python3\n')
   with pytest.raises(errors.DataError, match='knows no package linux-doc'):
     fetch.fetch('linux-doc')
   assert fetch.locate('linux-doc') is None and not [p for p in (tmp_path / 'cache').rglob('*') if p.is_file()]
+
+
+@pytest.mark.skipif(shutil.which('dpkg-deb') is None, reason='no dpkg-deb on this system')
+def test_a_damaged_package_is_named(apt, tmp_path):
+  (tmp_path / 'made.deb').write_bytes(b'no package')
+  with pytest.raises(errors.DataError, match='linux-doc-6.12_all.deb cannot be unpacked'):
+    fetch.fetch('linux-doc')
+  assert fetch.locate('linux-doc') is None
 
 
 def test_without_apt_the_program_is_named(monkeypatch, tmp_path):
