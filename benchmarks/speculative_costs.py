@@ -1,7 +1,8 @@
 """What the parts of a round of speculative decoding take, each alone, and the speed-up that follows from them.
 
 S = M / (v(n) + d c)      M tokens a round, d drafted tokens a round, n nodes verified a round
-c     time of a drafting step, in units of a plain step
+c     time of a drafting step, in units of a plain step, between readings of the whole model: alone it would find its
+      weights in the processor's caches, which in a round it does not
 v(n)  time of verifying n nodes and keeping the accepted ones, in the same units; where memory is the bound v is about 1, and
       with d = (M - 1) / alpha this is the formula of SWIFT's paper
 """
@@ -73,9 +74,13 @@ class Probe(SpeculativeLoop):
 
     @jax.jit
     def draft(params, state, steps):
-      # Each draft begins with the last token of the one before, so that none can be left out.
-      again = lambda _, s: s.replace(last=drafter.propose(params, (), s, {}, 'match', config)[0].chain[:, -1])
-      return jax.lax.fori_loop(0, steps, again, state)
+      """A draft and a plain step in turn. Each begins with the last token of the other, so that none can be left out."""
+
+      def both(_, s):
+        s = s.replace(last=drafter.propose(params, (), s, {}, 'match', config)[0].chain[:, -1])
+        return plain.decode(params, s, 1, none, {}, config=config)[0]
+
+      return jax.lax.fori_loop(0, steps, both, state)
 
     @functools.partial(jax.jit, static_argnames='depth')
     def verified(params, state, steps, depth):
@@ -89,7 +94,8 @@ class Probe(SpeculativeLoop):
     # Only trees that are chains: their nodes cost what others do.
     deepest = drafter.buckets[-1][0]
     depths = sorted({0, 1, 2, 4, 6, deepest} & set(range(deepest + 1)))
-    steps = state.tokens.shape[1] - 2
+    # So many that all of a draft has room.
+    steps = max(state.tokens.shape[1] - 2 - deepest, 2)
 
     def timed(function, *args):
       """Returns a function that returns the seconds of a step, from as many as take a while."""
@@ -102,7 +108,7 @@ class Probe(SpeculativeLoop):
     if self.drafts:
       runs['draft'] = timed(draft)
     taken = {name: float(np.median(t)) for name, t in report.in_turn(runs, self.repeats).items()}
-    c = taken['draft'] / drafter.max_draft / taken['plain'] if self.drafts else 0.0
+    c = max(taken['draft'] / taken['plain'] - 1, 0.0) / drafter.max_draft if self.drafts else 0.0
     sizes = tuple(1 + d for d in depths)
     self.costs = Costs(taken['plain'], c, sizes, tuple(taken[d] / taken['plain'] for d in depths))
     return state

@@ -6,10 +6,12 @@
 
 A score is the matchness of SWIFT (https://arxiv.org/abs/2410.06916): the share of a window's tokens that the model predicts
 without these sub-layers. Scores are noisy (0.04 of deviation for 32 tokens at 0.95) and windows differ in difficulty, so the
-highest of many scores belongs to a lucky set. Here a set takes the best one's place for two reasons together:
+highest of many scores belongs to a lucky set. Sets are therefore compared by their nearness, in which a token that is not
+predicted counts by how nearly it was, and which tells more of a set in as many tokens; what is reported, and what ends the
+search, is matchness. And a set takes the best one's place for two reasons together:
   1. the Gaussian process, which has seen the scores of similar sets too, expects more of it. Such sets are challengers;
   2. scored again, on windows that share no token with those that made it a challenger, it led the best set on average.
-Scores are compared on the same windows only. With fidelity='paper' the first set is not scored, and any score above the best
+Sets are compared on the same windows only. With fidelity='paper' the first set is not scored, and any score above the best
 of any window wins, as in the authors' code.
 """
 
@@ -35,8 +37,7 @@ REMEMBERED = 500  # Sets that the process knows, the latest: its time grows with
 NOISE = (0.01, 0.1, 1.0)
 # What sub-layers cost nearly adds up, so most of the kernel is linear: few scores tell of each one.
 LENGTH_SCALES, LINEAR = (0.3, 1.0), (0.5, 0.95)
-# Of a window's difficulty, as the best set's score tells it, how much is taken off the scores of others: that score is as
-# noisy as theirs.
+# Of a window's difficulty, as the best set's nearness tells it, how much is taken off that of others: it is as noisy as theirs.
 DIFFICULTY = 0.5
 BOX = 10_000  # Real vectors among which the paper's mode chooses, as the authors' library does.
 
@@ -55,17 +56,21 @@ class Step:
   """Sets scored since the best one was found."""
 
 
+MATCHNESS, NEARNESS = 0, 1  # of a pair, both of one set on one window or summed over windows
+nothing = lambda: np.zeros(2)
+
+
 @dataclasses.dataclass
 class _Record:
   """What is known of a set."""
 
   vector: np.ndarray  # [d]
-  total: float = 0.0  # of its scores, less the difficulty of their windows
+  total: float = 0.0  # of its nearness, less the difficulty of the windows
   count: int = 0
   due: int = 0  # Position from which a window shares no token with the last one counted.
   # Sums over windows that it was scored on as a challenger of the present best set.
-  own: float = 0.0
-  rival: float = 0.0
+  own: np.ndarray = dataclasses.field(default_factory=nothing)
+  rival: np.ndarray = dataclasses.field(default_factory=nothing)
   windows: int = 0
 
 
@@ -138,7 +143,7 @@ class Search:
     self.history: list[Step] = []
     self._rng = np.random.default_rng(seed)
     self._position = self._best_due = 0
-    self._best_total, self._best_windows = 0.0, 0
+    self._best_total, self._best_windows, self._seen = nothing(), 0, nothing()
     self._records: dict[SkipSet, _Record] = {}  # latest scored last
     self._process: GaussianProcess | None = None
     self._updated_at = 0
@@ -154,7 +159,7 @@ class Search:
   @property
   def best_score(self) -> float:
     """Mean score of the best set over disjoint windows, in the paper's mode the one that made it so; 0 before any."""
-    return self._best_total / self._best_windows if self._best_windows else 0.0
+    return float(self._best_total[MATCHNESS] / self._best_windows) if self._best_windows else 0.0
 
   def cost(self, skip_set: SkipSet) -> float:
     """Returns the bytes that a draft step reads, in units of a full one."""
@@ -181,12 +186,13 @@ class Search:
     due = [s for s in self._challengers if self._records[s].due <= self._position][:places]
     return due + self._new(n - len(due))
 
-  def observe(self, candidates: list[SkipSet], scores, incumbent: float | None = None) -> None:
+  def observe(self, candidates: list[SkipSet], scores, incumbent: float | None = None, near=None) -> None:
     """Takes the scores of the sets proposed last; may change `best` and end the search.
 
     Args:
       scores: matchness of each candidate, all on one window.
       incumbent: the same of `best`, on the same window; the paper's mode does without.
+      near: nearness of each candidate, and that of `best` after them; without, sets are compared by matchness.
 
     Raises:
       ValueError: a score that is missing, NaN or outside [0, 1].
@@ -196,35 +202,42 @@ class Search:
       raise ValueError(f'{len(candidates)} sets have {len(scores)} scores.')
     if incumbent is None and not paper:
       raise ValueError('incumbent is missing: the score of the best set on the same window.')
-    if bad := [s for s in (*scores, *([] if paper else [float(incumbent)])) if not 0 <= s <= 1]:
+    matched = (*scores, *([] if paper else [float(incumbent)]))
+    near = matched if near is None else tuple(float(s) for s in near)
+    if len(near) != len(matched):
+      raise ValueError(f'{len(candidates)} sets and the best one have {len(near)} values of nearness.')
+    if bad := [s for s in (*matched, *near) if not 0 <= s <= 1]:
       raise ValueError(f'A score is {bad[0]}: it must be a share of tokens, in [0, 1].')
     self.iterations += len(scores)
     self.tolerance += len(scores)
     if paper:
       self._observe_as_paper(candidates[0], scores[0])
     else:
-      self._observe_paired(candidates, scores, float(incumbent))
+      self._observe_paired(candidates, np.array([matched, near]).T)
     if self.stopped is None and self.tolerance > self.config.max_tolerance_iter:
       self.stopped = 'tolerance'
     if self.stopped is None and self.iterations > self.config.max_opt_iter:
       self.stopped = 'max_iter'
     self.history.append(Step(self.iterations, scores, incumbent, self.best, self.best_score, self.tolerance))
 
-  def _observe_paired(self, candidates, scores, incumbent):
-    end, counts = self._position + self.config.context_window, self._position >= self._best_due
+  def _observe_paired(self, candidates, pairs):
+    """`pairs` of matchness and nearness are of the candidates and of the best set."""
+    end, counts, incumbent = self._position + self.config.context_window, self._position >= self._best_due, pairs[-1]
+    self._seen = self._seen + pairs.sum(axis=0)
     if counts:
       self._best_total, self._best_windows, self._best_due = self._best_total + incumbent, self._best_windows + 1, end
-    harder = DIFFICULTY * (incumbent - self.best_score)
+    usual = self._best_total[NEARNESS] / self._best_windows
+    harder = DIFFICULTY * (incumbent[NEARNESS] - usual)
     if counts:
-      self._register(self.best, incumbent - harder)
+      self._register(self.best, incumbent[NEARNESS] - harder)
     leads = {}
-    for skip_set, score in zip(candidates, scores):
-      record = self._register(skip_set, score - harder)
+    for skip_set, pair in zip(candidates, pairs):
+      record = self._register(skip_set, pair[NEARNESS] - harder)
       if record.due > self._position:
         continue
       if skip_set in self._challengers:
-        record.own, record.rival, record.windows = record.own + score, record.rival + incumbent, record.windows + 1
-        own, rival = record.own / record.windows, record.rival / record.windows
+        record.own, record.rival, record.windows = record.own + pair, record.rival + incumbent, record.windows + 1
+        own, rival = record.own[NEARNESS] / record.windows, record.rival[NEARNESS] / record.windows
         leads[skip_set] = self._value(record.vector, own) - self._value(self.best.vector(self.num_layers), rival)
       record.due = end
     if leads and max(leads.values()) > 0:
@@ -233,9 +246,9 @@ class Search:
     if self._best_windows >= 2 and self.best_score > self.config.max_score:
       self.stopped = 'max_score'
 
-  def _register(self, skip_set, score) -> _Record:
+  def _register(self, skip_set, nearness) -> _Record:
     record = self._records.pop(skip_set, None) or _Record(skip_set.vector(self.num_layers))
-    record.total, record.count = record.total + score, record.count + 1
+    record.total, record.count = record.total + nearness, record.count + 1
     self._records[skip_set] = record
     return record
 
@@ -245,7 +258,7 @@ class Search:
     self.best, self.tolerance = skip_set, 0
     self._challengers = self._challengers[: self._challengers.index(skip_set)]
     for record in self._records.values():
-      record.own, record.rival, record.windows = 0.0, 0.0, 0
+      record.own, record.rival, record.windows = nothing(), nothing(), 0
 
   def _update(self):
     """Fits the process to the sets scored, and ranks them by the score it expects."""
@@ -293,10 +306,12 @@ class Search:
   def _cost(self, vectors):
     return 1 - vectors @ self.costs / (self.costs.sum() + self.fixed_cost)
 
-  def _value(self, vectors, matchness):
+  def _value(self, vectors, nearness):
     """Returns what sets are ranked by."""
     if self.config.objective == 'matchness':
-      return matchness
+      return nearness
+    # Of all tokens near, so many are met.
+    matchness = nearness * self._seen[MATCHNESS] / max(self._seen[NEARNESS], 1e-9)
     return predicted_speedup(np.clip(matchness, 0, 1), self._cost(vectors), self.config.max_draft)
 
   def _propose_as_paper(self) -> np.ndarray:
@@ -318,6 +333,6 @@ class Search:
   def _observe_as_paper(self, skip_set, score):
     self._registered.append((self._real, score))  # not the set that was scored: the authors' code does so
     if score > self.best_score:
-      self.best, self._best_total, self._best_windows, self.tolerance = skip_set, score, 1, 0
+      self.best, self._best_total, self._best_windows, self.tolerance = skip_set, np.array([score, score]), 1, 0
       if score > self.config.max_score:
         self.stopped = 'max_score'

@@ -77,11 +77,12 @@ def logits(params: Any, states: Float[Array, '... D'], config: ModelConfig) -> F
 
 @functools.partial(jax.jit, static_argnames=('config', 'window'))
 def matchness(params, keep_C2L, text_RS, first_R, valid_R, total_R, cache, *, config: ModelConfig, window: int):
-  """Returns, for each of C sets, the share of tokens that are what the model without these sub-layers finds likeliest.
+  """Returns how well the model guesses a text without the sub-layers of each of C sets, [C] matchness and [C] nearness.
 
-    s = 1 / window sum_i [ argmax of the logits after y_i = y_(i+1) ],   i = 0 .. window - 1
+    matchness = 1 / window sum_i [ argmax of the logits after y_i = y_(i+1) ],   i = 0 .. window - 1
+    nearness  = 1 / window sum_i p_i(y_(i+1)) / max p_i
 
-  read in parallel beside the whole model's cache of what comes before y_0, and averaged over rows.
+  p_i being the model's distribution after y_i. The text is read in parallel beside the whole model's cache of what comes before y_0, and averaged over rows.
 
   Args:
     keep_C2L: as for `hidden`.
@@ -100,7 +101,11 @@ def matchness(params, keep_C2L, text_RS, first_R, valid_R, total_R, cache, *, co
 
   def share(keep_2L):
     states, _ = hidden(params, y[:, :-1], positions_RT, empty, total_R, keep_2L, config, 'mask')
-    hits_RT = jnp.argmax(logits(params, states, config), axis=-1) == y[:, 1:]
-    return jnp.sum(hits_RT & valid_R[:, None]) / (jnp.maximum(jnp.sum(valid_R), 1) * window)
+    logits_RTV = logits(params, states, config)
+    hits_RT = jnp.argmax(logits_RTV, axis=-1) == y[:, 1:]
+    own_RT = jnp.take_along_axis(logits_RTV, y[:, 1:, None], axis=-1)[..., 0]
+    near_RT = jnp.exp(own_RT - jnp.max(logits_RTV, axis=-1))
+    mean = lambda x_RT: jnp.sum(jnp.where(valid_R[:, None], x_RT, 0)) / (jnp.maximum(jnp.sum(valid_R), 1) * window)
+    return mean(hits_RT), mean(near_RT)
 
   return jax.vmap(share)(keep_C2L)

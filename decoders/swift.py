@@ -128,7 +128,7 @@ def matchness(
   keep = np.stack([s.keep(lm.config.num_layers) for s in sets])
   first, valid, static = total - window - 1, jnp.ones(1, bool), {'config': lm.config, 'window': window}
   parts = [keep[i : i + at_once] for i in range(0, len(keep), at_once)]
-  score = lambda part: skipping.matchness(lm.params, jnp.asarray(part), text, first, valid, total, cache, **static)
+  score = lambda part: skipping.matchness(lm.params, jnp.asarray(part), text, first, valid, total, cache, **static)[0]
   return np.concatenate([score(part) for part in parts])
 
 
@@ -246,14 +246,17 @@ class SwiftLoop(SpeculativeLoop):
     # The paper's code scores the first tokens of a request, we the latest.
     first = last - lengths + 1 if paper else last - window
     sets = search.propose(self.stream.generated)
-    scored = sets if paper else [search.best, *sets]
+    scored = sets if paper else [*sets, search.best]
     keep = jnp.asarray(np.stack([s.keep(lm.config.num_layers) for s in scored]))
-    shares = clock.run(
+    matched, near = clock.run(
       'search', skipping.matchness, lm.params, keep, state.text, jnp.asarray(np.maximum(first, 0)), jnp.asarray(valid),
       state.total, state.cache, config=lm.config, window=window,
     )  # fmt: skip
-    shares = np.asarray(shares).tolist()
-    search.observe(sets, shares if paper else shares[1:], None if paper else shares[0])
+    matched, near = np.asarray(matched).tolist(), np.asarray(near).tolist()
+    if paper:
+      search.observe(sets, matched)
+    else:
+      search.observe(sets, matched[:-1], matched[-1], near if self.stream.swift.compare == 'nearness' else None)
     self.since, self.searched = self.stream.generated, self.searched + len(sets)
     if not search.active:
       self.stream.ended()

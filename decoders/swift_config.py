@@ -40,6 +40,9 @@ class SwiftConfig:
   """Sets that are scored together in one pass (none: 8, or the paper's 1)."""
   objective: Literal['matchness', 'speedup'] = 'matchness'
   """What the best set has most of: tokens predicted, or speed-up as predicted from these and from the bytes it skips."""
+  compare: Literal['nearness', 'matchness'] = 'nearness'
+  """What sets are compared by, as far as they predict tokens. nearness: matchness, but a token that a set does not find likeliest
+  counts by its probability in units of the likeliest one's, which tells sets apart in fewer tokens. matchness: as the paper."""
   fidelity: Literal['corrected', 'paper'] = 'corrected'
   """paper: as the authors' code, which does not score the first set, takes the first tokens of a request as its window, and
   keeps the highest score of any window. corrected: sets are compared on the same, latest tokens, and confirmed on new ones."""
@@ -89,6 +92,7 @@ class SwiftConfig:
     for name, known in (
       ('ratio_of', ('count', 'bytes')),
       ('objective', ('matchness', 'speedup')),
+      ('compare', ('nearness', 'matchness')),
       ('fidelity', ('corrected', 'paper')),
       ('draft', ('cond', 'mask', 'static')),
     ):

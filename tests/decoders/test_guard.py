@@ -67,9 +67,9 @@ def test_drafts_that_cost_more_than_they_may_bring_are_not_tried():
   assert ways() == ['plain'] and ways(PromptLookup()) == ['plain', 'lookup']  # Nothing is scored yet.
   cost = stream.search.cost(stream.search.best)
   for score, expected in ((cost - 0.01, ['plain']), (cost + 0.01, ['plain', 'draft'])):
-    stream.search._best_total, stream.search._best_windows = score, 1
+    stream.search._best_total, stream.search._best_windows = np.array([score, score]), 1
     assert ways() == expected
-  stream.search._best_total = cost - 0.01
+  stream.search._best_total = np.full(2, cost - 0.01)
   stream.account.note('draft', 1.0, 8)  # What was tried is judged by its time.
   assert ways() == ['plain', 'draft']
   given = SwiftConfig(search=False)

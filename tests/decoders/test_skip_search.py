@@ -253,12 +253,15 @@ def test_searches_without_sense_are_refused(config, kwargs, message):
     ([0.5] * 8, -0.1, 'A score is -0.1'),
     ([0.5] * 7, 0.5, '8 sets have 7 scores'),
     ([0.5] * 8, None, 'incumbent is missing'),
+    ([0.5] * 8, 0.5, 'A score is 2'),
+    ([0.5] * 8, 0.5, 'values of nearness'),
   ],
 )
 def test_broken_scores_are_refused(scores, incumbent, message):
   search = Search(SwiftConfig(), 8)
+  near = {'A score is 2': [0.5] * 8 + [2], 'values of nearness': [0.5] * 8}.get(message)
   with pytest.raises(ValueError, match=message):
-    search.observe(search.propose(), scores, incumbent)
+    search.observe(search.propose(), scores, incumbent, near)
   assert search.iterations == 0 and search.history == []
 
 
@@ -332,6 +335,35 @@ def test_a_set_that_led_is_tested_on_tokens_of_its_own():
     search.observe(sets, scores, 0.3)
   assert search.best == uniform(12)
   assert challenged and challenged[0] >= 132 and all(b - a >= 32 for a, b in itertools.pairwise(challenged))
+
+
+def test_sets_are_compared_by_nearness_and_judged_by_matchness():
+  """All sets are met equally often; some are nearer."""
+  search = Search(SwiftConfig(**ENDLESS | {'max_score': 0.9}), 12)
+  nearness = lambda vectors: np.where(vectors[:, :5].any(axis=1), 0.7, 0.95)
+  assert nearness(search.best.vector(12)[None]) == 0.7
+  for _ in range(40):
+    sets = search.propose()
+    near = nearness(np.array([s.vector(12) for s in [*sets, search.best]]))
+    search.observe(sets, [0.5] * len(sets), 0.5, near)
+  assert nearness(search.best.vector(12)[None]) == 0.95 and search.best_score == 0.5 and search.active
+
+
+def test_nearness_tells_sets_apart_in_fewer_tokens():
+  """Tokens that are missed narrowly: matchness counts them as missed, and its noise is that of a coin."""
+
+  def found(seed, compare_by_nearness):
+    rng, exact, search = np.random.default_rng(seed), world(56, seed), Search(SwiftConfig(**ENDLESS), 30)
+    for _ in range(25):
+      sets = search.propose()
+      true = exact(np.array([s.vector(30) for s in [*sets, search.best]]))
+      matched = rng.binomial(32, true) / 32
+      near = np.clip(true + 0.4 * (matched - true), 0, 1)
+      search.observe(sets, matched[:-1], matched[-1], near if compare_by_nearness else None)
+    return float(exact(search.best.vector(30)[None])[0])
+
+  by_nearness, by_matchness = (np.mean([found(seed, which) for seed in range(4)]) for which in (True, False))
+  assert by_nearness > by_matchness + 0.05
 
 
 def test_speedup_prefers_what_is_cheap_to_draft_with():

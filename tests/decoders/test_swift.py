@@ -9,8 +9,10 @@ from scipy import stats
 import decoders
 from decoders import skipping, speculative, swift, swift_draft
 from decoders.guard import Account
+from decoders.plain import prefill
 from decoders.skip_sets import SkipSet
 from decoders.swift import Stream, SwiftConfig
+import jaxlm
 from jaxlm.caches import FullCache
 from jaxlm.caches.branch import Branch
 from jaxlm.data.tokenizers import ByteTokenizer
@@ -140,6 +142,28 @@ def test_the_search_finds_sub_layers_that_do_nothing():
   assert stream.search.stopped == 'max_score' and stream.search.iterations <= 400
   assert out.stats['matchness'] > 0.99
   assert set(np.flatnonzero(stream.search.best.vector(8))) <= set(idle)
+
+
+def test_scores_are_those_of_a_model_whose_sub_layers_add_nothing():
+  """Matchness and nearness, over the rows that count, from the logits of models with zeros for weights."""
+  lm, window, sets = tiny_model(MODEL), 12, [SkipSet(), ALL, *random_sets(3)]
+  texts = np.random.default_rng(0).integers(0, MODEL.vocab_size, (3, window + 1))
+  total, valid = jnp.full(3, window + 1), np.array([True, True, False])
+  _, cache = prefill(lm.params, jnp.asarray(texts), total, total, config=lm.config, capacity=window + 1)
+  keep = jnp.asarray(np.stack([skip.keep(5) for skip in sets]))
+  scores = skipping.matchness(
+    lm.params, keep, jnp.asarray(texts), jnp.zeros(3, jnp.int32), jnp.asarray(valid), total, cache, config=lm.config, window=window
+  )  # fmt: skip
+  for skip, matched, near in zip(sets, *scores):
+    params = jax.tree.map(lambda x: x, lm.params)
+    for layers, part, name in ((skip.attention, 'attention', 'o'), (skip.mlp, 'mlp', 'down')):
+      for i in layers:
+        params[f'layer_{i}'][part][name] = {'kernel': jnp.zeros_like(params[f'layer_{i}'][part][name]['kernel'])}
+    logits = np.asarray(jaxlm.forward(LanguageModel(lm.config, params, None), texts[valid, :-1].tolist()))
+    chosen = np.take_along_axis(logits, texts[valid, 1:, None], axis=2)[..., 0]
+    np.testing.assert_allclose(matched, np.mean(logits.argmax(-1) == texts[valid, 1:]), atol=1e-6)
+    np.testing.assert_allclose(near, np.mean(np.exp(chosen - logits.max(-1))), rtol=1e-4)
+    assert matched <= near
 
 
 def test_thresholds_follow_what_is_accepted():
