@@ -113,8 +113,6 @@ def gain(config: Config) -> None:
   )
   found = ss.run_all(unseen, ways)
   rows = [row for row in ss.rows_of(found, costs) if row['kind'] == 'all']
-  for row in rows:
-    row['c'] = costs[row['method']].draft if row['method'] in costs else ''
   verdicts = checks(rows)
   report.write(
     'speculative_gain', rows, costs=shown(costs), searches=searches, checks=verdicts, config=settings,

@@ -2,7 +2,7 @@
 
 S = M / (v(n) + d c)      M tokens a round, d drafted tokens a round, n nodes verified a round
 c     time of a drafting step, in units of a plain step, between readings of the whole model: alone it would find its
-      weights in the processor's caches, which in a round it does not
+      weights in the processor's caches, where in a round only the later steps of a draft find them
 v(n)  time of verifying n nodes and keeping the accepted ones, in the same units; where memory is the bound v is about 1, and
       with d = (M - 1) / alpha this is the formula of SWIFT's paper
 """
@@ -30,8 +30,10 @@ SECONDS = 0.3  # Of one timing, about; the call itself should not count.
 @dataclasses.dataclass(frozen=True)
 class Costs:
   plain_seconds: float
-  draft: float
-  """c; 0 for a drafter that takes no steps."""
+  drafts: tuple[int, ...]
+  """Numbers of steps of a draft; none for a drafter that takes no steps."""
+  draft: tuple[float, ...]
+  """c of a step of each of them."""
   nodes: tuple[int, ...]
   verify: tuple[float, ...]
   """v of each number of nodes."""
@@ -40,11 +42,15 @@ class Costs:
     """Returns S for a run with these statistics; sizes of trees in between are interpolated."""
     of_round = {name: stats[name] / stats['rounds'] for name in ('drafted', 'verified')}
     v = np.interp(of_round['verified'], self.nodes, self.verify)
-    return float(stats['tokens_per_round'] / (v + of_round['drafted'] * self.draft))
+    return float(stats['tokens_per_round'] / (v + of_round['drafted'] * self.c(stats)))
+
+  def c(self, stats: dict[str, Any]) -> float:
+    """Returns the cost of a drafting step where as many are taken a round."""
+    return float(np.interp(stats['drafted'] / stats['rounds'], self.drafts, self.draft)) if self.drafts else 0.0
 
   def paper_speedup(self, stats: dict[str, Any]) -> float:
     """Returns S by the paper's formula, in which verifying costs what a plain step does."""
-    return float(stats['tokens_per_round'] / (1 + stats['drafted'] / stats['rounds'] * self.draft))
+    return float(stats['tokens_per_round'] / (1 + stats['drafted'] / stats['rounds'] * self.c(stats)))
 
 
 def measure(
@@ -72,12 +78,13 @@ class Probe(SpeculativeLoop):
     def step(params, state, steps):
       return plain.decode(params, state, steps, none, {}, config=config)[0]
 
-    @jax.jit
-    def draft(params, state, steps):
+    @functools.partial(jax.jit, static_argnames='depth')
+    def draft(params, state, steps, depth):
       """A draft and a plain step in turn. Each begins with the last token of the other, so that none can be left out."""
+      cut = dataclasses.replace(drafter, max_draft=depth)
 
       def both(_, s):
-        s = s.replace(last=drafter.propose(params, (), s, {}, 'match', config)[0].chain[:, -1])
+        s = s.replace(last=cut.propose(params, (), s, {}, 'match', config)[0].chain[:, -1])
         return plain.decode(params, s, 1, none, {}, config=config)[0]
 
       return jax.lax.fori_loop(0, steps, both, state)
@@ -105,10 +112,10 @@ class Probe(SpeculativeLoop):
       return lambda: run(n) / n
 
     runs = {'plain': timed(step), **{d: timed(verified, d) for d in depths}}
-    if self.drafts:
-      runs['draft'] = timed(draft)
+    drafts = tuple(sorted({1, 2, drafter.max_draft})) if self.drafts else ()
+    runs |= {f'draft {d}': timed(draft, d) for d in drafts}
     taken = {name: float(np.median(t)) for name, t in report.in_turn(runs, self.repeats).items()}
-    c = max(taken['draft'] / taken['plain'] - 1, 0.0) / drafter.max_draft if self.drafts else 0.0
-    sizes = tuple(1 + d for d in depths)
-    self.costs = Costs(taken['plain'], c, sizes, tuple(taken[d] / taken['plain'] for d in depths))
+    of_plain = lambda name: taken[name] / taken['plain']
+    c = tuple(max(of_plain(f'draft {d}') - 1, 0.0) / d for d in drafts)
+    self.costs = Costs(taken['plain'], drafts, c, tuple(1 + d for d in depths), tuple(map(of_plain, depths)))
     return state

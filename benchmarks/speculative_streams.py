@@ -110,7 +110,11 @@ def rows_of(found: dict[str, list[tuple[str, Run]]], costs: dict[str, Costs], pl
         if 'skip_ratio' in runs[-1].stats:
           row['skipped'] = runs[-1].stats['skip_ratio']
         if name in costs:
-          row |= {'predicted': costs[name].speedup(told), 'v = 1': costs[name].paper_speedup(told)}
+          row |= {
+            'c': costs[name].c(told),
+            'predicted': costs[name].speedup(told),
+            'v = 1': costs[name].paper_speedup(told),
+          }
       rows.append(row)
   columns = {key: '' for row in rows for key in row}
   return [columns | row for row in rows]

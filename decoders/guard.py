@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-ALLOWANCE = 0.03  # Share of all time that searching and trying may cost.
+ALLOWANCE = 0.03  # Share of all time that searching and trying may cost,
+TRYING = 0.015  # and of the time since a way was tried, trying it again: something is left for the search.
 
 
 class Account:
   """What each way of decoding took, and what was lost by searching and by ways that were slower than another.
 
-  A way is a name. Times are of a row's token. A way that was slower is tried again as soon as there is time in hand.
+  A way is a name. Times are of a row's token. A way that was slower is tried again as soon as there is time in hand, a surer
+  one too: its time may have been that of a bad moment.
 
   Args:
     on: guard; without, the most daring way is taken whatever it costs.
@@ -25,7 +27,8 @@ class Account:
     if getattr(self, 'conditions', self) != conditions:
       self.conditions = conditions
       self.pace: dict[str, float] = {}  # seconds a token
-      self.worst: dict[str, float] = {}  # seconds that the last try cost
+      self.worst: dict[str, float] = {}  # seconds that another try may cost, by the last one
+      self.tried: dict[str, float] = {}  # `spent` after the last try
 
   def forget(self, way: str) -> None:
     """Puts aside what a way took: it is another one now."""
@@ -39,8 +42,9 @@ class Account:
     if ways[0] not in self.pace:
       return ways[0]
     best = self.best(ways)
-    cost = {way: self.worst.get(way, 0.0) for way in ways[ways.index(best) + 1 :]}
-    cheapest = min(cost, key=cost.get, default=best)
+    cost = {way: self.worst.get(way, 0.0) for way in ways if way != best}
+    due = [way for way in cost if cost[way] <= TRYING * (self.spent - self.tried.get(way, 0.0))]
+    cheapest = min(due, key=cost.get, default=best)
     return cheapest if cheapest != best and self.affords(cost[cheapest]) else best
 
   def best(self, ways: Iterable[str]) -> str | None:
@@ -57,9 +61,11 @@ class Account:
       return
     others = [pace for name, pace in self.pace.items() if name != way]
     # Gains are not set off against losses: they are no reason to lose as much.
-    self.worst[way] = max(seconds - tokens * min(others), 0.0) if others else 0.0
+    loss = max(seconds - tokens * min(others), 0.0) if others else 0.0
     if way != self.best(self.pace):
-      self.lost += self.worst[way]
+      self.lost += loss
+    # Where nothing was lost a try still takes a chunk of its own.
+    self.worst[way], self.tried[way] = max(loss, seconds / 10), self.spent
     each = seconds / tokens
     self.pace[way] = 0.7 * self.pace[way] + 0.3 * each if way in self.pace else each
 

@@ -78,7 +78,7 @@ class Chatting(ByteTokenizer):
 
 
 def test_predictions_follow_from_costs_and_counts():
-  costs = speculative_costs.Costs(1.0, draft=0.25, nodes=(1, 5, 9), verify=(1.0, 1.4, 2.2))
+  costs = speculative_costs.Costs(1.0, drafts=(1, 7), draft=(0.3, 0.2), nodes=(1, 5, 9), verify=(1.0, 1.4, 2.2))
   stats = {'rounds': 10, 'drafted': 40, 'accepted': 30, 'verified': 70, 'tokens_per_round': 4.0}
   assert costs.paper_speedup(stats) == pytest.approx(4 / (1 + 4 * 0.25))
   assert costs.speedup(stats) == pytest.approx(4 / (1.8 + 4 * 0.25))

@@ -45,6 +45,25 @@ def test_what_has_become_fast_is_found():
   assert decode(account, {'plain': 0.01, 'lookup': 0.03, 'draft': 0.004}, 400, rng)['draft'] > 200
 
 
+def test_a_bad_moment_of_plain_steps_is_not_believed_for_long():
+  """Measured once, ten times slower than they are, they would make any draft the best."""
+  account, rng = Account(True), np.random.default_rng(0)
+  decode(account, {'plain': 0.1, 'draft': 0.015}, 2, rng, ['plain', 'draft'])
+  taken = decode(account, {'plain': 0.01, 'draft': 0.015}, 400, rng, ['plain', 'draft'])
+  assert taken['plain'] > 300
+
+
+def test_tries_leave_time_for_the_search():
+  account, rng = Account(True), np.random.default_rng(0)
+  searches = 0
+  for _ in range(1000):
+    decode(account, {'plain': 0.01, 'draft': 0.009}, 1, rng, ['plain', 'draft'])
+    if account.affords(0.1):
+      account.searched(0.1)
+      searches += 1
+  assert searches * 0.1 > 0.01 * account.spent and account.lost <= 0.05 * account.spent
+
+
 def test_other_conditions_are_measured_anew():
   account, rng = Account(True), np.random.default_rng(0)
   account.turn('short')
