@@ -44,8 +44,8 @@ if QUICK:
   config = ModelConfig(
     vocab_size=259, num_layers=6, model_dim=64, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=128, max_length=512, dtype='float32'
   )  # fmt: skip
-  lm, questions = jaxlm.LanguageModel(config, init_params(config, jax.random.key(0)), ByteTokenizer()), ['Why?', 'How?']
-  tokens = 40
+  lm = jaxlm.LanguageModel(config, init_params(config, jax.random.key(0)), ByteTokenizer())
+  questions, tokens = [lm.tokenizer.encode(q) for q in ('Why?', 'How?')], 40
 else:
   from jaxlm.data import fetch
 
@@ -65,7 +65,7 @@ print(plain.text[0])
 # Each sub-layer alone is left out, and the share of the model's own tokens that it still finds likeliest is counted.
 
 # %%
-ids = lm.tokenizer.encode(questions[0]) + plain.rows()[0]
+ids = questions[0] + plain.rows()[0]
 layers = range(1, lm.config.num_layers - 1)
 attention = matchness(lm, ids, [SkipSet(attention=(i,)) for i in layers], window=tokens - 1)
 mlp = matchness(lm, ids, [SkipSet(mlp=(i,)) for i in layers], window=tokens - 1)
