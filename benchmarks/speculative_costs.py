@@ -1,4 +1,4 @@
-"""What the parts of a round of speculative decoding take, each alone, and the speed-up that follows from them.
+"""What the parts of a round of speculative decoding take, and the speed-up that follows from them.
 
 S = M / (v(n) + d c)      M tokens a round, d drafted tokens a round, n nodes verified a round
 c     time of a drafting step, in units of a plain step, between readings of the whole model: alone it would find its

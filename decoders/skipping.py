@@ -76,13 +76,14 @@ def logits(params: Any, states: Float[Array, '... D'], config: ModelConfig) -> F
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'window'))
-def matchness(params, keep_C2L, text_RS, first_R, valid_R, total_R, cache, *, config: ModelConfig, window: int):
+def scores(params, keep_C2L, text_RS, first_R, valid_R, total_R, cache, *, config: ModelConfig, window: int):
   """Returns how well the model guesses a text without the sub-layers of each of C sets, [C] matchness and [C] nearness.
 
     matchness = 1 / window sum_i [ argmax of the logits after y_i = y_(i+1) ],   i = 0 .. window - 1
     nearness  = 1 / window sum_i p_i(y_(i+1)) / max p_i
 
-  p_i being the model's distribution after y_i. The text is read in parallel beside the whole model's cache of what comes before y_0, and averaged over rows.
+  with p_i the distribution after y_i. The text is read in parallel beside the whole model's cache of what comes before y_0, and
+  scores are averaged over rows.
 
   Args:
     keep_C2L: as for `hidden`.

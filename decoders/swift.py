@@ -128,7 +128,7 @@ def matchness(
   keep = np.stack([s.keep(lm.config.num_layers) for s in sets])
   first, valid, static = total - window - 1, jnp.ones(1, bool), {'config': lm.config, 'window': window}
   parts = [keep[i : i + at_once] for i in range(0, len(keep), at_once)]
-  score = lambda part: skipping.matchness(lm.params, jnp.asarray(part), text, first, valid, total, cache, **static)[0]
+  score = lambda part: skipping.scores(lm.params, jnp.asarray(part), text, first, valid, total, cache, **static)[0]
   return np.concatenate([score(part) for part in parts])
 
 
@@ -249,7 +249,7 @@ class SwiftLoop(SpeculativeLoop):
     scored = sets if paper else [*sets, search.best]
     keep = jnp.asarray(np.stack([s.keep(lm.config.num_layers) for s in scored]))
     matched, near = clock.run(
-      'search', skipping.matchness, lm.params, keep, state.text, jnp.asarray(np.maximum(first, 0)), jnp.asarray(valid),
+      'search', skipping.scores, lm.params, keep, state.text, jnp.asarray(np.maximum(first, 0)), jnp.asarray(valid),
       state.total, state.cache, config=lm.config, window=window,
     )  # fmt: skip
     matched, near = np.asarray(matched).tolist(), np.asarray(near).tolist()

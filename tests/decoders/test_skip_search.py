@@ -1,18 +1,15 @@
-"""Which sub-layers are skipped, and the search for them."""
+"""The search for the sub-layers to skip, and its settings."""
 
 import itertools
-import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from decoders.gaussian_process import GaussianProcess, matern, ucb
-from decoders.skip_search import NOISE, Search, predicted_speedup
-from decoders.skip_sets import SkipSet, draw, load, save, uniform, vary
+from decoders.skip_search import Search, predicted_speedup
+from decoders.skip_sets import SkipSet, draw, uniform, vary
 from decoders.swift_config import SwiftConfig
-from jaxlm.errors import DataError
 
 ENDLESS = {'max_score': 1.0, 'max_tolerance_iter': 10_000}
 PAPER = SwiftConfig(fidelity='paper')
@@ -42,71 +39,6 @@ def world(d, seed, window=None):
   return exact if window is None else lambda vectors: rng.binomial(window, exact(vectors)) / window
 
 
-def test_sets_round_trip():
-  L, skip = 7, SkipSet((5, 1), (2,))
-  assert skip == SkipSet((1, 5), (2,)) and len(skip) == 3 and len(SkipSet()) == 0
-  assert skip.vector(L).tolist() == [1, 0, 0, 0, 1, 0, 1, 0, 0, 0]
-  assert np.argwhere(~skip.keep(L)).tolist() == [[0, 1], [0, 5], [1, 2]]
-  for vector in itertools.product([False, True], repeat=6):
-    assert SkipSet.of(vector, 5).vector(5).tolist() == list(vector)
-  assert uniform(40) == SkipSet(tuple(range(1, 38, 2)), tuple(range(1, 38, 2)))
-  assert uniform(4) == SkipSet((1,), (1,)) and uniform(7).attention == (1, 3, 5)
-
-
-@pytest.mark.parametrize(
-  'make, message',
-  [
-    (lambda: SkipSet((0,)).check(6), 'attention names layer 0: the first and the last of 6'),
-    (lambda: SkipSet((), (5,)).keep(6), 'mlp names layer 5: the first and the last'),
-    (lambda: SkipSet((), (6,)).vector(6), 'mlp names layer 6; the model has layers 0 to 5'),
-    (lambda: SkipSet((-1,)).check(6), 'attention names layer -1'),
-    (lambda: SkipSet((2, 2)), 'attention names layer 2 twice'),
-    (lambda: SkipSet().check(3), '3 layers is too shallow'),
-    (lambda: uniform(3), '3 layers is too shallow'),
-    (lambda: SkipSet.of([True] * 9, 6), 'have 8 sub-layers'),
-  ],
-)
-def test_sets_that_cannot_be_skipped_are_refused(make, message):
-  with pytest.raises(ValueError, match=message):
-    make()
-
-
-def test_file_keeps_sets_of_several_models_and_tasks(tmp_path):
-  path, one, two = tmp_path / 'new' / 'sets.json', SkipSet((1, 3), (2,)), SkipSet((), (4,))
-  assert load(path, 'a/code', 6) is None
-  save(path, 'a/code', one, 6, {'model_dim': 8, 'windows': (0, 4)}, score=0.9)
-  save(path, 'b/chat', two, 9)
-  assert load(path, 'a/code', 6, {'model_dim': 8, 'windows': (0, 4)}) == one and load(path, 'b/chat', 9) == two
-  assert load(path, 'a/chat', 6) is None and json.loads(path.read_text())['a/code']['score'] == 0.9
-  save(path, 'b/chat', one, 9)
-  assert load(path, 'b/chat', 9) == one and [p.name for p in path.parent.iterdir()] == ['sets.json']
-  with pytest.raises(ValueError, match=r'"num_layers": 9.*another|another.*"num_layers": 9.*"num_layers": 6'):
-    load(path, 'b/chat', 6)
-  with pytest.raises(ValueError, match='"model_dim": 8.*this one is.*"model_dim": 16'):
-    load(path, 'a/code', 6, {'model_dim': 16, 'windows': (0, 4)})
-  with pytest.raises(ValueError, match='first and the last'):
-    save(path, 'b/chat', SkipSet((0,)), 9)
-
-
-@pytest.mark.parametrize('text', ['{"a": ', '[1]', '\x80'])
-def test_broken_file_is_named_and_left_alone(tmp_path, text):
-  path = tmp_path / 'sets.json'
-  path.write_bytes(text.encode('latin1'))
-  with pytest.raises(DataError, match='sets.json is not a JSON file of skip sets'):
-    load(path, 'a', 6)
-  with pytest.raises(DataError, match='sets.json'):
-    save(path, 'a', SkipSet(), 6)
-  assert path.read_bytes() == text.encode('latin1')
-
-
-def test_entry_that_is_no_set_is_named(tmp_path):
-  path = tmp_path / 'sets.json'
-  path.write_text('{"a": {"attention": [1]}, "b": 3}')
-  for key in 'ab':
-    with pytest.raises(DataError, match=f"no skip set under '{key}'"):
-      load(path, key, 6)
-
-
 @pytest.mark.parametrize(
   'bad, message',
   [
@@ -117,6 +49,7 @@ def test_entry_that_is_no_set_is_named(tmp_path):
     ({'context_window': 0}, 'context_window=0 must be at least 1'),
     ({'candidates': 0}, 'candidates=0'),
     ({'ratio_of': 'byte'}, "Did you mean 'bytes'"),
+    ({'compare': 'nearnes'}, "Did you mean 'nearness'"),
     ({'width_bounds': (0.5, 0.8, 0.95)}, 'must fall'),
     ({'greedy_widths': (1, 2, 3)}, 'one more than the 3 width_bounds'),
     ({'sampling_widths': (10, 5, 3, 1)}, 'must not fall'),
@@ -137,44 +70,6 @@ def test_candidates_follow_the_fidelity():
 def test_modules_need_no_jax():
   code = 'import sys, decoders.skip_search, decoders.swift_config; sys.exit("jax" in sys.modules)'
   assert subprocess.run([sys.executable, '-c', code]).returncode == 0
-
-
-@pytest.mark.parametrize('tune_on', [256, 7])
-def test_process_is_the_direct_formula(tune_on):
-  rng = np.random.default_rng(0)
-  X, Z, y, repeats = rng.random((12, 3)), rng.random((5, 3)), rng.random(12), rng.integers(1, 4, 12)
-  process = GaussianProcess(noise=(0.01, 0.3), tune_on=tune_on).fit(X, y, repeats)
-
-  def kernel(a, b, l):
-    r = np.sqrt(5) * np.linalg.norm(a[:, None] - b[None], axis=-1) / l
-    return (1 + r + r**2 / 3) * np.exp(-r)
-
-  def likelihood(l, noise, part):
-    t = ((y - y.mean()) / y.std())[part]
-    K = kernel(X[part], X[part], l) + noise * np.diag(1 / repeats[part])
-    return -0.5 * (t @ np.linalg.inv(K) @ t + np.log(np.linalg.det(K)) + len(t) * np.log(2 * np.pi))
-
-  grid = [(l * np.sqrt(3), noise) for l in process.length_scales for noise in process.noises]
-  best = max(grid, key=lambda option: likelihood(*option, slice(-tune_on, None)))
-  assert (process.length_scale, process.noise) == best
-  assert process.log_likelihood == pytest.approx(likelihood(*best, slice(None)))
-  inverse = np.linalg.inv(kernel(X, X, best[0]) + best[1] * np.diag(1 / repeats))
-  k = kernel(Z, X, best[0])
-  np.testing.assert_allclose(matern(Z, X, best[0]), k, atol=1e-12)
-  mean, std = process.predict(Z)
-  np.testing.assert_allclose(mean, k @ inverse @ (y - y.mean()) + y.mean(), atol=1e-9)
-  np.testing.assert_allclose(std, np.sqrt(1 - np.diag(k @ inverse @ k.T)) * y.std(), atol=1e-9)
-  np.testing.assert_allclose(process.mean(Z), mean)
-  np.testing.assert_allclose(ucb(mean, std), mean + 2.5 * std)
-
-
-def test_process_takes_equal_scores_and_refuses_broken_ones():
-  mean, std = GaussianProcess().fit(np.eye(3), np.full(3, 0.5)).predict(np.eye(3))
-  assert np.allclose(mean, 0.5) and np.isfinite(std).all()
-  with pytest.raises(ValueError, match='must be finite'):
-    GaussianProcess().fit(np.eye(2), [np.nan, 1])
-  with pytest.raises(ValueError, match='n >= 1'):
-    GaussianProcess().fit(np.eye(2), [1.0])
 
 
 def test_predicted_speedup_is_the_best_of_all_lengths():
@@ -385,15 +280,6 @@ def test_search_finds_sublayers_that_do_nothing():
     drawn.append(score(run(random, score)[-1]))
   assert found == [1.0] * 5
   assert np.mean(drawn) < 0.95
-
-
-def test_a_linear_kernel_learns_from_few_scores_what_adds_up():
-  rng = np.random.default_rng(0)
-  effects, draws = rng.normal(size=56), lambda n: draw(rng, n, np.ones(56), 4).astype(float)
-  X, new = draws(150), draws(200)
-  y = X @ effects + rng.normal(scale=1.5, size=len(X))
-  told = {share: np.corrcoef(GaussianProcess(NOISE, (0.3, 1.0), (share,)).fit(X, y).mean(new), new @ effects)[0, 1] for share in (0.0, 0.95)}  # fmt: skip
-  assert told[0.95] > 0.75 and told[0.95] > told[0.0], told
 
 
 @pytest.mark.slow

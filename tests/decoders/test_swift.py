@@ -151,7 +151,7 @@ def test_scores_are_those_of_a_model_whose_sub_layers_add_nothing():
   total, valid = jnp.full(3, window + 1), np.array([True, True, False])
   _, cache = prefill(lm.params, jnp.asarray(texts), total, total, config=lm.config, capacity=window + 1)
   keep = jnp.asarray(np.stack([skip.keep(5) for skip in sets]))
-  scores = skipping.matchness(
+  scores = skipping.scores(
     lm.params, keep, jnp.asarray(texts), jnp.zeros(3, jnp.int32), jnp.asarray(valid), total, cache, config=lm.config, window=window
   )  # fmt: skip
   for skip, matched, near in zip(sets, *scores):
