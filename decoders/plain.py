@@ -246,7 +246,7 @@ def generate(
     stream: called as stream(row, new_ids) while rows grow; ids come in the order of generation.
     batch_size: prompts decoded together (None: all).
     prefill_chunk: tokens of a prompt read at once (None: all); bounds the memory that long prompts need.
-    capacity: slots of the cache, at least (None: as many as prompt and output need, rounded up). Calls whose texts all fit into
+    capacity: slots of the cache, more where they do not do (None: as many as prompt and output need, rounded up). Calls whose texts all fit into
       the same capacity share one compiled program: for streams of requests of many lengths.
     memory: how prompts are read and what becomes of their cache; all is kept by default.
     loop: how rows go on; a token a step by default.
@@ -292,7 +292,10 @@ def generate(
     )
     total_B = jnp.asarray(padded.lengths + max_new_tokens)
     longest = int(padded.lengths.max()) + (memory.room or max_new_tokens)
-    loop.slots = slots = min(max(bucket(longest), capacity or 0), lm.config.max_length + loop.slack)
+    # Slack is added to the length that plain decoding has, whose next size may be much larger: all slots are read each step.
+    needed = bucket(longest - loop.slack) + bucket(loop.slack)
+    needed = capacity if capacity is not None and capacity >= longest else needed
+    loop.slots = slots = min(needed, lm.config.max_length + loop.slack)
     tokens_BT, lengths_B, eos_E = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), jnp.asarray(eos, jnp.int32)
     logits_BV, cache = memory.read(clock, lm, padded, total_B, slots)
     rows = (logits_BV, tokens_BT, lengths_B, total_B, cache)
@@ -360,4 +363,9 @@ def ending(lm: LanguageModel, eos_id) -> tuple[list[int], int]:
 
 
 def row_keys(seed: int, first_row: int, rows: int) -> jax.Array:
-  return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(first_row + jnp.arange(rows))
+  return folded(jax.random.key(seed), first_row, rows=rows)
+
+
+@functools.partial(jax.jit, static_argnames='rows')
+def folded(key, first_row, *, rows: int) -> jax.Array:
+  return jax.vmap(functools.partial(jax.random.fold_in, key))(first_row + jnp.arange(rows))

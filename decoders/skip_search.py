@@ -39,6 +39,7 @@ NOISE = (0.01, 0.1, 1.0)
 LENGTH_SCALES, LINEAR = (0.3, 1.0), (0.5, 0.95)
 # Of a window's difficulty, as the best set's nearness tells it, how much is taken off that of others: it is as noisy as theirs.
 DIFFICULTY = 0.5
+SURE = 3.0  # Deviations by which a search is above max_score when it ends; many, as the tokens of a text depend on each other.
 BOX = 10_000  # Real vectors among which the paper's mode chooses, as the authors' library does.
 
 
@@ -72,6 +73,13 @@ class _Record:
   own: np.ndarray = dataclasses.field(default_factory=nothing)
   rival: np.ndarray = dataclasses.field(default_factory=nothing)
   windows: int = 0
+
+
+def at_least(share: float, tokens: int) -> float:
+  """Returns the lower end of Wilson's interval for a share of so many tokens, SURE deviations wide on either side."""
+  n, z = max(tokens, 1), SURE
+  middle, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+  return float((middle - half) / (1 + z**2 / n))
 
 
 def predicted_speedup(matchness, cost, max_draft: int):
@@ -242,8 +250,8 @@ class Search:
       record.due = end
     if leads and max(leads.values()) > 0:
       self._promote(max(leads, key=leads.get))
-    # One window is too few to end on: 32 tokens of a set at 0.93 are above 0.95 every third time.
-    if self._best_windows >= 2 and self.best_score > self.config.max_score:
+    # The mean of a few windows is too little to end on: 32 tokens of a set at 0.93 are above 0.95 every third time.
+    if at_least(self.best_score, self._best_windows * self.config.context_window) > self.config.max_score:
       self.stopped = 'max_score'
 
   def _register(self, skip_set, nearness) -> _Record:

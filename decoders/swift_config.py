@@ -35,7 +35,7 @@ class SwiftConfig:
   max_tolerance_iter: int = 300
   """The search ends after more scored sets than this without a better one."""
   max_score: float = 0.95
-  """The search ends with a set that predicts a larger share of tokens than this (1: does not)."""
+  """The search ends with a set that surely predicts a larger share of tokens than this (1: does not)."""
   candidates: int | None = None
   """Sets that are scored together in one pass (none: 8, or the paper's 1)."""
   objective: Literal['matchness', 'speedup'] = 'matchness'
