@@ -27,13 +27,14 @@ class Account:
     if getattr(self, 'conditions', self) != conditions:
       self.conditions = conditions
       self.pace: dict[str, float] = {}  # seconds a token
+      self.call: dict[str, float] = {}  # seconds of a round or a step, by the last chunk
       self.worst: dict[str, float] = {}  # seconds that another try may cost, by the last one
       self.tried: dict[str, float] = {}  # `spent` after the last try
 
   def forget(self, way: str) -> None:
     """Puts aside what a way took: it is another one now."""
-    self.pace.pop(way, None)
-    self.worst.pop(way, None)
+    for known in (self.pace, self.call, self.worst):
+      known.pop(way, None)
 
   def decides(self, ways: Sequence[str]) -> str:
     """Returns how to go on, one of `ways`, of which the first is the surest and the last the most daring."""
@@ -54,11 +55,18 @@ class Account:
   def affords(self, seconds: float) -> bool:
     return not self.on or self.lost + seconds <= ALLOWANCE * self.spent
 
-  def note(self, way: str, seconds: float, tokens: float) -> None:
-    """Takes what a chunk took, and how many tokens each row got in it."""
+  def note(self, way: str, seconds: float, tokens: float, calls: int = 1, first: bool = False) -> None:
+    """Takes what a chunk of so many calls of the model took, and how many tokens each row got in it.
+
+    The first run of a program is no measure of it, but what it costs is paid like a search.
+    """
+    if first:
+      self.spent, self.lost = self.spent + seconds, self.lost + seconds
+      return
     self.spent += seconds
     if not tokens:
       return
+    self.call[way] = seconds / calls
     others = [pace for name, pace in self.pace.items() if name != way]
     # Gains are not set off against losses: they are no reason to lose as much.
     loss = max(seconds - tokens * min(others), 0.0) if others else 0.0

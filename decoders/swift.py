@@ -35,7 +35,7 @@ from jaxlm.language_model import LanguageModel
 
 CHUNK = 8  # Rounds or steps between two decisions of the guard at least,
 MOST = 256  # and at most; in between as many as take
-PAUSE = 0.25  # seconds, so that deciding costs little beside them.
+PAUSE = 0.5  # seconds, so that deciding costs little beside them.
 
 
 def generate(
@@ -158,7 +158,6 @@ class SwiftLoop(SpeculativeLoop):
   def clear(self) -> None:
     super().clear()
     self.search_seconds, self.searched, self.plain_steps = 0.0, 0, 0
-    self.pace: dict[str, float] = {}  # seconds of a round or a step, of late
     self.unsearched = 0  # rounds and steps since the search was last here
 
   def drafter_of(self, skip_set: SkipSet) -> Drafter:
@@ -173,7 +172,7 @@ class SwiftLoop(SpeculativeLoop):
     return own if self.lookup is None else Together(self.lookup, own)
 
   def begin(self, clock, lm, prompts, state):
-    state = super().begin(clock, lm, prompts, state)
+    state, self.stale = super().begin(clock, lm, prompts, state), False
     self.prompt_lengths = np.array([len(p) for p in prompts])
     self.stream.account.turn((*state.text.shape, self.sampling, self.lookup is not None))
     return self.skipping(state)
@@ -192,6 +191,8 @@ class SwiftLoop(SpeculativeLoop):
       way, before, compiled = account.decides(self.ways()), self.now(clock), clock.compile_seconds
       going, had = np.flatnonzero(~np.asarray(state.done)), np.array(state.lengths)
       calls = min(self.calls(way), steps - taken)
+      if way != 'plain':
+        state = self.told(clock, state)
       if way == 'draft':
         state, made = self.rounds(clock, lm, state, calls, eos_E, values, self.drafter)
       elif way == 'lookup':
@@ -200,14 +201,11 @@ class SwiftLoop(SpeculativeLoop):
         state = state.replace(memory=(state.memory, *rest))
       else:
         state, made = PlainLoop.advance(self, clock, lm, state, calls, eos_E, values)
-        told = state.text, state.tokens, jnp.asarray(self.prompt_lengths), state.lengths
-        state = state.replace(text=clock.run('decode', with_output, *told))
-        self.plain_steps += int(made)
+        self.stale, self.plain_steps = True, self.plain_steps + int(made)
       taken += int(made)
       tokens = float((np.asarray(state.lengths) - had)[going].mean())
-      if clock.compile_seconds == compiled:  # A program's first run is no measure of it.
-        self.pace[way] = (self.now(clock) - before) / max(int(made), 1)
-        account.note(way, self.now(clock) - before, tokens)
+      first = clock.compile_seconds > compiled
+      account.note(way, self.now(clock) - before, tokens, max(int(made), 1), first)
       self.stream.generated += round(tokens)
       self.unsearched += int(made)
       due = search.active and self.unsearched >= self.stream.swift.opt_interval
@@ -228,9 +226,16 @@ class SwiftLoop(SpeculativeLoop):
     searching, account = self.stream.search.active, self.stream.account
     if not account.on:
       return self.stream.swift.opt_interval if searching else MOST
-    if way not in self.pace or way != account.best(self.ways()):
+    if way not in account.call or way != account.best(self.ways()):
       return CHUNK
-    return min(max(int(PAUSE / self.pace[way]), CHUNK), MOST)
+    return min(max(int(PAUSE / account.call[way]), CHUNK), MOST)
+
+  def told(self, clock: Clock, state: SpeculativeState) -> SpeculativeState:
+    """Returns the state with all output in its text: plain steps leave it out."""
+    if self.stale:
+      output = state.text, state.tokens, jnp.asarray(self.prompt_lengths), state.lengths
+      state, self.stale = state.replace(text=clock.run('decode', with_output, *output)), False
+    return state
 
   def now(self, clock: Clock) -> float:
     return time.perf_counter() - clock.compile_seconds
@@ -242,7 +247,7 @@ class SwiftLoop(SpeculativeLoop):
     valid = ~np.asarray(state.done) & (lengths > window + 1)
     if not valid.any() or self.stream.generated == self.since:
       return state
-    before, was = self.now(clock), search.best
+    before, was, state = self.now(clock), search.best, self.told(clock, state)
     # The paper's code scores the first tokens of a request, we the latest.
     first = last - lengths + 1 if paper else last - window
     sets = search.propose(self.stream.generated)

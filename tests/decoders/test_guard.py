@@ -64,6 +64,15 @@ def test_tries_leave_time_for_the_search():
   assert searches * 0.1 > 0.01 * account.spent and account.lost <= 0.05 * account.spent
 
 
+def test_the_first_run_of_a_program_is_paid_and_not_believed():
+  account = Account(True)
+  account.note('plain', 1.0, 100)
+  account.note('draft', 0.5, 8, first=True)
+  assert 'draft' not in account.pace and not account.affords(0.0)
+  account.note('plain', 20.0, 2000, calls=2000)
+  assert account.affords(0.1) and account.call['plain'] == 0.01
+
+
 def test_other_conditions_are_measured_anew():
   account, rng = Account(True), np.random.default_rng(0)
   account.turn('short')

@@ -213,8 +213,12 @@ def test_corrected_stops():
   run(search, lambda z: np.full(len(z), 0.5))
   assert (search.stopped, search.iterations, search.best_score) == ('max_iter', 24, 0.5)
   search = Search(SwiftConfig(), 8)
-  run(search, lambda z: np.full(len(z), 1.0), span=10)  # A window that shares no token with the last begins every fourth time.
-  windows = next(n for n in range(20) if 1 / (1 + 9 / (32 * max(n, 1))) > 0.95)  # Wilson's bound where no token is missed.
+  run(
+    search, lambda z: np.full(len(z), 1.0), span=10
+  )  # A window that shares no token with the last begins every fourth time.
+  windows = next(
+    n for n in range(20) if 1 / (1 + 9 / (32 * max(n, 1))) > 0.95
+  )  # Wilson's bound where no token is missed.
   assert (search.stopped, len(search.history), search.best) == ('max_score', 4 * windows - 3, uniform(8))
   assert windows == 6
 
