@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-ALLOWANCE = 0.03  # Share of all time that searching and trying may cost,
-TRYING = 0.015  # and of the time since a way was tried, trying it again: something is left for the search.
+ALLOWANCE = 0.025  # Share of all time that searching and trying may cost,
+TRYING = 0.0125  # and of the time since a way was tried, trying it again: something is left for the search.
 
 
 class Account:
