@@ -58,20 +58,19 @@ class Account:
   def note(self, way: str, seconds: float, tokens: float, calls: int = 1, first: bool = False) -> None:
     """Takes what a chunk of so many calls of the model took, and how many tokens each row got in it.
 
-    The first run of a program is no measure of it, but what it costs is paid like a search.
+    The first run of a program is no measure of it; what it costs more than another way is lost like any other time.
     """
-    if first:
-      self.spent, self.lost = self.spent + seconds, self.lost + seconds
-      return
     self.spent += seconds
     if not tokens:
       return
-    self.call[way] = seconds / calls
     others = [pace for name, pace in self.pace.items() if name != way]
     # Gains are not set off against losses: they are no reason to lose as much.
     loss = max(seconds - tokens * min(others), 0.0) if others else 0.0
-    if way != self.best(self.pace):
+    if first or way != self.best(self.pace):
       self.lost += loss
+    if first:
+      return
+    self.call[way] = seconds / calls
     # Where nothing was lost a try still takes a chunk of its own.
     self.worst[way], self.tried[way] = max(loss, seconds / 10), self.spent
     each = seconds / tokens

@@ -246,8 +246,8 @@ def generate(
     stream: called as stream(row, new_ids) while rows grow; ids come in the order of generation.
     batch_size: prompts decoded together (None: all).
     prefill_chunk: tokens of a prompt read at once (None: all); bounds the memory that long prompts need.
-    capacity: slots of the cache, more where they do not do (None: as many as prompt and output need, rounded up). Calls whose texts all fit into
-      the same capacity share one compiled program: for streams of requests of many lengths.
+    capacity: slots of the cache, more where a text needs more (None: as many as prompt and output need, rounded up). Calls
+      whose texts all fit into the same capacity share one compiled program: for streams of requests of many lengths.
     memory: how prompts are read and what becomes of their cache; all is kept by default.
     loop: how rows go on; a token a step by default.
     direction: 'forward', or 'reverse', where each prompt is the end of a text and the model goes on towards its beginning; None
@@ -292,10 +292,11 @@ def generate(
     )
     total_B = jnp.asarray(padded.lengths + max_new_tokens)
     longest = int(padded.lengths.max()) + (memory.room or max_new_tokens)
-    # Slack is added to the length that plain decoding has, whose next size may be much larger: all slots are read each step.
-    needed = bucket(longest - loop.slack) + bucket(loop.slack)
-    needed = capacity if capacity is not None and capacity >= longest else needed
-    loop.slots = slots = min(needed, lm.config.max_length + loop.slack)
+    if capacity is not None and capacity >= longest:
+      slots = capacity
+    else:  # Slack comes on top of what plain decoding has: the next size may be much larger, and each step reads all slots.
+      slots = bucket(longest - loop.slack) + bucket(loop.slack)
+    loop.slots = slots = min(slots, lm.config.max_length + loop.slack)
     tokens_BT, lengths_B, eos_E = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), jnp.asarray(eos, jnp.int32)
     logits_BV, cache = memory.read(clock, lm, padded, total_B, slots)
     rows = (logits_BV, tokens_BT, lengths_B, total_B, cache)

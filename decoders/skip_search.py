@@ -75,8 +75,8 @@ class _Record:
   windows: int = 0
 
 
-def at_least(share: float, tokens: int) -> float:
-  """Returns the lower end of Wilson's interval for a share of so many tokens, SURE deviations wide on either side."""
+def wilson_lower_bound(share: float, tokens: int) -> float:
+  """Returns the lower end of Wilson's score interval for a share of so many tokens, SURE deviations to either side."""
   n, z = max(tokens, 1), SURE
   middle, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
   return float((middle - half) / (1 + z**2 / n))
@@ -251,7 +251,8 @@ class Search:
     if leads and max(leads.values()) > 0:
       self._promote(max(leads, key=leads.get))
     # The mean of a few windows is too little to end on: 32 tokens of a set at 0.93 are above 0.95 every third time.
-    if at_least(self.best_score, self._best_windows * self.config.context_window) > self.config.max_score:
+    tokens = self._best_windows * self.config.context_window
+    if wilson_lower_bound(self.best_score, tokens) > self.config.max_score:
       self.stopped = 'max_score'
 
   def _register(self, skip_set, nearness) -> _Record:

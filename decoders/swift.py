@@ -192,7 +192,7 @@ class SwiftLoop(SpeculativeLoop):
       going, had = np.flatnonzero(~np.asarray(state.done)), np.array(state.lengths)
       calls = min(self.calls(way), steps - taken)
       if way != 'plain':
-        state = self.told(clock, state)
+        state = self.refreshed(clock, state)
       if way == 'draft':
         state, made = self.rounds(clock, lm, state, calls, eos_E, values, self.drafter)
       elif way == 'lookup':
@@ -230,7 +230,7 @@ class SwiftLoop(SpeculativeLoop):
       return CHUNK
     return min(max(int(PAUSE / account.call[way]), CHUNK), MOST)
 
-  def told(self, clock: Clock, state: SpeculativeState) -> SpeculativeState:
+  def refreshed(self, clock: Clock, state: SpeculativeState) -> SpeculativeState:
     """Returns the state with all output in its text: plain steps leave it out."""
     if self.stale:
       output = state.text, state.tokens, jnp.asarray(self.prompt_lengths), state.lengths
@@ -247,7 +247,7 @@ class SwiftLoop(SpeculativeLoop):
     valid = ~np.asarray(state.done) & (lengths > window + 1)
     if not valid.any() or self.stream.generated == self.since:
       return state
-    before, was, state = self.now(clock), search.best, self.told(clock, state)
+    before, was, state = self.now(clock), search.best, self.refreshed(clock, state)
     # The paper's code scores the first tokens of a request, we the latest.
     first = last - lengths + 1 if paper else last - window
     sets = search.propose(self.stream.generated)

@@ -7,8 +7,8 @@ from importlib import metadata
 import os
 from pathlib import Path
 
-# Most of the suite's time is LLVM's: for programs that run once, without its optimisations and XLA's newer emitters (which
-# have no switch from jaxlib 0.11 on, and a flag that is not known ends the process) it takes a fifth.
+# Most of the suite's time is compiling programs that run once: without LLVM's optimisations and XLA's newer emitters it is a
+# fifth. jaxlib 0.12 has no switch for those emitters, and a flag that is not known ends the process.
 QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 if tuple(map(int, metadata.version('jaxlib').split('.')[:2])) < (0, 11):
   QUICK += ' --xla_cpu_use_fusion_emitters=false'

@@ -66,8 +66,11 @@ def test_tries_leave_time_for_the_search():
 
 def test_the_first_run_of_a_program_is_paid_and_not_believed():
   account = Account(True)
+  account.note('plain', 1.0, 8, first=True)
+  assert account.lost == 0 and not account.pace  # There was no other way.
   account.note('plain', 1.0, 100)
   account.note('draft', 0.5, 8, first=True)
+  assert account.lost == pytest.approx(0.5 - 0.08)
   assert 'draft' not in account.pace and not account.affords(0.0)
   account.note('plain', 30.0, 3000, calls=3000)
   assert account.affords(0.1) and account.call['plain'] == 0.01

@@ -202,6 +202,15 @@ def test_samples_and_small_batches_share_one_program():
   assert programs() == before + 1
 
 
+def test_a_tree_takes_no_more_slots_than_it_needs():
+  """Every step reads all slots: 256 of plain decoding must not become the next size, 320, for a tree of 5."""
+  lm, prompt = tiny_model(TINY.replace(max_length=512)), [[1, 2, 3, 4] * 62]
+  plain = decoders.generate(lm, prompt, max_new_tokens=8)
+  out = speculative.generate(lm, prompt, drafter=PromptLookup(4), max_new_tokens=8)
+  np.testing.assert_array_equal(out.tokens, plain.tokens)
+  assert out.stats['kv_bytes'] / plain.stats['kv_bytes'] == (256 + 16) / 256
+
+
 @pytest.mark.parametrize('drafter', [PromptLookup(4), speculative.DraftModel.of(tiny_model(), max_draft=3), None])
 def test_requests_of_one_capacity_share_one_program(drafter):
   lm = tiny_model(TINY.replace(max_length=128))
