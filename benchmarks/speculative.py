@@ -16,7 +16,6 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import tyro
 
 from benchmarks import report
@@ -30,7 +29,7 @@ class Config:
   ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.85)
   """gain: shares of sub-layers skipped."""
   sets: int = 400
-  """Sets that a search may score."""
+  """gain, frontier: sets that a search may score."""
   prompts: int = 40
   """gain: held-out prompts measured; as many others are searched on."""
   prompt_bytes: int = 128
@@ -38,6 +37,8 @@ class Config:
   """gain: bytes generated after each prompt."""
   skipped: tuple[int, ...] = (4, 8, 12)
   """frontier: numbers of sub-layers, of 56."""
+  searches: int = 3
+  """frontier: searches of each number, from other seeds."""
   each: int = 8
   """smollm2: prompts of each of the five kinds."""
   new_tokens: int = 64
@@ -122,43 +123,12 @@ def gain(config: Config) -> None:
 
 
 def frontier(lm: Any, config: Config) -> None:
-  from benchmarks import speculative_prompts
-  from benchmarks import speculative_streams as ss
-  from decoders.skip_sets import SkipSet, uniform
-  from decoders.swift import matchness
+  from benchmarks import speculative_frontier, speculative_prompts
 
   chats = [lm.tokenizer.chat(question) for question in speculative_prompts.QUESTIONS]
-  # Sets are searched on four prompts and judged on these and on four others.
-  texts = {'seen': ss.greedy_text(lm, chats[4:], 96), 'held out': ss.greedy_text(lm, chats[:4], 96)}
-
-  def agreement(sets: list[SkipSet], where: str) -> np.ndarray:
-    return np.mean([matchness(lm, ids, sets, 95) for ids in texts[where]], axis=0)
-
-  def row(found_by: str, skip_set: SkipSet, scored: int, tokens: int) -> dict[str, Any]:
-    judged = {where: float(agreement([skip_set], where)[0]) for where in texts}
-    chosen = f'attention {skip_set.attention}, MLP {skip_set.mlp}'
-    counts = {'skipped of 56': len(skip_set), 'found by': found_by, 'sets': scored, 'tokens': tokens}
-    return counts | judged | {'set': chosen}
-
-  rows = [row('every second layer', uniform(30), 0, 0)]
-  for number in config.skipped:
-    swift = swift_of(config, (number + 0.5) / 56)
-    search = ss.searched(lm, swift, chats[4:], 96, config.sets).search
-    rows.append(row('search', search.best, search.iterations, search.iterations * swift.context_window))
-    print(report.table(rows[-1:]), flush=True)
-  # What the search is measured by: the best sub-layer added to those before it, on all the text at once.
-  vector, scored = np.zeros(56, bool), 0
-  for number in range(1, max(config.skipped) + 1):
-    free = np.flatnonzero(~vector)
-    sets = [SkipSet.of(vector | (np.arange(56) == i), 30) for i in free]
-    vector[free[np.argmax(agreement(sets, 'seen'))]] = True
-    scored += len(sets)
-    if number in config.skipped:
-      rows.append(row('one by one', SkipSet.of(vector, 30), scored, scored * 4 * 95))
-      print(report.table(rows[-1:]), flush=True)
-  report.write(
-    'speculative_frontier', sorted(rows, key=lambda r: r['skipped of 56']), config=dataclasses.asdict(config)
-  )
+  # Sets are found on what is said to four prompts, and judged by that to the four others too.
+  rows = speculative_frontier.rows(lm, chats[4:], chats[:4], config.skipped, config.sets, config.searches)
+  report.write('speculative_frontier', rows, config=dataclasses.asdict(config))
 
 
 def stream(lm: Any, config: Config) -> None:

@@ -187,7 +187,7 @@ class Search:
     self._position = self._position + self.config.context_window if position is None else position
     if self.config.fidelity == 'paper':
       return [SkipSet.of(self._propose_as_paper(), self.num_layers)]
-    if len(self._records) >= 10 and self.iterations - self._updated_at >= max(1, self.config.bayes_interval):
+    if self.iterations >= 10 and self.iterations - self._updated_at >= max(1, self.config.bayes_interval):
       self._update()
     n, i = self.config.num_candidates, self.iterations
     places = int((i + n) * CHALLENGES) - int(i * CHALLENGES)

@@ -6,7 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import report, speculative, speculative_costs, speculative_prompts, stochastic_depth
+from benchmarks import (
+  report,
+  speculative,
+  speculative_costs,
+  speculative_frontier,
+  speculative_prompts,
+  stochastic_depth,
+)
 import jaxlm
 from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.models.transformer import Transformer, init_params
@@ -100,3 +107,17 @@ def test_the_part_on_the_redundant_model_writes_table_statements_and_plot(lm, tm
   assert written['checks'][0]['pass'] and 'PASS' in capsys.readouterr().out
   assert rows['SWIFT 0.5']['predicted'] > 0 and written['searches'][0]['sets'] >= 8
   assert (tmp_path / 'speculative_gain.png').stat().st_size > 10_000
+
+
+def test_the_frontier_has_rows_of_searches_and_of_sets_chosen_one_by_one(lm, capsys):
+  prompts = [[1, 2, 3], [4, 5, 6, 7, 8]]
+  rows = speculative_frontier.rows(lm, prompts, [[9]], skipped=(1, 2), sets=100, searches=2)
+  assert [(row['skipped of 6'], row['found by']) for row in rows] == [
+    *((n, by) for n in (1, 2) for by in ('search 1', 'search 2', 'one by one')), (4, 'every second layer'),
+  ]  # fmt: skip
+  assert [row['sets'] for row in rows if row['found by'] == 'one by one'] == [6, 6 + 5]
+  assert all(8 <= row['sets'] <= 108 for row in rows if row['found by'].startswith('search'))
+  assert all(0 <= row[where] <= 1 for row in rows for where in ('seen', 'held out'))
+  # Of six single sub-layers both ways try all; which of two good ones is better, few tokens do not tell.
+  *found, best = (row['seen'] for row in rows if row['skipped of 6'] == 1)
+  assert min(found) >= best - 0.1 > 0.5

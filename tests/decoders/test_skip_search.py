@@ -316,3 +316,17 @@ def test_a_search_starts_from_as_many_sub_layers_as_it_is_to_skip(ratio):
   steps = np.diff([0, *layers, 23])
   assert steps.max() <= 2 * max(1, 24 / (len(layers) + 1))  # Evenly spread.
   assert Search(SwiftConfig(skip_ratio=ratio, fidelity='paper'), 24).best == uniform(24)
+
+
+@pytest.mark.parametrize('bayes_interval', [0, 25])
+def test_a_space_of_few_sets_is_searched_too(bayes_interval):
+  # 4 layers have six pairs of sub-layers; the start set is the worst.
+  config = SwiftConfig(skip_ratio=0.5, max_opt_iter=100, max_tolerance_iter=100, bayes_interval=bayes_interval)
+  search, rng = Search(config, 4), np.random.default_rng(0)
+  worth = {skip_set: 0.1 for skip_set in [search.best]}
+  while search.active:
+    sets = search.propose()
+    shares = [worth.setdefault(s, 0.2 + 0.12 * len(worth)) for s in [*sets, search.best]]
+    scores = rng.binomial(32, shares) / 32
+    search.observe(sets, scores[:-1].tolist(), scores[-1])
+  assert len(worth) == 6 and search.best == max(worth, key=worth.get)

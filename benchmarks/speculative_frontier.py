@@ -1,0 +1,96 @@
+"""What a model can do without: how much of its own text it guesses without the sub-layers that a search finds, and without
+those chosen one by one, for several numbers of sub-layers.
+
+Sets are found on what the model says to some prompts, and judged on these and on others. The search scores windows of a
+text as a stream meets them while it generates; the time that generating takes is left out.
+"""
+
+from collections.abc import Sequence
+import itertools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.speculative_streams import greedy_text
+from decoders import skipping
+from decoders.plain import prefill
+from decoders.skip_search import Search
+from decoders.skip_sets import SkipSet, uniform
+from decoders.swift import matchness
+from decoders.swift_config import SwiftConfig
+from jaxlm.language_model import LanguageModel
+
+NEW = 96  # Tokens that the model says to each prompt.
+STEP = 8  # Tokens between two windows of a text.
+
+
+def rows(
+  lm: LanguageModel,
+  seen: Sequence[list[int]],
+  unseen: Sequence[list[int]],
+  skipped: Sequence[int],
+  sets: int,
+  searches: int,
+) -> list[dict[str, Any]]:
+  """Returns a row of each search, of each set chosen one by one, and of every second layer.
+
+  Args:
+    seen, unseen: prompts whose texts sets are found on, and others.
+    skipped: numbers of sub-layers.
+    sets: sets that a search may score.
+    searches: searches of each number, from other seeds.
+  """
+  layers, texts = lm.config.num_layers, {'seen': greedy_text(lm, seen, NEW), 'held out': greedy_text(lm, unseen, NEW)}
+  total = 2 * (layers - 2)
+
+  def agreement(skip_sets: list[SkipSet], where: str) -> np.ndarray:
+    return np.mean([matchness(lm, ids, skip_sets, NEW - 1) for ids in texts[where]], axis=0)
+
+  def row(found_by: str, skip_set: SkipSet, scored: int, tokens: int) -> dict[str, Any]:
+    judged = {where: float(agreement([skip_set], where)[0]) for where in texts}
+    counts = {f'skipped of {total}': len(skip_set), 'found by': found_by, 'sets': scored, 'tokens': scored * tokens}
+    made = counts | judged | {'set': f'attention {skip_set.attention}, MLP {skip_set.mlp}'}
+    print(made, flush=True)
+    return made
+
+  made = [row('every second layer', uniform(layers), 0, 0)]
+  for number, seed in itertools.product(skipped, range(1, searches + 1)):
+    swift = SwiftConfig(skip_ratio=(number + 0.5) / total, max_opt_iter=sets)
+    search = searched(lm, swift, texts['seen'], seed)
+    made.append(row(f'search {seed}', search.best, search.iterations, swift.context_window))
+  # What a search is measured by: the best sub-layer added to those before it, on all the text at once.
+  vector, scored = np.zeros(total, bool), 0
+  for number in range(1, max(skipped) + 1):
+    free = np.flatnonzero(~vector)
+    tried = [SkipSet.of(vector | (np.arange(total) == i), layers) for i in free]
+    vector[free[np.argmax(agreement(tried, 'seen'))]] = True
+    scored += len(tried)
+    if number in skipped:
+      made.append(row('one by one', SkipSet.of(vector, layers), scored, len(seen) * (NEW - 1)))
+  return sorted(made, key=lambda r: r[f'skipped of {total}'])
+
+
+def searched(lm: LanguageModel, swift: SwiftConfig, texts: Sequence[list[int]], seed: int) -> Search:
+  """Returns a search that has ended, over the last NEW - 1 tokens of texts, again and again."""
+  length, window = max(map(len, texts)), swift.context_window
+  search, position = Search(swift, lm.config.num_layers, seed=seed), 0
+  read = []
+  for ids in texts:
+    text, total = jnp.asarray([ids + [0] * (length - len(ids))], jnp.int32), jnp.asarray([len(ids)])
+    read.append((text, total, prefill(lm.params, text, total, total, config=lm.config, capacity=length)[1]))
+  while search.active:
+    for ids, (text, total, cache) in zip(texts, read):
+      for first in range(len(ids) - NEW, len(ids) - window, STEP):
+        if not search.active:
+          return search
+        position += STEP
+        sets = search.propose(position)
+        keep = jnp.asarray(np.stack([s.keep(lm.config.num_layers) for s in [*sets, search.best]]))
+        matched, near = skipping.scores(
+          lm.params, keep, text, jnp.asarray([first]), jnp.ones(1, bool), total, cache, config=lm.config, window=window
+        )
+        matched = np.asarray(matched).tolist()
+        search.observe(sets, matched[:-1], matched[-1], np.asarray(near).tolist())
+      position += window  # Windows of two texts share nothing.
+  return search
