@@ -102,6 +102,7 @@ def test_the_byte_model_learns_from_the_text_that_ships_with_python():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_softmax_grows_a_sink_where_sigmoid_does_not():
   rows = [row for row in study.RETRIEVAL_ROWS if row.name in ('softmax', 'sigmoid')]
   results = [r for row in rows for r in study.retrieval_runs(row, steps=400, seeds=3)]

@@ -93,6 +93,7 @@ def test_the_part_writes_its_table_and_trains_once(monkeypatch, tmp_path, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_layers_that_are_lazy_on_a_prompt_may_forget_it_and_others_may_not(monkeypatch, tmp_path):
   monkeypatch.setenv('JAXLM_CACHE', str(tmp_path))  # Whatever was trained before, here it is trained anew.
   lm = recall.trained()

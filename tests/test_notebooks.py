@@ -15,6 +15,7 @@ def test_notebooks_are_made_from_their_sources():
   assert subprocess.run([sys.executable, '-m', 'colab.build', '--check'], cwd=COLAB.parent).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('source', SOURCES, ids=lambda p: p.stem)
 def test_notebook_runs_in_quick_mode(source, tmp_path):
   environment = {**os.environ, 'QUICK': '1', 'MPLBACKEND': 'agg', 'RUN_DIRECTORY': str(tmp_path / 'run')}

@@ -40,6 +40,7 @@ def strings(count: int, A: np.ndarray, order: str, rng) -> list[list[int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize('order, sign', [('xy', -1), ('yx', 1)])
 def test_a_sparse_map_is_read_best_from_cause_to_effect(order, sign):
   rng = np.random.default_rng(0)

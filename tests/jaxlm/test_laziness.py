@@ -283,6 +283,7 @@ def test_command_says_what_is_wrong_and_shows_help_without_jax(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.real
 def test_the_upper_layers_of_smollm2_are_lazy_and_remain_so():
   from jaxlm.data import fetch
