@@ -14,6 +14,8 @@ if tuple(map(int, metadata.version('jaxlib').split('.')[:2])) < (0, 11):
   QUICK += ' --xla_cpu_use_fusion_emitters=false'
 os.environ.setdefault('XLA_FLAGS', QUICK)
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# NumPy's threads of two workers on two cores wait for each other: a study took eight times as long.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
