@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoders import prompts as prompt_lib
-from decoders.plain import prefill
-from decoders.rounds import SpeculativeState, own_key
+from decoders.plain import WholeMemory
+from decoders.rounds import Drafter, SpeculativeState, own_key
 from decoders.sampling import ranked, warped
 from decoders.trees import Rule, chain_of
 from jaxlm.caches import FullCache
@@ -26,11 +26,11 @@ PROBE = 'Two models, 1 text: naïve?'
 
 
 @dataclasses.dataclass(frozen=True)
-class DraftModel:
+class DraftModel(Drafter):
   """A drafter; see `decoders.rounds.Drafter`.
 
   Raises:
-    ValueError: settings without sense; and when it begins, if the draft model has another vocabulary or reads in another
+    ValueError: settings without sense; and when it is used, if the draft model has another vocabulary or reads in another
       direction, or if its context is shorter than the texts.
   """
 
@@ -49,8 +49,6 @@ class DraftModel:
     if not 0 <= self.threshold <= 1:
       raise ValueError(f'{self.threshold=} must be in [0, 1].')
 
-  most_beside = 0
-
   @classmethod
   def of(cls, draft: LanguageModel, **settings) -> 'DraftModel':
     return cls(draft.config, lambda: draft.params, tokenizer=draft.tokenizer, **settings)
@@ -59,11 +57,11 @@ class DraftModel:
   def buckets(self) -> tuple[tuple[int, int], ...]:
     return tuple((d, 0) for d in sorted({1, self.max_draft}))
 
-  def weights(self) -> Any:
-    return self.params()
+  @property
+  def traced(self) -> 'DraftModel':
+    return dataclasses.replace(self, params=None, tokenizer=None)
 
-  def begin(self, clock, lm: LanguageModel, prompts, state) -> FullCache:
-    """Returns the draft model's cache."""
+  def check(self, lm: LanguageModel, longest: int, drawn: bool) -> None:
     for name in ('direction', 'direction_signal'):
       if (theirs := getattr(self.config, name)) != (ours := getattr(lm.config, name)):
         raise ValueError(
@@ -79,16 +77,20 @@ class DraftModel:
         raise ValueError(
           f'The draft model reads {PROBE!r} as tokens {theirs}, the model as {ours}: they must share a vocabulary.'
         )
-    longest = int(np.asarray(state.total).max())
     if longest > self.config.max_length:
       raise ValueError(
         f'Texts of {longest} tokens are longer than the {self.config.max_length} that the draft model reads.'
       )
-    padded, most = prompt_lib.pad(prompts, self.config.max_length), longest + self.max_draft + 1
-    args = self.params(), jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), state.total
-    capacity = max(bucket(most), state.text.shape[1])
-    _, cache = clock.run('prefill', prefill, *args, config=self.config, capacity=capacity, wrap=None)
-    return cache
+
+  def weights(self) -> Any:
+    return self.params()
+
+  def begin(self, clock, lm: LanguageModel, prompts, state, chunk=None) -> FullCache:
+    """Returns the draft model's cache."""
+    memory, most = WholeMemory(), int(np.asarray(state.total).max()) + self.max_draft + 1
+    memory.chunk = chunk
+    padded, capacity = prompt_lib.pad(prompts, self.config.max_length), max(bucket(most), state.text.shape[1])
+    return memory.read(clock, LanguageModel(self.config, self.params()), padded, state.total, capacity)[1]
 
   def propose(self, params, own, state: SpeculativeState, values: dict, rule: Rule, config: ModelConfig, idle_R=None):
     R, D = len(state.last), self.max_draft
@@ -128,6 +130,3 @@ class DraftModel:
       chosen(begin, *read(latest_R2, state.position - 1, state.memory)),
     )
     return dataclasses.replace(chain_of(s['chain'], s['length']), odds=s.get('odds')), s['cache']
-
-  def learn(self, memory, drafted_R, accepted_R):
-    return memory

@@ -120,7 +120,7 @@ class LazyMemory(WholeMemory):
   def read(self, clock, lm, padded, total_B, capacity: int):
     if self.lazy.prefill != 'layerwise':
       return super().read(clock, lm, padded, total_B, capacity)
-    room = self.room or int((np.asarray(total_B) - padded.lengths).max())
+    room = self.growth(int((np.asarray(total_B) - padded.lengths).max()))
     return layerwise.prefill(
       clock,
       lm,
@@ -161,7 +161,7 @@ class LazyMemory(WholeMemory):
     cache = state.cache
     if not lazy_RL.any() and self.lazy.quant is None:
       return [(rows_R, state)]  # And so the program is plain decoding's.
-    keep, lengths = Keep(self.lazy, self.room or state.tokens.shape[1]), jnp.asarray(lengths_R, jnp.int32)
+    keep, lengths = Keep(self.lazy, self.growth(state.tokens.shape[1])), jnp.asarray(lengths_R, jnp.int32)
     delete = lambda layer: (cache.keys[layer].delete(), cache.values[layer].delete())
     if self.lazy.layout == 'pooled':
 

@@ -167,6 +167,12 @@ class WholeMemory:
   """Prompts are read so many tokens at a time; None: at once."""
   room: int | None = None
   """Tokens that the cache must be able to grow by; None: those to be generated."""
+  slack = 0
+  """Slots that the loop needs beyond these."""
+
+  def growth(self, max_new_tokens: int) -> int:
+    """Returns the tokens that the cache is made to grow by."""
+    return max(self.room or 0, max_new_tokens) + self.slack
 
   def read(self, clock: Clock, lm: LanguageModel, padded: prompt_lib.PaddedPrompts, total_B, capacity: int):
     """Returns (float32 logits [B, V] after each row's last token, cache)."""
@@ -196,6 +202,11 @@ class PlainLoop:
   """Slots that a row needs beyond its last token."""
   slots = 0
   """Slots that a row has."""
+  chunk: int | None = None
+  """Prompts are read so many tokens at a time; None: at once."""
+
+  def check(self, lm: LanguageModel, longest: int, values: dict) -> None:
+    """Raises ValueError if rows of so many tokens cannot be decoded so, with such options of sampling."""
 
   def clear(self) -> None:
     """Forgets what `stats` would tell: a call of `generate` begins."""
@@ -246,7 +257,7 @@ def generate(
     stream: called as stream(row, new_ids) while rows grow; ids come in the order of generation.
     batch_size: prompts decoded together (None: all).
     prefill_chunk: tokens of a prompt read at once (None: all); bounds the memory that long prompts need.
-    capacity: slots of the cache, more where a text needs more (None: as many as prompt and output need, rounded up). Calls
+    capacity: slots of the cache, rounded up, more where a text needs more (None: as many as prompt and output need). Calls
       whose texts all fit into the same capacity share one compiled program: for streams of requests of many lengths.
     memory: how prompts are read and what becomes of their cache; all is kept by default.
     loop: how rows go on; a token a step by default.
@@ -274,10 +285,10 @@ def generate(
   eos, pad_id = ending(lm, eos_id)
   values = jax.tree.map(jnp.asarray, sampling.active)
   clock, calls, kv_bytes, memory = Clock(), [], 0, memory or WholeMemory()
-  memory.chunk, loop, plain = prefill_chunk, loop or PlainLoop(), PlainLoop()
+  loop, plain = loop or PlainLoop(), PlainLoop()
+  memory.chunk, memory.slack, loop.chunk = prefill_chunk, loop.slack, prefill_chunk
   loop.clear()
-  if loop.slack:
-    memory.room = (memory.room or max_new_tokens) + loop.slack
+  loop.check(lm, max(map(len, ids)) + max_new_tokens, values)
   tokens, lengths = [], []
   batch_size = batch_size or len(ids)
   for first in range(0, len(ids), batch_size):
@@ -291,9 +302,9 @@ def generate(
       stream and (lambda row, new, base=first_row: stream(base + row, new)),
     )
     total_B = jnp.asarray(padded.lengths + max_new_tokens)
-    longest = int(padded.lengths.max()) + (memory.room or max_new_tokens)
-    if capacity is not None and capacity >= longest:
-      slots = capacity
+    longest = int(padded.lengths.max()) + memory.growth(max_new_tokens)
+    if capacity is not None and bucket(capacity) >= longest:
+      slots = bucket(capacity)  # Prompts are padded to such sizes.
     else:  # Slack comes on top of what plain decoding has: the next size may be much larger, and each step reads all slots.
       slots = bucket(longest - loop.slack) + bucket(loop.slack)
     loop.slots = slots = min(slots, lm.config.max_length + loop.slack)

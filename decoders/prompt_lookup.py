@@ -8,11 +8,12 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from decoders.rounds import Drafter
 from decoders.trees import Tree, chain_of
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptLookup:
+class PromptLookup(Drafter):
   """A drafter; see `decoders.rounds.Drafter`."""
 
   max_draft: int = 10
@@ -31,20 +32,9 @@ class PromptLookup:
   def buckets(self) -> tuple[tuple[int, int], ...]:
     return tuple((d, 0) for d in sorted({0, min(4, self.max_draft), self.max_draft}))
 
-  most_beside = 0
-
-  def weights(self) -> tuple:
-    return ()
-
-  def begin(self, clock, lm, prompts, state):
-    return ()
-
-  def propose(self, params, own, state, values, rule, config) -> tuple[Tree, tuple]:
+  def propose(self, params, own, state, values, rule, config, idle_R=None) -> tuple[Tree, tuple]:
     chain_RD, length_R = found(state.text, state.position, self.longest, self.shortest, self.max_draft)
     return chain_of(chain_RD, length_R), ()
-
-  def learn(self, memory, drafted_R, accepted_R):
-    return memory
 
 
 def found(

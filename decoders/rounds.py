@@ -6,7 +6,7 @@ keys and values of that path alone are added to the cache. Nothing is ever writt
 
 from collections.abc import Sequence
 import functools
-from typing import Any, Protocol
+from typing import Any
 
 from flax import struct
 import jax
@@ -34,32 +34,62 @@ class SpeculativeState(DecodeState):
   verified: jax.Array  # [R] int32, nodes that the target read, with those that only pad
 
 
-class Drafter(Protocol):
-  """Proposes tokens. A value, so that programs are compiled once for equal ones; what changes is its memory."""
+class Drafter:
+  """Proposes tokens. A value, so that programs are compiled once for equal ones; what changes is its memory.
+
+  Drafters are made from this one, which has no weights, needs no memory, and fits every model.
+  """
 
   buckets: tuple[tuple[int, int], ...]
   """Rising sizes (D, M) that trees are verified at: the smallest that holds all rows' trees; the last is that of `propose`.
   Where tokens are drawn for the rule `residual`, D is at least 1."""
-  most_beside: int
+  most_beside: int = 0
   """Most leaves of one node."""
+
+  @property
+  def traced(self) -> 'Drafter':
+    """An equal drafter without what its programs do not need, and would keep alive."""
+    return self
+
+  def check(self, lm: LanguageModel, longest: int, drawn: bool) -> None:
+    """Raises ValueError if it cannot draft for this model, rows of so many tokens, or a rule that needs drawn tokens."""
 
   def weights(self) -> Any:
     """Returns the drafter's own parameters, () for none. Unlike its memory they stay what they are."""
-    ...
+    return ()
 
-  def begin(self, clock: Clock, lm: LanguageModel, prompts: Sequence[Sequence[int]], state: SpeculativeState) -> Any:
-    """Returns the drafter's memory of rows that have been read, with none in the state."""
-    ...
+  def begin(
+    self,
+    clock: Clock,
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    state: SpeculativeState,
+    chunk: int | None = None,
+  ) -> Any:
+    """Returns the drafter's memory of rows that have been read, `chunk` tokens at a time, with none in the state."""
+    return ()
 
   def propose(
-    self, params: Any, own: Any, state: SpeculativeState, values: dict, rule: trees.Rule, config: ModelConfig
+    self,
+    params: Any,
+    own: Any,
+    state: SpeculativeState,
+    values: dict,
+    rule: trees.Rule,
+    config: ModelConfig,
+    idle_R=None,
   ) -> tuple[trees.Tree, Any]:
-    """Returns (a tree for each row, the memory); `own` are the drafter's weights. Traced. The second of two drafters also takes `idle_R`, rows to leave out."""
-    ...
+    """Returns (a tree for each row, the memory). Traced.
+
+    Args:
+      own: the drafter's weights.
+      idle_R: rows that need no tree, beside those that are done.
+    """
+    raise NotImplementedError
 
   def learn(self, memory: Any, drafted_R, accepted_R) -> Any:
     """Returns the memory after a round. Traced."""
-    ...
+    return memory
 
 
 def verify(params, state: SpeculativeState, tree: trees.Tree, values, config: ModelConfig, drafter: Drafter, rule):

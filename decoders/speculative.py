@@ -26,7 +26,6 @@ from decoders.together import Together as Together
 from jaxlm.caches.kivi import Quantized
 from jaxlm.errors import unknown
 from jaxlm.language_model import LanguageModel
-from jaxlm.lengths import bucket
 
 COUNTED = ('rounds', 'drafted', 'accepted', 'verified')
 
@@ -43,6 +42,10 @@ class SpeculativeLoop(PlainLoop):
 
   def clear(self) -> None:
     self.counts: dict[str, list[int]] = {name: [] for name in COUNTED}  # of each row
+    self.drafter_bytes = 0
+
+  def check(self, lm: LanguageModel, longest: int, values: dict) -> None:
+    self.drafter.check(lm, longest, self.rule == 'residual' and 'temperature' in values)
 
   def begin(
     self, clock: Clock, lm: LanguageModel, prompts: Sequence[Sequence[int]], state: DecodeState
@@ -53,7 +56,7 @@ class SpeculativeLoop(PlainLoop):
         'A quantised cache rounds tokens as they grow old, so a tree read at once would see other numbers than its tokens '
         'one by one: decode plainly, or leave quant out.'
       )
-    text = np.zeros((R, max(bucket(max(map(len, prompts)) + M), self.slots)), np.int32)
+    text = np.zeros((R, self.slots), np.int32)
     for row, ids, new, n in zip(text, prompts, np.asarray(state.tokens), np.asarray(state.lengths)):
       row[: len(ids)] = ids
       row[len(ids) : len(ids) + n] = new[:n]
@@ -61,7 +64,9 @@ class SpeculativeLoop(PlainLoop):
     zeros = lambda: jnp.zeros(R, jnp.int32)
     fields = {name: getattr(state, name) for name in DecodeState.__dataclass_fields__}
     state = SpeculativeState(**fields, text=jnp.asarray(text), memory=None, **{name: zeros() for name in COUNTED})
-    return state.replace(memory=self.drafter.begin(clock, lm, prompts, state))
+    memory = self.drafter.begin(clock, lm, prompts, state, self.chunk)
+    self.drafter_bytes = max(self.drafter_bytes, sum(x.nbytes for x in jax.tree.leaves(memory)))
+    return state.replace(memory=memory)
 
   def advance(self, clock: Clock, lm: LanguageModel, state: SpeculativeState, steps: int, eos_E, values):
     return self.rounds(clock, lm, state, steps, eos_E, values, self.drafter)
@@ -70,7 +75,7 @@ class SpeculativeLoop(PlainLoop):
     self, clock: Clock, lm: LanguageModel, state: SpeculativeState, steps: int, eos_E, values, drafter: Drafter
   ):
     """Advances with this drafter, whose memory the state has."""
-    static = {'config': lm.config, 'drafter': drafter, 'rule': self.rule}
+    static = {'config': lm.config, 'drafter': drafter.traced, 'rule': self.rule}
     return clock.run('decode', decode, lm.params, drafter.weights(), state, jnp.int32(steps), eos_E, values, **static)
 
   def finished(self, rows_R: np.ndarray, state: SpeculativeState) -> None:
@@ -78,7 +83,7 @@ class SpeculativeLoop(PlainLoop):
       counts.extend(np.asarray(getattr(state, name)).tolist())
 
   def stats(self) -> dict[str, Any]:
-    return drafting(*(sum(self.counts[name]) for name in COUNTED))
+    return drafting(*(sum(self.counts[name]) for name in COUNTED)) | {'drafter_bytes': self.drafter_bytes}
 
 
 def generate(

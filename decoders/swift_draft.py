@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from decoders import skipping
-from decoders.rounds import SpeculativeState, own_key
+from decoders.rounds import Drafter, SpeculativeState, own_key
 from decoders.sampling import ranked, warped
 from decoders.skip_sets import SkipSet
 from decoders.trees import Rule, Tree, with_leaves
@@ -30,7 +30,7 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
-class SkipDrafter:
+class SkipDrafter(Drafter):
   """A drafter; see `decoders.rounds.Drafter`. Its fields are those of `SwiftConfig`."""
 
   start: SkipSet
@@ -54,17 +54,13 @@ class SkipDrafter:
   def most_beside(self) -> int:
     return self.widths[-1] - 1
 
-  def weights(self) -> tuple:
-    return ()  # The model's are all there are.
-
-  def begin(self, clock, lm, prompts, state) -> Memory:
+  def begin(self, clock, lm, prompts, state, chunk=None) -> Memory:
     fill = lambda value: jnp.full(len(prompts), value, jnp.float32)
     return Memory(jnp.asarray(self.start.keep(lm.config.num_layers)), fill(self.threshold), fill(1.0))
 
   def propose(
     self, params: Any, own: Any, state: SpeculativeState, values: dict, rule: Rule, config: ModelConfig, idle_R=None
   ) -> tuple[Tree, Memory]:
-    """Rows that are `idle` are not drafted for."""
     memory, R, D, W = state.memory, len(state.last), self.max_draft, min(self.widths[-1], config.vocab_size)
     room_R = state.tokens.shape[1] - state.lengths - 1  # One token of a round is the target's own.
     keep = self.start.keep(config.num_layers) if self.how == 'static' else memory.keep

@@ -1,28 +1,33 @@
 """Two drafters: the second one drafts for rows in which the first one finds nothing."""
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 
 from decoders.draft_model import DraftModel
+from decoders.rounds import Drafter
 from decoders.trees import NOWHERE, Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class Together:
+class Together(Drafter):
   """A drafter; see `decoders.rounds.Drafter`.
 
   Raises:
-    ValueError: the second one is a draft model, whose cache would miss what the first one's rounds added.
+    ValueError: the second one is a draft model, whose cache would miss what the first one's rounds added, or is two drafters
+      itself; when it is used, a rule that needs drawn tokens.
   """
 
-  first: Any
-  second: Any
+  first: Drafter
+  second: Drafter
 
   def __post_init__(self):
     if isinstance(self.second, DraftModel):
       raise ValueError('A draft model must read every token, so it cannot be the second of two drafters.')
+    if isinstance(self.second, Together):
+      raise ValueError(
+        'The second of two drafters cannot be two drafters itself: give these as Together(Together(...), ...).'
+      )
 
   @property
   def most_beside(self) -> int:
@@ -35,16 +40,24 @@ class Together:
     smaller = {b for b in (*self.first.buckets, *self.second.buckets) if b[0] < depth or b[1] < most}
     return (*sorted(smaller), (depth, most))
 
+  @property
+  def traced(self) -> 'Together':
+    return Together(self.first.traced, self.second.traced)
+
+  def check(self, lm, longest, drawn) -> None:
+    if drawn:
+      raise ValueError("Of two drafters it is not known which law a token was drawn from: use rule='match' with them.")
+    for drafter in (self.first, self.second):
+      drafter.check(lm, longest, drawn)
+
   def weights(self) -> tuple:
     return self.first.weights(), self.second.weights()
 
-  def begin(self, clock, lm, prompts, state):
-    memories = [d.begin(clock, lm, prompts, state) for d in (self.first, self.second)]
+  def begin(self, clock, lm, prompts, state, chunk=None):
+    memories = [d.begin(clock, lm, prompts, state, chunk) for d in (self.first, self.second)]
     return *memories, jnp.zeros(len(prompts), bool)
 
-  def propose(self, params, own, state, values, rule, config) -> tuple[Tree, tuple]:
-    if rule == 'residual' and 'temperature' in values:
-      raise ValueError("Tokens looked up are not drawn: use rule='match' with two drafters.")
+  def propose(self, params, own, state, values, rule, config, idle_R=None) -> tuple[Tree, tuple]:
     one, first = self.first.propose(params, own[0], state.replace(memory=state.memory[0]), values, rule, config)
     found_R = one.length > 0
     rest = state.replace(memory=state.memory[1])

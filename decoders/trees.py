@@ -126,7 +126,8 @@ def residual(tree: Tree, probabilities: Float[Array, 'B N V'], keys: jax.Array, 
     carry = jnp.int32(0), jnp.bool_(True), jnp.int32(-1), p_NV[0]
     node, _, leaf, left_V = jax.lax.while_loop(lambda carry: carry[1], step, carry)
     last_V = jnp.where(leaf >= 0, p_NV[D + 1 + leaf], left_V)
-    final = jax.random.categorical(jax.random.fold_in(key, D + 1), jnp.log(last_V))
+    # The noise of no node, and so of no width: what a row gets does not depend on how deep other rows' trees are.
+    final = jax.random.categorical(jax.random.fold_in(key, NOWHERE), jnp.log(last_V))
     return node, leaf, final.astype(jnp.int32)
 
   along_B, leaf_B, final_B = jax.vmap(row)(tree, probabilities, keys)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import gc
 import re
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +30,7 @@ SAMPLED = decoders.Sampling(temperature=1.0, top_k=20, top_p=0.95, repetition_pe
 
 
 @dataclasses.dataclass(frozen=True)
-class Scripted:
+class Scripted(speculative.Drafter):
   """Drafts what it was told comes next, some of it spoilt, with the truth among the leaves now and then."""
 
   script: tuple[tuple[int, ...], ...]
@@ -44,14 +46,11 @@ class Scripted:
   def most_beside(self):
     return self.beside
 
-  def weights(self):
-    return ()
-
-  def begin(self, clock, lm, prompts, state):
+  def begin(self, clock, lm, prompts, state, chunk=None):
     rows = [PROMPTS.index(list(prompt)) for prompt in prompts]
     return jnp.asarray([[*self.script[row], *(0,) * self.depth] for row in rows])
 
-  def propose(self, params, own, state, values, rule, config):
+  def propose(self, params, own, state, values, rule, config, idle_R=None):
     D, W = self.depth, self.beside
     true_RD = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, D))(state.memory, state.lengths)
     a, b, c = jax.random.split(jax.random.fold_in(jax.random.key(5), state.position.sum()), 3)
@@ -61,9 +60,6 @@ class Scripted:
     beside_RDW = others_RDW.at[:, :, -1].set(jnp.where(jax.random.bernoulli(c, 0.5, true_RD.shape), true_RD, 0))
     length_R = jnp.where(state.position % 5 == 0, 0, D - state.position % 2)
     return trees.with_leaves(chain_RD, length_R, beside_RDW, jnp.full(true_RD.shape, W), D * W), state.memory
-
-  def learn(self, memory, drafted_R, accepted_R):
-    return memory
 
 
 def scripted(lm, settings):
@@ -211,17 +207,36 @@ def test_a_tree_takes_no_more_slots_than_it_needs():
   assert out.stats['kv_bytes'] / plain.stats['kv_bytes'] == (256 + 16) / 256
 
 
+@pytest.mark.parametrize('capacity', [64, 70])
 @pytest.mark.parametrize('drafter', [PromptLookup(4), speculative.DraftModel.of(tiny_model(), max_draft=3), None])
-def test_requests_of_one_capacity_share_one_program(drafter):
+def test_requests_of_one_capacity_share_one_program(drafter, capacity):
   lm = tiny_model(TINY.replace(max_length=128))
   one = decoders.generate if drafter is None else functools.partial(speculative.generate, drafter=drafter)
   apart = [one(lm, [prompt], max_new_tokens=12) for prompt in REQUESTS]
   forget()
-  outs = [one(lm, [prompt], max_new_tokens=12, capacity=64) for prompt in REQUESTS]
+  outs = [one(lm, [prompt], max_new_tokens=12, capacity=capacity) for prompt in REQUESTS]
   for a, b in zip(outs, apart):
     np.testing.assert_array_equal(a.tokens, b.tokens)
   assert [key[0] for key in _programs].count(plain_decode if drafter is None else speculative.decode) == 1
   assert decoders.generate(lm, [[1] * 70], max_new_tokens=4, capacity=64).lengths.tolist() == [4]  # At least 64.
+
+
+@pytest.mark.parametrize('chunk', [None, 32])
+def test_a_capacity_has_room_for_a_padded_prompt(chunk):
+  """66 tokens are padded to 80, more than the 70 that are asked for."""
+  lm, prompt = tiny_model(TINY.replace(max_length=128)), [[*range(40), *range(26)]]
+  plain = decoders.generate(lm, prompt, max_new_tokens=4)
+  out = decoders.generate(lm, prompt, max_new_tokens=4, capacity=70, prefill_chunk=chunk)
+  np.testing.assert_array_equal(out.tokens, plain.tokens)
+
+
+def test_a_memory_used_again_has_room_for_each_request():
+  lm, memory = tiny_model(), decoders.plain.WholeMemory()
+  loop = speculative.SpeculativeLoop(PromptLookup(4))
+  for new in (2, 40):
+    out = decoders.generate(lm, PROMPTS, max_new_tokens=new, memory=memory, loop=loop)
+    np.testing.assert_array_equal(out.tokens, decoders.generate(lm, PROMPTS, max_new_tokens=new).tokens)
+  assert memory.room is None
 
 
 def test_stop_strings_inside_what_was_accepted():
@@ -279,6 +294,66 @@ def test_a_draft_model_stops_where_it_is_unsure(rule):
     if rule == 'match':
       np.testing.assert_array_equal(out.tokens, plain.tokens)
   assert drafted[0] > drafted[2] > 0.9 and drafted[0] >= drafted[1] >= drafted[2]  # The unsure token itself stays.
+
+
+def test_a_residual_row_is_the_same_beside_others():
+  lm, draft = tiny_model(), tiny_model(seed=1)
+  generate = functools.partial(
+    speculative.generate, lm, PROMPTS, drafter=speculative.DraftModel.of(draft, max_draft=5, threshold=0.02), rule='residual',
+    sampling=decoders.Sampling(temperature=0.7), max_new_tokens=30, eos_id=None,
+  )  # fmt: skip
+  together = generate()
+  assert 0 < together.stats['acceptance'] < 1
+  np.testing.assert_array_equal(generate(batch_size=1).tokens, together.tokens)
+
+
+def test_a_draft_model_reads_prompts_in_pieces_too():
+  lm, draft = tiny_model(), tiny_model(seed=1)
+  prompts = [[*range(1, 40)], [5, 6, 7]]
+  outs = [
+    speculative.generate(lm, prompts, drafter=speculative.DraftModel.of(draft), max_new_tokens=8, prefill_chunk=chunk)
+    for chunk in (None, 16)
+  ]
+  np.testing.assert_array_equal(outs[0].tokens, outs[1].tokens)
+  for name in ('rounds', 'drafted', 'accepted'):
+    assert outs[0].stats[name] == outs[1].stats[name]
+  assert outs[0].stats['drafter_bytes'] == outs[0].stats['kv_bytes']  # Models of one size, with as many slots.
+
+
+def test_a_drafter_that_does_not_fit_is_refused_before_anything_is_read():
+  lm, streamed = tiny_model(), []
+  drafter = speculative.DraftModel.of(tiny_model(TINY.replace(max_length=16)))
+  with pytest.raises(ValueError, match='Texts of 18 tokens are longer than the 16'):
+    speculative.generate(
+      lm, [[1], [1] * 14], drafter=drafter, max_new_tokens=4, batch_size=1, stream=lambda *new: streamed.append(new)
+    )
+  assert not streamed
+
+
+def test_programs_do_not_keep_a_draft_models_weights():
+  lm, draft = tiny_model(), tiny_model.__wrapped__(TINY, 2)
+  kept = weakref.ref(jax.tree.leaves(draft.params)[0])
+  alone = speculative.DraftModel.of(draft)
+  for drafter in (alone, speculative.Together(alone, PromptLookup(3))):
+    speculative.generate(lm, PROMPTS, drafter=drafter, max_new_tokens=6)
+  del draft, drafter, alone
+  gc.collect()
+  assert kept() is None
+
+
+def test_two_lookups_together():
+  lm = tiny_model()
+  plain = decoders.generate(lm, PROMPTS, max_new_tokens=30)
+  drafter = speculative.Together(PromptLookup(6, longest=5, shortest=4), PromptLookup(3))
+  out = speculative.generate(lm, PROMPTS, drafter=drafter, max_new_tokens=30)
+  np.testing.assert_array_equal(out.tokens, plain.tokens)
+  assert out.stats['accepted'] > 0
+  with pytest.raises(ValueError, match='cannot be two drafters itself'):
+    speculative.Together(PromptLookup(), drafter)
+  with pytest.raises(ValueError, match="use rule='match'"):
+    speculative.generate(
+      lm, PROMPTS, drafter=drafter, rule='residual', sampling=decoders.Sampling(temperature=1.0), max_new_tokens=4
+    )
 
 
 def test_in_bfloat16_tokens_differ_only_where_the_model_wavers():
