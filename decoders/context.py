@@ -124,12 +124,12 @@ class Context:
     pending = [row[len(row) - self.pending :] for row in self.ids]
     return [[*old, *more] for old, more in zip(pending, self._given(lm, texts))]
 
-  def _read(self, clock: Clock, lm: LanguageModel, new: list[list[int]], total: int = 0, slots: int | None = None):
+  def _read(self, clock: Clock, lm: LanguageModel, new: list[list[int]], total: int = 0, slots: int = 0):
     """Returns (logits [B, V] after the new tokens, the cache with them). Raises ValueError if there is no room."""
     longest = max(map(len, new))
-    if longest + (slots or total) > self.room:
+    if longest + slots > self.room:
       raise ValueError(
-        f'{longest + (slots or total)} tokens are more than the room for {self.room} that this context has left: '
+        f'{longest + slots} tokens are more than the room for {self.room} that this context has left: '
         'compress it with more `room`.'
       )
     # Padding is written beyond the text, where there must be room too.
@@ -149,12 +149,16 @@ class Context:
     if options.get('batch_size') is not None or options.get('num_samples', 1) != 1:
       raise ValueError('A context answers all its rows at once, each once: leave batch_size and num_samples out.')
     _check_forward(lm, options.get('direction'))
-    memory = _ContextMemory(self, self._new(lm, questions), max_new_tokens)
+    new = self._new(lm, questions)
+    memory = _ContextMemory(self, new, max_new_tokens)
     prompts = [[*row, *more] for row, more in zip(self.ids, self._given(lm, questions))]
     out = generate_plain(lm, prompts, max_new_tokens=max_new_tokens, memory=memory, **options)
     ids = [[*prompt, *answer] for prompt, answer in zip(prompts, out.rows())]
     read = max(len(row) - len(old) for row, old in zip(ids, self.ids))
-    return out, dataclasses.replace(self, cache=memory.cache, ids=ids, pending=1, room=self.room - read)
+    cache = memory.cache
+    if memory.overran:  # Not every cache can take tokens back: what is kept is read again.
+      _, cache = self._read(Clock(), lm, [[*given, *answer[:-1]] for given, answer in zip(new, out.rows())])
+    return out, dataclasses.replace(self, cache=cache, ids=ids, pending=1, room=self.room - read)
 
 
 SUMMED = (
@@ -177,14 +181,15 @@ class _ContextMemory(WholeMemory):
 
   def __init__(self, context: Context, new: list[list[int]], max_new_tokens: int):
     self.context, self.new, self.max_new_tokens, self.cache = context, new, max_new_tokens, None
+    self.overran = False  # Some row's cache has tokens behind a stop string.
 
   def read(self, clock, lm, padded, total_B, capacity):
-    del padded, total_B, capacity
-    # Loops that need slots beyond the last token ask for more room.
-    return self.context._read(clock, lm, self.new, self.max_new_tokens, self.room)
+    self.lengths = padded.lengths
+    return self.context._read(clock, lm, self.new, self.max_new_tokens, self.growth(self.max_new_tokens))
 
   def finished(self, rows_R, state: DecodeState) -> None:
     self.cache = state.cache
+    self.overran = bool((np.asarray(state.position) + 1 > self.lengths + np.asarray(state.lengths)).any())
 
   def stats(self):
     return {name: self.context.stats[name] for name in ('lazy_layers', 'compression')}
@@ -240,6 +245,17 @@ class _Compressing(LazyMemory):
 
 
 def fingerprint(lm: LanguageModel) -> dict[str, Any]:
-  """Returns what must be the same for a cache to fit: the shape of the model, and a checksum of one of its matrices."""
-  kernel = np.asarray(lm.params[f'layer_{lm.config.num_layers - 1}']['attention']['k']['kernel'])
-  return {**configs.to_dict(lm.config), 'checksum of weights': zlib.crc32(kernel.tobytes())}
+  """Returns what must be the same for a cache to fit: the shape of the model, and a checksum of some of each of its matrices.
+
+  Weights in float32 and the same rounded to bfloat16 have one checksum.
+  """
+  return {
+    **configs.to_dict(lm.config),
+    'checksum of weights': zlib.crc32(np.asarray(_some_of_each(lm.params)).tobytes()),
+  }
+
+
+@jax.jit
+def _some_of_each(params) -> jax.Array:
+  rows = [x[(0,) * (x.ndim - 1)][:64] for x in jax.tree.leaves(params)]
+  return jnp.concatenate([row.astype(jnp.bfloat16).astype(jnp.float32) for row in rows])

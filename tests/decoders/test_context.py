@@ -1,12 +1,16 @@
 """Contexts: read once and asked, continued, saved, loaded; with all layers whole they are plain decoding."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 
 import decoders
+from decoders.plain import PlainLoop
 from decoders.simlayerkv import Context, KiviConfig, LazyConfig, compress
+from decoders.speculative import PromptLookup, SpeculativeLoop
+from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.errors import CheckpointError
 from jaxlm.language_model import LanguageModel
 from tests.lazy_models import MODEL, PROMPTS
@@ -61,6 +65,28 @@ def test_a_conversation_in_turns_equals_its_text_read_at_once(kind):
     assert (second.tokens == at_once.tokens).mean() > 0.5
   else:
     np.testing.assert_array_equal(second.tokens, at_once.tokens)
+
+
+@pytest.mark.parametrize(
+  'kind', ['ring', 'packed', *(pytest.param(k, marks=pytest.mark.slow) for k in ('whole', 'pooled'))]
+)
+@pytest.mark.parametrize('loop', [PlainLoop, lambda: SpeculativeLoop(PromptLookup(6))])
+def test_a_turn_after_a_stop_string_reads_nothing_behind_it(kind, loop):
+  """The answer is cut at the stop string after more tokens are in the cache."""
+  if kind == 'packed' and loop is not PlainLoop:
+    pytest.skip('Quantised caches are decoded plainly.')
+  config = MODEL.replace(vocab_size=259, max_length=128)
+  lm = LanguageModel(config, tiny_model(config).params, ByteTokenizer())
+  context = compress(lm, PROMPTS, lazy=KINDS[kind], room=60)
+  reply = functools.partial(context.reply, lm, TURNS, loop=loop(), eos_id=None)
+  whole, _ = reply(max_new_tokens=12)
+  stop = lm.tokenizer.decode(whole.tokens[0, 4:6].tolist())
+  out, later = reply(max_new_tokens=12, stop=[stop])
+  assert out.lengths[0] < 12 and later.ids[0][-1] == whole.tokens[0, out.lengths[0] - 1]
+  read = context.extend(lm, [t + r for t, r in zip(TURNS, out.rows())])
+  turn = [[1, 2], [3], [4, 5, 6]]
+  second, at_once = (c.ask(lm, turn, max_new_tokens=8, eos_id=None).tokens for c in (later, read))
+  np.testing.assert_array_equal(second, at_once)
 
 
 @pytest.mark.parametrize('kind', ['packed', *(pytest.param(k, marks=pytest.mark.slow) for k in ('whole', 'static'))])
