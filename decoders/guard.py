@@ -1,10 +1,23 @@
 """Which way to decode is the fastest here, found out in seconds measured, at a bounded cost."""
 
 from collections.abc import Iterable, Sequence
+import dataclasses
 from typing import Any
 
 ALLOWANCE = 0.025  # Share of all time that searching and trying may cost,
 TRYING = 0.0125  # and of the time since a way was tried, trying it again: something is left for the search.
+
+
+@dataclasses.dataclass
+class Known:
+  """What each way took under some conditions."""
+
+  pace: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds a token
+  call: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds of a round or a step, by the last chunk
+  worst: dict[str, float] = dataclasses.field(
+    default_factory=dict
+  )  # seconds that another try may cost, by the last one
+  tried: dict[str, float] = dataclasses.field(default_factory=dict)  # `spent` after the last try
 
 
 class Account:
@@ -19,22 +32,21 @@ class Account:
 
   def __init__(self, on: bool):
     self.on = on
-    self.spent = self.lost = self.search_cost = 0.0
+    self.spent = self.lost = 0.0
+    self.search_cost: float | None = None  # seconds of the last step of the search
+    self._known: dict[Any, Known] = {}
     self.turn(None)
 
   def turn(self, conditions: Any) -> None:
-    """Goes on under these conditions; what was measured under others is put aside."""
-    if getattr(self, 'conditions', self) != conditions:
-      self.conditions = conditions
-      self.pace: dict[str, float] = {}  # seconds a token
-      self.call: dict[str, float] = {}  # seconds of a round or a step, by the last chunk
-      self.worst: dict[str, float] = {}  # seconds that another try may cost, by the last one
-      self.tried: dict[str, float] = {}  # `spent` after the last try
+    """Goes on under these conditions, with what was measured under them before."""
+    known = self._known.setdefault(conditions, Known())
+    self.pace, self.call, self.worst, self.tried = known.pace, known.call, known.worst, known.tried
 
-  def forget(self, way: str) -> None:
-    """Puts aside what a way took: it is another one now."""
-    for known in (self.pace, self.call, self.worst):
-      known.pop(way, None)
+  def changed(self, way: str) -> None:
+    """A way is another one now, likely a better one: it is measured again, and until then taken for what it was."""
+    for known in self._known.values():
+      known.call.pop(way, None)
+      known.worst.pop(way, None)
 
   def decides(self, ways: Sequence[str]) -> str:
     """Returns how to go on, one of `ways`, of which the first is the surest and the last the most daring."""
@@ -55,6 +67,10 @@ class Account:
   def affords(self, seconds: float) -> bool:
     return not self.on or self.lost + seconds <= ALLOWANCE * self.spent
 
+  def affords_search(self, guess: float) -> bool:
+    """Whether there is time for a step of the search, which takes as long as the last one, the first one `guess`."""
+    return self.affords(guess if self.search_cost is None else self.search_cost)
+
   def note(self, way: str, seconds: float, tokens: float, calls: int = 1, first: bool = False) -> None:
     """Takes what a chunk of so many calls of the model took, and how many tokens each row got in it.
 
@@ -70,11 +86,11 @@ class Account:
       self.lost += loss
     if first:
       return
+    each = seconds / tokens
+    self.pace[way] = 0.7 * self.pace[way] + 0.3 * each if way in self.call else each
     self.call[way] = seconds / calls
     # Where nothing was lost a try still takes a chunk of its own.
     self.worst[way], self.tried[way] = max(loss, seconds / 10), self.spent
-    each = seconds / tokens
-    self.pace[way] = 0.7 * self.pace[way] + 0.3 * each if way in self.pace else each
 
   def searched(self, seconds: float) -> None:
     self.spent, self.lost, self.search_cost = self.spent + seconds, self.lost + seconds, seconds

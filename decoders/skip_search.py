@@ -169,6 +169,11 @@ class Search:
     """Mean score of the best set over disjoint windows, in the paper's mode the one that made it so; 0 before any."""
     return float(self._best_total[MATCHNESS] / self._best_windows) if self._best_windows else 0.0
 
+  @property
+  def best_nearness(self) -> float:
+    """The same of its nearness, which tells rather how often a token is among the likeliest few."""
+    return float(self._best_total[NEARNESS] / self._best_windows) if self._best_windows else 0.0
+
   def cost(self, skip_set: SkipSet) -> float:
     """Returns the bytes that a draft step reads, in units of a full one."""
     return float(self._cost(skip_set.vector(self.num_layers)))

@@ -5,7 +5,9 @@ model of L layers has d = 2 (L - 2) sub-layers to skip (SWIFT, https://arxiv.org
 """
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -123,8 +125,10 @@ def vary(rng: np.random.Generator, count: int, parents, weights, budget: float) 
   return pack(np.argsort(keys, axis=1), weights, budget)
 
 
-def load(path: str | Path, key: str, num_layers: int, fingerprint: Mapping | None = None) -> SkipSet | None:
-  """Returns the set saved under `key`, or None where there is no such file or key.
+def load(
+  path: str | Path, key: str, num_layers: int, fingerprint: Mapping | None = None
+) -> tuple[SkipSet, float | None] | None:
+  """Returns (the set saved under `key`, its score), or None where there is no such file or key.
 
   Args:
     key: names model and task, as 'model/task'.
@@ -139,6 +143,7 @@ def load(path: str | Path, key: str, num_layers: int, fingerprint: Mapping | Non
     return None
   try:
     found, skip_set = dict(entry['model']), SkipSet(tuple(entry['attention']), tuple(entry['mlp']))
+    score = None if entry.get('score') is None else float(entry['score'])
   except (TypeError, KeyError, ValueError) as e:
     raise DataError(f'{path} has no skip set under {key!r}, but {str(entry)[:80]}: {e!r}.') from e
   if (model := _model(num_layers, fingerprint)) != found:
@@ -147,7 +152,15 @@ def load(path: str | Path, key: str, num_layers: int, fingerprint: Mapping | Non
       f'{json.dumps(model)}. Use another key, or search anew.'
     )
   skip_set.check(num_layers)
-  return skip_set
+  return skip_set, score
+
+
+def check_writable(path: str | Path) -> None:
+  """Raises OSError where `save` could not write: better before a search than after it."""
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if path.is_dir() or not os.access(path.parent, os.W_OK):
+    raise PermissionError(f'Skip sets cannot be written to {path}: it is a folder, or its folder cannot be written.')
 
 
 def save(
@@ -161,16 +174,29 @@ def save(
   """Writes a set under `key` of a JSON file, beside the sets of other keys; `load` has the arguments and errors."""
   skip_set.check(num_layers)
   path = Path(path)
-  sets = _read(path)
-  sets[key] = {**dataclasses.asdict(skip_set), 'model': _model(num_layers, fingerprint), 'score': score}
+  with _locked(path):
+    sets = _read(path)
+    sets[key] = {**dataclasses.asdict(skip_set), 'model': _model(num_layers, fingerprint), 'score': score}
+    # Whoever reads meanwhile, or a process that is killed, sees the old file or the new one.
+    scratch = path.with_name(f'.{path.name}.tmp')
+    try:
+      scratch.write_text(json.dumps(sets, indent=1) + '\n')
+      os.replace(scratch, path)
+    finally:
+      scratch.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path):
+  """Keeps others, threads too, from writing a file meanwhile."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  # Whoever reads meanwhile, or a process that is killed, sees the old file or the new one.
-  scratch = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  folder = os.open(path.parent, os.O_RDONLY)
   try:
-    scratch.write_text(json.dumps(sets, indent=1) + '\n')
-    os.replace(scratch, path)
+    with contextlib.suppress(OSError):  # Not every file system has locks.
+      fcntl.flock(folder, fcntl.LOCK_EX)
+    yield
   finally:
-    scratch.unlink(missing_ok=True)
+    os.close(folder)
 
 
 def _model(num_layers: int, fingerprint: Mapping | None) -> dict:

@@ -19,6 +19,7 @@ from jaxlm.config import ModelConfig
 from jaxlm.models.transformer import Block, Transformer
 
 How = Literal['static', 'cond', 'mask']
+AT_ONCE = 1024  # Tokens whose logits are held at once: those of all sets, rows and tokens would not fit.
 
 
 def hidden(
@@ -100,13 +101,23 @@ def scores(params, keep_C2L, text_RS, first_R, valid_R, total_R, cache, *, confi
   causal_1TT = jnp.tril(jnp.ones((1, window, window), bool))
   empty = Branch.create(cache, config, R, window).replace(seen=jnp.broadcast_to(causal_1TT, (R, window, window)))
 
-  def share(keep_2L):
-    states, _ = hidden(params, y[:, :-1], positions_RT, empty, total_R, keep_2L, config, 'mask')
-    logits_RTV = logits(params, states, config)
-    hits_RT = jnp.argmax(logits_RTV, axis=-1) == y[:, 1:]
-    own_RT = jnp.take_along_axis(logits_RTV, y[:, 1:, None], axis=-1)[..., 0]
-    near_RT = jnp.exp(own_RT - jnp.max(logits_RTV, axis=-1))
-    mean = lambda x_RT: jnp.sum(jnp.where(valid_R[:, None], x_RT, 0)) / (jnp.maximum(jnp.sum(valid_R), 1) * window)
-    return mean(hits_RT), mean(near_RT)
+  def states(keep_2L):
+    return hidden(params, y[:, :-1], positions_RT, empty, total_R, keep_2L, config, 'mask')[0]
 
-  return jax.vmap(share)(keep_C2L)
+  def guessed(token_and_state):
+    """Returns whether a token is the likeliest one, and its probability in units of that one's."""
+    token, state_D = token_and_state
+    logits_V = logits(params, state_D, config)
+    return jnp.argmax(logits_V) == token, jnp.exp(logits_V[token] - jnp.max(logits_V))
+
+  states_CRTD = jax.vmap(states)(keep_C2L)
+  C = len(keep_C2L)
+  tokens_CRT = jnp.broadcast_to(y[:, 1:], (C, R, window))
+  tokens_N, states_ND = tokens_CRT.reshape(-1), states_CRTD.reshape(C * R * window, -1)
+  if len(tokens_N) <= AT_ONCE:
+    guesses = jax.vmap(guessed)((tokens_N, states_ND))
+  else:
+    guesses = jax.lax.map(guessed, (tokens_N, states_ND), batch_size=AT_ONCE)
+  tokens = jnp.maximum(jnp.sum(valid_R), 1) * window
+  mean = lambda x_N: jnp.sum(jnp.where(valid_R[:, None], x_N.reshape(C, R, window), 0), axis=(1, 2)) / tokens
+  return jax.tree.map(mean, guesses)

@@ -9,8 +9,10 @@ would have drafted. The tokens are plain decoding's whatever the set.
 """
 
 from collections.abc import Sequence
+import math
 import time
 from typing import Any
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,9 @@ from decoders.speculative import Drafter, SpeculativeLoop
 from decoders.swift_config import SwiftConfig as SwiftConfig
 from decoders.swift_draft import SkipDrafter
 from decoders.together import Together
+from jaxlm.errors import DataError
 from jaxlm.language_model import LanguageModel
+from jaxlm.lengths import bucket
 
 CHUNK = 8  # Rounds or steps between two decisions of the guard at least,
 MOST = 256  # and at most; in between as many as take
@@ -59,20 +63,24 @@ class Stream:
   Raises:
     ValueError: a model with fewer than 4 layers, a set that it cannot skip, a file that is damaged or whose set is another
       model's.
+    OSError: a file of sets that cannot be written.
   """
 
   def __init__(self, lm: LanguageModel, swift: SwiftConfig = SwiftConfig()):
     self.lm, self.swift = lm, swift
     costs, fixed = draft_bytes(lm)
     self.saved_as = None
-    found = None
+    found = self.saved_score = None
     if swift.sets is not None:
       self.saved_as = f'{fingerprint(lm)["checksum of weights"]:08x}/{swift.task}'
-      found = skip_sets.load(swift.sets, self.saved_as, lm.config.num_layers)
+      if swift.skip is None and (saved := skip_sets.load(swift.sets, self.saved_as, lm.config.num_layers)) is not None:
+        found, self.saved_score = saved
     start = found if swift.skip is None else swift.skip
     self.search = Search(swift, lm.config.num_layers, costs, start=start, fixed_cost=fixed)
-    if found is not None and swift.skip is None:
+    if found is not None:
       self.search.stopped = 'loaded'
+    if self.saved_as is not None and self.search.active:
+      skip_sets.check_writable(swift.sets)
     self.account = Account(swift.guard)
     self.generated = 0  # tokens of all requests, which tell the search what is new to it
 
@@ -100,11 +108,21 @@ class Stream:
     self.generated += self.swift.context_window  # No window of the next request overlaps the last one's.
     return out
 
+  @property
+  def score(self) -> float | None:
+    """Matchness of the set drafted with; None where nothing is known of it."""
+    return self.search.best_score or self.saved_score
+
   def ended(self) -> None:
-    """Writes the set that a search has found, if there is a file for it."""
+    """Writes the set that a search has found, if there is a file for it; warns where that fails, and the request goes on."""
     if self.saved_as is not None:
       skip_set, score = self.search.best, self.search.best_score
-      skip_sets.save(self.swift.sets, self.saved_as, skip_set, self.lm.config.num_layers, score=score)
+      try:
+        skip_sets.save(self.swift.sets, self.saved_as, skip_set, self.lm.config.num_layers, score=score)
+      except (OSError, DataError) as e:
+        warnings.warn(
+          f'{skip_set}, which a search has found, could not be saved in {self.swift.sets}: {e}', stacklevel=2
+        )
 
 
 def matchness(
@@ -149,8 +167,6 @@ class SwiftLoop(SpeculativeLoop):
 
   def __init__(self, stream: Stream, rule: trees.Rule, sampling: bool, lookup: PromptLookup | None):
     self.stream, self.sampling, self.lookup = stream, sampling, lookup
-    if rule == 'residual' and sampling and lookup is not None:
-      raise ValueError("Tokens looked up are not drawn: use rule='match' with lookup.")
     super().__init__(self.drafter_of(stream.search.best), rule)
     self.window = stream.swift.context_window
     self.since = 0
@@ -159,6 +175,7 @@ class SwiftLoop(SpeculativeLoop):
     super().clear()
     self.search_seconds, self.searched, self.plain_steps = 0.0, 0, 0
     self.unsearched = 0  # rounds and steps since the search was last here
+    self.search_guess = math.inf  # seconds of a step of the search, before there was one
 
   def drafter_of(self, skip_set: SkipSet) -> Drafter:
     c = self.stream.swift
@@ -174,6 +191,10 @@ class SwiftLoop(SpeculativeLoop):
   def begin(self, clock, lm, prompts, state):
     state, self.stale = super().begin(clock, lm, prompts, state), False
     self.prompt_lengths = np.array([len(p) for p in prompts])
+    # A step of the search reads so many tokens at once, as reading the prompts did.
+    read = (self.stream.swift.num_candidates + 1) * self.window
+    guess = clock.seconds.get('prefill', 0.0) * read / bucket(int(self.prompt_lengths.max()))
+    self.search_guess = min(self.search_guess, guess)
     self.stream.account.turn((*state.text.shape, self.sampling, self.lookup is not None))
     return self.skipping(state)
 
@@ -189,8 +210,8 @@ class SwiftLoop(SpeculativeLoop):
     search, account, taken = self.stream.search, self.stream.account, 0
     while taken < steps and not bool(jnp.all(state.done)):
       way, before, compiled = account.decides(self.ways()), self.now(clock), clock.compile_seconds
-      going, had = np.flatnonzero(~np.asarray(state.done)), np.array(state.lengths)
-      calls = min(self.calls(way), steps - taken)
+      going, had, rounds = np.flatnonzero(~np.asarray(state.done)), np.array(state.lengths), np.array(state.rounds)
+      calls = min(self.calls(way, self.window + 2 - int(had[going].max())), steps - taken)
       if way != 'plain':
         state = self.refreshed(clock, state)
       if way == 'draft':
@@ -203,32 +224,45 @@ class SwiftLoop(SpeculativeLoop):
         state, made = PlainLoop.advance(self, clock, lm, state, calls, eos_E, values)
         self.stale, self.plain_steps = True, self.plain_steps + int(made)
       taken += int(made)
-      tokens = float((np.asarray(state.lengths) - had)[going].mean())
+      new, rounds = (np.asarray(state.lengths) - had)[going], (np.asarray(state.rounds) - rounds)[going]
+      # Of a row that does not end meanwhile, whatever others do.
+      tokens = float(made) if way == 'plain' else float(made) * new.sum() / max(rounds.sum(), 1)
       first = clock.compile_seconds > compiled
       account.note(way, self.now(clock) - before, tokens, max(int(made), 1), first)
-      self.stream.generated += round(tokens)
+      self.stream.generated += round(new.mean())
       self.unsearched += int(made)
       due = search.active and self.unsearched >= self.stream.swift.opt_interval
-      if due and account.affords(account.search_cost):
+      if due and account.affords_search(self.search_guess):
         state, self.unsearched = self.look_for_better(clock, lm, state), 0
     return state, taken
 
   def ways(self) -> list[str]:
     """Returns how rows may go on now, the surest way first."""
     search, account = self.stream.search, self.stream.account
+    surer = ['plain', *(['lookup'] if self.lookup is not None else [])]
     # Before a set is tried, a token that it drafts must be accepted more often than it costs; of a set given nothing is known.
-    known = 'draft' not in account.pace and (search.best_score > 0 or search.active)
-    hopeless = account.on and known and search.best_score <= search.cost(search.best)
-    return ['plain', *(['lookup'] if self.lookup is not None else []), *([] if hopeless else ['draft'])]
+    untried = 'draft' not in account.call and account.best([*surer, 'draft']) != 'draft'
+    known = self.stream.score is not None or search.active
+    # Beside a token that is not guessed there may be a candidate that is.
+    likely = max(self.stream.score or 0.0, search.best_nearness if self.drafter.most_beside else 0.0)
+    hopeless = account.on and untried and known and likely <= search.cost(search.best)
+    return surer if hopeless else [*surer, 'draft']
 
-  def calls(self, way: str) -> int:
-    """Returns how many rounds or steps to take until the next decision."""
+  def calls(self, way: str, missing: int) -> int:
+    """Returns how many rounds or steps to take until the next decision.
+
+    Args:
+      missing: tokens until there are enough to score sets on.
+    """
     searching, account = self.stream.search.active, self.stream.account
     if not account.on:
       return self.stream.swift.opt_interval if searching else MOST
     if way not in account.call or way != account.best(self.ways()):
       return CHUNK
-    return min(max(int(PAUSE / account.call[way]), CHUNK), MOST)
+    most = MOST
+    if searching and account.affords_search(self.search_guess):
+      most = max(missing, CHUNK)  # While rows go on: with short requests there would never be a step of the search.
+    return min(max(int(PAUSE / account.call[way]), CHUNK), most)
 
   def refreshed(self, clock: Clock, state: SpeculativeState) -> SpeculativeState:
     """Returns the state with all output in its text: plain steps leave it out."""
@@ -268,7 +302,7 @@ class SwiftLoop(SpeculativeLoop):
     if search.best != was or not search.active:
       self.drafter = self.drafter_of(search.best)
     if search.best != was:
-      self.stream.account.forget('draft')
+      self.stream.account.changed('draft')
       state = self.skipping(state)
     self.stream.account.searched(self.now(clock) - before)
     self.search_seconds += self.now(clock) - before
@@ -277,11 +311,12 @@ class SwiftLoop(SpeculativeLoop):
   def stats(self) -> dict[str, Any]:
     stats, search, account = super().stats(), self.stream.search, self.stream.account
     cost = search.cost(search.best)
+    score = float('nan') if self.stream.score is None else self.stream.score
     return stats | {
       'skipped': {'attention': search.best.attention, 'mlp': search.best.mlp},
       'skip_ratio': len(search.best) / skip_sets.num_skippable(self.stream.lm.config.num_layers),
-      'draft_cost': cost, 'matchness': search.best_score,
-      'predicted_speedup': float(predicted_speedup(search.best_score, cost, self.stream.swift.max_draft)),
+      'draft_cost': cost, 'matchness': score,
+      'predicted_speedup': float(predicted_speedup(score, cost, self.stream.swift.max_draft)),
       'search_seconds': self.search_seconds, 'searched_sets': self.searched, 'search_ended': search.stopped,
       'plain_steps': self.plain_steps, 'seconds_per_token': dict(account.pace),
     }  # fmt: skip

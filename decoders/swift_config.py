@@ -45,7 +45,7 @@ class SwiftConfig:
   counts by its probability in units of the likeliest one's, which tells sets apart in fewer tokens. matchness: as the paper."""
   fidelity: Literal['corrected', 'paper'] = 'corrected'
   """paper: as the authors' code, which does not score the first set, takes the first tokens of a request as its window, and
-  keeps the highest score of any window. corrected: sets are compared on the same, latest tokens, and confirmed on new ones."""
+  keeps the highest score of any window; with guard=False it also drafts and searches from the first token on. corrected: sets are compared on the same, latest tokens, and confirmed on new ones."""
   max_draft: int = 25
   """Tokens drafted in a round at most."""
   threshold: float = 0.8

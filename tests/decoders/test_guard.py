@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
+import decoders
+from decoders import plain, speculative
 from decoders.guard import Account
+from decoders.programs import Clock
 from decoders.prompt_lookup import PromptLookup
+from decoders.skip_sets import SkipSet
 from decoders.swift import Stream, SwiftConfig, SwiftLoop
 from tests.models import TINY, tiny_model
 
@@ -25,7 +29,7 @@ def test_it_never_lends_more_than_its_share():
   account, rng = Account(True), np.random.default_rng(0)
   for _ in range(2000):
     decode(account, {'plain': 0.01, 'draft': 0.05}, 1, rng, ['plain', 'draft'])
-    if account.affords(account.search_cost):
+    if account.affords_search(0.1):
       account.searched(rng.uniform(0.05, 0.15))
   assert account.lost <= 0.05 * account.spent and account.spent > 100
 
@@ -84,6 +88,19 @@ def test_other_conditions_are_measured_anew():
   assert set(account.pace) == set(WAYS)
   account.turn('long')
   assert not account.pace and account.decides(WAYS) == 'plain'
+  account.turn('short')
+  assert set(account.pace) == set(WAYS)  # and remembered
+
+
+def test_a_way_that_has_changed_is_taken_for_what_it_was_until_it_is_measured():
+  account = Account(True)
+  for way, seconds in (('plain', 8.0), ('draft', 4.0)):
+    account.note(way, seconds, 8)
+  account.lost = account.spent  # The step of the search that changed it was dear: there is time for nothing more.
+  account.changed('draft')
+  assert account.decides(['plain', 'draft']) == 'draft' and 'draft' not in account.call
+  account.note('draft', 16.0, 8)
+  assert account.pace['draft'] == 2.0 and account.decides(['plain', 'draft']) == 'plain'
 
 
 def test_without_a_guard_the_most_daring_way_is_taken():
@@ -105,3 +122,48 @@ def test_drafts_that_cost_more_than_they_may_bring_are_not_tried():
   assert ways() == ['plain', 'draft']
   given = SwiftConfig(search=False)
   assert SwiftLoop(Stream(lm, given), 'match', False, None).ways() == ['plain', 'draft']  # Nothing will be known.
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+  """A clock of its own: a step takes a millisecond, a round 2, reading 16 tokens 2, a step of the search 20."""
+  spent = [0.0]
+  run = Clock.run
+
+  def timed(self, part, function, *args, **static):
+    out = run(self, part, function, *args, **static)
+    if function in (plain.decode, speculative.decode):
+      spent[0] += (0.001 if function is plain.decode else 0.002) * int(out[1])
+    elif part == 'search':
+      spent[0] += 0.02
+    elif function is plain.prefill:
+      self.seconds['prefill'] = 0.002
+    return out
+
+  monkeypatch.setattr(Clock, 'run', timed)
+  monkeypatch.setattr(SwiftLoop, 'now', lambda self, clock: spent[0])
+  return spent
+
+
+def test_a_stream_of_short_requests_is_searched_on_and_loses_no_more_than_its_share(seconds):
+  """With a step of a millisecond a chunk would be a whole request, after which there is nothing left to score sets on."""
+  lm = tiny_model(TINY.replace(num_layers=5))
+  stream, searched = Stream(lm, SwiftConfig(max_draft=4)), 0
+  for request in range(60):
+    out = stream.generate([[1 + request % 40, 2, 3]], max_new_tokens=50, eos_id=None)
+    searched += out.stats['searched_sets']
+    # Against plain decoding's time of as many tokens, from the first request on.
+    plain_seconds = 0.001 * 49 * (request + 1)
+    assert seconds[0] <= 1.03 * plain_seconds
+  assert searched >= 16
+
+
+def test_a_pace_is_that_of_rows_that_go_on(seconds):
+  lm = tiny_model(TINY.replace(num_layers=5))
+  prompts = [[1, 2, 3], [4], [5, 6]]
+  tokens = decoders.generate(lm, prompts, max_new_tokens=50, eos_id=None).tokens
+  stream = Stream(lm, SwiftConfig(search=False, skip=SkipSet((1,), ()), max_draft=4))
+  early = next(int(t) for t in tokens[0, 5:] if t not in tokens[1:])  # Only the first row ends there.
+  out = stream.generate(prompts, max_new_tokens=50, eos_id=early)
+  assert out.lengths[0] < 50 == out.lengths[1]
+  assert stream.account.pace['plain'] == pytest.approx(0.001)

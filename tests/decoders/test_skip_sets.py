@@ -1,12 +1,13 @@
 """Which sub-layers are skipped, and the file that keeps such sets."""
 
+import concurrent.futures
 import itertools
 import json
 
 import numpy as np
 import pytest
 
-from decoders.skip_sets import SkipSet, load, save, uniform
+from decoders.skip_sets import SkipSet, check_writable, load, save, uniform
 from jaxlm.errors import DataError
 
 
@@ -39,15 +40,32 @@ def test_sets_that_cannot_be_skipped_are_refused(make, message):
     make()
 
 
+def test_writers_wait_for_each_other(tmp_path):
+  path, keys = tmp_path / 'sets.json', [f'{i}/task' for i in range(40)]
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    list(pool.map(lambda key: save(path, key, SkipSet((1,)), 6), keys))
+  assert sorted(json.loads(path.read_text())) == sorted(keys)
+
+
+def test_a_path_that_cannot_be_written_is_noticed_before(tmp_path):
+  check_writable(tmp_path / 'new' / 'sets.json')
+  with pytest.raises(OSError, match='cannot be written to .*it is a folder'):
+    check_writable(tmp_path)
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(OSError):
+    check_writable(tmp_path / 'file' / 'sets.json')
+
+
 def test_file_keeps_sets_of_several_models_and_tasks(tmp_path):
   path, one, two = tmp_path / 'new' / 'sets.json', SkipSet((1, 3), (2,)), SkipSet((), (4,))
   assert load(path, 'a/code', 6) is None
   save(path, 'a/code', one, 6, {'model_dim': 8, 'windows': (0, 4)}, score=0.9)
   save(path, 'b/chat', two, 9)
-  assert load(path, 'a/code', 6, {'model_dim': 8, 'windows': (0, 4)}) == one and load(path, 'b/chat', 9) == two
+  assert load(path, 'a/code', 6, {'model_dim': 8, 'windows': (0, 4)}) == (one, 0.9)
+  assert load(path, 'b/chat', 9) == (two, None)
   assert load(path, 'a/chat', 6) is None and json.loads(path.read_text())['a/code']['score'] == 0.9
   save(path, 'b/chat', one, 9)
-  assert load(path, 'b/chat', 9) == one and [p.name for p in path.parent.iterdir()] == ['sets.json']
+  assert load(path, 'b/chat', 9) == (one, None) and [p.name for p in path.parent.iterdir()] == ['sets.json']
   with pytest.raises(ValueError, match=r'"num_layers": 9.*another|another.*"num_layers": 9.*"num_layers": 6'):
     load(path, 'b/chat', 6)
   with pytest.raises(ValueError, match='"model_dim": 8.*this one is.*"model_dim": 16'):

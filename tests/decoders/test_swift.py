@@ -67,11 +67,11 @@ def test_a_search_changes_the_set_and_not_the_tokens(tmp_path):
     np.testing.assert_array_equal(out.tokens, plain.tokens)
   assert out.stats['search_ended'] is not None and stream.search.iterations >= 20
   assert len({step.best for step in stream.search.history}) > 1
-  again = Stream(lm, settings)
+  again, matched = Stream(lm, settings), out.stats['matchness']
   assert again.search.best == stream.search.best and not again.search.active
   out = again.generate(PROMPTS, max_new_tokens=60)
   np.testing.assert_array_equal(out.tokens, plain.tokens)
-  assert out.stats['searched_sets'] == 0
+  assert out.stats['searched_sets'] == 0 and out.stats['matchness'] == matched
   # Another model's set is under another name.
   assert Stream(tiny_model(MODEL, seed=1), settings).search.active
 
@@ -166,6 +166,34 @@ def test_scores_are_those_of_a_model_whose_sub_layers_add_nothing():
     assert matched <= near
 
 
+def test_scores_of_many_tokens_are_those_of_few_at_once(monkeypatch):
+  lm, window = tiny_model(MODEL), 11
+  texts = jnp.asarray(np.random.default_rng(0).integers(0, MODEL.vocab_size, (3, window + 1)))
+  total, valid = jnp.full(3, window + 1), jnp.asarray([True, False, True])
+  _, cache = prefill(lm.params, texts, total, total, config=lm.config, capacity=window + 1)
+  keep, args = (
+    jnp.asarray(np.stack([s.keep(5) for s in random_sets(4)])),
+    (texts, jnp.zeros(3, jnp.int32), valid, total),
+  )
+  at_once = []
+  for most in (1024, 50):
+    monkeypatch.setattr(skipping, 'AT_ONCE', most)
+    of_size = jax.jit(lambda *a: skipping.scores.__wrapped__(*a, config=lm.config, window=window))
+    at_once.append(of_size(lm.params, keep, *args, cache))
+  np.testing.assert_allclose(*at_once, rtol=1e-5)
+
+
+def test_a_set_that_cannot_be_saved_is_told_and_the_request_goes_on(tmp_path):
+  lm, file = tiny_model(MODEL), tmp_path / 'sets.json'
+  stream = Stream(lm, SMALL.replace(sets=str(file), max_opt_iter=4))
+  file.mkdir()
+  with pytest.warns(UserWarning, match='SkipSet.*could not be saved in .*sets.json'):
+    out = stream.generate(PROMPTS, max_new_tokens=60)
+  np.testing.assert_array_equal(out.tokens, decoders.generate(lm, PROMPTS, max_new_tokens=60).tokens)
+  with pytest.raises(OSError, match='sets.json'):
+    Stream(lm, SMALL.replace(sets=str(file)))
+
+
 def test_thresholds_follow_what_is_accepted():
   drafter = swift_draft.SkipDrafter(SkipSet(), max_draft=4, adapt=True)
   memory = drafter.begin(None, tiny_model(MODEL), PROMPTS, None)
@@ -257,6 +285,17 @@ def test_contexts_speculate_where_they_have_room(room):
     np.testing.assert_array_equal(ask(loop=loop).tokens, ask().tokens)
 
 
+def test_a_draft_models_residual_acceptance_has_the_models_law():
+  lm, draft = (tiny_model(MODEL.replace(vocab_size=6), seed) for seed in (0, 1))
+  sampling = decoders.Sampling(temperature=0.8, top_p=0.9)
+  settings = dict(max_new_tokens=5, sampling=sampling, num_samples=4000, seed=0, eos_id=None)
+  plain = decoders.generate(lm, [[1, 2, 3]], **settings)
+  drafter = speculative.DraftModel.of(draft, threshold=0.2)
+  out = speculative.generate(lm, [[1, 2, 3]], drafter=drafter, rule='residual', **settings)
+  assert 0.2 < out.stats['acceptance'] < 0.9
+  assert same_law(plain.tokens, out.tokens) > 1e-3
+
+
 def test_residual_acceptance_has_the_models_law_and_accepts_more():
   """Three tokens of a tiny vocabulary after the same prompt, many times: plain and speculative counts agree."""
   lm = tiny_model(MODEL.replace(vocab_size=6))
@@ -270,11 +309,15 @@ def test_residual_acceptance_has_the_models_law_and_accepts_more():
   }
   np.testing.assert_array_equal(by_rule['match'].tokens, plain.tokens)
   assert by_rule['residual'].stats['rounds'] < by_rule['match'].stats['rounds']
-  count = lambda x: np.bincount(x[:, 2:] @ np.array([36, 6, 1]), minlength=216)
-  both = np.stack([count(plain.tokens), count(by_rule['residual'].tokens)])
+  assert same_law(plain.tokens, by_rule['residual'].tokens) > 1e-3
+
+
+def same_law(*samples) -> float:
+  """Returns the p-value of the last three tokens of six being drawn from one law."""
+  both = np.stack([np.bincount(x[:, 2:] @ np.array([36, 6, 1]), minlength=216) for x in samples])
   often = both.sum(axis=0) >= 10
   both = np.concatenate([both[:, often], both[:, ~often].sum(axis=1, keepdims=True) + 1], axis=1)
-  assert stats.chi2_contingency(both).pvalue > 1e-3
+  return stats.chi2_contingency(both).pvalue
 
 
 def test_names_are_found_where_they_are_promised():
