@@ -39,6 +39,8 @@ class Config:
   """frontier: numbers of sub-layers, of 56."""
   searches: int = 3
   """frontier: searches of each number, from other seeds."""
+  as_long: bool = False
+  """frontier: let searches read as many tokens as choosing one by one does, whatever `sets` says."""
   each: int = 8
   """smollm2: prompts of each of the five kinds."""
   new_tokens: int = 64
@@ -95,23 +97,22 @@ def gain(config: Config) -> None:
   prompts = stochastic_depth.prompts(2 * config.prompts, config.prompt_bytes)
   seen, unseen = prompts[: config.prompts], [('held out', ids) for ids in prompts[config.prompts :]]
   lookup = PromptLookup(max_draft=config.lookup_draft)
-  streams, searches = {}, []
+  swifts, searches = {}, []
   for ratio in config.ratios:
     search = ss.searched(lm, swift_of(config, ratio), seen, config.new_bytes, config.sets).search
     found = swift_of(config, ratio).replace(skip=search.best, search=False, guard=False, draft='static')
-    streams[f'SWIFT {ratio}'] = Stream(lm, found)
+    swifts[f'SWIFT {ratio}'] = found
     searches.append({
       'ratio': ratio, 'sets': search.iterations, 'ended': search.stopped, 'matchness': search.best_score,
       'bytes of a draft': search.cost(search.best), 'attention': list(search.best.attention), 'mlp': list(search.best.mlp),
     })  # fmt: skip
     print(searches[-1], flush=True)
   best = max(searches, key=lambda s: predicted_speedup(s['matchness'], s['bytes of a draft'], config.max_draft))
-  costs = costs_of(lm, prompts[0], streams, lookup, config.repeats, max_new_tokens=config.new_bytes)
-  ways = ss.methods(lm, streams, lookup, f'SWIFT {best["ratio"]}', max_new_tokens=config.new_bytes)
+  costs = costs_of(lm, prompts[0], swifts, lookup, config.repeats, max_new_tokens=config.new_bytes)
+  ways = ss.methods(lm, swifts, lookup, f'SWIFT {best["ratio"]}', max_new_tokens=config.new_bytes)
   # As a user gets it: the search begins with the stream, and the guard decides.
-  ways['SWIFT from scratch'] = ss.ours(
-    Stream(lm, swift_of(config, config.ratios[len(config.ratios) // 2])).generate, max_new_tokens=config.new_bytes
-  )
+  scratch = swift_of(config, config.ratios[len(config.ratios) // 2])
+  ways['SWIFT from scratch'] = lambda: ss.ours(Stream(lm, scratch).generate, max_new_tokens=config.new_bytes)
   found = ss.run_all(unseen, ways)
   rows = [row for row in ss.rows_of(found, costs) if row['kind'] == 'all']
   verdicts = checks(rows)
@@ -127,8 +128,10 @@ def frontier(lm: Any, config: Config) -> None:
 
   chats = [lm.tokenizer.chat(question) for question in speculative_prompts.QUESTIONS]
   # Sets are found on what is said to four prompts, and judged by that to the four others too.
-  rows = speculative_frontier.rows(lm, chats[4:], chats[:4], config.skipped, config.sets, config.searches)
-  report.write('speculative_frontier', rows, config=dataclasses.asdict(config))
+  sets = None if config.as_long else config.sets
+  rows = speculative_frontier.rows(lm, chats[4:], chats[:4], config.skipped, sets, config.searches)
+  name = 'speculative_frontier_as_long' if config.as_long else 'speculative_frontier'
+  report.write(name, rows, config=dataclasses.asdict(config))
 
 
 def stream(lm: Any, config: Config) -> None:
@@ -136,7 +139,6 @@ def stream(lm: Any, config: Config) -> None:
   from benchmarks import speculative_streams as ss
   from decoders.options import Sampling
   from decoders.prompt_lookup import PromptLookup
-  from decoders.swift import Stream
   from jaxlm.lengths import bucket
 
   prompts = speculative_prompts.prompts(lm, config.each)
@@ -151,11 +153,10 @@ def stream(lm: Any, config: Config) -> None:
   }
   rows, flips, all_costs = [], {}, {}
   for name, sampling in {'greedy': Sampling(), 'sampled': Sampling(temperature=config.temperature)}.items():
-    # A stream of its own for each: what is searched, guarded and learned begins anew.
-    streams = {'SWIFT, guarded': Stream(lm, swift), 'SWIFT, set given': Stream(lm, frozen)}
-    given = {'SWIFT, set given': streams['SWIFT, set given']}
+    swifts = {'SWIFT, guarded': swift, 'SWIFT, set given': frozen}
+    given = {'SWIFT, set given': frozen}
     costs = costs_of(lm, prompts[0][1], given, lookup, config.repeats, **options)
-    ways = ss.methods(lm, streams, lookup, 'SWIFT, guarded', sampling=sampling, **options)
+    ways = ss.methods(lm, swifts, lookup, 'SWIFT, guarded', sampling=sampling, **options)
     if config.peer and name == 'greedy':
       ways |= ss.transformers_methods(lm, config.new_tokens, config.early_exit, config.lookup_draft)
     found = ss.run_all(prompts, ways)
@@ -172,14 +173,14 @@ def stream(lm: Any, config: Config) -> None:
   )
 
 
-def costs_of(lm, prompt, streams, lookup, repeats: int, **options) -> dict[str, Any]:
+def costs_of(lm, prompt, swifts, lookup, repeats: int, **options) -> dict[str, Any]:
   """Returns what the parts of each method's round take."""
   from benchmarks import speculative_costs
-  from decoders.swift import SwiftLoop
+  from decoders.swift import Stream, SwiftLoop
 
   costs = {'prompt lookup': speculative_costs.measure(lm, prompt, lookup, repeats, drafts=False, **options)}
-  for name, of_name in streams.items():
-    drafter = dataclasses.replace(SwiftLoop(of_name, 'match', False, None).drafter, threshold=0.0)
+  for name, swift in swifts.items():
+    drafter = dataclasses.replace(SwiftLoop(Stream(lm, swift), 'match', False, None).drafter, threshold=0.0)
     costs[name] = speculative_costs.measure(lm, prompt, drafter, repeats, **options)
   return costs
 

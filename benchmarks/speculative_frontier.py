@@ -30,7 +30,7 @@ def rows(
   seen: Sequence[list[int]],
   unseen: Sequence[list[int]],
   skipped: Sequence[int],
-  sets: int,
+  sets: int | None,
   searches: int,
 ) -> list[dict[str, Any]]:
   """Returns a row of each search, of each set chosen one by one, and of every second layer.
@@ -38,7 +38,7 @@ def rows(
   Args:
     seen, unseen: prompts whose texts sets are found on, and others.
     skipped: numbers of sub-layers.
-    sets: sets that a search may score.
+    sets: sets that a search may score (none: in as many tokens as choosing one by one takes).
     searches: searches of each number, from other seeds.
   """
   layers, texts = lm.config.num_layers, {'seen': greedy_text(lm, seen, NEW), 'held out': greedy_text(lm, unseen, NEW)}
@@ -47,18 +47,25 @@ def rows(
   def agreement(skip_sets: list[SkipSet], where: str) -> np.ndarray:
     return np.mean([matchness(lm, ids, skip_sets, NEW - 1) for ids in texts[where]], axis=0)
 
+  def tokens_one_by_one(number: int) -> int:
+    return sum(range(total - number + 1, total + 1)) * len(seen) * (NEW - 1)
+
   def row(found_by: str, skip_set: SkipSet, scored: int, tokens: int) -> dict[str, Any]:
     judged = {where: float(agreement([skip_set], where)[0]) for where in texts}
-    counts = {f'skipped of {total}': len(skip_set), 'found by': found_by, 'sets': scored, 'tokens': scored * tokens}
+    counts = {f'skipped of {total}': len(skip_set), 'found by': found_by, 'sets': scored, 'tokens': tokens}
     made = counts | judged | {'set': f'attention {skip_set.attention}, MLP {skip_set.mlp}'}
     print(made, flush=True)
     return made
 
   made = [row('every second layer', uniform(layers), 0, 0)]
   for number, seed in itertools.product(skipped, range(1, searches + 1)):
-    swift = SwiftConfig(skip_ratio=(number + 0.5) / total, max_opt_iter=sets)
-    search = searched(lm, swift, texts['seen'], seed)
-    made.append(row(f'search {seed}', search.best, search.iterations, swift.context_window))
+    swift = SwiftConfig(skip_ratio=(number + 0.5) / total)
+    # With each window's sets the best one is scored.
+    as_long = tokens_one_by_one(number) / swift.context_window * swift.num_candidates / (swift.num_candidates + 1)
+    limits = {'max_opt_iter': sets} if sets else dict.fromkeys(('max_opt_iter', 'max_tolerance_iter'), int(as_long))
+    search = searched(lm, swift.replace(**limits), texts['seen'], seed)
+    tokens = (search.iterations + len(search.history)) * swift.context_window
+    made.append(row(f'search {seed}', search.best, search.iterations, tokens))
   # What a search is measured by: the best sub-layer added to those before it, on all the text at once.
   vector, scored = np.zeros(total, bool), 0
   for number in range(1, max(skipped) + 1):
@@ -67,7 +74,7 @@ def rows(
     vector[free[np.argmax(agreement(tried, 'seen'))]] = True
     scored += len(tried)
     if number in skipped:
-      made.append(row('one by one', SkipSet.of(vector, layers), scored, len(seen) * (NEW - 1)))
+      made.append(row('one by one', SkipSet.of(vector, layers), scored, tokens_one_by_one(number)))
   return sorted(made, key=lambda r: r[f'skipped of {total}'])
 
 

@@ -13,7 +13,7 @@ from benchmarks.speculative_costs import Costs
 import decoders
 from decoders.plain import drafting
 from decoders.prompt_lookup import PromptLookup
-from decoders.swift import Stream
+from decoders.swift import Stream, SwiftConfig
 import jaxlm
 from jaxlm.language_model import LanguageModel
 
@@ -33,6 +33,7 @@ class Run:
 
 
 Method = Callable[[list[int]], Run]
+Maker = Callable[[], Method]  # of a method that has not run yet: what a stream learns begins anew
 
 
 def ours(generate: Callable, **options) -> Method:
@@ -52,27 +53,28 @@ def ours(generate: Callable, **options) -> Method:
 
 
 def methods(
-  lm: LanguageModel, streams: dict[str, Stream], lookup: PromptLookup, both: str, **options
-) -> dict[str, Method]:
-  """Returns plain decoding, prompt lookup, each stream, and the stream `both` after prompt lookup; all with these options."""
+  lm: LanguageModel, swifts: dict[str, SwiftConfig], lookup: PromptLookup, both: str, **options
+) -> dict[str, Maker]:
+  """Returns plain decoding, prompt lookup, each of SWIFT's settings, and the one named `both` after prompt lookup."""
   plain = lambda prompts, **o: decoders.generate(lm, prompts, **o)
   look = lambda prompts, **o: decoders.speculative.generate(lm, prompts, drafter=lookup, **o)
-  after = Stream(lm, streams[both].swift)
+  drafting = lambda swift, **more: lambda: ours(Stream(lm, swift).generate, **more, **options)
   return {
-    'plain': ours(plain, **options),
-    'prompt lookup': ours(look, **options),
-    **{name: ours(stream.generate, **options) for name, stream in streams.items()},
-    f'{both} after lookup': ours(after.generate, lookup=lookup, **options),
+    'plain': lambda: ours(plain, **options),
+    'prompt lookup': lambda: ours(look, **options),
+    **{name: drafting(swift) for name, swift in swifts.items()},
+    f'{both} after lookup': drafting(swifts[both], lookup=lookup),
   }
 
 
-def run_all(prompts: Sequence[tuple[str, list[int]]], ways: dict[str, Method]) -> dict[str, list[tuple[str, Run]]]:
-  """Returns (kind, run) of each prompt for each method. The first prompt is run twice, the first time for warmth."""
+def run_all(prompts: Sequence[tuple[str, list[int]]], makers: dict[str, Maker]) -> dict[str, list[tuple[str, Run]]]:
+  """Returns (kind, run) of each prompt for each method, made anew after another one has run the first prompt for warmth."""
   import tqdm
 
-  found: dict[str, list[tuple[str, Run]]] = {name: [] for name in ways}
-  for way in ways.values():
-    way(prompts[0][1])
+  found: dict[str, list[tuple[str, Run]]] = {name: [] for name in makers}
+  for make in makers.values():
+    make()(prompts[0][1])
+  ways = {name: make() for name, make in makers.items()}
   for kind, ids in tqdm.tqdm(prompts, desc='prompts', mininterval=10):
     for name, way in ways.items():
       found[name].append((kind, way(ids)))
@@ -134,7 +136,7 @@ def flips(lm: LanguageModel, prompts, found, name: str, plain: str = 'plain') ->
   return gaps
 
 
-def transformers_methods(lm: LanguageModel, new_tokens: int, early_exit: int, lookup: int) -> dict[str, Method]:
+def transformers_methods(lm: LanguageModel, new_tokens: int, early_exit: int, lookup: int) -> dict[str, Maker]:
   """Returns transformers' greedy decoding of the same weights: plain, with prompt lookup, and with early exit."""
   import torch
   import transformers
@@ -191,7 +193,7 @@ def transformers_methods(lm: LanguageModel, new_tokens: int, early_exit: int, lo
     print(f'transformers {transformers.__version__} cannot exit early: {e}')
     model.config.num_hidden_layers = whole  # It had left the model cut.
     del ways['transformers, early exit']
-  return ways
+  return {name: lambda way=way: way for name, way in ways.items()}
 
 
 def greedy_text(lm: LanguageModel, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:

@@ -121,3 +121,10 @@ def test_the_frontier_has_rows_of_searches_and_of_sets_chosen_one_by_one(lm, cap
   # Of six single sub-layers both ways try all; which of two good ones is better, few tokens do not tell.
   *found, best = (row['seen'] for row in rows if row['skipped of 6'] == 1)
   assert min(found) >= best - 0.1 > 0.5
+
+
+def test_searches_can_read_as_many_tokens_as_choosing_one_by_one(lm):
+  rows = speculative_frontier.rows(lm, [[1, 2, 3], [4, 5, 6, 7, 8]], [[9]], skipped=(2,), sets=None, searches=1)
+  tokens = {row['found by']: row['tokens'] for row in rows}
+  assert tokens['one by one'] == (6 + 5) * 2 * 95
+  assert tokens['one by one'] <= tokens['search 1'] <= tokens['one by one'] + 9 * 32
