@@ -6,6 +6,7 @@ from typing import Any
 
 ALLOWANCE = 0.025  # Share of all time that searching and trying may cost,
 TRYING = 0.0125  # and of the time since a way was tried, trying it again: something is left for the search.
+CHUNK = 8  # Calls of the model between two decisions at least, and of a try.
 
 
 @dataclasses.dataclass
@@ -14,9 +15,7 @@ class Known:
 
   pace: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds a token
   call: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds of a round or a step, by the last chunk
-  worst: dict[str, float] = dataclasses.field(
-    default_factory=dict
-  )  # seconds that another try may cost, by the last one
+  worst: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds that a call may lose, by the last try
   tried: dict[str, float] = dataclasses.field(default_factory=dict)  # `spent` after the last try
 
 
@@ -55,7 +54,7 @@ class Account:
     if ways[0] not in self.pace:
       return ways[0]
     best = self.best(ways)
-    cost = {way: self.worst.get(way, 0.0) for way in ways if way != best}
+    cost = {way: CHUNK * self.worst.get(way, 0.0) for way in ways if way != best}
     due = [way for way in cost if cost[way] <= TRYING * (self.spent - self.tried.get(way, 0.0))]
     cheapest = min(due, key=cost.get, default=best)
     return cheapest if cheapest != best and self.affords(cost[cheapest]) else best
@@ -85,12 +84,14 @@ class Account:
     if first or way != self.best(self.pace):
       self.lost += loss
     if first:
+      if loss > calls * min(others, default=0.0):  # Too dear to be tried again at once.
+        self.worst[way] = loss / calls
       return
     each = seconds / tokens
     self.pace[way] = 0.7 * self.pace[way] + 0.3 * each if way in self.call else each
     self.call[way] = seconds / calls
     # Where nothing was lost a try still takes a chunk of its own.
-    self.worst[way], self.tried[way] = max(loss, seconds / 10), self.spent
+    self.worst[way], self.tried[way] = max(loss, seconds / 10) / calls, self.spent
 
   def searched(self, seconds: float) -> None:
     self.spent, self.lost, self.search_cost = self.spent + seconds, self.lost + seconds, seconds
