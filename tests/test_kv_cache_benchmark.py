@@ -66,6 +66,7 @@ def test_filler_follows_its_rule():
   assert abs(follows.mean() - (0.9 + 0.1 / recall.FILLER)) < 0.01
 
 
+@pytest.mark.slow
 def test_the_part_writes_its_table_and_trains_once(monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(report, 'RESULTS', tmp_path / 'results')
   monkeypatch.setenv('JAXLM_CACHE', str(tmp_path))

@@ -50,6 +50,7 @@ def test_intervals_hold_the_difference_and_are_zero_for_equals():
   assert same.low == same.high == 0.0
 
 
+@pytest.mark.slow
 def test_the_studies_write_their_tables(tmp_path, monkeypatch):
   monkeypatch.setattr(report, 'RESULTS', tmp_path)
   monkeypatch.setattr(direction_models, 'Setting', functools.partial(lambda: TINY))

@@ -91,6 +91,7 @@ def test_predictions_follow_from_costs_and_counts():
   assert costs.speedup(stats) == pytest.approx(4 / (1.8 + 4 * 0.25))
 
 
+@pytest.mark.slow
 def test_the_part_on_the_redundant_model_writes_table_statements_and_plot(lm, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(report, 'RESULTS', tmp_path)
   monkeypatch.setattr(stochastic_depth, 'trained', lambda: lm)

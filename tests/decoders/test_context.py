@@ -50,7 +50,7 @@ def test_one_context_answers_many_questions_and_stays_what_it_is():
 
 
 @pytest.mark.parametrize(
-  'kind', ['whole', 'pooled', 'packed', *(pytest.param(k, marks=pytest.mark.slow) for k in ('static', 'ring'))]
+  'kind', ['whole', 'pooled', *(pytest.param(k, marks=pytest.mark.slow) for k in ('static', 'ring', 'packed'))]
 )
 def test_a_conversation_in_turns_equals_its_text_read_at_once(kind):
   """A reply, then a turn, against the same tokens read into the first context by `extend`."""

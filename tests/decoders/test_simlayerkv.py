@@ -101,13 +101,14 @@ def test_a_sink_token_is_the_first_of_the_kept():
   np.testing.assert_array_equal(full.tokens[:, :2], cut_down.tokens[:, :2])
 
 
-@pytest.mark.parametrize('n_full', [3, 1])
+@pytest.mark.parametrize('n_full', [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_residual_longer_than_all_tokens_is_no_quantisation(n_full):
   exact = lazily(n_full=n_full)
   out = lazily(n_full=n_full, quant=KiviConfig(2, group=8, residual=64))
   np.testing.assert_array_equal(out.tokens, exact.tokens)
 
 
+@pytest.mark.slow
 def test_quantised_caches_are_smaller_and_more_bits_are_truer():
   model = TINY.replace(num_layers=3, max_length=512)
   prompts = [np.random.default_rng(5).integers(0, 50, 400).tolist(), [1, 2, 3]]
@@ -122,7 +123,7 @@ def test_quantised_caches_are_smaller_and_more_bits_are_truer():
   assert (outs[1].tokens == outs[0].tokens).mean() > 0.8
 
 
-@pytest.mark.parametrize('keep', ['snapkv', 'h2o'])
+@pytest.mark.parametrize('keep', ['h2o', pytest.param('snapkv', marks=pytest.mark.slow)])
 def test_heavy_tokens_that_are_all_tokens_lose_nothing(keep):
   lazy = LazyConfig(n_initial=0, n_recent=50, n_full=0, stage='prefill', keep=keep, n_observed=4)
   out = decoders.simlayerkv.generate(tiny_model(MODEL), PROMPTS, max_new_tokens=12, lazy=lazy)

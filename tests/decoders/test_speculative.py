@@ -207,14 +207,13 @@ def test_a_tree_takes_no_more_slots_than_it_needs():
   assert out.stats['kv_bytes'] / plain.stats['kv_bytes'] == (256 + 16) / 256
 
 
-@pytest.mark.parametrize('capacity', [64, 70])
 @pytest.mark.parametrize('drafter', [PromptLookup(4), speculative.DraftModel.of(tiny_model(), max_draft=3), None])
-def test_requests_of_one_capacity_share_one_program(drafter, capacity):
+def test_requests_of_one_capacity_share_one_program(drafter):
   lm = tiny_model(TINY.replace(max_length=128))
   one = decoders.generate if drafter is None else functools.partial(speculative.generate, drafter=drafter)
   apart = [one(lm, [prompt], max_new_tokens=12) for prompt in REQUESTS]
   forget()
-  outs = [one(lm, [prompt], max_new_tokens=12, capacity=capacity) for prompt in REQUESTS]
+  outs = [one(lm, [prompt], max_new_tokens=12, capacity=70) for prompt in REQUESTS]
   for a, b in zip(outs, apart):
     np.testing.assert_array_equal(a.tokens, b.tokens)
   assert [key[0] for key in _programs].count(plain_decode if drafter is None else speculative.decode) == 1
@@ -282,7 +281,7 @@ def test_the_cache_after_rounds_is_that_of_a_prompt_just_read():
         np.testing.assert_allclose(mine[row, :, : text.shape[1]], theirs[0], atol=1e-5)
 
 
-@pytest.mark.parametrize('rule', ['match', 'residual'])
+@pytest.mark.parametrize('rule', ['match', pytest.param('residual', marks=pytest.mark.slow)])
 def test_a_draft_model_stops_where_it_is_unsure(rule):
   lm, settings = tiny_model(), dict(max_new_tokens=24, sampling=decoders.Sampling(temperature=0.5), seed=1)
   plain, drafted = decoders.generate(lm, PROMPTS, **settings), []

@@ -271,7 +271,7 @@ def test_a_draft_models_tokens_are_plain_decodings():
     assert draft is not lm or out.stats['acceptance'] == 1.0
 
 
-@pytest.mark.parametrize('room', [30, 40])
+@pytest.mark.parametrize('room', [30, pytest.param(40, marks=pytest.mark.slow)])
 def test_contexts_speculate_where_they_have_room(room):
   lm = tiny_model(MODEL)
   lazy = decoders.simlayerkv.LazyConfig(n_initial=2, n_recent=8, n_full=3, stage='prefill')
@@ -296,6 +296,7 @@ def test_a_draft_models_residual_acceptance_has_the_models_law():
   assert same_law(plain.tokens, out.tokens) > 1e-3
 
 
+@pytest.mark.slow
 def test_residual_acceptance_has_the_models_law_and_accepts_more():
   """Three tokens of a tiny vocabulary after the same prompt, many times: plain and speculative counts agree."""
   lm = tiny_model(MODEL.replace(vocab_size=6))

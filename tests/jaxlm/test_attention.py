@@ -264,6 +264,7 @@ def test_packed_documents_share_a_sink_token_and_nothing_else():
   np.testing.assert_allclose(packed, jnp.concatenate(alone, 1), atol=5e-5)
 
 
+@pytest.mark.slow
 def test_scaling_the_rows_equals_scaling_the_output_projection():
   """Rows that sum to a, under SGD: W_O times a and its learning rate times a^2 (the paper's equivalence)."""
   a, rate = 0.2, 0.05

@@ -33,8 +33,13 @@ def by_hand(lm, context, continuation):
   'config',
   [
     TINY,
-    TINY.replace(tied_embeddings=True, logit_softcap=2.0, attention='sigmoid'),
-    TINY.replace(rope=RopeConfig(scaling='dynamic', factor=2.0, original_length=8)),
+    *(
+      pytest.param(config, marks=pytest.mark.slow)
+      for config in (
+        TINY.replace(tied_embeddings=True, logit_softcap=2.0, attention='sigmoid'),
+        TINY.replace(rope=RopeConfig(scaling='dynamic', factor=2.0, original_length=8)),
+      )
+    ),
   ],
   ids=['softmax', 'sigmoid, softcap', 'dynamic rope'],
 )

@@ -177,7 +177,7 @@ def test_tokens_of_padding_leave_no_trace(kind):
     np.testing.assert_allclose(after[row], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize('kind', ['layered', 'pooled', 'packed'])
+@pytest.mark.parametrize('kind', ['layered', 'pooled', pytest.param('packed', marks=pytest.mark.slow)])
 def test_reordered_rows_go_on_as_the_rows_they_were(kind):
   lm, tokens_BT = tiny_model(MODEL), jnp.asarray(np.random.default_rng(1).integers(0, 50, (3, 30)))
   lengths, lazy_L = jnp.full(3, 30), (True, False, True)
