@@ -6,7 +6,7 @@ from typing import Any
 
 ALLOWANCE = 0.025  # Share of all time that searching and trying may cost,
 TRYING = 0.0125  # and of the time since a way was tried, trying it again: something is left for the search.
-FEW = 2  # Calls of the model of a try: texts differ, so many short tries tell more than few long ones.
+CHUNK = 8  # Calls of the model between two decisions at least, and of a try.
 
 
 @dataclasses.dataclass
@@ -41,11 +41,6 @@ class Account:
     known = self._known.setdefault(conditions, Known())
     self.pace, self.call, self.worst, self.tried = known.pace, known.call, known.worst, known.tried
 
-  def begins(self) -> None:
-    """Another text: what drafts bring is measured anew, and until then taken for what it was."""
-    for way in [way for way in self.call if way != 'plain']:
-      del self.call[way]
-
   def changed(self, way: str) -> None:
     """A way is another one now, likely a better one: it is measured again, and until then taken for what it was."""
     for known in self._known.values():
@@ -59,7 +54,7 @@ class Account:
     if ways[0] not in self.pace:
       return ways[0]
     best = self.best(ways)
-    cost = {way: FEW * self.worst.get(way, 0.0) for way in ways if way != best}
+    cost = {way: CHUNK * self.worst.get(way, 0.0) for way in ways if way != best}
     due = [way for way in cost if cost[way] <= TRYING * (self.spent - self.tried.get(way, 0.0))]
     cheapest = min(due, key=cost.get, default=best)
     return cheapest if cheapest != best and self.affords(cost[cheapest]) else best
@@ -93,7 +88,7 @@ class Account:
         self.worst[way] = loss / calls
       return
     each = seconds / tokens
-    self.pace[way] = (self.pace[way] + each) / 2 if way in self.call else each
+    self.pace[way] = 0.7 * self.pace[way] + 0.3 * each if way in self.call else each
     self.call[way] = seconds / calls
     # Where nothing was lost a try still takes a chunk of its own.
     self.worst[way], self.tried[way] = max(loss, seconds / 10) / calls, self.spent

@@ -20,7 +20,7 @@ import numpy as np
 
 from decoders import skip_sets, skipping, trees
 from decoders.context import fingerprint
-from decoders.guard import FEW, Account
+from decoders.guard import CHUNK, Account
 from decoders.output import Output
 from decoders.plain import PlainLoop, prefill
 from decoders.plain import generate as generate_plain
@@ -37,8 +37,8 @@ from jaxlm.errors import DataError
 from jaxlm.language_model import LanguageModel
 from jaxlm.lengths import bucket
 
-CHUNK = 8  # Rounds or steps between two decisions of the guard at least, but for tries,
-MOST = 256  # and at most; in between as many as take
+FIRST = 2  # Rounds of a draft that was never tried: what they cost is not known.
+MOST = 256  # Rounds or steps between two decisions of the guard at most; as many as take
 PAUSE = 0.5  # seconds, so that deciding costs little beside them.
 
 
@@ -196,7 +196,6 @@ class SwiftLoop(SpeculativeLoop):
     guess = clock.seconds.get('prefill', 0.0) * read / bucket(int(self.prompt_lengths.max()))
     self.search_guess = min(self.search_guess, guess)
     self.stream.account.turn((*state.text.shape, self.sampling, self.lookup is not None))
-    self.stream.account.begins()
     return self.skipping(state)
 
   def skipping(self, state: SpeculativeState) -> SpeculativeState:
@@ -258,9 +257,9 @@ class SwiftLoop(SpeculativeLoop):
     searching, account = self.stream.search.active, self.stream.account
     if not account.on:
       return self.stream.swift.opt_interval if searching else MOST
-    if account.pace and way != account.best(self.ways()):
-      return FEW
-    if way not in account.call:
+    if way == 'draft' and way not in account.call and way not in account.worst:
+      return FIRST
+    if way not in account.call or way != account.best(self.ways()):
       return CHUNK
     most = MOST
     if searching and account.affords_search(self.search_guess):

@@ -5,7 +5,7 @@ import pytest
 
 import decoders
 from decoders import plain, speculative
-from decoders.guard import FEW, Account
+from decoders.guard import Account
 from decoders.programs import Clock
 from decoders.prompt_lookup import PromptLookup
 from decoders.skip_search import Search
@@ -17,13 +17,12 @@ WAYS = ['plain', 'lookup', 'draft']
 
 
 def decode(account, pace, chunks, rng, ways=WAYS):
-  """Decodes chunks of 8 tokens, tries of 2, at about these seconds a token; returns how often each way was taken."""
+  """Decodes chunks of 8 tokens at about these seconds a token; returns how often each way was taken."""
   taken = dict.fromkeys(ways, 0)
   for _ in range(chunks):
     way = account.decides(ways)
     taken[way] += 1
-    n = 8 if not account.pace or way == account.best(ways) else FEW
-    account.note(way, n * pace[way] * rng.uniform(0.8, 1.2), n, calls=n)
+    account.note(way, 8 * pace[way] * rng.uniform(0.8, 1.2), 8, calls=8)
   return taken
 
 
