@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxlm.errors import DataError
+from jaxlm.io.atomic import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,13 +178,7 @@ def save(
   with _locked(path):
     sets = _read(path)
     sets[key] = {**dataclasses.asdict(skip_set), 'model': _model(num_layers, fingerprint), 'score': score}
-    # Whoever reads meanwhile, or a process that is killed, sees the old file or the new one.
-    scratch = path.with_name(f'.{path.name}.tmp')
-    try:
-      scratch.write_text(json.dumps(sets, indent=1) + '\n')
-      os.replace(scratch, path)
-    finally:
-      scratch.unlink(missing_ok=True)
+    write_atomically(path, json.dumps(sets, indent=1) + '\n')
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import dataclasses
 import fcntl
 import json
-import os
 from pathlib import Path
 import platform
 import subprocess
@@ -15,6 +14,7 @@ import jaxlm
 from jaxlm import config as configs
 from jaxlm.errors import CheckpointError
 from jaxlm.io import checkpoint
+from jaxlm.io.atomic import write_atomically
 
 HIDDEN = ('.lock', '.config.json.tmp')
 """What a process that was killed at once may leave before its config.json."""
@@ -129,19 +129,6 @@ def open_run(path: str | Path, config: Any, trainer: str) -> tuple[TextIO, list[
   except OSError as e:
     raise CheckpointError(f'The run directory {path} cannot be written: {e}') from e
   return held, changed
-
-
-def write_atomically(path: Path, text: str) -> None:
-  """Writes a file that is either there in full or not at all, whenever the process is killed."""
-  scratch = path.with_name(f'.{path.name}.tmp')
-  try:
-    with open(scratch, 'w') as f:
-      f.write(text)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(scratch, path)
-  finally:
-    scratch.unlink(missing_ok=True)
 
 
 def lock(path: str | Path) -> TextIO:

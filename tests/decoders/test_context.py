@@ -68,17 +68,20 @@ def test_a_conversation_in_turns_equals_its_text_read_at_once(kind):
 
 
 @pytest.mark.parametrize(
-  'kind', ['ring', 'packed', *(pytest.param(k, marks=pytest.mark.slow) for k in ('whole', 'pooled'))]
+  'kind, loop',
+  [
+    ('ring', PlainLoop()),
+    ('ring', SpeculativeLoop(PromptLookup(6))),
+    ('packed', PlainLoop()),
+    *(pytest.param(k, SpeculativeLoop(PromptLookup(6)), marks=pytest.mark.slow) for k in ('whole', 'pooled')),
+  ],
 )
-@pytest.mark.parametrize('loop', [PlainLoop, lambda: SpeculativeLoop(PromptLookup(6))])
 def test_a_turn_after_a_stop_string_reads_nothing_behind_it(kind, loop):
   """The answer is cut at the stop string after more tokens are in the cache."""
-  if kind == 'packed' and loop is not PlainLoop:
-    pytest.skip('Quantised caches are decoded plainly.')
   config = MODEL.replace(vocab_size=259, max_length=128)
   lm = LanguageModel(config, tiny_model(config).params, ByteTokenizer())
   context = compress(lm, PROMPTS, lazy=KINDS[kind], room=60)
-  reply = functools.partial(context.reply, lm, TURNS, loop=loop(), eos_id=None)
+  reply = functools.partial(context.reply, lm, TURNS, loop=loop, eos_id=None)
   whole, _ = reply(max_new_tokens=12)
   stop = lm.tokenizer.decode(whole.tokens[0, 4:6].tolist())
   out, later = reply(max_new_tokens=12, stop=[stop])

@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import gc
 import re
-import weakref
 
 import jax
 import jax.numpy as jnp
@@ -279,80 +277,6 @@ def test_the_cache_after_rounds_is_that_of_a_prompt_just_read():
     for name in ('keys', 'values'):
       for mine, theirs in zip(getattr(kept['state'].cache, name), getattr(fresh, name)):
         np.testing.assert_allclose(mine[row, :, : text.shape[1]], theirs[0], atol=1e-5)
-
-
-@pytest.mark.parametrize('rule', ['match', pytest.param('residual', marks=pytest.mark.slow)])
-def test_a_draft_model_stops_where_it_is_unsure(rule):
-  lm, settings = tiny_model(), dict(max_new_tokens=24, sampling=decoders.Sampling(temperature=0.5), seed=1)
-  plain, drafted = decoders.generate(lm, PROMPTS, **settings), []
-  for threshold in (0.0, 0.1, 1.0):
-    drafter = speculative.DraftModel.of(lm, threshold=threshold)
-    out = speculative.generate(lm, PROMPTS, drafter=drafter, rule=rule, **settings)
-    drafted.append(out.stats['drafted'] / out.stats['rounds'])
-    assert out.stats['acceptance'] == pytest.approx(1.0)  # Whatever the target's own law draws is accepted.
-    if rule == 'match':
-      np.testing.assert_array_equal(out.tokens, plain.tokens)
-  assert drafted[0] > drafted[2] > 0.9 and drafted[0] >= drafted[1] >= drafted[2]  # The unsure token itself stays.
-
-
-def test_a_residual_row_is_the_same_beside_others():
-  lm, draft = tiny_model(), tiny_model(seed=1)
-  generate = functools.partial(
-    speculative.generate, lm, PROMPTS, drafter=speculative.DraftModel.of(draft, max_draft=5, threshold=0.02), rule='residual',
-    sampling=decoders.Sampling(temperature=0.7), max_new_tokens=30, eos_id=None,
-  )  # fmt: skip
-  together = generate()
-  assert 0 < together.stats['acceptance'] < 1
-  np.testing.assert_array_equal(generate(batch_size=1).tokens, together.tokens)
-
-
-def test_a_draft_model_reads_prompts_in_pieces_too():
-  lm, draft = tiny_model(), tiny_model(seed=1)
-  prompts = [[*range(1, 40)], [5, 6, 7]]
-  outs = [
-    speculative.generate(lm, prompts, drafter=speculative.DraftModel.of(draft), max_new_tokens=8, prefill_chunk=chunk)
-    for chunk in (None, 16)
-  ]
-  np.testing.assert_array_equal(outs[0].tokens, outs[1].tokens)
-  for name in ('rounds', 'drafted', 'accepted'):
-    assert outs[0].stats[name] == outs[1].stats[name]
-  assert outs[0].stats['drafter_bytes'] == outs[0].stats['kv_bytes']  # Models of one size, with as many slots.
-
-
-def test_a_drafter_that_does_not_fit_is_refused_before_anything_is_read():
-  lm, streamed = tiny_model(), []
-  drafter = speculative.DraftModel.of(tiny_model(TINY.replace(max_length=16)))
-  with pytest.raises(ValueError, match='Texts of 18 tokens are longer than the 16'):
-    speculative.generate(
-      lm, [[1], [1] * 14], drafter=drafter, max_new_tokens=4, batch_size=1, stream=lambda *new: streamed.append(new)
-    )
-  assert not streamed
-
-
-def test_programs_do_not_keep_a_draft_models_weights():
-  lm, draft = tiny_model(), tiny_model.__wrapped__(TINY, 2)
-  kept = weakref.ref(jax.tree.leaves(draft.params)[0])
-  alone = speculative.DraftModel.of(draft)
-  for drafter in (alone, speculative.Together(alone, PromptLookup(3))):
-    speculative.generate(lm, PROMPTS, drafter=drafter, max_new_tokens=6)
-  del draft, drafter, alone
-  gc.collect()
-  assert kept() is None
-
-
-def test_two_lookups_together():
-  lm = tiny_model()
-  plain = decoders.generate(lm, PROMPTS, max_new_tokens=30)
-  drafter = speculative.Together(PromptLookup(6, longest=5, shortest=4), PromptLookup(3))
-  out = speculative.generate(lm, PROMPTS, drafter=drafter, max_new_tokens=30)
-  np.testing.assert_array_equal(out.tokens, plain.tokens)
-  assert out.stats['accepted'] > 0
-  with pytest.raises(ValueError, match='cannot be two drafters itself'):
-    speculative.Together(PromptLookup(), drafter)
-  with pytest.raises(ValueError, match="use rule='match'"):
-    speculative.generate(
-      lm, PROMPTS, drafter=drafter, rule='residual', sampling=decoders.Sampling(temperature=1.0), max_new_tokens=4
-    )
 
 
 def test_in_bfloat16_tokens_differ_only_where_the_model_wavers():

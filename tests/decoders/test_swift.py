@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
 
 import decoders
 from decoders import skipping, speculative, swift, swift_draft
@@ -15,9 +14,9 @@ from decoders.swift import Stream, SwiftConfig
 import jaxlm
 from jaxlm.caches import FullCache
 from jaxlm.caches.branch import Branch
-from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import Transformer
+from tests.laws import same_law
 from tests.models import TINY, tiny_model
 
 MODEL = TINY.replace(num_layers=5, max_length=128)
@@ -239,38 +238,6 @@ def test_bad_input_is_refused():
     decoders.swift.generate(tiny_model(MODEL), PROMPTS, swift=SMALL, rule='mach')
 
 
-def test_a_draft_model_must_fit():
-  lm = tiny_model(MODEL)
-  for other, message in (
-    (MODEL.replace(vocab_size=40), '40 tokens and the model 50'),
-    (MODEL.replace(max_length=16), 'longer than the 16'),
-  ):
-    drafter = speculative.DraftModel.of(tiny_model(other))
-    with pytest.raises(ValueError, match=message):
-      speculative.generate(lm, PROMPTS, drafter=drafter, max_new_tokens=20)
-
-
-def test_a_draft_model_with_other_tokens_of_the_same_number_is_noticed():
-  config = MODEL.replace(vocab_size=259)
-
-  class Shifted(ByteTokenizer):
-    def encode(self, text, **options):
-      return [(i + 1) % 256 for i in super().encode(text, **options)]
-
-  lm, other = (LanguageModel(config, tiny_model(config).params, t) for t in (ByteTokenizer(), Shifted()))
-  with pytest.raises(ValueError, match='must share a vocabulary'):
-    speculative.generate(lm, ['a'], drafter=speculative.DraftModel.of(other), max_new_tokens=4)
-
-
-def test_a_draft_models_tokens_are_plain_decodings():
-  lm, settings = tiny_model(MODEL), dict(max_new_tokens=24, sampling=decoders.Sampling(temperature=0.5), seed=1)
-  plain = decoders.generate(lm, PROMPTS, **settings)
-  for draft in (lm, tiny_model(TINY)):
-    out = speculative.generate(lm, PROMPTS, drafter=speculative.DraftModel.of(draft, threshold=0.0), **settings)
-    np.testing.assert_array_equal(out.tokens, plain.tokens)
-    assert draft is not lm or out.stats['acceptance'] == 1.0
-
-
 @pytest.mark.parametrize('room', [30, pytest.param(40, marks=pytest.mark.slow)])
 def test_contexts_speculate_where_they_have_room(room):
   lm = tiny_model(MODEL)
@@ -283,17 +250,6 @@ def test_contexts_speculate_where_they_have_room(room):
       ask(loop=loop)
   else:
     np.testing.assert_array_equal(ask(loop=loop).tokens, ask().tokens)
-
-
-def test_a_draft_models_residual_acceptance_has_the_models_law():
-  lm, draft = (tiny_model(MODEL.replace(vocab_size=6), seed) for seed in (0, 1))
-  sampling = decoders.Sampling(temperature=0.8, top_p=0.9)
-  settings = dict(max_new_tokens=5, sampling=sampling, num_samples=4000, seed=0, eos_id=None)
-  plain = decoders.generate(lm, [[1, 2, 3]], **settings)
-  drafter = speculative.DraftModel.of(draft, threshold=0.2)
-  out = speculative.generate(lm, [[1, 2, 3]], drafter=drafter, rule='residual', **settings)
-  assert 0.2 < out.stats['acceptance'] < 0.9
-  assert same_law(plain.tokens, out.tokens) > 1e-3
 
 
 @pytest.mark.slow
@@ -311,14 +267,6 @@ def test_residual_acceptance_has_the_models_law_and_accepts_more():
   np.testing.assert_array_equal(by_rule['match'].tokens, plain.tokens)
   assert by_rule['residual'].stats['rounds'] < by_rule['match'].stats['rounds']
   assert same_law(plain.tokens, by_rule['residual'].tokens) > 1e-3
-
-
-def same_law(*samples) -> float:
-  """Returns the p-value of the last three tokens of six being drawn from one law."""
-  both = np.stack([np.bincount(x[:, 2:] @ np.array([36, 6, 1]), minlength=216) for x in samples])
-  often = both.sum(axis=0) >= 10
-  both = np.concatenate([both[:, often], both[:, ~often].sum(axis=1, keepdims=True) + 1], axis=1)
-  return stats.chi2_contingency(both).pvalue
 
 
 def test_names_are_found_where_they_are_promised():

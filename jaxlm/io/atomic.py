@@ -1,0 +1,17 @@
+"""Text files that nobody sees half written."""
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, text: str) -> None:
+  """Writes a file that is either there in full or not at all, whenever the process is killed."""
+  scratch = path.with_name(f'.{path.name}.tmp')
+  try:
+    with open(scratch, 'w') as f:
+      f.write(text)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(scratch, path)
+  finally:
+    scratch.unlink(missing_ok=True)
