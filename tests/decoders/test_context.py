@@ -70,9 +70,9 @@ def test_a_conversation_in_turns_equals_its_text_read_at_once(kind):
 @pytest.mark.parametrize(
   'kind, loop',
   [
-    ('ring', PlainLoop()),
     ('ring', SpeculativeLoop(PromptLookup(6))),
     ('packed', PlainLoop()),
+    pytest.param('ring', PlainLoop(), marks=pytest.mark.slow),
     *(pytest.param(k, SpeculativeLoop(PromptLookup(6)), marks=pytest.mark.slow) for k in ('whole', 'pooled')),
   ],
 )

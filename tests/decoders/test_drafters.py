@@ -52,6 +52,7 @@ def test_a_draft_models_tokens_are_plain_decodings():
     assert draft is not lm or out.stats['acceptance'] == 1.0
 
 
+@pytest.mark.slow
 def test_a_draft_models_residual_acceptance_has_the_models_law():
   lm, draft = (tiny_model(MODEL.replace(vocab_size=6), seed) for seed in (0, 1))
   sampling = decoders.Sampling(temperature=0.8, top_p=0.9)

@@ -1,5 +1,7 @@
 """SWIFT: lossless whatever is skipped, the same states however it is skipped, and a search that finds what may be."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,24 +103,22 @@ def test_three_ways_to_skip_give_the_same_states(variant):
   variant = {'sink': SinkConfig('token')} | {'parallel_residual': True} if variant.pop('sinks', False) else variant
   lm = tiny_model(MODEL.replace(**variant))
   tokens, positions = jnp.asarray([[7, 8, 9], [1, 2, 3]]), jnp.asarray([[4, 5, 6]] * 2)
-  _, cache = Transformer(lm.config).apply(
-    {'params': lm.params}, jnp.ones((2, 4), jnp.int32), cache=FullCache.create(lm.config, 2, 12)
-  )
+  apply = jax.jit(Transformer(lm.config).apply, static_argnames='method')
+  _, cache = apply({'params': lm.params}, jnp.ones((2, 4), jnp.int32), cache=FullCache.create(lm.config, 2, 12))
   branch = Branch.create(cache, lm.config, 2, 3).replace(
     seen=jnp.broadcast_to(jnp.tril(jnp.ones((3, 3), bool)), (2, 3, 3))
   )
   run = jax.jit(skipping.hidden, static_argnames=('config', 'how'))
-  read = lambda keep, how: run(
-    lm.params, tokens, positions, branch, jnp.asarray([7, 7]), keep, config=lm.config, how=how
-  )[0]
+  given = (lm.params, tokens, positions, branch, jnp.asarray([7, 7]))
+  read = lambda keep, how: run(*given, keep, config=lm.config, how=how)[0]
   programs = run._cache_size()
   for skip in [SkipSet(), ALL, *random_sets(3)]:
     keep = skip.keep(5)
-    fixed = skipping.hidden(lm.params, tokens, positions, branch, jnp.asarray([7, 7]), keep, lm.config, 'static')[0]
+    fixed = jax.jit(functools.partial(skipping.hidden, keep=keep, config=lm.config, how='static'))(*given)[0]
     for how in ('cond', 'mask'):
       np.testing.assert_allclose(read(jnp.asarray(keep), how), fixed, atol=1e-5)
     if skip == SkipSet():
-      whole, _ = Transformer(lm.config).apply({'params': lm.params}, tokens, positions, cache, method='hidden')
+      whole, _ = apply({'params': lm.params}, tokens, positions, cache, method='hidden')
       np.testing.assert_allclose(fixed, whole, atol=1e-5)
   assert run._cache_size() == programs + 2
 

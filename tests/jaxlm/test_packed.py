@@ -5,14 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.caches import packed, slots
 from jaxlm.caches.kivi import KiviConfig, dequantize, pack_codes, quantize_keys, quantize_values, unpack_codes
-from jaxlm.caches.packed import pack
-from jaxlm.caches.slots import EMPTY, everything_of, extend, take_slots, window_of
-from jaxlm.models.attention import attend, layer_rule
+from jaxlm.caches.slots import EMPTY, everything_of, take_slots, window_of
+from jaxlm.models import attention
+from jaxlm.models.attention import layer_rule
 from tests.models import TINY
 
 BITS = pytest.mark.parametrize('bits', [2, 4, 8])
 KINDS = {'keys': quantize_keys, 'values': quantize_values}
+pack = jax.jit(packed.pack, static_argnums=2)
+extend, attend = jax.jit(slots.extend), jax.jit(attention.attend)
 
 
 def normal(*shape, seed=0, dtype=jnp.float32):
