@@ -78,6 +78,7 @@ def test_a_draft_model_stops_where_it_is_unsure(rule):
   assert drafted[0] > drafted[2] > 0.9 and drafted[0] >= drafted[1] >= drafted[2]  # The unsure token itself stays.
 
 
+@pytest.mark.slow
 def test_a_residual_row_is_the_same_beside_others():
   lm, draft = tiny_model(), tiny_model(seed=1)
   generate = functools.partial(

@@ -233,7 +233,7 @@ def read(config, params, tokens, lengths):
 
 @pytest.mark.parametrize(
   'name, dtype, tolerance',
-  [(name, 'float32', 5e-5) for name in VARIATIONS]
+  [pytest.param(name, 'float32', 5e-5, marks=pytest.mark.slow if ', ' in name else ()) for name in VARIATIONS]
   + [pytest.param(name, 'bfloat16', 0.12, marks=() if name in IN_BRIEF else pytest.mark.slow) for name in VARIATIONS],
 )
 def test_every_variation_trains_is_causal_and_decodes_with_a_cache(name, dtype, tolerance):
