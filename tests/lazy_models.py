@@ -59,12 +59,6 @@ def read(params, tokens_BT, *, config):
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def read_on(params, cache, positions_BT, tokens_BT, *, config):
-  """Returns logits [B, T, V] of tokens read together, and the cache after them."""
-  return Transformer(config).apply({'params': params}, tokens_BT, positions_BT, cache)
-
-
-@functools.partial(jax.jit, static_argnames='config')
 def forced(params, cache, lengths_B, tokens_BT, *, config):
   """Returns logits [B, T, V] of tokens read one by one."""
 

@@ -17,9 +17,8 @@ import jaxlm
 from jaxlm.caches import FullCache
 from jaxlm.caches.branch import Branch
 from jaxlm.language_model import LanguageModel
-from jaxlm.models.transformer import Transformer
 from tests.laws import same_law
-from tests.models import TINY, tiny_model
+from tests.models import TINY, apply, tiny_model
 
 MODEL = TINY.replace(num_layers=5, max_length=128)
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [3]]
@@ -103,8 +102,7 @@ def test_three_ways_to_skip_give_the_same_states(variant):
   variant = {'sink': SinkConfig('token')} | {'parallel_residual': True} if variant.pop('sinks', False) else variant
   lm = tiny_model(MODEL.replace(**variant))
   tokens, positions = jnp.asarray([[7, 8, 9], [1, 2, 3]]), jnp.asarray([[4, 5, 6]] * 2)
-  apply = jax.jit(Transformer(lm.config).apply, static_argnames='method')
-  _, cache = apply({'params': lm.params}, jnp.ones((2, 4), jnp.int32), cache=FullCache.create(lm.config, 2, 12))
+  _, cache = apply(lm.config, lm.params, jnp.ones((2, 4), jnp.int32), cache=FullCache.create(lm.config, 2, 12))
   branch = Branch.create(cache, lm.config, 2, 3).replace(
     seen=jnp.broadcast_to(jnp.tril(jnp.ones((3, 3), bool)), (2, 3, 3))
   )
@@ -118,7 +116,7 @@ def test_three_ways_to_skip_give_the_same_states(variant):
     for how in ('cond', 'mask'):
       np.testing.assert_allclose(read(jnp.asarray(keep), how), fixed, atol=1e-5)
     if skip == SkipSet():
-      whole, _ = apply({'params': lm.params}, tokens, positions, cache, method='hidden')
+      whole, _ = apply(lm.config, lm.params, tokens, positions, cache, method='hidden')
       np.testing.assert_allclose(fixed, whole, atol=1e-5)
   assert run._cache_size() == programs + 2
 

@@ -12,8 +12,8 @@ from jaxlm import caches
 from jaxlm.config import Operation, SinkConfig
 from jaxlm.models import schemes
 from jaxlm.models.attention import KERNELS, OPERATIONS, AttentionRule, attend, attention_weights
-from jaxlm.models.transformer import Transformer, abstract_params, count_params, init_params
-from tests.models import TINY
+from jaxlm.models.transformer import Transformer, abstract_params, count_params
+from tests.models import TINY, apply, init
 
 B, T, K, G, H = 2, 7, 2, 3, 4
 N = K * G
@@ -203,13 +203,6 @@ VARIATIONS = {
 
 IN_BRIEF = ('softmax', 'sigmoid', 'sink token')
 
-init = jax.jit(init_params, static_argnums=0)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def apply(config, params, *args, **kwargs):
-  return Transformer(config).apply({'params': params}, *args, **kwargs)
-
 
 def spread(params, seed=5):
   """Parameters that matter: those that start at 0 or near it are drawn anew."""
@@ -298,7 +291,7 @@ def test_the_loss_at_the_start_is_near_that_of_a_uniform_guess():
   from trainers.pretrain import PRESETS
 
   config = PRESETS['sink-1m'][1].model.replace(dtype='float32')
-  params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+  params = init(config, jax.random.key(0))
   tokens = jax.random.randint(jax.random.key(1), (1, 33), 0, config.vocab_size)
   log_p = jax.nn.log_softmax(apply(config, params, tokens[:, :-1])[0])
   loss = -jnp.take_along_axis(log_p, tokens[:, 1:, None], -1).mean()

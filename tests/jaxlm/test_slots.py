@@ -14,9 +14,8 @@ from jaxlm.caches.rows import write_rows
 from jaxlm.caches.slots import EMPTY, everything_of, extend, window_of
 from jaxlm.caches.voted import heavy_of
 from jaxlm.models.attention import attend, layer_rule
-from jaxlm.models.transformer import Transformer
-from tests.lazy_models import MODEL, PROMPTS, Masked, cut, forced, padded, read, read_on
-from tests.models import tiny_model
+from tests.lazy_models import MODEL, PROMPTS, Masked, cut, forced, padded, read
+from tests.models import apply, tiny_model
 
 
 @pytest.mark.parametrize('ring', [False, True])
@@ -34,7 +33,7 @@ def test_cut_layers_equal_a_full_cache_with_a_mask(variant, ring):
   lm, (tokens_BT, lengths) = tiny_model(config), padded()
   new_BT = jnp.asarray(np.random.default_rng(9).integers(0, 50, (3, 20)))
   cache = read(lm.params, tokens_BT, config=config)
-  for lazy_L in ((True, False, True), (False, True, False)):
+  for lazy_L in ((False, True, False), (True, True, True)):
     masked = Masked(cache, jnp.asarray(lazy_L), lengths, 2, 8, ring)
     expected = forced(lm.params, masked, lengths, new_BT, config=config)
     lazy = cut(cache, lazy_L, lengths, 2, 8, None if ring else 20)
@@ -53,7 +52,7 @@ def test_many_tokens_at_once_equal_one_by_one(ring, T):
   cache = cut(read(lm.params, tokens_BT, config=MODEL), (True, False, True), lengths, 2, 8, None if ring else 20)
   expected = forced(lm.params, cache, lengths, new_BT, config=MODEL)
   positions = lengths[:, None] + jnp.arange(T)[None]
-  logits, cache = read_on(lm.params, cache, positions, new_BT[:, :T], config=MODEL)
+  logits, cache = apply(MODEL, lm.params, new_BT[:, :T], positions, cache)
   rest = forced(lm.params, cache, lengths + T, new_BT[:, T:], config=MODEL)
   np.testing.assert_allclose(jnp.concatenate([logits, rest], axis=1), expected, atol=1e-5)
 
@@ -125,7 +124,7 @@ def test_pools_with_each_rows_own_layers_equal_a_full_cache_with_a_mask(ring):
 def test_many_patterns_over_many_steps(heads, ring):
   config = MODEL.replace(num_kv_heads=heads, num_layers=5, max_length=128)
   lm, (tokens_BT, lengths) = tiny_model(config), padded()
-  _, cache = Transformer(config).apply({'params': lm.params}, tokens_BT, cache=FullCache.create(config, 3, 128))
+  _, cache = apply(config, lm.params, tokens_BT, cache=FullCache.create(config, 3, 128))
   new_BT = jnp.asarray(np.random.default_rng(9).integers(0, 50, (3, 64)))
   for lazy_L in np.random.default_rng(heads).random((20, 5)) < 0.5:
     pools = in_pools(cache, [lazy_L.tolist()] * 3, lengths, room=None if ring else 64)
@@ -207,7 +206,7 @@ def test_tokens_taken_back_leave_no_trace(ring):
     window = lambda k, v: window_of(k, v, lengths, initial=2, recent=8, room=None if ring else 24, spare=spare)
     fresh = LayeredCache(tuple(map(window, cache.keys, cache.values)))
     positions = lengths[:, None] + jnp.arange(4)[None]
-    _, drafted = read_on(lm.params, fresh, positions, drafts, config=MODEL)
+    _, drafted = apply(MODEL, lm.params, drafts, positions, fresh)
     return [forced(lm.params, c, lengths, kept, config=MODEL) for c in (fresh, drafted)]
 
   expected, actual = after_drafts(4 if ring else 0)

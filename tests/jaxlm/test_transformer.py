@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +7,8 @@ import pytest
 
 from jaxlm import caches
 from jaxlm.config import ModelConfig, RopeConfig, model_config, to_dict
-from jaxlm.models.transformer import Transformer, init_params
-from tests.models import TINY
+from jaxlm.models.transformer import Transformer
+from tests.models import TINY, apply, init
 
 VARIANTS = {
   'llama': {},
@@ -23,15 +22,6 @@ VARIANTS = {
   'yarn': {'rope': RopeConfig(scaling='yarn', factor=4.0, original_length=16)},
   'dynamic': {'rope': RopeConfig(scaling='dynamic', factor=2.0, original_length=4)},
 }  # fmt: skip
-
-
-# Compiled as a whole: run eagerly, each operation would be compiled apart.
-init = jax.jit(init_params, static_argnums=0)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def apply(config, params, *args, **kwargs):
-  return Transformer(config).apply({'params': params}, *args, **kwargs)
 
 
 def tokens_BT(B=3, T=9):
