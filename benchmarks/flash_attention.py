@@ -46,8 +46,8 @@ def main(config: Config) -> None:
     raise SystemExit('--interpret is for tiny sizes: --lengths 64 128 --tokens 128 --dim 64 --head-dims 32')
 
   def runs(operation, q, k, v):
-    options = {'operation': operation, 'block_q': config.block_q, 'block_k': config.block_k}
-    attend = lambda q, k, v: flash_attention(q, k, v, **options, interpret=config.interpret or None)
+    options = {'operation': operation, 'implementation': 'pallas', 'block_q': config.block_q, 'block_k': config.block_k}
+    attend = lambda q, k, v: flash_attention(q, k, v, **options, interpret=config.interpret)
 
     def both(q, k, v, dout):
       out, vjp = jax.vjp(attend, q, k, v)

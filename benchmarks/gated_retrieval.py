@@ -10,17 +10,21 @@ weight somewhere all the same, and a token that is always there is the place; se
 Models" (https://arxiv.org/abs/2410.10781) for what this imitates. Keep one block: of two, either can do the work.
 """
 
-from typing import Any, Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
 from jaxlm.models.transformer import Transformer, init_params
 from trainers.config import OptimizerConfig
 from trainers.optimizer import make_optimizer
 from trainers.step import init_state, make_train_step
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
 
 FirstToken = Literal['fixed', 'random']
 FIXED, CONTENT, TRIGGERS = 0, 29, 3  # symbol 0; symbols 1 .. 29; symbols 30 .. 32

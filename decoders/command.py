@@ -10,8 +10,23 @@ import tyro
 
 from decoders.lazy import LazyConfig, preset
 from decoders.options import Sampling
+from decoders.skip_sets import SkipSet
 from decoders.swift_config import SwiftConfig
 from jaxlm.cache_config import KiviConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyFlags(LazyConfig):
+  """LazyConfig without a flag for `quant`: --quant-bits sets it."""
+
+  quant: tyro.conf.Suppress[KiviConfig | None] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SwiftFlags(SwiftConfig):
+  """SwiftConfig without a flag for `skip`, which is no plain text."""
+
+  skip: tyro.conf.Suppress[SkipSet | None] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +49,13 @@ class GenerateConfig:
   preset: str | None = None
   """Of simlayerkv: named settings, which --lazy changes: authors-decode, authors-prefill, kvpress, lighttransfer (these also need
   a threshold or n-full), streaming, snapkv, h2o, kivi."""
-  lazy: LazyConfig = LazyConfig()
+  lazy: LazyFlags = LazyFlags()
   """Of simlayerkv: which layers are lazy, and what they keep."""
   quant_bits: Literal[2, 4, 8] | None = None
   """Of simlayerkv: bits of each number in the cache but the newest (none: exact)."""
   quant_group: int = 32
   """Numbers that share a scale; a divisor of the head size."""
-  swift: SwiftConfig = SwiftConfig()
+  swift: SwiftFlags = SwiftFlags()
   """Of swift: what is skipped, how it is searched, how much is drafted."""
   lookup_first: bool = False
   """Of swift: drafts by prompt lookup wherever that finds something."""
@@ -144,8 +159,10 @@ def decoder(config: GenerateConfig) -> Callable:
   import decoders
   import jaxlm
 
+  plain = lambda x: dataclasses.asdict(x) if dataclasses.is_dataclass(x) else x
   for name, readers in OWN.items():
-    if getattr(config, name) != GenerateConfig.__dataclass_fields__[name].default and config.decoder not in readers:
+    default = GenerateConfig.__dataclass_fields__[name].default
+    if plain(getattr(config, name)) != plain(default) and config.decoder not in readers:
       raise ValueError(f'--{name.replace("_", "-")} is for --decoder {" or ".join(readers)}, not for {config.decoder}.')
   most = {} if config.draft_tokens is None else {'max_draft': config.draft_tokens}
   if config.decoder == 'simlayerkv':

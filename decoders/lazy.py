@@ -5,10 +5,9 @@ SimLayerKV (v1 of https://arxiv.org/abs/2410.13846) trims a layer whose lazy rat
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-import tyro
 
 from jaxlm.cache_config import KiviConfig
 from jaxlm.config import ModelConfig
@@ -56,9 +55,7 @@ class LazyConfig:
   the program, compiled for each choice, and sequences with other lazy layers are decoded apart."""
   exempt_layers: tuple[int, ...] = ()
   """Layers that are never lazy; negative ones count from the last."""
-  quant: Annotated[KiviConfig | None, tyro.conf.Suppress] = (
-    None  # On the command line --quant-bits: see decoders.command.
-  )
+  quant: KiviConfig | None = None
   """Quantises what every layer keeps, lazy or not (none: exact). With threshold 1 no layer is cut."""
 
   def __post_init__(self):

@@ -3,13 +3,18 @@
 Prompt lookup decoding, the baseline of every speculative method: free, and good wherever a text repeats itself.
 """
 
+from __future__ import annotations
+
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from decoders.rounds import Drafter
 from decoders.trees import Tree, chain_of
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Int
 
 
 @dataclasses.dataclass(frozen=True)

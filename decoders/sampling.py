@@ -5,9 +5,15 @@ whose score reaches a threshold, and the threshold is found by bisection over fl
 the sort over the vocabulary that would cost more than the rest of a decoding step.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Bool, Float, Int
 
 
 def choose(

@@ -6,17 +6,21 @@ Three ways that give the same states (https://arxiv.org/abs/2410.06916 skips by 
   mask     the set is data, everything is computed and some of it discarded: can be mapped over many sets
 """
 
+from __future__ import annotations
+
 import functools
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 import numpy as np
 
 from jaxlm.caches.branch import Branch
 from jaxlm.config import ModelConfig
 from jaxlm.models.transformer import Block, Transformer
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
 
 How = Literal['static', 'cond', 'mask']
 AT_ONCE = 1024  # Tokens whose logits are held at once: those of all sets, rows and tokens would not fit.

@@ -6,9 +6,7 @@ skip while it generates.
 
 import dataclasses
 import itertools
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from decoders.skip_sets import SkipSet
 from jaxlm.errors import unknown
@@ -65,7 +63,7 @@ class SwiftConfig:
   """Compile a program for the set found when the search has ended."""
   guard: bool = True
   """Go on without drafting where it does not pay."""
-  skip: Annotated[SkipSet | None, tyro.conf.Suppress] = None
+  skip: SkipSet | None = None
   """Set to start from (none: every second layer; where skip_ratio is far from a half, as many as it says, evenly spread)."""
   sets: str | None = None
   """JSON file of sets found, read at the start and written when a search ends."""

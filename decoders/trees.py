@@ -11,12 +11,16 @@ A token is accepted by one of two rules, both lossless (https://arxiv.org/abs/24
              taken out of q, and the next child is tried. The output has plain decoding's law, and more is accepted.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
 
 Rule = Literal['match', 'residual']
 NOWHERE = 1 << 30  # The parent of no leaf.

@@ -1,18 +1,22 @@
 """A language model in one value: config, parameters, tokenizer; and the way in and out for each format."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from pathlib import Path
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
 from jaxlm.errors import CheckpointError
 from jaxlm.models.transformer import Transformer
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 KINDS = (

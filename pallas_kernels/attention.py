@@ -1,19 +1,25 @@
 """Softmax and sigmoid attention without the [T, S] weights in memory, forward and backward.
 
-Kernels in attention_kernels.py, their calls and padding in attention_calls.py.
+The Pallas kernels are in attention_kernels.py, their calls and padding in attention_calls.py, the same in ordinary XLA
+operations in attention_xla.py. For softmax on an NVIDIA GPU, JAX's own call of cuDNN is used where it can be.
 """
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from jaxlm.errors import unknown
 from pallas_kernels import attention_calls as calls
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float
 
 OPERATIONS = ('softmax', 'sigmoid')
 DTYPES = ('float32', 'bfloat16', 'float16')
+IMPLEMENTATIONS = ('pallas', 'xla', 'cudnn')
 
 
 def flash_attention(
@@ -29,7 +35,8 @@ def flash_attention(
   alibi_slopes: Float[Array, ' N'] | Float[Array, 'B N'] | None = None,
   block_q: int | None = None,
   block_k: int | None = None,
-  interpret: bool | None = None,
+  implementation: str | None = None,
+  interpret: bool = False,
 ) -> Float[Array, 'B T N H']:
   """Returns sum_j w(s_ij) v_j in q's dtype, s_ij = scale q_i . k_j + bias - slope |i + S - T - j|; masked weights are 0.
 
@@ -44,10 +51,18 @@ def flash_attention(
     window: how far a query sees, itself counted: keys at distance 0 .. window - 1, to both sides if not causal.
     scale: H ** -0.5 if None.
     bias, alibi_slopes: constants; no gradient flows to them, and bias is a Python number.
-    block_q, block_k: powers of two, at least 16 (a TPU takes at least 128); None is a default of the platform.
-    interpret: True runs the kernels as ordinary JAX operations. None does so on a CPU only.
+    block_q, block_k: of the kernels: powers of two, at least 16 (a TPU takes at least 128); None is a default of the platform.
+    implementation: 'pallas' (TPU, GPU), 'xla' (everywhere), 'cudnn' (NVIDIA GPU; softmax without ALiBi, T = S, 16 bits).
+      None takes what is fastest where it runs: see `default_implementation`.
+    interpret: runs the kernels, on any platform, as ordinary JAX operations: slow, for tests.
+
+  Raises:
+    ValueError: arguments that do not fit together, or that `implementation` cannot do.
+    NotImplementedError: 'pallas' on a CPU without `interpret`, when the program is compiled.
   """
   _check(q, k, v, operation, window, alibi_slopes, block_q, block_k)
+  if implementation not in (None, *IMPLEMENTATIONS):
+    raise ValueError(f'{implementation=} is not one of {", ".join(IMPLEMENTATIONS)}, or None.')
   B, _, N, H = q.shape
   spec = calls.Spec(
     operation=operation, causal=bool(causal), window=window, scale=H**-0.5 if scale is None else float(scale),
@@ -56,34 +71,71 @@ def flash_attention(
   if alibi_slopes is not None:
     alibi_slopes = jnp.asarray(alibi_slopes, jnp.float32)
     alibi_slopes = jnp.broadcast_to(alibi_slopes if alibi_slopes.ndim == 2 else alibi_slopes[None], (B, N))
-  return _jitted(q, k, v, alibi_slopes, spec, interpret)
+  if interpret:
+    implementation = 'interpret'
+  elif implementation is None:
+    implementation = default_implementation(spec, q, k)
+  if implementation == 'cudnn':
+    if reason := _cudnn_cannot(spec, q, k):
+      raise ValueError(f"implementation='cudnn' cannot do this: {reason}. Leave it out, or pass 'xla'.")
+    return _cudnn(q, k, v, spec)
+  return _jitted(q, k, v, alibi_slopes, spec, implementation)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attend(q, k, v, slopes, spec: calls.Spec, interpret: bool | None):
-  return _forward(q, k, v, slopes, spec, interpret)[0]
+def default_implementation(spec: calls.Spec, q: jax.Array, k: jax.Array) -> str | None:
+  """Returns 'cudnn' on an NVIDIA GPU for what it can do; else None: see attention_calls.FASTEST, by platform."""
+  device = jax.devices()[0]
+  nvidia = device.platform == 'gpu' and device.device_kind.startswith('NVIDIA')
+  return 'cudnn' if nvidia and _cudnn_cannot(spec, q, k) is None else None
 
 
-def _forward(q, k, v, slopes, spec, interpret):
-  return calls.platform_dependent(
-    functools.partial(calls.forward, spec), interpret, q, k, v, _slopes_or_zeros(slopes, q)
+def _cudnn_cannot(spec: calls.Spec, q: jax.Array, k: jax.Array) -> str | None:
+  """Returns what of a call cuDNN's flash attention has no form for, or None."""
+  (T, H), S = (q.shape[1], q.shape[3]), k.shape[1]
+  if spec.operation != 'softmax' or spec.alibi:
+    return 'it is for softmax without ALiBi'
+  if q.dtype == jnp.float32:
+    return 'it is for 16 bits, not float32'
+  if H % 8 or H > 128:
+    return f'the head size {H} is no multiple of 8 up to 128'
+  if spec.causal and T != S:
+    return f'{T} causal queries and {S} keys must be equally many'
+  if spec.window is not None and not spec.causal:
+    return 'a window must be causal'
+  return None
+
+
+def _cudnn(q, k, v, spec: calls.Spec):
+  # A constant added to all logits changes no softmax, so spec.bias is left out.
+  window = None if spec.window is None else (spec.window - 1, 0)
+  return jax.nn.dot_product_attention(
+    q, k, v, scale=spec.scale, is_causal=spec.causal, local_window_size=window, implementation='cudnn'
   )
 
 
-def attend_forward(q, k, v, slopes, spec: calls.Spec, interpret: bool | None):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attend(q, k, v, slopes, spec: calls.Spec, how: str | None):
+  return _forward(q, k, v, slopes, spec, how)[0]
+
+
+def _forward(q, k, v, slopes, spec, how):
+  return calls.platform_dependent(functools.partial(calls.forward, spec), how, q, k, v, _slopes_or_zeros(slopes, q))
+
+
+def attend_forward(q, k, v, slopes, spec: calls.Spec, how: str | None):
   """Returns the output and what the backward pass keeps: q, k, v; and (out, lse) for softmax."""
-  out, lse = _forward(q, k, v, slopes, spec, interpret)
+  out, lse = _forward(q, k, v, slopes, spec, how)
   return out, (q, k, v, slopes, None if spec.operation == 'sigmoid' else (out, lse))
 
 
-def attend_backward(spec: calls.Spec, interpret: bool | None, residuals, dout):
+def attend_backward(spec: calls.Spec, how: str | None, residuals, dout):
   q, k, v, slopes, normaliser = residuals
   stats = ()
   if normaliser is not None:
     out, lse = normaliser
     stats = lse, jnp.einsum('BTNH,BTNH->BNT', dout.astype(jnp.float32), out.astype(jnp.float32))
   dq, dk, dv = calls.platform_dependent(
-    functools.partial(calls.backward, spec), interpret, q, k, v, _slopes_or_zeros(slopes, q), dout, stats
+    functools.partial(calls.backward, spec), how, q, k, v, _slopes_or_zeros(slopes, q), dout, stats
   )
   return dq, dk, dv, None
 
@@ -98,7 +150,7 @@ def _slopes_or_zeros(slopes, q):
 
 def _check(q, k, v, operation, window, alibi_slopes, block_q, block_k) -> None:
   if operation not in OPERATIONS:
-    raise unknown('attention operation', operation, OPERATIONS)
+    raise ValueError(f'{operation=} is not one of {", ".join(OPERATIONS)}.')
   shapes = f'q {q.shape}, k {k.shape}, v {v.shape}'
   if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
     raise ValueError(f'{shapes}: expected q [B, T, N, H] and k, v [B, S, K, H].')

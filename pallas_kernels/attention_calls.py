@@ -17,7 +17,10 @@ from jax.experimental.pallas import triton as plgpu
 import jax.numpy as jnp
 
 from pallas_kernels import attention_kernels as kernels
+from pallas_kernels import attention_xla
 
+FASTEST = {'tpu': 'tpu', 'cuda': 'gpu', 'rocm': 'gpu', 'cpu': 'xla'}
+"""By platform, how a call without an `implementation` is computed: the kernels as compiled for 'tpu' or 'gpu', or 'xla'."""
 DEFAULT_BLOCKS = {'tpu': (256, 512), 'gpu': (64, 64), 'interpret': (128, 128)}  # Queries, keys. Not tuned.
 
 
@@ -33,20 +36,28 @@ class Spec:
   alibi: bool
   block_q: int | None
   block_k: int | None
+  num_warps: int = 4
+  """On a GPU: groups of 32 threads that share a block."""
+  num_stages: int = 2
+  """On a GPU: blocks of keys on their way at once."""
 
 
-def platform_dependent(call, interpret: bool | None, *arrays):
-  """Returns call(platform, *arrays) for the platform that the program is lowered for, or interpreted."""
-  if interpret:
-    return call('interpret', *arrays)
-  branches = {name: functools.partial(call, kind) for name, kind in (('tpu', 'tpu'), ('cuda', 'gpu'), ('rocm', 'gpu'))}
-  if interpret is None:
-    branches['cpu'] = functools.partial(call, 'interpret')
+def platform_dependent(call, how: str | None, *arrays):
+  """Returns call(kind, *arrays), its kind chosen when it is lowered for a platform.
+
+  how: 'xla' and 'interpret' are kinds for all platforms; 'pallas' is the kernels, where there are any; None is FASTEST.
+  """
+  if how in ('xla', 'interpret'):
+    return call(how, *arrays)
+  kinds = {'tpu': 'tpu', 'cuda': 'gpu', 'rocm': 'gpu'} if how == 'pallas' else FASTEST
+  branches = {platform: functools.partial(call, kind) for platform, kind in kinds.items()}
   return jax.lax.platform_dependent(*arrays, **branches)
 
 
 def forward(spec: Spec, platform: str, q, k, v, slopes):
   """Returns out [B, T, N, H] and, for softmax, the log-sum-exp [B, N, T]; None for sigmoid."""
+  if platform == 'xla':
+    return attention_xla.forward(spec, q, k, v, slopes)
   (B, T, N, _), rule = q.shape, _rule(spec, platform, q, k)
   q_BNTH, k_BKSH, v_BKSH = _padded(q, rule.block_q, platform), *(_padded(x, rule.block_k, platform) for x in (k, v))
   padded_T = q_BNTH.shape[2]
@@ -55,12 +66,14 @@ def forward(spec: Spec, platform: str, q, k, v, slopes):
   if spec.operation == 'softmax':
     outs.append(((B, N, padded_T, 1), jnp.float32, column))
   ins = [(q_BNTH, query), (k_BKSH, keys), (v_BKSH, keys)]
-  out, *lse = _call(kernels.forward, rule, platform, slopes, (B, N, padded_T // rule.block_q), ins, outs)
+  out, *lse = _call(kernels.forward, spec, rule, platform, slopes, (B, N, padded_T // rule.block_q), ins, outs)
   return _unpadded(out, q), lse[0][:, :, :T, 0] if lse else None
 
 
 def backward(spec: Spec, platform: str, q, k, v, slopes, dout, stats):
   """Returns dq, dk, dv. stats: (lse, delta), each [B, N, T], for softmax; () for sigmoid."""
+  if platform == 'xla':
+    return attention_xla.backward(spec, q, k, v, slopes, dout, stats)
   (B, T, N, _), K, rule = q.shape, k.shape[2], _rule(spec, platform, q, k)
   q_BNTH, dout_BNTH = (_padded(x, rule.block_q, platform) for x in (q, dout))
   k_BKSH, v_BKSH = (_padded(x, rule.block_k, platform) for x in (k, v))
@@ -73,13 +86,13 @@ def backward(spec: Spec, platform: str, q, k, v, slopes, dout, stats):
   ins = [(q_BNTH, query), (k_BKSH, keys), (v_BKSH, keys), (dout_BNTH, query)]
   ins += [(x[..., None], column) for x in stats]
   grid = (B, N, padded_T // rule.block_q)
-  (dq,) = _call(kernels.query_gradient, rule, platform, slopes, grid, ins, [(q_BNTH.shape, q_BNTH.dtype, query)])
+  (dq,) = _call(kernels.query_gradient, spec, rule, platform, slopes, grid, ins, [(q_BNTH.shape, q_BNTH.dtype, query)])
 
   heads_in_rows = lambda x: x.reshape(B, K, -1, padded_H)
   ins = [(heads_in_rows(q_BNTH), group), (k_BKSH, key), (v_BKSH, key), (heads_in_rows(dout_BNTH), group)]
   ins += [(x.reshape(B, K, -1, 1, rule.block_q), rows) for x in stats]
   outs = [(k_BKSH.shape, k_BKSH.dtype, key), (v_BKSH.shape, v_BKSH.dtype, key)]
-  dk, dv = _call(kernels.key_gradients, rule, platform, slopes, (B, K, padded_S // rule.block_k), ins, outs)
+  dk, dv = _call(kernels.key_gradients, spec, rule, platform, slopes, (B, K, padded_S // rule.block_k), ins, outs)
   return _unpadded(dq, q), _unpadded(dk, k), _unpadded(dv, v)
 
 
@@ -127,13 +140,13 @@ def _specs(rule: kernels.Rule, padded_T: int, keys_SH: tuple[int, int]):
   return query, keys, column, group, key, rows
 
 
-def _call(kernel, rule: kernels.Rule, platform: str, slopes_BN, grid, ins, outs):
+def _call(kernel, spec: Spec, rule: kernels.Rule, platform: str, slopes_BN, grid, ins, outs):
   arrays, in_specs = zip(*ins)
   shapes, dtypes, out_specs = zip(*outs)
   blocks = [(spec.block_shape, x.dtype) for x, spec in ins] + [(spec.block_shape, dtype) for _, dtype, spec in outs]
   options = {
     'tpu': lambda: {'compiler_params': _tpu_params(blocks, rule)},
-    'gpu': lambda: {'compiler_params': plgpu.CompilerParams(num_warps=4, num_stages=2)},
+    'gpu': lambda: {'compiler_params': plgpu.CompilerParams(num_warps=spec.num_warps, num_stages=spec.num_stages)},
     'interpret': lambda: {'interpret': True},
   }[platform]()
   slopes_spec = pl.BlockSpec(memory_space=pltpu.SMEM) if platform == 'tpu' else pl.BlockSpec()

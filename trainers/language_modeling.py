@@ -12,35 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm import caches, losses
+from jaxlm import losses
 from jaxlm.analysis.sink_report import sink_sums
-from jaxlm.config import SIGNAL_IDS, ModelConfig
+from jaxlm.config import SIGNAL_IDS
 from jaxlm.data import corpus, directions, packing, sources, tokenizers
 from jaxlm.data.replaced import replace_tokens
 from jaxlm.errors import DataError
-from jaxlm.models.transformer import Transformer, init_params
+from jaxlm.models.transformer import init_params
 from trainers.config import ConfigError
 from trainers.loop import Batch, Task
 from trainers.metrics import plot_sinks
+from trainers.next_token import next_token_loss as next_token_loss
 
 DIRECTIONS = ('forward', 'reverse')
 # The attention-sink paper's metric is defined on sequences of this length; it falls as they grow.
 SINK_TOKENS = 64
-
-
-def next_token_loss(params: Any, batch: dict[str, jax.Array], config: ModelConfig) -> tuple[jax.Array, jax.Array]:
-  """Returns (sum of the negative log-likelihoods of batch['targets'], sum of batch['mask']).
-
-  batch: tokens, targets int32 [B, T] and mask float32 [B, T]; segments and positions int32 [B, T] where documents that
-  share a row must not see each other.
-  """
-  model, variables = Transformer(config), {'params': params}
-  cache = caches.Sequence(batch.get('segments'))
-  hidden_BTD, _ = model.apply(variables, batch['tokens'], batch.get('positions'), cache, method='hidden')
-  matrix_DV = model.apply(variables, method='output_matrix')
-  return losses.chunked_cross_entropy(
-    hidden_BTD, matrix_DV, batch['targets'], batch['mask'], softcap=config.logit_softcap
-  )
 
 
 def load_tokenizer(data: Any, run_directory: str | Path) -> Any:

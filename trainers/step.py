@@ -8,13 +8,14 @@ micro-batches with uneven padding gives the same number. The step knows nothing 
 """
 
 from collections.abc import Callable
-import functools
 from typing import Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
+
+from jaxlm.models import flash
 
 
 @struct.dataclass
@@ -108,8 +109,13 @@ def _with_extras(result):
 
 def data_parallel(train_step: Callable, axis_name: str = 'data') -> Callable:
   """pmaps a step over local devices. State is replicated and keeps its own shape; batch is [devices, B, ...]."""
+
+  def step(state, batch):
+    with flash.on_each_device():
+      return train_step(state, batch, axis_name=axis_name)
+
   return jax.pmap(
-    functools.partial(train_step, axis_name=axis_name),
+    step,
     axis_name=axis_name,
     in_axes=(None, 0),
     out_axes=None,

@@ -6,10 +6,15 @@ over documents (losses and their tokens) or questions (right answers and ones). 
 ones for both models, so that what makes an item hard for both cancels.
 """
 
-import dataclasses
+from __future__ import annotations
 
-from jaxtyping import Num
+import dataclasses
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+  from jaxtyping import Num
 
 
 @dataclasses.dataclass(frozen=True)

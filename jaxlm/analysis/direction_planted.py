@@ -5,14 +5,18 @@ before a spoiled text, 0.5 for a score that knows nothing. The reverse-modeling 
 says that high S means quality: this is a question to it, not a claim.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float
 import numpy as np
 
 from jaxlm.data import dsir
+
+if TYPE_CHECKING:
+  from jaxtyping import Float
 
 BOILERPLATE = (
   'All rights reserved.',

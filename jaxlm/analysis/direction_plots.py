@@ -1,12 +1,17 @@
 """The picture of a file of scores: how S is distributed, and how it spreads with a text's length."""
 
-from pathlib import Path
+from __future__ import annotations
 
-from jaxtyping import Int
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from jaxlm.analysis.direction_files import Scores
 from jaxlm.analysis.sink_plots import wrapped
+
+if TYPE_CHECKING:
+  from jaxtyping import Int
 
 DOMAINS = 6
 

@@ -3,14 +3,19 @@
 A selector whose scores only say "not a list", "long" or "easy" could be replaced by a rule; so they are compared.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 import re
+from typing import TYPE_CHECKING
 
-from jaxtyping import Float, Int
 import numpy as np
 
 from jaxlm.analysis.direction_files import Scores
 from jaxlm.analysis.laziness_scores import rank_correlation
+
+if TYPE_CHECKING:
+  from jaxtyping import Float, Int
 
 QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 WORDS = 256

@@ -7,13 +7,18 @@ A document is cut into chunks first, and each chunk is reversed: so the same tar
 not see each other. Letters: S = T + 1 ids of a row, of which T are inputs and T are targets.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+from typing import TYPE_CHECKING
 
-from jaxtyping import Float, Int
 import numpy as np
 
 from jaxlm.data.reverse import reverse
+
+if TYPE_CHECKING:
+  from jaxtyping import Float, Int
 
 Rows = dict[str, np.ndarray]
 """tokens, targets, segments, positions: int32 [B, T]. Segment 0 is padding; what its targets cost does not matter."""

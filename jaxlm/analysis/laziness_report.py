@@ -6,12 +6,14 @@
 maps there are never more than [N, queries, S] of one layer.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 import numpy as np
 
 from jaxlm.analysis import laziness_scores
@@ -22,6 +24,9 @@ from jaxlm.caches.scored import UNSCORED, Scored
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import Transformer
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Int
 
 RECENT = 1020
 """Recent tokens, for prompts that are at least four times as long."""

@@ -7,13 +7,14 @@ padded on the right to one of few lengths, and computed in batches of one size: 
 Letters: C positions that are scored before the last one, K last tokens of a row.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from jaxlm.config import ModelConfig
@@ -22,6 +23,9 @@ from jaxlm.language_model import LanguageModel
 from jaxlm.lengths import bucket
 from jaxlm.losses import slice_logits
 from jaxlm.models.transformer import Transformer, cap
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Bool, Float, Int
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """(context, continuation), ids."""

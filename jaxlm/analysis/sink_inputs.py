@@ -1,15 +1,19 @@
 """The three inputs on which the attention-sink paper (https://arxiv.org/abs/2410.10781) looks for sinks."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 import itertools
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from jaxtyping import Int
 import numpy as np
 
 from jaxlm import errors
 from jaxlm.data import sources
 from jaxlm.language_model import LanguageModel
+
+if TYPE_CHECKING:
+  from jaxtyping import Int
 
 Kind = Literal['natural', 'random', 'repeated']
 READ = 50  # documents read per sequence wanted: enough to shuffle, and a huge source is not read to its end

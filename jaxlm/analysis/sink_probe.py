@@ -4,13 +4,14 @@ A `Probe` attends as `caches.Sequence` does and keeps, of each layer, only what 
 maps, never the maps of all layers, and of one layer no more than [B, N, chunk, S] at a time.
 """
 
+from __future__ import annotations
+
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Int
 import numpy as np
 
 from jaxlm.analysis import sink_scores
@@ -18,6 +19,9 @@ from jaxlm.caches.full import Sequence, heads_first
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.attention import AttentionRule, attend, attention_weights
 from jaxlm.models.transformer import Transformer
+
+if TYPE_CHECKING:
+  from jaxtyping import Int
 
 
 @struct.dataclass

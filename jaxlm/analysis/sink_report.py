@@ -4,14 +4,15 @@ Three numbers belong together (https://arxiv.org/abs/2410.10781 scores operation
 proxy is blind to how much a head attends at all, raw scores are not, and row mass says which of the two to believe.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 import numpy as np
 
 from jaxlm.analysis import sink_scores
@@ -19,6 +20,9 @@ from jaxlm.analysis.sink_probe import Probe, check_tokens
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import Transformer
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
 
 EPS = 0.3
 PRINTED = 10

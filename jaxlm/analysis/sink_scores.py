@@ -11,10 +11,15 @@ Maps are [..., T, S] float: T queries, S = T keys, or S = T + 1 when a slot (a k
 queries, stands before them at index 0. A model with a sink token has square maps of T + 1 tokens, nothing special.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
 
 SHORTEST = 16
 

@@ -13,9 +13,9 @@ What drafting needs is asked of the caches that decode, and used by `Branch`, a 
   appended(keys, values, positions, here) -> cache         adds tokens to all layers
 """
 
-from typing import Any, Protocol
+from __future__ import annotations
 
-from jaxtyping import Array, Float, Int
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jaxlm.caches.branch import Branch as Branch
 from jaxlm.caches.full import FullCache as FullCache
@@ -26,6 +26,9 @@ from jaxlm.caches.packed import Packed as Packed
 from jaxlm.caches.slots import New as New
 from jaxlm.caches.slots import Slots as Slots
 from jaxlm.models.attention import AttentionRule
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
 
 
 class Cache(Protocol):

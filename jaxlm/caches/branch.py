@@ -1,15 +1,19 @@
 """Tokens beside a cache that is only read, so that taking them back costs nothing: a draft's, or a tree's to be verified."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from jaxlm.caches.slots import New
 from jaxlm.config import ModelConfig
 from jaxlm.models.attention import AttentionRule
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Int
 
 
 @struct.dataclass

@@ -7,7 +7,6 @@ import shutil
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from jaxlm.cache_config import KiviConfig
 from jaxlm.caches.full import FullCache
@@ -31,6 +30,8 @@ def save(folder: str | Path, cache: Any, notes: dict[str, Any]) -> None:
   arrays: dict[str, jax.Array] = {}
   described = _described(cache, arrays)
   (half / 'cache.json').write_text(json.dumps({'cache': described, 'notes': notes}) + '\n')
+  import orbax.checkpoint as ocp  # Here, so that decoding needs no Orbax.
+
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(half / 'arrays', arrays)
   half.rename(folder)
@@ -38,6 +39,8 @@ def save(folder: str | Path, cache: Any, notes: dict[str, Any]) -> None:
 
 def load(folder: str | Path) -> tuple[Any, dict[str, Any]]:
   """Returns (cache, notes). Raises CheckpointError naming the folder if it holds no cache or a damaged one."""
+  import orbax.checkpoint as ocp
+
   folder = Path(folder).absolute()
   try:
     saved = json.loads((folder / 'cache.json').read_text())

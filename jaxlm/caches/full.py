@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxlm.caches.rows import heads_first, write_rows
 from jaxlm.caches.slots import New, beside
 from jaxlm.config import ModelConfig
+from jaxlm.models import flash
 from jaxlm.models.attention import AttentionRule, attend, dot
 
 
@@ -22,6 +23,8 @@ class Sequence:
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     del layer, positions  # Within a row, order is index: positions restart at document borders.
+    if self.segments is None and flash.is_default(rule, q):
+      return flash.attend(q, k, v, rule), self
     index_1T, mask_BTS = jnp.arange(q.shape[1])[None], None
     if self.segments is not None:
       segments_BT = self.segments
@@ -65,10 +68,13 @@ class FullCache:
     return self
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
-    k, v = (heads_first(x).astype(self.keys[layer].dtype) for x in (k, v))
-    if self.empty[layer]:  # Prefill: the new tokens are all there is, so unused slots need not be read.
+    k, v = (x.astype(self.keys[layer].dtype) for x in (k, v))
+    in_prompt = self.empty[layer]  # The new tokens are all there is, so unused slots need not be read.
+    out = flash.attend(q, k, v, rule) if in_prompt and flash.is_default(rule, q) and q.dtype == k.dtype else None
+    k, v = heads_first(k), heads_first(v)
+    if in_prompt:
       write = lambda slots, new: jax.lax.dynamic_update_slice(slots, new, (0, 0, 0, 0))
-      out = in_order(q, k, v, rule)
+      out = in_order(q, k, v, rule) if out is None else out
       keys, values = write(self.keys[layer], k), write(self.values[layer], v)
     else:
       keys, values = (

@@ -5,14 +5,19 @@
 per group: of consecutive tokens of one channel for keys, of consecutive channels of one token for values.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
 
 from jaxlm.cache_config import KiviConfig as KiviConfig
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, UInt8
 
 
 @struct.dataclass

@@ -5,15 +5,21 @@ The layout of KIVI (https://arxiv.org/abs/2402.02750). Of n tokens, keys are qua
 really gone, and attention reads the codes themselves.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from jaxlm.caches.kivi import KiviConfig, Quantized, quantize_keys, quantize_values
 from jaxlm.caches.rows import heads_first, mix_rows, score_rows, write_rows
 from jaxlm.caches.slots import EMPTY, New, Slots, append_each, beside, of_rows, take_slots, write_positions
 from jaxlm.models.attention import AttentionRule, attend_by, dot
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Int
 
 
 @struct.dataclass

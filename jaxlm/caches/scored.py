@@ -5,16 +5,20 @@
 (https://arxiv.org/abs/2410.13846). `Scored` measures while it attends; it computes [m, S] weights per layer, never [T, T].
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.caches.full import FullCache
 from jaxlm.caches.rows import heads_first
 from jaxlm.models.attention import EPS, AttentionRule, attention_weights
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Bool, Float, Int
 
 # Operations whose weights can be negative, so that no share of them is a ratio.
 UNSCORED = ('identity', 'identity_norm', 'mlp', 'mlp_norm')

@@ -4,15 +4,19 @@ Keys keep the rotation of their own positions, so distances to later queries sta
 queries use those that `rows` names (see jaxlm.caches.rows), so that the rows of several layers can be one array.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from jaxlm.caches.rows import heads_first, mix_rows, score_rows, write_rows
 from jaxlm.models.attention import AttentionRule, attend_by, dot
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
 
 EMPTY = 1 << 30  # The position of a slot without a token: in the future of every query, so that none sees it.
 

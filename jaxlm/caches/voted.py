@@ -5,17 +5,21 @@ https://arxiv.org/abs/2404.14469) or over all of them (H2O, https://arxiv.org/ab
 prompt.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from jaxlm.caches.full import FullCache
 from jaxlm.caches.rows import heads_first
 from jaxlm.caches.slots import EMPTY, Slots, take_slots
 from jaxlm.models.attention import AttentionRule, attention_weights
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
 
 CHUNK = 256  # Queries whose weights exist at the same time.
 

@@ -8,14 +8,19 @@ probability 1e-8; here it is CRC-32, which is far faster, and every bucket is se
 target 1e-8 would decide everything.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 import re
+from typing import TYPE_CHECKING
 import zlib
 
-from jaxtyping import Float, Int
 import numpy as np
 
 from jaxlm import errors
+
+if TYPE_CHECKING:
+  from jaxtyping import Float, Int
 
 BUCKETS = 10_000
 _WORDS = re.compile(r'\w+|[^\w\s]+')

@@ -7,8 +7,14 @@ Both directions predict the same N + 1 targets from BOS on, so their losses comp
 within itself; a part of a document that the row cuts off is reversed as it is, and lacks BOS, EOS or both.
 """
 
-from jaxtyping import Bool, Int
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+  from jaxtyping import Bool, Int
 
 
 def reverse(

@@ -6,12 +6,17 @@ The rules are the reverse-modeling paper's (highest S, https://arxiv.org/abs/241
 is decided in the order of ids, so neither the order of the rows nor that of shards changes what is kept.
 """
 
-import dataclasses
+from __future__ import annotations
 
-from jaxtyping import Bool, Float, Int
+import dataclasses
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from jaxlm import errors
+
+if TYPE_CHECKING:
+  from jaxtyping import Bool, Float, Int
 
 RULES = {
   'highest': 'the highest scores: easier in reverse',

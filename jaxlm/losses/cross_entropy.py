@@ -11,11 +11,16 @@ so the head's product is computed once, not again in the backward pass, and only
 `token_nll` walks alike and keeps each token's loss apart.
 """
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int, Num
 
 # Every slice reads and writes the whole of dW, so it should hold enough tokens to be worth that.
 SLICE_TOKENS = 256

@@ -7,15 +7,20 @@ function from float32 logits and a mask to weights, and one entry in OPERATIONS.
 similarity is a kernel, phi(q) . phi(k) / sqrt(H), get queries and keys that the block has already put through phi.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.config import ModelConfig
 from jaxlm.models.schemes import distance_scores
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Bool, Float, Int
 
 EPS = 1e-8
 

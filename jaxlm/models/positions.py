@@ -5,13 +5,18 @@
 in the half-split layout of Hugging Face checkpoints (GGUF stores the interleaved one; jaxlm.io.gguf undoes that).
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 import numpy as np
 
 from jaxlm.config import ModelConfig
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
 
 
 def rope_frequencies(config: ModelConfig, length: Int[Array, ' B'] | int) -> tuple[Float[Array, 'B R/2'], float]:

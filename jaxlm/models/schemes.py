@@ -6,11 +6,16 @@ relative_t5    s_ij + table_h[bucket(i - j)], learned           https://arxiv.or
 relative_paper s_ij + bucket(i - j)                             as the attention-sink paper's code has it
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 import numpy as np
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
 
 BUCKETS, MAX_DISTANCE = 32, 128
 

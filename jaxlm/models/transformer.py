@@ -6,20 +6,24 @@ or both at once from the same x (`parallel_residual`). Layers are unrolled (`lay
 whatever the cache makes of (layer, q, k, v): training passes `caches.Sequence`, decoding a cache that grows.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from jaxlm import caches
 from jaxlm.config import ModelConfig
 from jaxlm.models import positions as rope
 from jaxlm.models.attention import KERNELS, layer_rule
 from jaxlm.models.schemes import BUCKETS, sinusoids
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
 
 ACTIVATIONS = {
   'silu': jax.nn.silu,

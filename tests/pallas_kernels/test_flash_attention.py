@@ -1,4 +1,4 @@
-"""The kernels against dense attention, interpreted. Blocks of 32 and 64, so that every case has several of both."""
+"""The kernels, interpreted, and the XLA form against dense attention. Blocks and pieces are small, so that each case has several."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm.models import attention as model_attention
-from pallas_kernels import flash_attention
+from pallas_kernels import attention_xla, flash_attention
 from pallas_kernels.attention import attend_forward
 from pallas_kernels.attention_calls import Spec
 from tests.pallas_kernels import dense
@@ -80,6 +80,35 @@ def test_float32_matches_dense(operation, lengths, N, K, H, options):
   all_close(dense.with_gradients(kernel, *arrays), dense.with_gradients(reference, *arrays), 1e-5)
 
 
+@pytest.fixture
+def small_pieces(monkeypatch):
+  """Takes 16 queries at a time."""
+  monkeypatch.setattr(attention_xla, 'PIECE_WEIGHTS', 1)
+
+
+@pytest.mark.parametrize('operation, lengths, N, K, H, options', CASES[::2])
+def test_the_xla_form_matches_dense(operation, lengths, N, K, H, options, small_pieces):
+  arrays = inputs(*lengths, N, K, H)
+  _, reference = kernel_and_dense(operation, **options)
+  xla = functools.partial(flash_attention, **reference.keywords, implementation='xla')
+  all_close(dense.with_gradients(xla, *arrays), dense.with_gradients(reference, *arrays), 1e-5)
+
+
+def test_the_xla_form_never_holds_all_weights():
+  x = jax.ShapeDtypeStruct((1, 4096, 8, 64), jnp.bfloat16)
+  grad = jax.grad(lambda *qkv: flash_attention(*qkv, operation='sigmoid').astype(jnp.float32).sum(), argnums=(0, 1, 2))
+  largest = max(int(np.prod(s or (1,))) for s in shapes_in(jax.make_jaxpr(grad)(x, x, x).jaxpr))
+  assert largest <= attention_xla.PIECE_WEIGHTS < 8 * 4096**2
+
+
+def shapes_in(jaxpr):
+  """Yields the shapes of all values of a program, with those of its inner programs."""
+  for equation in jaxpr.eqns:
+    yield from (v.aval.shape for v in equation.outvars if hasattr(v.aval, 'shape'))
+    for inner in jax.core.jaxprs_in_params(equation.params):
+      yield from shapes_in(inner)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('operation', ['sigmoid', 'softmax'])
 def test_float32_matches_dense_over_many_blocks(operation):
@@ -115,7 +144,7 @@ def test_sigmoid_keeps_queries_keys_and_values_only():
 def test_the_forward_rule_keeps_its_own_arguments():
   q, k, v, _ = inputs(32, 32, 4, 2, 32)
   spec = Spec('sigmoid', causal=True, window=None, scale=1.0, bias=0.0, alibi=False, block_q=32, block_k=64)
-  _, residuals = attend_forward(q, k, v, None, spec, True)
+  _, residuals = attend_forward(q, k, v, None, spec, 'interpret')
   leaves = jax.tree.leaves(residuals)
   assert len(leaves) == 3 and leaves[0] is q and leaves[1] is k and leaves[2] is v
 
@@ -162,10 +191,11 @@ def test_padded_keys_weigh_nothing():
   np.testing.assert_array_equal(out, np.full(out.shape, 35.0))
 
 
+@pytest.mark.parametrize('how', [BLOCKS, {'implementation': 'xla'}], ids=['kernel', 'xla'])
 @pytest.mark.parametrize('operation', ['sigmoid', 'softmax'])
-def test_rows_that_see_nothing_are_zero_and_send_no_gradient(operation):
+def test_rows_that_see_nothing_are_zero_and_send_no_gradient(operation, how):
   q, k, v, dout = inputs(97, 40, 2, 1, 32)
-  kernel = functools.partial(flash_attention, operation=operation, bias=3.0, **BLOCKS)
+  kernel = functools.partial(flash_attention, operation=operation, bias=3.0, **how)
   out, dq, *_ = results = dense.with_gradients(kernel, q, k, v, dout)
   assert all(np.isfinite(x).all() for x in results)
   all_close([out], [dense.attention(q, k, v, operation, bias=3.0)], 1e-5)
@@ -175,7 +205,7 @@ def test_rows_that_see_nothing_are_zero_and_send_no_gradient(operation):
 
 def test_float16_and_default_blocks():
   arrays = inputs(60, 60, 2, 1, 32, jnp.float16)[:3]
-  actual = flash_attention(*arrays, operation='sigmoid')
+  actual = flash_attention(*arrays, operation='sigmoid', interpret=True)
   assert actual.dtype == jnp.float16
   all_close([actual], [dense.attention(*(x.astype(jnp.float32) for x in arrays), operation='sigmoid')], 2e-3)
 
@@ -190,7 +220,9 @@ def test_maps_over_an_axis_and_over_devices():
 @pytest.mark.parametrize(
   'change, message',
   [
-    ({'operation': 'sigmod'}, "Did you mean 'sigmoid'"),
+    ({'operation': 'sigmod'}, "operation='sigmod' is not one of softmax, sigmoid"),
+    ({'implementation': 'triton'}, "implementation='triton' is not one of pallas, xla, cudnn"),
+    ({'implementation': 'cudnn'}, 'not float32'),
     ({'window': 0}, 'window=0'),
     ({'block_q': 48}, 'block_q=48'),
     ({'block_k': 8}, 'block_k=8'),

@@ -44,4 +44,4 @@ def test_lowers_without_the_device(platform, dtype, operation, kernels):
 def test_a_cpu_has_no_kernel_to_compile():
   x = jnp.ones((1, 16, 1, 16))
   with pytest.raises(NotImplementedError):
-    flash_attention(x, x, x, interpret=False)
+    flash_attention(x, x, x, implementation='pallas')

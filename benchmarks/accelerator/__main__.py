@@ -1,0 +1,75 @@
+"""python -m benchmarks.accelerator: what the library does on a GPU or TPU, in six minutes; see the package.
+
+  python -m benchmarks.accelerator --out accelerator.json                 all parts
+  python -m benchmarks.accelerator --parts attention training --seconds 200
+  python -m benchmarks.accelerator --tiny                                 proves every part on a CPU in a minute
+
+`python -m benchmarks.report FILE` makes tables of what was written.
+"""
+
+import argparse  # The machines that this is for may have nothing but jax, flax, optax and numpy.
+import importlib
+import os
+from pathlib import Path
+
+from benchmarks.accelerator.record import Record
+from benchmarks.accelerator.setting import ACCELERATOR, TINY
+
+PARTS = {
+  'chip': 'matrix product and copy: what all else is a ratio to',
+  'agreement': 'the same tokens and losses as on the CPU',
+  'attention': 'flash attention: right, and how fast',
+  'training': 'training steps of 135M and 1B models',
+  'decoding': 'a 1B model over full, lazy and quantised caches',
+  'speculation': 'what drafting and verifying cost, and the gain predicted',
+  'blocks': "sizes of the attention kernels' blocks, tried one by one; only if asked for",
+}
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+  parts = '\n'.join(f'  {name:<12} {what}' for name, what in PARTS.items())
+  parser = argparse.ArgumentParser(
+    prog='python -m benchmarks.accelerator', formatter_class=argparse.RawDescriptionHelpFormatter,
+    description='Measures the library on the GPU or TPU of this machine.', epilog=f'parts:\n{parts}',
+  )  # fmt: skip
+  parser.add_argument(
+    '--parts', nargs='+', choices=PARTS, default=list(PARTS), metavar='PART', help='parts to run (all)'
+  )
+  parser.add_argument(
+    '--seconds', type=float, default=360, help='bound of the whole, compilation included (%(default)s)'
+  )
+  parser.add_argument('--tiny', action='store_true', help='small sizes, whose times mean nothing, to try it on a CPU')
+  parser.add_argument('--out', type=Path, help='JSON file (benchmarks/results/accelerator_DEVICE.json; tiny: none)')
+  return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the parts; returns 1 if anything that was checked is wrong or failed."""
+  args = arguments(argv)
+  # Before JAX is imported: PyTorch, beside us, needs memory too.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  import jax
+
+  from benchmarks import report
+
+  device = jax.devices()[0]
+  if device.platform == 'cpu' and not args.tiny:
+    raise SystemExit('JAX sees no GPU or TPU here. --tiny proves the code on a CPU.')
+  if args.out is None:
+    name = device.device_kind.lower().replace(' ', '_')
+    args.out = Path(os.devnull) if args.tiny else report.RESULTS / f'accelerator_{name}.json'
+  setting = TINY if args.tiny else ACCELERATOR
+  record = Record(
+    args.out, report.machine(), {'tiny': args.tiny, 'parts': args.parts, 'seconds': args.seconds}, args.seconds
+  )
+  record.watch()
+  for name in args.parts:
+    cases = importlib.import_module(f'benchmarks.accelerator.{name}').cases
+    record.run_part(name, lambda cases=cases: cases(setting))
+  wrong = [row for row in record.contents['rows'] if 'error' in row or row.get('right') is False]
+  print(f'{len(record.contents["rows"])} rows, {len(wrong)} of them wrong or failed. Written to {args.out}.')
+  return int(bool(wrong))
+
+
+if __name__ == '__main__':
+  raise SystemExit(main())

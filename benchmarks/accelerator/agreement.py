@@ -1,0 +1,123 @@
+"""The same tokens and the same losses as on the host's CPU: float32, matrix products at the highest precision.
+
+Decoders beside plain decoding must give its tokens on the chip too, where they promise that.
+"""
+
+from collections.abc import Callable, Iterator
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.accelerator.record import Case
+from benchmarks.accelerator.setting import Setting
+from benchmarks.accelerator.timing import random_params
+import decoders
+from decoders.simlayerkv import KiviConfig, LazyConfig
+from decoders.skip_sets import SkipSet
+from decoders.speculative import PromptLookup
+from decoders.swift import SwiftConfig
+from jaxlm.config import ModelConfig
+from jaxlm.language_model import LanguageModel
+from trainers.config import OptimizerConfig
+from trainers.next_token import next_token_loss
+from trainers.optimizer import make_optimizer
+from trainers.step import data_parallel, init_state, make_train_step
+
+MODEL = ModelConfig(
+  num_layers=4, model_dim=64, mlp_dim=128, num_heads=4, num_kv_heads=2, head_dim=16, vocab_size=256, max_length=256,
+  dtype='float32',
+)  # fmt: skip
+NEW_TOKENS = 24
+LAZY = LazyConfig(n_full=2, n_initial=2, n_recent=8, stage='prefill', layout='static')
+SKIPPED = SwiftConfig(search=False, guard=False, skip=SkipSet(attention=(1, 2), mlp=(2,)), skip_ratio=0.75)
+PLAIN = {
+  'plain': {},
+  'lazy': {'lazy': LAZY},
+  'lazy, pooled': {'lazy': LAZY.replace(layout='pooled')},
+  'lazy, 4 bits': {'lazy': LAZY.replace(quant=KiviConfig(4, 16, 16))},
+  'prompt lookup': {'drafter': PromptLookup()},
+  'SWIFT': {'swift': SKIPPED},
+}
+LOSSLESS = ('prompt lookup', 'SWIFT')
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+  for attention in ('softmax', 'sigmoid'):
+    for name in PLAIN:
+      if attention == 'softmax' and not (setting.tiny and name in ('lazy', 'lazy, pooled')) or name == 'plain':
+        labels = {'decoder': name, 'attention': attention}
+        yield Case('tokens', labels, lambda name=name, a=attention: tokens(name, a))
+  yield Case('losses of three steps', {}, losses)
+
+
+def model(config: ModelConfig, device: jax.Device) -> LanguageModel:
+  """Returns a model whose likeliest tokens are well ahead of the others: its weights are wide."""
+  with jax.default_device(jax.devices('cpu')[0]):
+    params = jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, random_params(config, 'float32'))
+  return LanguageModel(config, jax.device_put(params, device))
+
+
+def on(device: jax.Device, call: Callable[[], Any]) -> Any:
+  with jax.default_device(device), jax.default_matmul_precision('highest'):
+    return call()
+
+
+def generate(name: str, attention: str, device: jax.Device) -> np.ndarray:
+  config = MODEL.replace(attention=attention, attention_offset='neg_log_n' if attention == 'sigmoid' else 0.0)
+  lm, options = model(config, device), PLAIN[name]
+  rng = np.random.default_rng(0)
+  prompts = [(list(rng.integers(0, 256, 6)) * 8)[:n] for n in (40, 23, 31)]  # They repeat themselves, for lookup.
+  way = {
+    'drafter': decoders.speculative.generate,
+    'lazy': decoders.simlayerkv.generate,
+    'swift': decoders.swift.generate,
+  }
+  run = way[next(iter(options))] if options else decoders.generate
+  return on(device, lambda: run(lm, prompts, max_new_tokens=NEW_TOKENS, eos_id=None, **options).tokens)
+
+
+@functools.cache
+def plain_tokens(attention: str) -> np.ndarray:
+  return generate('plain', attention, jax.devices()[0])
+
+
+def tokens(name: str, attention: str) -> dict[str, Any]:
+  here = generate(name, attention, jax.devices()[0])
+  host = generate(name, attention, jax.devices('cpu')[0])
+  row = {'tokens': here.size, 'as on the CPU': int((here == host).sum()), 'different tokens': len(np.unique(here))}
+  right = bool((here == host).all())
+  if name in LOSSLESS:
+    row['as plain decoding'] = int((here == plain_tokens(attention)).sum())
+    right &= row['as plain decoding'] == here.size
+  return row | {'right': right}
+
+
+def losses() -> dict[str, Any]:
+  rows = 2 * jax.local_device_count()
+  batch = {
+    'tokens': jax.random.randint(jax.random.key(1), (rows, 32), 0, 256),
+    'targets': jax.random.randint(jax.random.key(2), (rows, 32), 0, 256),
+    'mask': jnp.ones((rows, 32), jnp.float32),
+  }
+  optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=0), steps=100)
+  config = MODEL.replace(num_layers=2)
+  step = make_train_step(lambda p, b, _: next_token_loss(p, b, config), optimizer.tx)
+
+  def three(step, batch, device) -> list[float]:
+    state, found = init_state(model(config, device).params, optimizer.tx), []
+    for _ in range(3):
+      state, metrics = step(state, batch)
+      found.append(float(metrics['loss']))
+    return found
+
+  here, cpu = jax.devices()[0], jax.devices('cpu')[0]
+  jitted = on(here, lambda: three(jax.jit(step), batch, here))
+  apart = jax.tree.map(lambda x: np.asarray(x).reshape(jax.local_device_count(), 2, *x.shape[1:]), batch)
+  mapped = on(here, lambda: three(data_parallel(step), apart, here))
+  host = on(cpu, lambda: three(jax.jit(step), jax.device_put(batch, cpu), cpu))
+  far = lambda a, b: float(np.max(np.abs(np.subtract(a, b)) / np.abs(b)))
+  row = {'jit': jitted[-1], 'pmap from jit': far(mapped, jitted), 'from the CPU': far(jitted, host)}
+  return row | {'right': row['pmap from jit'] < 1e-5 and row['from the CPU'] < 1e-4}

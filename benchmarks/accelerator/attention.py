@@ -1,0 +1,157 @@
+"""`flash_attention` on the chip: right, against float64 on the host, and how fast, beside `jax.nn.dot_product_attention`.
+
+A visible pair of query and key costs two products of the head's size forward and five backward; hidden pairs are not counted.
+"""
+
+from collections.abc import Callable, Iterator
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.accelerator.record import Case
+from benchmarks.accelerator.setting import Setting
+from benchmarks.accelerator.timing import Compiled, seconds
+from pallas_kernels import attention_calls, flash_attention
+
+CHECKED = {
+  'causal': {},
+  'window of 100': {'window': 100},
+  'ALiBi': {'alibi_slopes': np.float32([0.01, 0.03, 0.1, 0.3])},
+}
+LIMITS = {'bfloat16': 1e-2, 'float32': 1e-5}
+"""Of |x - exact| / |exact|, over all numbers of a result."""
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+  yield from checks(setting)
+  yield from times(setting)
+
+
+def implementations(setting: Setting, operation: str) -> dict[str, Callable]:
+  """Returns functions of (q, k, v, options) by name."""
+  ours = lambda q, k, v, **options: flash_attention(q, k, v, operation=operation, **options)
+  found = {'xla': functools.partial(ours, implementation='xla')}
+  if jax.default_backend() != 'cpu':
+    found['pallas'] = functools.partial(ours, implementation='pallas')
+  elif setting.tiny:
+    found['pallas'] = functools.partial(ours, interpret=True)
+  if operation == 'softmax' and jax.default_backend() == 'gpu':
+    found['cudnn'] = functools.partial(ours, implementation='cudnn')
+  return found
+
+
+def checks(setting: Setting) -> Iterator[Case]:
+  head_dims = (16,) if setting.tiny else (64, 128)
+  for operation in ('softmax', 'sigmoid'):
+    for dtype in ('bfloat16', 'float32'):
+      for head_dim in head_dims:
+        for what, options in CHECKED.items():
+          if setting.tiny and what != 'ALiBi':
+            continue
+          arrays = drawn(40 if setting.tiny else 320, 4, 2, head_dim, dtype)
+          for name, attend in implementations(setting, operation).items():
+            if name == 'cudnn' and (dtype == 'float32' or what == 'ALiBi'):
+              continue
+            labels = {'operation': operation, 'dtype': dtype, 'head': head_dim, 'mask': what, 'implementation': name}
+            yield Case(
+              'attention against float64',
+              labels,
+              lambda a=arrays, f=attend, o=options, op=operation: check(a, f, op, o),
+            )
+
+
+def drawn(T: int, N: int, K: int, H: int, dtype: str, B: int = 1) -> list[jax.Array]:
+  """Returns q, k, v and the output's gradient."""
+  shapes = (B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, N, H)
+  return [jax.random.normal(jax.random.key(i), shape, dtype) for i, shape in enumerate(shapes)]
+
+
+def check(arrays: list[jax.Array], attend: Callable, operation: str, options: dict[str, Any]) -> dict[str, Any]:
+  def run(q, k, v, dout):
+    out, vjp = jax.vjp(lambda *qkv: attend(*qkv, **options), q, k, v)
+    return out, *vjp(dout)
+
+  results = jax.jit(run)(*arrays)
+  exact = in_float64(*(np.asarray(x, np.float64) for x in arrays), operation=operation, **options)
+  error = lambda x, e: float(np.linalg.norm(np.asarray(x, np.float64) - e) / np.linalg.norm(e))
+  errors = {name: error(x, e) for name, x, e in zip(('out', 'dq', 'dk', 'dv'), results, exact)}
+  return errors | {'right': max(errors.values()) < LIMITS[arrays[0].dtype.name]}
+
+
+def in_float64(
+  q, k, v, dout, *, operation: str, window: int | None = None, alibi_slopes=None
+) -> tuple[np.ndarray, ...]:
+  """Returns out, dq, dk and dv in NumPy, by the formulas of pallas_kernels.attention_kernels."""
+  T, N, H = q.shape[1:]
+  K = k.shape[2]
+  heads_first = lambda x: x.swapaxes(1, 2)
+  q, k, v, dout = heads_first(q), *(np.repeat(heads_first(x), N // K, axis=1) for x in (k, v)), heads_first(dout)
+  distance = np.arange(T)[:, None] - np.arange(T)[None]
+  logits = q @ k.swapaxes(2, 3) * H**-0.5
+  if alibi_slopes is not None:
+    logits = logits - np.float64(alibi_slopes)[None, :, None, None] * np.abs(distance)
+  visible = (distance >= 0) & (distance < (window or T))
+  if operation == 'sigmoid':
+    w = np.where(visible, 1 / (1 + np.exp(-logits)), 0)
+  else:
+    w = np.where(visible, np.exp(logits - np.where(visible, logits, -np.inf).max(axis=-1, keepdims=True)), 0)
+    w = w / w.sum(axis=-1, keepdims=True)
+  out, dw = w @ v, dout @ v.swapaxes(2, 3)
+  dlogits = w * (1 - w) * dw if operation == 'sigmoid' else w * (dw - (dout * out).sum(axis=-1, keepdims=True))
+  dq, dk, dv = dlogits @ k * H**-0.5, dlogits.swapaxes(2, 3) @ q * H**-0.5, w.swapaxes(2, 3) @ dout
+  of_group = lambda x: x.reshape(x.shape[0], K, N // K, T, H).sum(axis=2)
+  return tuple(map(heads_first, (out, dq, of_group(dk), of_group(dv))))
+
+
+def times(setting: Setting) -> Iterator[Case]:
+  lowered, rows = {}, []
+  for T, N, K, H in setting.attention:
+    B = max(1, setting.attention_tokens // T)
+    arrays = [jax.ShapeDtypeStruct((B, T, n, H), jnp.bfloat16) for n in (N, K, K, N)]
+    for operation in ('softmax', 'sigmoid'):
+      attends = implementations(setting, operation)
+      if operation == 'softmax' and T < 16384:  # The weights of all heads would not fit.
+        attends['jax.nn, xla'] = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation='xla')
+      for name, attend in attends.items():
+        rows.append((B, T, N, K, H, operation, name))
+        for way, run in (('forward', attend), ('both', with_backward(attend))):
+          args = arrays if way == 'both' else arrays[:3]
+          lowered[(*rows[-1], way)] = lambda run=run, args=args: jax.jit(run).lower(*args)
+  programs = Compiled(lowered)
+  programs.wait()
+  for row in rows:
+    labels = dict(zip(('batch', 'T', 'heads', 'key heads', 'head', 'operation', 'implementation'), row))
+    labels['default'] = row[-1] == default(row[-2])
+    yield Case('attention, bfloat16, causal', labels, lambda row=row: time_of(programs, row, setting))
+
+
+def with_backward(attend: Callable) -> Callable:
+  def run(q, k, v, dout):
+    out, vjp = jax.vjp(attend, q, k, v)
+    return out, vjp(dout)
+
+  return run
+
+
+def default(operation: str) -> str:
+  """Returns the implementation that `flash_attention` takes here for causal attention in bfloat16, where none is asked for."""
+  device = jax.devices()[0]
+  if operation == 'softmax' and device.device_kind.startswith('NVIDIA'):
+    return 'cudnn'
+  platform = 'cuda' if device.device_kind.startswith('NVIDIA') else device.platform
+  return 'xla' if attention_calls.FASTEST[platform] == 'xla' else 'pallas'
+
+
+def time_of(programs: Compiled, row: tuple, setting: Setting) -> dict[str, float]:
+  B, T, N, K, H, *_ = row
+  arrays = drawn(T, N, K, H, 'bfloat16', B)
+  flops = 2 * B * N * T * (T + 1) / 2 * H  # of one product
+  found = {}
+  for way, products, args in (('forward', 2, arrays[:3]), ('both', 7, arrays)):
+    program = programs[(*row, way)]
+    taken = seconds(lambda program=program, args=args: program(*args), setting.min_seconds, setting.repeats)
+    found |= {f'{way} ms': 1e3 * taken, f'{way} TFLOP/s': products * flops / taken / 1e12}
+  return found

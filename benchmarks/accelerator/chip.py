@@ -1,0 +1,52 @@
+"""What the chip reaches on the two things that all else is made of: a large matrix product, and a copy."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.accelerator.record import Case
+from benchmarks.accelerator.setting import Setting
+from benchmarks.accelerator.timing import seconds
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+  for dtype, precision in (('bfloat16', 'default'), ('float32', 'default'), ('float32', 'highest')):
+    yield Case(
+      'matrix product', {'dtype': dtype, 'precision': precision}, lambda d=dtype, p=precision: matmul(setting, d, p)
+    )
+  yield Case('memory', {'what': 'copy, read and written'}, lambda: copy(setting))
+  yield Case('memory', {'what': 'matrix times vector, bfloat16'}, lambda: matvec(setting))
+  yield Case('call', {'what': 'a program that does nothing'}, lambda: nothing(setting))
+
+
+def matmul(setting: Setting, dtype: str, precision: str) -> dict[str, float]:
+  """Random numbers: a chip may be faster on zeros than on real data."""
+  n = setting.matmul
+  a, b = (jax.random.normal(jax.random.key(i), (n, n), dtype) for i in range(2))
+  multiply = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))
+  taken = seconds(lambda: multiply(a, b), setting.min_seconds, setting.repeats)
+  return {'size': n, 'ms': 1e3 * taken, 'TFLOP/s': 2 * n**3 / taken / 1e12}
+
+
+def copy(setting: Setting) -> dict[str, float]:
+  x = jax.random.normal(jax.random.key(0), (setting.copied // 4,))
+  add = jax.jit(lambda x: x + 1)
+  taken = seconds(lambda: add(x), setting.min_seconds, setting.repeats)
+  return {'MB': x.nbytes / 1e6, 'ms': 1e3 * taken, 'GB/s': 2 * x.nbytes / taken / 1e9}
+
+
+def matvec(setting: Setting) -> dict[str, float]:
+  """Returns what decoding at batch 1 is made of."""
+  rows = setting.matmul
+  matrix = jax.random.normal(jax.random.key(0), (rows, setting.copied // 4 // rows), jnp.bfloat16)
+  vector = jnp.ones((1, rows), jnp.bfloat16)
+  multiply = jax.jit(jnp.matmul)
+  taken = seconds(lambda: multiply(vector, matrix), setting.min_seconds, setting.repeats)
+  return {'MB': matrix.nbytes / 1e6, 'ms': 1e3 * taken, 'GB/s': matrix.nbytes / taken / 1e9}
+
+
+def nothing(setting: Setting) -> dict[str, float]:
+  x = jnp.zeros(())
+  add = jax.jit(lambda x: x + 1)
+  return {'ms': 1e3 * seconds(lambda: add(x), setting.min_seconds, setting.repeats)}

@@ -1,0 +1,113 @@
+"""Cases of a benchmark, run one by one, each written to a file the moment it is done, within a limit of time.
+
+A *case* is a function that returns what it measured, with the numbers that tell it from others. What a case raises is its own
+result: the next one runs all the same. A case that hangs, in a compiler perhaps, ends the process when the time is up; what was
+written before stays.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import json
+import os
+from pathlib import Path
+import threading
+import time
+import traceback
+from typing import Any
+
+OUT_OF_TIME = 3
+"""Exit code of a process that was ended because a case did not return in time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One measurement of a table."""
+
+  table: str
+  labels: Mapping[str, Any]
+  """What is measured, as the first columns of the table's row."""
+  run: Callable[[], Mapping[str, Any]]
+  """Returns the other columns."""
+
+
+class Record:
+  """A JSON file that grows case by case: {'machine', 'setting', 'rows': [{'part', 'table', ..., 'seconds'}], 'parts'}."""
+
+  def __init__(self, path: Path, machine: Mapping[str, Any], setting: Mapping[str, Any], seconds: float):
+    self.path, self.end = path, time.monotonic() + seconds
+    self.seconds = seconds
+    self.contents: dict[str, Any] = {'machine': machine, 'setting': setting, 'parts': {}, 'rows': []}
+    self.now = 'the start'
+    self._lock = threading.Lock()
+    self._write()
+
+  @property
+  def left(self) -> float:
+    return self.end - time.monotonic()
+
+  def add(self, row: dict[str, Any]) -> None:
+    with self._lock:
+      self.contents['rows'].append(row)
+      self._write()
+    print(shown(row), flush=True)
+
+  def note_part(self, name: str, seconds: float) -> None:
+    with self._lock:
+      self.contents['parts'][name] = round(seconds, 1)
+      self._write()
+    print(f'-- {name}: {seconds:.1f} s; {self.left:.0f} s left', flush=True)
+
+  def run_part(self, part: str, cases: Callable[[], Iterable[Case]]) -> None:
+    """Runs the cases of a part; an error in finding them is a row as well."""
+    start = time.monotonic()
+    try:
+      for case in cases():
+        self._run(part, case)
+    except Exception as error:
+      self.add({'part': part, 'table': part, **failure(error)})
+    self.note_part(part, time.monotonic() - start)
+
+  def _run(self, part: str, case: Case) -> None:
+    self.now = f'{part}, {case.table}, {dict(case.labels)}'
+    row: dict[str, Any] = {'part': part, 'table': case.table, **case.labels}
+    if self.left <= 0:
+      self.add(row | {'skipped': f'the {self.seconds:.0f} seconds were over'})
+      return
+    start = time.monotonic()
+    try:
+      row |= case.run()
+    except Exception as error:
+      row |= failure(error)
+    self.add(row | {'seconds': round(time.monotonic() - start, 2)})
+
+  def watch(self, grace: float = 20.0) -> None:
+    """Ends the process when a case has not returned `grace` seconds after the end."""
+
+    def end():
+      with self._lock:
+        self.contents['rows'].append({'part': 'none', 'table': 'none', 'error': f'Ended in {self.now}.'})
+        self._write()
+      print(f'Time is up; ended in {self.now}.', flush=True)
+      os._exit(OUT_OF_TIME)  # A compiler that hangs does not let Python exit.
+
+    timer = threading.Timer(max(self.left, 0) + grace, end)
+    timer.daemon = True
+    timer.start()
+
+  def _write(self) -> None:
+    half = self.path.with_name(self.path.name + '.half')
+    half.write_text(json.dumps(self.contents, indent=1, default=float) + '\n')
+    os.replace(half, self.path)
+
+
+def failure(error: Exception) -> dict[str, str]:
+  where = traceback.extract_tb(error.__traceback__)[-1]
+  message = f'{type(error).__name__}: {error}'
+  return {'error': message[:1500], 'where': f'{Path(where.filename).name}:{where.lineno}'}
+
+
+def shown(row: Mapping[str, Any]) -> str:
+  """Returns a row as one line."""
+  number = lambda v: f'{v:.4g}' if isinstance(v, float) else str(v)
+  hidden = ('part', 'table', 'where')
+  return f'{row["part"]} | {row["table"]} | ' + ', '.join(f'{k} {number(v)}' for k, v in row.items() if k not in hidden)

@@ -1,0 +1,72 @@
+"""Times of compiled programs, compiled several at a time, and what the device says of its memory."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+import os
+import time
+from typing import Any
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.config import ModelConfig
+from jaxlm.models.transformer import abstract_params
+
+
+class Compiled:
+  """Programs by name, compiled in threads; one that does not compile raises its error when it is asked for."""
+
+  def __init__(self, lowered: Mapping[Any, Callable[[], Any]]):
+    """lowered: by name, a function that returns what `jax.jit(f).lower(...)` does."""
+    self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    self._programs = {name: self._pool.submit(lambda f=f: f().compile()) for name, f in lowered.items()}
+
+  def wait(self) -> None:
+    """Waits for all of them, so that no compilation disturbs a time."""
+    for program in self._programs.values():
+      program.exception()
+    self._pool.shutdown()
+
+  def __getitem__(self, name: Any) -> Any:
+    return self._programs[name].result()
+
+
+def seconds(call: Callable[[], Any], min_seconds: float, repeats: int) -> float:
+  """Returns the median seconds of a call, of `repeats` stretches of calls of at least `min_seconds` each; two warm it up."""
+  run = lambda n: stretch(call, n)
+  run(1)
+  n = max(1, int(np.ceil(min_seconds / max(run(1), 1e-9))))
+  return float(np.median([run(n) / n for _ in range(repeats)]))
+
+
+def stretch(call: Callable[[], Any], n: int) -> float:
+  start = time.perf_counter()
+  for _ in range(n):
+    out = call()
+  jax.block_until_ready(out)
+  return time.perf_counter() - start
+
+
+def live_bytes() -> int | None:
+  """Returns the bytes in use on the first device, as it says itself; None where it says nothing, as a CPU."""
+  return (jax.devices()[0].memory_stats() or {}).get('bytes_in_use')
+
+
+def random_params(config: ModelConfig, dtype: str) -> Any:
+  """Returns parameters of the model's shapes, drawn by one small program for each shape, where `init_params` is one large one."""
+  draw = jax.jit(lambda key, shape: (0.02 * jax.random.normal(key, shape)).astype(dtype), static_argnums=1)
+
+  def leaf(path, x):
+    if path[-1].key == 'scale':
+      return jnp.ones(x.shape, dtype)
+    return draw(jax.random.fold_in(jax.random.key(0), zlib.crc32(str(path).encode())), x.shape)
+
+  return jax.tree_util.tree_map_with_path(leaf, abstract_params(config))
+
+
+def matrix_params(config: ModelConfig) -> int:
+  """Returns the parameters that a token is multiplied with: all but the norms and an embedding that is only looked up."""
+  leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config))
+  return sum(x.size for path, x in leaves if x.ndim > 1 and (config.tied_embeddings or path[-1].key != 'embedding'))

@@ -1,0 +1,158 @@
+"""A training step of a Llama in bfloat16: tokens a second, the share of what the chip's matrix product reaches, memory.
+
+The step is the whole one: forward, loss, backward, clipping, AdamW on float32 parameters. It counts 6 operations for each matrix
+parameter and token, and those of attention over the keys that a token sees.
+"""
+
+from collections.abc import Callable, Iterator
+import functools
+import gc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.accelerator import chip
+from benchmarks.accelerator.record import Case
+from benchmarks.accelerator.setting import Setting, Training
+from benchmarks.accelerator.timing import Compiled, matrix_params, random_params, seconds
+from jaxlm.config import ModelConfig
+from trainers.config import OptimizerConfig
+from trainers.next_token import next_token_loss
+from trainers.optimizer import make_optimizer
+from trainers.step import init_state, make_train_step
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+  variants = {}
+  for size, training in setting.trained.items():
+    for attention in ('softmax', 'sigmoid'):
+      model = training.model.replace(
+        attention=attention, attention_offset='neg_log_n' if attention == 'sigmoid' else 0.0
+      )
+      variants[size, attention] = model, training, False
+    if size != '1B':  # Its dense weights of all heads would not fit.
+      variants[size, 'softmax, documents packed'] = training.model, training, True
+  programs = Compiled({name: functools.partial(lowered, *variant) for name, variant in variants.items()})
+  programs.wait()
+  peak = functools.cache(lambda: 1e12 * chip.matmul(setting, 'bfloat16', 'default')['TFLOP/s'])
+  for (size, attention), variant in variants.items():
+    labels = {'model': size, 'attention': attention}
+    yield Case(
+      'training step', labels, lambda name=(size, attention), v=variant: ours(programs[name], *v, peak(), setting)
+    )
+  for size, training in setting.trained.items():
+    labels = {'model': size, 'attention': 'softmax, PyTorch and transformers'}
+    yield Case('training step', labels, lambda t=training: peer(t, peak(), setting))
+
+
+def make_step(model: ModelConfig) -> tuple[Callable, Any]:
+  optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-4, warmup_steps=0), steps=1000)
+  return make_train_step(lambda p, b, _: next_token_loss(p, b, model), optimizer.tx), optimizer.tx
+
+
+def batch_of(training: Training, packed: bool) -> dict[str, jax.Array]:
+  """Returns random tokens; packed: in two documents a row, which do not see each other."""
+  shape = training.batch, training.length
+  tokens = jax.random.randint(jax.random.key(1), shape, 0, training.model.vocab_size)
+  batch = {'tokens': tokens, 'targets': jnp.roll(tokens, -1, axis=1), 'mask': jnp.ones(shape, jnp.float32)}
+  if packed:
+    half = jnp.broadcast_to(jnp.arange(training.length) // (training.length // 2), shape)
+    positions = jnp.broadcast_to(jnp.arange(training.length) % (training.length // 2), shape)
+    batch |= {'segments': 1 + half.astype(jnp.int32), 'positions': positions.astype(jnp.int32)}
+  return batch
+
+
+def lowered(model: ModelConfig, training: Training, packed: bool):
+  step, tx = make_step(model)
+  state = jax.eval_shape(lambda: init_state(random_params(model, 'float32'), tx))
+  return jax.jit(step, donate_argnums=0).lower(state, jax.eval_shape(lambda: batch_of(training, packed)))
+
+
+def ours(
+  program, model: ModelConfig, training: Training, packed: bool, peak: float, setting: Setting
+) -> dict[str, Any]:
+  state = init_state(random_params(model, 'float32'), make_step(model)[1])
+  batch, losses = batch_of(training, packed), []
+
+  def step():
+    nonlocal state
+    state, metrics = program(state, batch)
+    losses.append(metrics['loss'])
+    return metrics['loss']
+
+  taken = seconds(step, setting.min_seconds, setting.repeats)
+  memory = program.memory_analysis()
+  sizes = {} if memory is None else {
+    'state GB': memory.argument_size_in_bytes / 1e9, 'beside it GB': memory.temp_size_in_bytes / 1e9
+  }  # fmt: skip
+  return measured(training, taken, peak) | sizes | {'first loss': float(losses[0]), 'last loss': float(losses[-1])}
+
+
+def measured(training: Training, taken: float, peak: float) -> dict[str, float]:
+  m, tokens = training.model, training.batch * training.length
+  attention = 6 * m.num_layers * m.num_heads * m.head_dim * training.length  # Half of the keys, on average.
+  flops = tokens * (6 * matrix_params(m) + attention)
+  return {
+    'tokens': tokens, 'ms': 1e3 * taken, 'tokens/s': tokens / taken, 'TFLOP/s': flops / taken / 1e12,
+    'of matrix product': flops / taken / peak,
+  }  # fmt: skip
+
+
+def peer(training: Training, peak: float, setting: Setting) -> dict[str, Any]:
+  """The same step in PyTorch: bfloat16 autocast, fused AdamW, PyTorch's own flash attention; not compiled."""
+  try:
+    import torch
+    import transformers
+  except ImportError as error:
+    return {'skipped': f'not installed: {error}'}
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  step, losses = torch_step(training, device)
+  taken = seconds(step, setting.min_seconds, setting.repeats)
+  row = measured(training, taken, peak) | {'first loss': float(losses[0]), 'last loss': float(losses[-1])}
+  if device == 'cuda':
+    row['peak GB'] = torch.cuda.max_memory_allocated() / 1e9
+    del step
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+  return row | {'versions': f'torch {torch.__version__}, transformers {transformers.__version__}'}
+
+
+def torch_step(training: Training, device: str) -> tuple[Callable[[], None], list]:
+  """Returns a function that takes a step and waits for it, and the list that its losses go to."""
+  import torch
+
+  model = torch_model(training.model, device).train()
+  adamw = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True)
+  tokens = torch.randint(0, training.model.vocab_size, (training.batch, training.length), device=device)
+  targets, losses = tokens.roll(-1, 1), []
+
+  def step() -> None:
+    adamw.zero_grad(set_to_none=True)
+    with torch.autocast(device, torch.bfloat16):
+      logits = model(tokens).logits
+    loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    adamw.step()
+    losses.append(loss.detach())
+    if device == 'cuda':
+      torch.cuda.synchronize()
+
+  return step, losses
+
+
+def torch_model(config: ModelConfig, device: str, dtype: str = 'float32'):
+  """Returns transformers' Llama of the same shape with random parameters."""
+  import torch
+  import transformers
+
+  shape = transformers.LlamaConfig(
+    vocab_size=config.vocab_size, num_hidden_layers=config.num_layers, hidden_size=config.model_dim,
+    intermediate_size=config.mlp_dim, num_attention_heads=config.num_heads, num_key_value_heads=config.num_kv_heads,
+    head_dim=config.head_dim, max_position_embeddings=config.max_length, tie_word_embeddings=True,
+    bos_token_id=None, eos_token_id=None, pad_token_id=0, attn_implementation='sdpa',
+  )  # fmt: skip
+  with torch.device(device):
+    return transformers.LlamaForCausalLM(shape).to(getattr(torch, dtype))
