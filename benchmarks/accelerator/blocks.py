@@ -14,7 +14,7 @@ from benchmarks.accelerator.timing import Compiled, seconds
 from pallas_kernels.attention import _jitted
 from pallas_kernels.attention_calls import Spec
 
-GPU = tuple(itertools.product(((64, 32), (64, 64), (128, 32), (128, 64), (128, 128)), (4, 8), (2, 3)))
+GPU = tuple(itertools.product(((64, 32), (64, 64), (128, 32), (128, 64), (128, 128)), (4, 8), (2,)))
 TPU = tuple((blocks, 4, 2) for blocks in itertools.product((128, 256, 512, 1024), repeat=2))
 
 
