@@ -22,11 +22,12 @@ class Clock:
     """Calls the jitted `function`, compiled for these shapes at most once, and waits for its result."""
     leaves, structure = jax.tree.flatten(args)
     key = (function, structure, tuple((x.shape, x.dtype, x.sharding) for x in leaves), tuple(sorted(static.items())))
-    if key not in _programs:
+    program = _programs.pop(key, None)
+    if program is None:
       start = time.perf_counter()
-      _programs[key] = function.lower(*args, **static).compile()
+      program = function.lower(*args, **static).compile()
       self.compile_seconds += time.perf_counter() - start
-    program = _programs[key] = _programs.pop(key)
+    _programs[key] = program
     while len(_programs) > MOST:
       del _programs[next(iter(_programs))]
     start = time.perf_counter()

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from pallas_kernels import attention_calls as calls
 
 if TYPE_CHECKING:
-  from jaxtyping import Array, Float
+  from jaxtyping import Array, Float, Int
 
 OPERATIONS = ('softmax', 'sigmoid')
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -33,6 +33,7 @@ def flash_attention(
   scale: float | None = None,
   bias: float = 0.0,
   alibi_slopes: Float[Array, ' N'] | Float[Array, 'B N'] | None = None,
+  segments: Int[Array, 'B T'] | None = None,
   block_q: int | None = None,
   block_k: int | None = None,
   implementation: str | None = None,
@@ -51,8 +52,9 @@ def flash_attention(
     window: how far a query sees, itself counted: keys at distance 0 .. window - 1, to both sides if not causal.
     scale: H ** -0.5 if None.
     bias, alibi_slopes: constants; no gradient flows to them, and bias is a Python number.
+    segments: of queries and keys, T = S: a query sees keys of its own segment only, as documents that share a row must.
     block_q, block_k: of the kernels: powers of two, at least 16 (a TPU takes at least 128); None is a default of the platform.
-    implementation: 'pallas' (TPU, GPU), 'xla' (everywhere), 'cudnn' (NVIDIA GPU; softmax without ALiBi, T = S, 16 bits).
+    implementation: 'pallas' (TPU, GPU), 'xla' (everywhere), 'cudnn' (NVIDIA GPU; softmax without ALiBi or segments, T = S, 16 bits).
       None takes what is fastest where it runs: see `default_implementation`.
     interpret: runs the kernels, on any platform, as ordinary JAX operations: slow, for tests.
 
@@ -60,7 +62,7 @@ def flash_attention(
     ValueError: arguments that do not fit together, or that `implementation` cannot do.
     NotImplementedError: 'pallas' on a CPU without `interpret`, when the program is compiled.
   """
-  _check(q, k, v, operation, window, alibi_slopes, block_q, block_k)
+  _check(q, k, v, operation, window, alibi_slopes, segments, block_q, block_k)
   if implementation not in (None, *IMPLEMENTATIONS):
     raise ValueError(f'{implementation=} is not one of {", ".join(IMPLEMENTATIONS)}, or None.')
   B, _, N, H = q.shape
@@ -74,26 +76,26 @@ def flash_attention(
   if interpret:
     implementation = 'interpret'
   elif implementation is None:
-    implementation = default_implementation(spec, q, k)
+    implementation = default_implementation(spec, q, k, segments)
   if implementation == 'cudnn':
-    if reason := _cudnn_cannot(spec, q, k):
+    if reason := _cudnn_cannot(spec, q, k, segments):
       raise ValueError(f"implementation='cudnn' cannot do this: {reason}. Leave it out, or pass 'xla'.")
     return _cudnn(q, k, v, spec)
-  return _jitted(q, k, v, alibi_slopes, spec, implementation)
+  return _jitted(q, k, v, alibi_slopes, segments, spec, implementation)
 
 
-def default_implementation(spec: calls.Spec, q: jax.Array, k: jax.Array) -> str | None:
+def default_implementation(spec: calls.Spec, q: jax.Array, k: jax.Array, segments=None) -> str | None:
   """Returns 'cudnn' on an NVIDIA GPU for what it can do; else None: see attention_calls.FASTEST, by platform."""
   device = jax.devices()[0]
   nvidia = device.platform == 'gpu' and device.device_kind.startswith('NVIDIA')
-  return 'cudnn' if nvidia and _cudnn_cannot(spec, q, k) is None else None
+  return 'cudnn' if nvidia and _cudnn_cannot(spec, q, k, segments) is None else None
 
 
-def _cudnn_cannot(spec: calls.Spec, q: jax.Array, k: jax.Array) -> str | None:
+def _cudnn_cannot(spec: calls.Spec, q: jax.Array, k: jax.Array, segments) -> str | None:
   """Returns what of a call cuDNN's flash attention has no form for, or None."""
   (T, H), S = (q.shape[1], q.shape[3]), k.shape[1]
-  if spec.operation != 'softmax' or spec.alibi:
-    return 'it is for softmax without ALiBi'
+  if spec.operation != 'softmax' or spec.alibi or segments is not None:
+    return 'it is for softmax without ALiBi or segments'
   if q.dtype == jnp.float32:
     return 'it is for 16 bits, not float32'
   if H % 8 or H > 128:
@@ -113,42 +115,42 @@ def _cudnn(q, k, v, spec: calls.Spec):
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attend(q, k, v, slopes, spec: calls.Spec, how: str | None):
-  return _forward(q, k, v, slopes, spec, how)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attend(q, k, v, slopes, segments, spec: calls.Spec, how: str | None):
+  return _forward(q, k, v, slopes, segments, spec, how)[0]
 
 
-def _forward(q, k, v, slopes, spec, how):
-  return calls.platform_dependent(functools.partial(calls.forward, spec), how, q, k, v, _slopes_or_zeros(slopes, q))
+def _forward(q, k, v, slopes, segments, spec, how):
+  forward = functools.partial(calls.forward, spec)
+  return calls.platform_dependent(forward, how, q, k, v, _slopes_or_zeros(slopes, q), segments)
 
 
-def attend_forward(q, k, v, slopes, spec: calls.Spec, how: str | None):
+def attend_forward(q, k, v, slopes, segments, spec: calls.Spec, how: str | None):
   """Returns the output and what the backward pass keeps: q, k, v; and (out, lse) for softmax."""
-  out, lse = _forward(q, k, v, slopes, spec, how)
-  return out, (q, k, v, slopes, None if spec.operation == 'sigmoid' else (out, lse))
+  out, lse = _forward(q, k, v, slopes, segments, spec, how)
+  return out, (q, k, v, slopes, segments, None if spec.operation == 'sigmoid' else (out, lse))
 
 
 def attend_backward(spec: calls.Spec, how: str | None, residuals, dout):
-  q, k, v, slopes, normaliser = residuals
+  q, k, v, slopes, segments, normaliser = residuals
   stats = ()
   if normaliser is not None:
     out, lse = normaliser
     stats = lse, jnp.einsum('BTNH,BTNH->BNT', dout.astype(jnp.float32), out.astype(jnp.float32))
-  dq, dk, dv = calls.platform_dependent(
-    functools.partial(calls.backward, spec), how, q, k, v, _slopes_or_zeros(slopes, q), dout, stats
-  )
-  return dq, dk, dv, None
+  backward = functools.partial(calls.backward, spec)
+  dq, dk, dv = calls.platform_dependent(backward, how, q, k, v, _slopes_or_zeros(slopes, q), segments, dout, stats)
+  return dq, dk, dv, None, None
 
 
 _attend.defvjp(attend_forward, attend_backward)
-_jitted = jax.jit(_attend, static_argnums=(4, 5))
+_jitted = jax.jit(_attend, static_argnums=(5, 6))
 
 
 def _slopes_or_zeros(slopes, q):
   return jnp.zeros((q.shape[0], q.shape[2]), jnp.float32) if slopes is None else slopes
 
 
-def _check(q, k, v, operation, window, alibi_slopes, block_q, block_k) -> None:
+def _check(q, k, v, operation, window, alibi_slopes, segments, block_q, block_k) -> None:
   if operation not in OPERATIONS:
     raise ValueError(f'{operation=} is not one of {", ".join(OPERATIONS)}.')
   shapes = f'q {q.shape}, k {k.shape}, v {v.shape}'
@@ -167,6 +169,8 @@ def _check(q, k, v, operation, window, alibi_slopes, block_q, block_k) -> None:
     raise ValueError(f'{window=} must be at least 1: a query counts itself.')
   if alibi_slopes is not None and jnp.shape(alibi_slopes) not in ((N,), (B, N)):
     raise ValueError(f'alibi_slopes {jnp.shape(alibi_slopes)}: expected [{N}] or [{B}, {N}].')
+  if segments is not None and (segments.shape != q.shape[:2] or q.shape[1] != k.shape[1]):
+    raise ValueError(f'segments {segments.shape}: expected [{B}, {q.shape[1]}], and as many keys; {shapes}.')
   for name, block in (('block_q', block_q), ('block_k', block_k)):
     if block is not None and (block < 16 or block & (block - 1)):
       raise ValueError(f'{name}={block} must be a power of two, at least 16.')

@@ -54,27 +54,32 @@ def platform_dependent(call, how: str | None, *arrays):
   return jax.lax.platform_dependent(*arrays, **branches)
 
 
-def forward(spec: Spec, platform: str, q, k, v, slopes):
+def forward(spec: Spec, platform: str, q, k, v, slopes, segments):
   """Returns out [B, T, N, H] and, for softmax, the log-sum-exp [B, N, T]; None for sigmoid."""
   if platform == 'xla':
-    return attention_xla.forward(spec, q, k, v, slopes)
-  (B, T, N, _), rule = q.shape, _rule(spec, platform, q, k)
+    return attention_xla.forward(spec, q, k, v, slopes, segments)
+  (B, T, N, _), rule = q.shape, _rule(spec, platform, q, k, segments)
   q_BNTH, k_BKSH, v_BKSH = _padded(q, rule.block_q, platform), *(_padded(x, rule.block_k, platform) for x in (k, v))
   padded_T = q_BNTH.shape[2]
   query, keys, column = _specs(rule, padded_T, k_BKSH.shape[2:])[:3]
   outs = [(q_BNTH.shape, q_BNTH.dtype, query)]
   if spec.operation == 'softmax':
     outs.append(((B, N, padded_T, 1), jnp.float32, column))
-  ins = [(q_BNTH, query), (k_BKSH, keys), (v_BKSH, keys)]
+  ins = [
+    (q_BNTH, query),
+    (k_BKSH, keys),
+    (v_BKSH, keys),
+    *_segments_by_query(rule, segments, padded_T, k_BKSH.shape[2]),
+  ]
   out, *lse = _call(kernels.forward, spec, rule, platform, slopes, (B, N, padded_T // rule.block_q), ins, outs)
   return _unpadded(out, q), lse[0][:, :, :T, 0] if lse else None
 
 
-def backward(spec: Spec, platform: str, q, k, v, slopes, dout, stats):
+def backward(spec: Spec, platform: str, q, k, v, slopes, segments, dout, stats):
   """Returns dq, dk, dv. stats: (lse, delta), each [B, N, T], for softmax; () for sigmoid."""
   if platform == 'xla':
-    return attention_xla.backward(spec, q, k, v, slopes, dout, stats)
-  (B, T, N, _), K, rule = q.shape, k.shape[2], _rule(spec, platform, q, k)
+    return attention_xla.backward(spec, q, k, v, slopes, segments, dout, stats)
+  (B, T, N, _), K, rule = q.shape, k.shape[2], _rule(spec, platform, q, k, segments)
   q_BNTH, dout_BNTH = (_padded(x, rule.block_q, platform) for x in (q, dout))
   k_BKSH, v_BKSH = (_padded(x, rule.block_k, platform) for x in (k, v))
   (padded_T, padded_H), padded_S = q_BNTH.shape[2:], k_BKSH.shape[2]
@@ -84,24 +89,26 @@ def backward(spec: Spec, platform: str, q, k, v, slopes, dout, stats):
   stats = [jnp.pad(x, ((0, 0), (0, 0), (0, padded_T - T)), constant_values=fill) for x, fill in zip(stats, fills)]
 
   ins = [(q_BNTH, query), (k_BKSH, keys), (v_BKSH, keys), (dout_BNTH, query)]
+  ins += _segments_by_query(rule, segments, padded_T, padded_S)
   ins += [(x[..., None], column) for x in stats]
   grid = (B, N, padded_T // rule.block_q)
   (dq,) = _call(kernels.query_gradient, spec, rule, platform, slopes, grid, ins, [(q_BNTH.shape, q_BNTH.dtype, query)])
 
   heads_in_rows = lambda x: x.reshape(B, K, -1, padded_H)
   ins = [(heads_in_rows(q_BNTH), group), (k_BKSH, key), (v_BKSH, key), (heads_in_rows(dout_BNTH), group)]
+  ins += _segments_by_key(rule, segments, padded_T, padded_S)
   ins += [(x.reshape(B, K, -1, 1, rule.block_q), rows) for x in stats]
   outs = [(k_BKSH.shape, k_BKSH.dtype, key), (v_BKSH.shape, v_BKSH.dtype, key)]
   dk, dv = _call(kernels.key_gradients, spec, rule, platform, slopes, (B, K, padded_S // rule.block_k), ins, outs)
   return _unpadded(dq, q), _unpadded(dk, k), _unpadded(dv, v)
 
 
-def _rule(spec: Spec, platform: str, q, k) -> kernels.Rule:
+def _rule(spec: Spec, platform: str, q, k, segments) -> kernels.Rule:
   (T, N), (S, K) = q.shape[1:3], k.shape[1:3]
   reach = None if spec.window is None else spec.window - 1
   default_q, default_k = DEFAULT_BLOCKS[platform]
   return kernels.Rule(
-    operation=spec.operation, scale=spec.scale, bias=spec.bias, alibi=spec.alibi,
+    operation=spec.operation, scale=spec.scale, bias=spec.bias, alibi=spec.alibi, segments=segments is not None,
     before=reach, after=0 if spec.causal else reach, keys=S, offset=S - T, group=N // K,
     block_q=_block(spec.block_q or default_q, T, platform), block_k=_block(spec.block_k or default_k, S, platform),
   )  # fmt: skip
@@ -138,6 +145,30 @@ def _specs(rule: kernels.Rule, padded_T: int, keys_SH: tuple[int, int]):
   key = pl.BlockSpec((None, None, block_k, H), lambda b, k, j: (b, k, j, 0))
   rows = pl.BlockSpec((None, None, G * padded_T // block_q, 1, block_q), lambda b, k, j: (b, k, 0, 0, 0))
   return query, keys, column, group, key, rows
+
+
+def _segments_by_query(rule: kernels.Rule, segments_BT, padded_T: int, padded_S: int):
+  """Returns the segments of a block of queries as a column and of all keys as a row, with their blocks; nothing for None."""
+  if segments_BT is None:
+    return []
+  column = pl.BlockSpec((None, rule.block_q, 1), lambda b, n, i: (b, i, 0))
+  row = pl.BlockSpec((None, 1, padded_S), lambda b, n, i: (b, 0, 0))
+  return [(_longer(segments_BT, padded_T)[:, :, None], column), (_longer(segments_BT, padded_S)[:, None], row)]
+
+
+def _segments_by_key(rule: kernels.Rule, segments_BT, padded_T: int, padded_S: int):
+  """Returns the segments of a block of keys as a column and of each block of queries as a row; nothing for None."""
+  if segments_BT is None:
+    return []
+  column = pl.BlockSpec((None, rule.block_k, 1), lambda b, k, j: (b, j, 0))
+  count = padded_T // rule.block_q
+  rows = pl.BlockSpec((None, count, 1, rule.block_q), lambda b, k, j: (b, 0, 0, 0))
+  by_block = _longer(segments_BT, padded_T).reshape(-1, count, 1, rule.block_q)
+  return [(_longer(segments_BT, padded_S)[:, :, None], column), (by_block, rows)]
+
+
+def _longer(segments_BT, length: int):
+  return jnp.pad(segments_BT, ((0, 0), (0, length - segments_BT.shape[1])))
 
 
 def _call(kernel, spec: Spec, rule: kernels.Rule, platform: str, slopes_BN, grid, ins, outs):

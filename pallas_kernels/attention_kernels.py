@@ -31,6 +31,7 @@ class Rule:
   scale: float
   bias: float
   alibi: bool
+  segments: bool  # Queries see the keys of their own segment only.
   before: int | None  # How many keys before its own position a query sees; None is all.
   after: int | None  # And after it.
   keys: int  # The rest of K and V is padding.
@@ -40,15 +41,18 @@ class Rule:
   block_k: int
 
 
-def forward(slope_ref, q_ref, k_ref, v_ref, out_ref, *lse_ref, rule: Rule):
-  """One block of queries: O, and for softmax its log-sum-exp."""
+def forward(slope_ref, q_ref, k_ref, v_ref, *refs, rule: Rule):
+  """One block of queries. refs: segments of the queries as a column and of the keys as a row, if any; O; for softmax, its lse."""
+  (query_segments_ref, key_segments_ref), (out_ref, *lse_ref) = _segments_first(refs, rule)
   q_XH = q_ref[...]
   first_query = pl.program_id(2) * rule.block_q
   slope = slope_ref[pl.program_id(0), pl.program_id(1)]
 
   def block(j):
     at = _block_at(j, rule.block_k)
-    return _logits(q_XH, k_ref[at, :], first_query, j * rule.block_k, slope, rule, query_axis=0), v_ref[at, :]
+    same_XY = _same(query_segments_ref, key_segments_ref, at)
+    logits = _logits(q_XH, k_ref[at, :], first_query, j * rule.block_k, slope, rule, same_XY, query_axis=0)
+    return logits, v_ref[at, :]
 
   def add_sigmoid(j, acc_XH):
     (logits_XY, visible_XY), v_YH = block(j)
@@ -79,8 +83,8 @@ def forward(slope_ref, q_ref, k_ref, v_ref, out_ref, *lse_ref, rule: Rule):
 
 
 def query_gradient(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: Rule):
-  """One block of queries: dQ. refs: lse and delta as columns, for softmax; dQ."""
-  *stats, dq_ref = refs
+  """One block of queries: dQ. refs: segments as in `forward`; lse and delta as columns, for softmax; dQ."""
+  (query_segments_ref, key_segments_ref), (*stats, dq_ref) = _segments_first(refs, rule)
   q_XH, dout_XH = q_ref[...], dout_ref[...]
   stats = [ref[...] for ref in stats]
   first_query = pl.program_id(2) * rule.block_q
@@ -89,7 +93,8 @@ def query_gradient(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: Rule):
   def add(j, dq_XH):
     at = _block_at(j, rule.block_k)
     k_YH = k_ref[at, :]
-    logits_XY, visible_XY = _logits(q_XH, k_YH, first_query, j * rule.block_k, slope, rule, query_axis=0)
+    same_XY = _same(query_segments_ref, key_segments_ref, at)
+    logits_XY, visible_XY = _logits(q_XH, k_YH, first_query, j * rule.block_k, slope, rule, same_XY, query_axis=0)
     w_XY = _weights(logits_XY, visible_XY, stats[0] if stats else None, rule)
     dlogits_XY = _dlogits(w_XY, _dot(dout_XH, v_ref[at, :], 1), stats)
     return dq_XH + _dot(dlogits_XY.astype(k_YH.dtype), k_YH, 0)
@@ -102,9 +107,10 @@ def query_gradient(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: Rule):
 def key_gradients(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: Rule):
   """One block of keys: dK and dV, summed over the group's query heads, which follow one another in the rows of Q and dO.
 
-  refs: lse and delta, one row for each block of queries, for softmax; dK; dV.
+  refs: segments of the keys as a column and of the queries in one row for each block, if any; lse and delta in such rows, for
+  softmax; dK; dV.
   """
-  *stats_refs, dk_ref, dv_ref = refs
+  (key_segments_ref, query_segments_ref), (*stats_refs, dk_ref, dv_ref) = _segments_first(refs, rule)
   k_YH, v_YH = k_ref[...], v_ref[...]
   batch, first_head = pl.program_id(0), pl.program_id(1) * rule.group
   first_key = pl.program_id(2) * rule.block_k
@@ -118,7 +124,8 @@ def key_gradients(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: Rule):
       at = _block_at(g * blocks + i, rule.block_q)
       q_XH, dout_XH = q_ref[at, :], dout_ref[at, :]
       stats = [ref[g * blocks + i] for ref in stats_refs]
-      logits_YX, visible_YX = _logits(k_YH, q_XH, i * rule.block_q, first_key, slope, rule, query_axis=1)
+      same_YX = _same(key_segments_ref, query_segments_ref, i)
+      logits_YX, visible_YX = _logits(k_YH, q_XH, i * rule.block_q, first_key, slope, rule, same_YX, query_axis=1)
       w_YX = _weights(logits_YX, visible_YX, stats[0] if stats else None, rule)
       dlogits_YX = _dlogits(w_YX, _dot(v_YH, dout_XH, 1), stats)
       dv_YH = dv_YH + _dot(w_YX.astype(dout_XH.dtype), dout_XH, 0)
@@ -136,7 +143,20 @@ def key_gradients(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: Rule):
   dv_ref[...] = dv_YH.astype(dv_ref.dtype)
 
 
-def _logits(rows, columns, first_query, first_key, slope, rule: Rule, *, query_axis: int):
+def _segments_first(refs, rule: Rule):
+  """Returns (two refs of segments, or None twice; the other refs)."""
+  return (refs[:2], refs[2:]) if rule.segments else ((None, None), refs)
+
+
+def _same(column_ref, rows_ref, at):
+  """Returns which pairs are of one segment: of a column, and of the part `at` of a row, or the row `at` of several."""
+  if column_ref is None:
+    return None
+  row = rows_ref[:, at] if len(rows_ref.shape) == 2 else rows_ref[at]
+  return column_ref[...] == row
+
+
+def _logits(rows, columns, first_query, first_key, slope, rule: Rule, same, *, query_axis: int):
   """Returns scale rows columns^T + bias - slope |distance|, and which of them are visible; queries are along query_axis."""
   logits = _dot(rows, columns, 1) * rule.scale + rule.bias
   key = first_key + lax.broadcasted_iota(jnp.int32, logits.shape, 1 - query_axis)
@@ -148,7 +168,7 @@ def _logits(rows, columns, first_query, first_key, slope, rule: Rule, *, query_a
     visible &= distance <= rule.before
   if rule.after is not None:
     visible &= distance >= -rule.after
-  return logits, visible
+  return logits, visible if same is None else visible & same
 
 
 def _weights(logits, visible, shift, rule: Rule):

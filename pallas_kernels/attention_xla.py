@@ -14,29 +14,29 @@ from pallas_kernels.attention_kernels import HIDDEN
 PIECE_WEIGHTS = 2**24  # Weights of one piece, over all rows and heads: 64 MiB of float32.
 
 
-def forward(spec, q_BTNH, k_BSKH, v_BSKH, slopes_BN):
+def forward(spec, q_BTNH, k_BSKH, v_BSKH, slopes_BN, segments_BT):
   """Returns out [B, T, N, H] and, for softmax, the log-sum-exp [B, N, T]; None for sigmoid."""
   pieces = _pieces(q_BTNH, k_BSKH)
 
   def one(_, x):
     q_BCKGH, first = x
-    logits, visible_CS = _logits(spec, q_BCKGH, k_BSKH, first, q_BTNH.shape[1], slopes_BN)
-    lse_BKGC1 = _log_sum_exp(logits, visible_CS) if spec.operation == 'softmax' else None
-    w_BKGCS = _weights(logits, visible_CS, lse_BKGC1)
+    logits, visible = _logits(spec, q_BCKGH, k_BSKH, first, q_BTNH.shape[1], slopes_BN, segments_BT)
+    lse_BKGC1 = _log_sum_exp(logits, visible) if spec.operation == 'softmax' else None
+    w_BKGCS = _weights(logits, visible, lse_BKGC1)
     return None, (_einsum('BKGCS,BSKH->BCKGH', w_BKGCS.astype(v_BSKH.dtype), v_BSKH), lse_BKGC1)
 
   _, (out, lse) = lax.scan(one, None, (pieces.split(q_BTNH), pieces.firsts))
   return pieces.join(out).astype(q_BTNH.dtype), None if lse is None else pieces.join_rows(lse)
 
 
-def backward(spec, q_BTNH, k_BSKH, v_BSKH, slopes_BN, dout_BTNH, stats):
+def backward(spec, q_BTNH, k_BSKH, v_BSKH, slopes_BN, segments_BT, dout_BTNH, stats):
   """Returns dq, dk, dv. stats: (lse, delta), each [B, N, T], for softmax; () for sigmoid."""
   pieces = _pieces(q_BTNH, k_BSKH)
 
   def one(sums, x):
     q_BCKGH, dout_BCKGH, first, *rows = x
-    logits, visible_CS = _logits(spec, q_BCKGH, k_BSKH, first, q_BTNH.shape[1], slopes_BN)
-    w_BKGCS = _weights(logits, visible_CS, rows[0] if rows else None)
+    logits, visible = _logits(spec, q_BCKGH, k_BSKH, first, q_BTNH.shape[1], slopes_BN, segments_BT)
+    w_BKGCS = _weights(logits, visible, rows[0] if rows else None)
     dw_BKGCS = _einsum('BCKGH,BSKH->BKGCS', dout_BCKGH, v_BSKH)
     dlogits = w_BKGCS * (dw_BKGCS - rows[1]) if rows else w_BKGCS * (1.0 - w_BKGCS) * dw_BKGCS
     dlogits = dlogits.astype(q_BCKGH.dtype)
@@ -85,8 +85,8 @@ def _pieces(q_BTNH, k_BSKH) -> _Pieces:
   return _Pieces(T, min(T, max(16, PIECE_WEIGHTS // (B * N * S))), K)
 
 
-def _logits(spec, q_BCKGH, k_BSKH, first, T: int, slopes_BN):
-  """Returns the logits [B, K, G, C, S] in float32 and which of them are visible [C, S]; `first` is the piece's first query."""
+def _logits(spec, q_BCKGH, k_BSKH, first, T: int, slopes_BN, segments_BT):
+  """Returns float32 logits [B, K, G, C, S], and which are visible, with axes of 1; `first` is the piece's first query."""
   (B, C, K, G, _), S = q_BCKGH.shape, k_BSKH.shape[1]
   logits = _einsum('BCKGH,BSKH->BKGCS', q_BCKGH, k_BSKH) * spec.scale + spec.bias
   distance_CS = (first + jnp.arange(C))[:, None] + (S - T) - jnp.arange(S)[None]
@@ -98,7 +98,11 @@ def _logits(spec, q_BCKGH, k_BSKH, first, T: int, slopes_BN):
     visible_CS &= distance_CS >= 0
   if spec.window is not None:
     visible_CS &= jnp.abs(distance_CS) < spec.window
-  return logits, visible_CS[None, None, None]
+  visible = visible_CS[None, None, None]
+  if segments_BT is not None:  # Queries beyond T have no segment of their own, and their outputs are dropped.
+    own_BC = jax.vmap(lambda segments_T: segments_T[jnp.minimum(first + jnp.arange(C), T - 1)])(segments_BT)
+    visible = visible & (own_BC[:, :, None] == segments_BT[:, None])[:, None, None]
+  return logits, visible
 
 
 def _log_sum_exp(logits, visible):

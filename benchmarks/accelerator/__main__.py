@@ -40,6 +40,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
   )
   parser.add_argument('--tiny', action='store_true', help='small sizes, whose times mean nothing, to try it on a CPU')
   parser.add_argument('--out', type=Path, help='JSON file (benchmarks/results/accelerator_DEVICE.json; tiny: none)')
+  parser.add_argument(
+    '--programs', type=Path, metavar='FOLDER', help="write the compiled programs' text, to look for copies"
+  )
   return parser.parse_args(argv)
 
 
@@ -51,7 +54,11 @@ def main(argv: list[str] | None = None) -> int:
   import jax
 
   from benchmarks import report
+  from benchmarks.accelerator.timing import Compiled
 
+  if args.programs is not None:
+    args.programs.mkdir(parents=True, exist_ok=True)
+    Compiled.texts = args.programs
   device = jax.devices()[0]
   if device.platform == 'cpu' and not args.tiny:
     raise SystemExit('JAX sees no GPU or TPU here. --tiny proves the code on a CPU.')

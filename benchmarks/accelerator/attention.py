@@ -5,6 +5,7 @@ A visible pair of query and key costs two products of the head's size forward an
 
 from collections.abc import Callable, Iterator
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -19,8 +20,9 @@ from pallas_kernels import attention_calls, flash_attention
 CHECKED = {
   'causal': {},
   'window of 100': {'window': 100},
-  'ALiBi': {'alibi_slopes': np.float32([0.01, 0.03, 0.1, 0.3])},
+  'all at once': {'window': 100, 'alibi_slopes': np.float32([0.01, 0.03, 0.1, 0.3]), 'segments': True},
 }
+CHECKED_HEADS = {'bfloat16': (64, 128), 'float32': (64,)}
 LIMITS = {'bfloat16': 1e-2, 'float32': 1e-5}
 """Of |x - exact| / |exact|, over all numbers of a result."""
 
@@ -44,23 +46,34 @@ def implementations(setting: Setting, operation: str) -> dict[str, Callable]:
 
 
 def checks(setting: Setting) -> Iterator[Case]:
-  head_dims = (16,) if setting.tiny else (64, 128)
-  for operation in ('softmax', 'sigmoid'):
-    for dtype in ('bfloat16', 'float32'):
-      for head_dim in head_dims:
-        for what, options in CHECKED.items():
-          if setting.tiny and what != 'ALiBi':
-            continue
-          arrays = drawn(40 if setting.tiny else 320, 4, 2, head_dim, dtype)
-          for name, attend in implementations(setting, operation).items():
-            if name == 'cudnn' and (dtype == 'float32' or what == 'ALiBi'):
-              continue
-            labels = {'operation': operation, 'dtype': dtype, 'head': head_dim, 'mask': what, 'implementation': name}
-            yield Case(
-              'attention against float64',
-              labels,
-              lambda a=arrays, f=attend, o=options, op=operation: check(a, f, op, o),
-            )
+  lowered, arguments = {}, {}
+  for operation, (dtype, head_dims), what in itertools.product(('softmax', 'sigmoid'), CHECKED_HEADS.items(), CHECKED):
+    for H in (16,) if setting.tiny else head_dims:
+      if setting.tiny and what != 'all at once':
+        continue
+      length = 40 if setting.tiny else 320
+      arrays, options = drawn(length, 4, 2, H, dtype), dict(CHECKED[what])
+      if options.pop('segments', False):
+        options['segments'] = jnp.arange(length)[None] // (length // 3)
+      for name, attend in implementations(setting, operation).items():
+        if name == 'cudnn' and (dtype == 'float32' or what == 'all at once'):
+          continue
+        at = operation, dtype, H, what, name
+        arguments[at] = arrays, options
+        run = jax.jit(outputs_and_gradients(functools.partial(attend, **options)))
+        lowered[at] = lambda run=run, arrays=arrays: run.lower(*arrays)
+  programs = Compiled(lowered)
+  for at, (arrays, options) in arguments.items():
+    labels = dict(zip(('operation', 'dtype', 'head', 'mask', 'implementation'), at))
+    yield Case('attention against float64', labels, lambda at=at, a=arrays, o=options: check(programs[at], at[0], a, o))
+
+
+def outputs_and_gradients(attend: Callable) -> Callable:
+  def run(q, k, v, dout):
+    out, vjp = jax.vjp(attend, q, k, v)
+    return out, *vjp(dout)
+
+  return run
 
 
 def drawn(T: int, N: int, K: int, H: int, dtype: str, B: int = 1) -> list[jax.Array]:
@@ -69,12 +82,8 @@ def drawn(T: int, N: int, K: int, H: int, dtype: str, B: int = 1) -> list[jax.Ar
   return [jax.random.normal(jax.random.key(i), shape, dtype) for i, shape in enumerate(shapes)]
 
 
-def check(arrays: list[jax.Array], attend: Callable, operation: str, options: dict[str, Any]) -> dict[str, Any]:
-  def run(q, k, v, dout):
-    out, vjp = jax.vjp(lambda *qkv: attend(*qkv, **options), q, k, v)
-    return out, *vjp(dout)
-
-  results = jax.jit(run)(*arrays)
+def check(program, operation: str, arrays: list[jax.Array], options: dict[str, Any]) -> dict[str, Any]:
+  results = program(*arrays)
   exact = in_float64(*(np.asarray(x, np.float64) for x in arrays), operation=operation, **options)
   error = lambda x, e: float(np.linalg.norm(np.asarray(x, np.float64) - e) / np.linalg.norm(e))
   errors = {name: error(x, e) for name, x, e in zip(('out', 'dq', 'dk', 'dv'), results, exact)}
@@ -82,7 +91,7 @@ def check(arrays: list[jax.Array], attend: Callable, operation: str, options: di
 
 
 def in_float64(
-  q, k, v, dout, *, operation: str, window: int | None = None, alibi_slopes=None
+  q, k, v, dout, *, operation: str, window: int | None = None, alibi_slopes=None, segments=None
 ) -> tuple[np.ndarray, ...]:
   """Returns out, dq, dk and dv in NumPy, by the formulas of pallas_kernels.attention_kernels."""
   T, N, H = q.shape[1:]
@@ -94,6 +103,8 @@ def in_float64(
   if alibi_slopes is not None:
     logits = logits - np.float64(alibi_slopes)[None, :, None, None] * np.abs(distance)
   visible = (distance >= 0) & (distance < (window or T))
+  if segments is not None:
+    visible = visible & (np.asarray(segments)[:, None, :, None] == np.asarray(segments)[:, None, None])
   if operation == 'sigmoid':
     w = np.where(visible, 1 / (1 + np.exp(-logits)), 0)
   else:
@@ -113,11 +124,13 @@ def times(setting: Setting) -> Iterator[Case]:
     arrays = [jax.ShapeDtypeStruct((B, T, n, H), jnp.bfloat16) for n in (N, K, K, N)]
     for operation in ('softmax', 'sigmoid'):
       attends = implementations(setting, operation)
-      if operation == 'softmax' and T < 16384:  # The weights of all heads would not fit.
+      if T > 4096:  # A long scan, and all weights of all heads at once: neither is what anybody would use.
+        del attends['xla']
+      elif operation == 'softmax':
         attends['jax.nn, xla'] = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation='xla')
       for name, attend in attends.items():
         rows.append((B, T, N, K, H, operation, name))
-        for way, run in (('forward', attend), ('both', with_backward(attend))):
+        for way, run in (('forward', attend), ('both', outputs_and_gradients(attend))):
           args = arrays if way == 'both' else arrays[:3]
           lowered[(*rows[-1], way)] = lambda run=run, args=args: jax.jit(run).lower(*args)
   programs = Compiled(lowered)
@@ -126,14 +139,6 @@ def times(setting: Setting) -> Iterator[Case]:
     labels = dict(zip(('batch', 'T', 'heads', 'key heads', 'head', 'operation', 'implementation'), row))
     labels['default'] = row[-1] == default(row[-2])
     yield Case('attention, bfloat16, causal', labels, lambda row=row: time_of(programs, row, setting))
-
-
-def with_backward(attend: Callable) -> Callable:
-  def run(q, k, v, dout):
-    out, vjp = jax.vjp(attend, q, k, v)
-    return out, vjp(dout)
-
-  return run
 
 
 def default(operation: str) -> str:

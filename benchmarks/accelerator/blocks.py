@@ -7,7 +7,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from benchmarks.accelerator.attention import drawn, with_backward
+from benchmarks.accelerator.attention import drawn, outputs_and_gradients
 from benchmarks.accelerator.record import Case
 from benchmarks.accelerator.setting import Setting
 from benchmarks.accelerator.timing import Compiled, seconds
@@ -30,8 +30,8 @@ def cases(setting: Setting) -> Iterator[Case]:
     ):
       spec = Spec(operation, True, None, H**-0.5, 0.0, False, *blocks, warps, stages)
       how = 'interpret' if jax.default_backend() == 'cpu' else 'pallas'
-      attend = lambda q, k, v, spec=spec, how=how: _jitted(q, k, v, None, spec, how)
-      for way, run in (('forward', attend), ('both', with_backward(attend))):
+      attend = lambda q, k, v, spec=spec, how=how: _jitted(q, k, v, None, None, spec, how)
+      for way, run in (('forward', attend), ('both', outputs_and_gradients(attend))):
         args = arrays[H] if way == 'both' else arrays[H][:3]
         lowered[H, operation, *blocks, warps, stages, way] = functools.partial(lower, run, args)
   programs = Compiled(lowered)

@@ -22,10 +22,11 @@ from decoders import plain
 from decoders.lazy_memory import Keep, compact, compact_row
 from decoders.simlayerkv import KiviConfig, LazyConfig
 from jaxlm.caches.full import FullCache
-from jaxlm.caches.layered import LayeredCache, pooled
+from jaxlm.caches.layered import LayeredCache, PooledCache, pooled
 from jaxlm.config import ModelConfig
 from jaxlm.lengths import bucket
 
+POOLED = 'lazy, pooled (the default layout)'
 CALLS = 2  # Warm-up calls of a program, beside those that are timed.
 
 
@@ -43,26 +44,30 @@ def kinds(setting: Setting) -> dict[str, LazyConfig | None]:
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-  config = setting.decoded
+  config, all_kinds = setting.decoded, kinds(setting)
   params = random_params(config, 'bfloat16')
-  shapes = {}
-  for batch in setting.batches:
-    for context in setting.contexts:
-      for name, keep in kinds(setting).items():
-        if context > setting.kept or 'lazy' not in name:
-          shapes[batch, context, name] = keep
-  programs = Compiled({at: functools.partial(lowered, setting, params, at, keep) for at, keep in shapes.items()})
+  shapes = {
+    (batch, context, name): keep
+    for batch in setting.batches
+    for context in setting.contexts
+    for name, keep in all_kinds.items()
+    if name == 'full' or context > setting.kept or setting.tiny
+  }
+  context = setting.contexts[len(setting.contexts) // 2]
+  in_pools = {(batch, context, POOLED): all_kinds['lazy'] for batch in setting.batches}
+  lowered: dict[Any, Any] = {'prefill': lambda: lowered_prefill(setting, params, context)}
+  for at, keep in (shapes | in_pools).items():
+    lowered[at] = functools.partial(lowered_for, setting, params, functools.partial(abstract_state, setting, at, keep))
+    for cut in {i >= keep.n_full for i in range(config.num_layers)} if keep else ():
+      lowered['cut', *at, cut] = functools.partial(lowered_cut, setting, at, keep, cut)
+  programs = Compiled(lowered)
   programs.wait()
   bandwidth = 1e9 * chip.copy(setting)['GB/s']
-  for at, keep in shapes.items():
+  for at, keep in (shapes | in_pools).items():
     labels = dict(zip(('batch', 'context', 'cache'), at))
-    run = lambda at=at, keep=keep: ours(programs[at], setting, params, state_of(setting, at, keep), bandwidth)
-    yield Case('decoding', labels, run)
-  context = setting.contexts[len(setting.contexts) // 2]
-  for batch in setting.batches:
-    labels = {'batch': batch, 'context': context, 'cache': 'lazy, pooled (the default layout)'}
-    yield Case('decoding', labels, lambda b=batch: in_pools(setting, params, (b, context, 'lazy'), bandwidth))
-  yield Case('reading a prompt', {'tokens': context}, lambda: prefill(setting, params, context))
+    make = functools.partial(state_of, setting, at, keep, programs)
+    yield Case('decoding', labels, lambda at=at, make=make: ours(programs[at], setting, params, make(), bandwidth))
+  yield Case('reading a prompt', {'tokens': context}, lambda: prefill(programs['prefill'], setting, params, context))
   yield from peers(setting, context)
 
 
@@ -77,22 +82,75 @@ def layer(setting: Setting, batch: int, context: int, seed) -> tuple[jax.Array, 
   return tuple(jax.random.normal(key, shape, c.dtype) for key in jax.random.split(jax.random.key(seed)))
 
 
-def state_of(setting: Setting, at: tuple[int, int, str], keep: LazyConfig | None) -> plain.DecodeState:
+def state_of(setting: Setting, at: tuple, keep: LazyConfig | None, programs: Compiled) -> plain.DecodeState:
   """Returns rows that have read `context` tokens, over a cache of this kind."""
-  (batch, context, _), c = at, setting.decoded
+  (batch, context, kind), c = at, setting.decoded
   room, lengths = capacity(setting, context) - context, jnp.full(batch, context, jnp.int32)
   make = jax.jit(functools.partial(layer, setting, batch, context))
-  layers = []
-  for i in range(c.num_layers):
-    keys, values = make(i)
-    if keep is not None:
-      layers.append(compact(keys, values, lengths, None, keep=Keep(keep, room), cut=i >= keep.n_full))
-    else:
-      layers.append((keys, values))
-  if keep is not None:
-    return begun(LayeredCache(tuple(layers)), batch, context, room)
-  keys, values = zip(*layers)
-  return begun(FullCache(keys, values, (False,) * c.num_layers), batch, context, room)
+  if keep is None:
+    keys, values = zip(*(make(i) for i in range(c.num_layers)))
+    return begun(FullCache(keys, values, (False,) * c.num_layers), batch, context, room)
+  cut = lambda i, *more: programs['cut', *at, i >= keep.n_full](*of_layer(i), lengths, None, *more)
+  made: dict[int, Any] = {}
+  of_layer = lambda i: made.setdefault(i, make(i)) if kind == POOLED else make(i)
+  if kind == POOLED:
+    cache = pooled(which_pool(c, keep, batch), 2, lambda i, b: cut(i, jnp.int32(b)), lambda i: made.pop(i))
+  else:
+    cache = LayeredCache(tuple(cut(i) for i in range(c.num_layers)))
+  return begun(cache, batch, context, room)
+
+
+def which_pool(config: ModelConfig, keep: LazyConfig, batch: int) -> np.ndarray:
+  """Returns [L, B]: 1 for lazy layers, the last ones."""
+  return np.repeat((np.arange(config.num_layers) >= keep.n_full)[:, None], batch, axis=1).astype(int)
+
+
+def abstract_state(setting: Setting, at: tuple, keep: LazyConfig | None) -> plain.DecodeState:
+  """Returns the shapes of `state_of`, without its arrays."""
+  (batch, context, kind), c = at, setting.decoded
+  room, arrays = capacity(setting, context) - context, abstract_layer(setting, at)
+  if keep is None:
+    cache = FullCache((arrays[0],) * c.num_layers, (arrays[1],) * c.num_layers, (False,) * c.num_layers)
+  elif kind == POOLED:
+    in_pool = which_pool(c, keep, batch)
+    rows = [int((in_pool == i).sum()) for i in range(2)]
+    of_row = [jax.eval_shape(lambda i=i: cut_of(setting, at, keep, bool(i))(*zeros(arrays), 0)) for i in range(2)]
+    longer = lambda n: lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype)
+    pools = tuple(jax.tree.map(longer(n), row) for n, row in zip(rows, of_row))
+    numbers = jax.ShapeDtypeStruct(in_pool.shape, jnp.int32)
+    cache = PooledCache(pools, numbers, numbers)
+  else:
+    kept = {
+      cut: jax.eval_shape(lambda cut=cut: cut_of(setting, at, keep, cut)(*zeros(arrays))) for cut in (True, False)
+    }
+    cache = LayeredCache(tuple(kept[i >= keep.n_full] for i in range(c.num_layers)))
+  return jax.eval_shape(lambda: begun(None, batch, context, room)).replace(cache=cache)
+
+
+def abstract_layer(setting: Setting, at: tuple) -> tuple[Any, Any]:
+  return jax.eval_shape(lambda: layer(setting, at[0], at[1], 0))
+
+
+def zeros(arrays: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), arrays)
+
+
+def cut_of(setting: Setting, at: tuple, keep: LazyConfig, cut: bool) -> Callable:
+  """Returns what makes a layer's kept cache of (keys, values), or of a row of them (keys, values, row)."""
+  batch, context, kind = at
+  kept, lengths = Keep(keep, capacity(setting, context) - context), jnp.full(batch, context, jnp.int32)
+  if kind == POOLED:
+    return lambda keys, values, row: compact_row(keys, values, lengths, None, row, keep=kept, cut=cut)
+  return lambda keys, values: compact(keys, values, lengths, None, keep=kept, cut=cut)
+
+
+def lowered_cut(setting: Setting, at: tuple, keep: LazyConfig, cut: bool):
+  batch, context, kind = at
+  arrays = *abstract_layer(setting, at), jax.ShapeDtypeStruct((batch,), jnp.int32), None
+  options = {'keep': Keep(keep, capacity(setting, context) - context), 'cut': cut}
+  if kind == POOLED:
+    return compact_row.lower(*arrays, jax.ShapeDtypeStruct((), jnp.int32), **options)
+  return compact.lower(*arrays, **options)
 
 
 def begun(cache: Any, batch: int, context: int, room: int) -> plain.DecodeState:
@@ -103,12 +161,8 @@ def begun(cache: Any, batch: int, context: int, room: int) -> plain.DecodeState:
   )  # fmt: skip
 
 
-def lowered(setting: Setting, params: Any, at: tuple[int, int, str], keep: LazyConfig | None):
-  return lowered_for(setting, params, jax.eval_shape(lambda: state_of(setting, at, keep)))
-
-
-def lowered_for(setting: Setting, params: Any, state: Any):
-  return plain.decode.lower(params, state, jnp.int32(1), jnp.asarray([-1]), {}, config=setting.decoded)
+def lowered_for(setting: Setting, params: Any, state: Callable[[], Any]):
+  return plain.decode.lower(params, state(), jnp.int32(1), jnp.asarray([-1]), {}, config=setting.decoded)
 
 
 def ours(program, setting: Setting, params: Any, state: plain.DecodeState, bandwidth: float) -> dict[str, Any]:
@@ -130,28 +184,19 @@ def ours(program, setting: Setting, params: Any, state: plain.DecodeState, bandw
   }  # fmt: skip
 
 
-def in_pools(setting: Setting, params: Any, at: tuple[int, int, str], bandwidth: float) -> dict[str, Any]:
-  (batch, context, _), c, keep = at, setting.decoded, kinds(setting)['lazy']
-  room = capacity(setting, context) - context
-  lengths, make = jnp.full(batch, context, jnp.int32), jax.jit(functools.partial(layer, setting, batch, context))
-  made: dict[int, Any] = {}
-
-  def row(i: int, b: int):
-    arrays = made.setdefault(i, make(i))
-    return compact_row(*arrays, lengths, None, jnp.int32(b), keep=Keep(keep, room), cut=i >= keep.n_full)
-
-  lazy_LB = np.repeat((np.arange(c.num_layers) >= keep.n_full)[:, None], batch, axis=1).astype(int)
-  cache = pooled(lazy_LB, 2, row, lambda i: made.pop(i))
-  state = begun(cache, batch, context, room)
-  del cache
-  return ours(lowered_for(setting, params, state).compile(), setting, params, state, bandwidth)
+def prefill_arguments(setting: Setting, params: Any, tokens: int) -> tuple:
+  one = lambda x: jnp.full(1, x, jnp.int32)
+  prompt = jax.random.randint(jax.random.key(0), (1, tokens), 0, setting.decoded.vocab_size)
+  return params, prompt, one(tokens), one(tokens)
 
 
-def prefill(setting: Setting, params: Any, tokens: int) -> dict[str, float]:
-  c, one = setting.decoded, lambda x: jnp.full(1, x, jnp.int32)
-  args = params, jax.random.randint(jax.random.key(0), (1, tokens), 0, c.vocab_size), one(tokens), one(tokens)
-  run = plain.prefill.lower(*args, config=c, capacity=tokens).compile()
-  taken = seconds(lambda: run(*args), setting.min_seconds, setting.repeats)
+def lowered_prefill(setting: Setting, params: Any, tokens: int):
+  return plain.prefill.lower(*prefill_arguments(setting, params, tokens), config=setting.decoded, capacity=tokens)
+
+
+def prefill(program, setting: Setting, params: Any, tokens: int) -> dict[str, float]:
+  c, args = setting.decoded, prefill_arguments(setting, params, tokens)
+  taken = seconds(lambda: program(*args), setting.min_seconds, setting.repeats)
   per_token = 2 * (matrix_params(c) - c.vocab_size * c.model_dim) + 2 * c.num_layers * c.num_heads * c.head_dim * tokens
   return {'ms': 1e3 * taken, 'tokens/s': tokens / taken, 'TFLOP/s': tokens * per_token / taken / 1e12}
 

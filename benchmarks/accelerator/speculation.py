@@ -29,17 +29,17 @@ DRAFTED = 8  # Tokens of a draft.
 
 def cases(setting: Setting) -> Iterator[Case]:
   params, at = random_params(setting.decoded, 'bfloat16'), (1, setting.speculated, 'full')
-  make = lambda: decoding.state_of(setting, at, None)
-  abstract = jax.eval_shape(make)
-  abstract_round = jax.eval_shape(lambda: round_state(make()))
+  abstract = decoding.abstract_state(setting, at, None)
+  abstract_round = jax.eval_shape(round_state, abstract)
   keep = jax.ShapeDtypeStruct((2, setting.decoded.num_layers), bool)
-  lowered: dict[Any, Any] = {'plain': lambda: decoding.lowered_for(setting, params, abstract)}
+  lowered: dict[Any, Any] = {'plain': lambda: decoding.lowered_for(setting, params, lambda: abstract)}
   for n in setting.verified:
     program = jax.jit(functools.partial(verify, setting, n))
     lowered[n] = lambda program=program: program.lower(params, abstract_round, jnp.int32(1))
   lowered['draft'] = lambda: jax.jit(functools.partial(draft, setting)).lower(params, abstract, keep, jnp.int32(1))
   programs = Compiled(lowered)
   programs.wait()
+  make = functools.partial(decoding.state_of, setting, at, None, programs)
   costs: dict[Any, float] = {}
 
   def measured(name: Any, run) -> dict[str, float]:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 import os
+from pathlib import Path
+import re
 import time
 from typing import Any
 import zlib
@@ -18,15 +20,20 @@ from jaxlm.models.transformer import abstract_params
 class Compiled:
   """Programs by name, compiled in threads; one that does not compile raises its error when it is asked for."""
 
+  texts: Path | None = None
+  """Folder for the compiled programs' text, where it is wanted."""
+
   def __init__(self, lowered: Mapping[Any, Callable[[], Any]]):
     """lowered: by name, a function that returns what `jax.jit(f).lower(...)` does."""
-    self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    self._pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
     self._programs = {name: self._pool.submit(lambda f=f: f().compile()) for name, f in lowered.items()}
 
   def wait(self) -> None:
     """Waits for all of them, so that no compilation disturbs a time."""
-    for program in self._programs.values():
-      program.exception()
+    for name, program in self._programs.items():
+      if program.exception() is None and self.texts is not None:
+        file = re.sub(r'[^\w.]+', '-', str(name)).strip('-') + '.txt'
+        (self.texts / file).write_text(program.result().as_text())
     self._pool.shutdown()
 
   def __getitem__(self, name: Any) -> Any:

@@ -23,15 +23,20 @@ class Sequence:
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     del layer, positions  # Within a row, order is index: positions restart at document borders.
-    if self.segments is None and flash.is_default(rule, q):
-      return flash.attend(q, k, v, rule), self
-    index_1T, mask_BTS = jnp.arange(q.shape[1])[None], None
-    if self.segments is not None:
-      segments_BT = self.segments
-      mask_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
-      if (before := q.shape[1] - segments_BT.shape[1]) > 0:  # A sink token stands before all documents of its row.
-        mask_BTS = jnp.pad(mask_BTS, ((0, 0), (before, 0), (before, 0)), constant_values=True)
+    segments_BT = self.segments
+    if segments_BT is not None and (before := q.shape[1] - segments_BT.shape[1]) > 0:
+      # A sink token stands before all documents of its row, and is seen by all of them.
+      mask_BTS = jnp.pad(same_segment(segments_BT), ((0, 0), (before, 0), (before, 0)), constant_values=True)
+    elif flash.is_default(rule, q):
+      return flash.attend(q, k, v, rule, segments=segments_BT), self
+    else:
+      mask_BTS = None if segments_BT is None else same_segment(segments_BT)
+    index_1T = jnp.arange(q.shape[1])[None]
     return attend(q, heads_first(k), heads_first(v), index_1T, index_1T, rule, mask_BTS), self
+
+
+def same_segment(segments_BT):
+  return segments_BT[:, :, None] == segments_BT[:, None, :]
 
 
 @struct.dataclass

@@ -91,6 +91,8 @@ def dequantize(packed: Quantized, dtype=jnp.float32) -> Float[Array, 'B K S H']:
 FEW = 4
 """So many queries take matrix-vector products, into which XLA's CPU backend fuses the unpacking."""
 
+FEW_TOGETHER = 8
+"""So many queries unpack codes once each on an accelerator; for more of them codes are unpacked once, and written out."""
 
 CACHED = 2048
 """So many tokens, about, are unpacked together: a quarter of a megabyte a piece, which stays in a core's cache."""
@@ -148,6 +150,41 @@ def mix_quantized(weights: Float[Array, 'R S'], values: Quantized) -> Float[Arra
       parts = [(scaled_RS[:, at], piece(codes[:, at], i, values.bits)) for at in spans(weights.shape[1], 1)]
       sums.append(sum(product(w_RS, channels) for w_RS, channels in parts))
   return jnp.concatenate(sums, axis=1) + jnp.repeat(weights @ minimum_GS.T, group, axis=1)
+
+
+def score_codes(q: Float[Array, 'B K R H'], keys: Quantized) -> Float[Array, 'B K R S']:
+  """Returns products with quantised keys, float32, as one sum over channels, into which a GPU's or TPU's compiler fuses the unpacking.
+
+  Few queries: each unpacks the codes again, and none are written out.
+  """
+  B, K, S, P = keys.codes.shape
+  groups = keys.scale.shape[2]
+  q, scale = q.astype(jnp.float32), keys.scale.astype(jnp.float32)
+
+  def products(i: int):
+    channels = slice(i * P, (i + 1) * P)
+    codes = piece(keys.codes, i, keys.bits).reshape(B, K, groups, S // groups, P)
+    scaled = (codes * scale[:, :, :, None, channels]).reshape(B, K, S, P)
+    return q[:, :, :, None, channels] * scaled[:, :, None]
+
+  logits = sum(products(i) for i in range(8 // keys.bits)).sum(axis=-1)
+  offset = jnp.einsum('BKRH,BKGH->BKRG', q, keys.minimum.astype(jnp.float32), precision='highest')
+  return logits + jnp.repeat(offset, S // groups, axis=-1)
+
+
+def mix_codes(weights: Float[Array, 'B K R S'], values: Quantized) -> Float[Array, 'B K R H']:
+  """Returns weighted sums of quantised values, float32, as `score_codes` does its products."""
+  P, groups = values.codes.shape[2], values.scale.shape[2]
+  group = P * 8 // values.bits // groups
+  scale = jnp.repeat(values.scale.astype(jnp.float32), group, axis=2)  # [B, K, H, S], fused too
+
+  def sums(i: int):
+    scaled = piece(values.codes, i, values.bits) * scale[:, :, i * P : (i + 1) * P]
+    return (weights[:, :, :, None] * scaled[:, :, None]).sum(axis=-1)
+
+  offset = jnp.einsum('BKRS,BKGS->BKRG', weights, values.minimum.astype(jnp.float32), precision='highest')
+  pieces = jnp.concatenate([sums(i) for i in range(8 // values.bits)], axis=-1)
+  return pieces + jnp.repeat(offset, group, axis=-1)
 
 
 def piece(packed: UInt8[Array, '*shape'], i: int, bits: int) -> Float[Array, '*shape']:

@@ -7,7 +7,15 @@ in their order.
 import jax
 import jax.numpy as jnp
 
-from jaxlm.caches.kivi import Quantized, dequantize, mix_quantized, score_quantized
+from jaxlm.caches.kivi import (
+  FEW_TOGETHER,
+  Quantized,
+  dequantize,
+  mix_codes,
+  mix_quantized,
+  score_codes,
+  score_quantized,
+)  # fmt: skip
 from jaxlm.models import attention
 
 
@@ -17,26 +25,34 @@ def heads_first(x_BTKH):
 
 def score_rows(q_BKRH, keys, rows_B=None):
   """Returns products of queries with the keys of their rows, float32 [B, K, R, S]. keys: an array or Quantized."""
-  packed = isinstance(keys, Quantized)
-  one = score_quantized if packed else (lambda q, k: jnp.matmul(q, k.T, preferred_element_type=jnp.float32))
-  whole = lambda q, k: attention.dot(q, dequantize(k, q.dtype) if packed else k)
-  return _by_head(one, whole, q_BKRH, keys, rows_B, packed)
+  if not isinstance(keys, Quantized):
+    one = lambda q, k: jnp.matmul(q, k.T, preferred_element_type=jnp.float32)
+    return _by_head(one, attention.dot, q_BKRH, keys, rows_B)
+  few = q_BKRH.shape[2] <= FEW_TOGETHER
+  whole = score_codes if few else (lambda q, k: attention.dot(q, dequantize(k, q.dtype)))
+  return _by_head(score_quantized, whole, q_BKRH, keys, rows_B)
 
 
 def mix_rows(w_BKRS, values, rows_B=None):
   """Returns weighted sums of the values of the rows, [B, K, R, H]. values: an array or Quantized."""
-  packed = isinstance(values, Quantized)
-  one = mix_quantized if packed else (lambda w, v: w.astype(v.dtype) @ v)
-  whole = lambda w, v: jnp.matmul(w, dequantize(v)) if packed else jnp.matmul(w.astype(v.dtype), v)
-  return _by_head(one, whole, w_BKRS, values, rows_B, packed)
+  if not isinstance(values, Quantized):
+    mix = lambda w, v: jnp.matmul(w.astype(v.dtype), v)
+    return _by_head(mix, mix, w_BKRS, values, rows_B)
+  few = w_BKRS.shape[2] <= FEW_TOGETHER
+  whole = mix_codes if few else (lambda w, v: jnp.matmul(w, dequantize(v)))
+  return _by_head(mix_quantized, whole, w_BKRS, values, rows_B)
 
 
-def _by_head(one, whole, x_BKRX, store, rows_B, packed: bool):
-  """Applies `one` head after head on a CPU, where a row taken from a pool, or unpacked, is copied: a head's fits its caches."""
+def _by_head(one, whole, x_BKRX, store, rows_B):
+  """Applies `one` head after head on a CPU, where a row taken from a pool, or unpacked, is copied: a head's fits its caches.
+
+  Elsewhere applies `whole` to all heads of the rows at once.
+  """
   B, K = x_BKRX.shape[:2]
-  if rows_B is None and not packed:
+  in_order = rows_B is None
+  if in_order and not isinstance(store, Quantized):
     return whole(x_BKRX, store)
-  rows_B = jnp.arange(B) if rows_B is None else rows_B
+  rows_B = jnp.arange(B) if in_order else rows_B
 
   def apart(x_BKRX, store, rows_B):
     def head(i):
@@ -45,12 +61,13 @@ def _by_head(one, whole, x_BKRX, store, rows_B, packed: bool):
       return one(x_BKRX.reshape(B * K, *x_BKRX.shape[2:])[i], part)
 
     out = jax.lax.map(head, jnp.arange(B * K))
-    return out.reshape(B, K, *out.shape[1:])
+    return out.reshape(B, K, *out.shape[1:]).astype(jnp.float32)
 
-  together = lambda x, store, rows_B: whole(x, jax.tree.map(lambda s: s[rows_B], store)).astype(jnp.float32)
-  return jax.lax.platform_dependent(
-    x_BKRX, store, rows_B, cpu=lambda *args: apart(*args).astype(jnp.float32), default=together
-  )
+  def together(x_BKRX, store, rows_B):
+    store = store if in_order else jax.tree.map(lambda s: s[rows_B], store)
+    return whole(x_BKRX, store).astype(jnp.float32)
+
+  return jax.lax.platform_dependent(x_BKRX, store, rows_B, cpu=apart, default=together)
 
 
 def write_rows(slots_RKSH, new_BKTH, start_B, rows_B=None, here_B=None, axis: int = 2):

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from jaxlm.caches import packed, slots
-from jaxlm.caches.kivi import KiviConfig, dequantize, pack_codes, quantize_keys, quantize_values, unpack_codes
+from jaxlm.caches.kivi import (
+  KiviConfig,
+  dequantize,
+  mix_codes,
+  pack_codes,
+  quantize_keys,
+  quantize_values,
+  score_codes,
+  unpack_codes,
+)  # fmt: skip
 from jaxlm.caches.slots import EMPTY, everything_of, take_slots, window_of
 from jaxlm.models import attention
 from jaxlm.models.attention import layer_rule
@@ -54,6 +63,17 @@ def test_packing_is_undone_and_fills_its_bytes(bits):
   packed = pack_codes(codes, bits)
   assert packed.shape == (2, 3, 5, 16 * bits // 8) and packed.dtype == jnp.uint8
   np.testing.assert_array_equal(unpack_codes(packed, bits), codes)
+
+
+@BITS
+@pytest.mark.parametrize('group, H', [(16, 16), (8, 32), (32, 32)])
+def test_products_with_codes_are_those_with_the_numbers(bits, group, H):
+  config = KiviConfig(bits, group, group)
+  keys, values = (kind(normal(2, 3, 64, H, seed=i), config) for i, kind in enumerate((quantize_keys, quantize_values)))
+  q, w = normal(2, 3, 4, H, seed=2), jax.nn.softmax(normal(2, 3, 4, 64, seed=3))
+  expected = attention.dot(q, dequantize(keys)), jnp.matmul(w, dequantize(values))
+  for actual, e in zip((jax.jit(score_codes)(q, keys), jax.jit(mix_codes)(w, values)), expected):
+    np.testing.assert_allclose(actual, e, rtol=0, atol=1e-5 * np.abs(e).max())
 
 
 @BITS

@@ -105,8 +105,9 @@ def shapes_in(jaxpr):
   """Yields the shapes of all values of a program, with those of its inner programs."""
   for equation in jaxpr.eqns:
     yield from (v.aval.shape for v in equation.outvars if hasattr(v.aval, 'shape'))
-    for inner in jax.core.jaxprs_in_params(equation.params):
-      yield from shapes_in(inner)
+    for inner in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, 'jaxpr')):
+      if hasattr(inner := getattr(inner, 'jaxpr', inner), 'eqns'):
+        yield from shapes_in(inner)
 
 
 @pytest.mark.slow
@@ -144,7 +145,7 @@ def test_sigmoid_keeps_queries_keys_and_values_only():
 def test_the_forward_rule_keeps_its_own_arguments():
   q, k, v, _ = inputs(32, 32, 4, 2, 32)
   spec = Spec('sigmoid', causal=True, window=None, scale=1.0, bias=0.0, alibi=False, block_q=32, block_k=64)
-  _, residuals = attend_forward(q, k, v, None, spec, 'interpret')
+  _, residuals = attend_forward(q, k, v, None, None, spec, 'interpret')
   leaves = jax.tree.leaves(residuals)
   assert len(leaves) == 3 and leaves[0] is q and leaves[1] is k and leaves[2] is v
 
@@ -217,12 +218,28 @@ def test_maps_over_an_axis_and_over_devices():
   all_close([actual[:, 0]], [dense.attention(q, k, v)], 1e-5)
 
 
+@pytest.mark.parametrize('how', [BLOCKS, {'implementation': 'xla'}], ids=['kernel', 'xla'])
+@pytest.mark.parametrize(
+  'operation, options', [('softmax', {}), ('sigmoid', {'window': 30, 'alibi_slopes': np.ones(4) / 9})]
+)
+def test_segments_are_sequences_of_their_own(operation, options, how):
+  lengths = 40, 9, 51
+  q, k, v, dout = inputs(sum(lengths), sum(lengths), 4, 2, 32)
+  segments = jnp.broadcast_to(jnp.repeat(jnp.arange(3), jnp.array(lengths)), q.shape[:2])
+  attend = functools.partial(flash_attention, operation=operation, **options, **how)
+  whole = dense.with_gradients(functools.partial(attend, segments=segments), q, k, v, dout)
+  for start, stop in ((0, 40), (40, 49), (49, 100)):
+    apart = dense.with_gradients(attend, *(x[:, start:stop] for x in (q, k, v, dout)))
+    all_close([x[:, start:stop] for x in whole], apart, 1e-5)
+
+
 @pytest.mark.parametrize(
   'change, message',
   [
     ({'operation': 'sigmod'}, "operation='sigmod' is not one of softmax, sigmoid"),
     ({'implementation': 'triton'}, "implementation='triton' is not one of pallas, xla, cudnn"),
     ({'implementation': 'cudnn'}, 'not float32'),
+    ({'segments': jnp.ones((2, 7), jnp.int32)}, r'segments \(2, 7\): expected \[2, 8\]'),
     ({'window': 0}, 'window=0'),
     ({'block_q': 48}, 'block_q=48'),
     ({'block_k': 8}, 'block_k=8'),

@@ -41,6 +41,13 @@ def test_lowers_without_the_device(platform, dtype, operation, kernels):
   assert lowered(gradients, platform, q, k, k).count(CALLS[platform]) == kernels
 
 
+@pytest.mark.parametrize('platform', CALLS)
+def test_segments_lower_too(platform):
+  q, segments = jax.ShapeDtypeStruct((2, 300, 4, 64), 'bfloat16'), jax.ShapeDtypeStruct((2, 300), 'int32')
+  loss = lambda q, k, v, s: flash_attention(q, k, v, segments=s).astype(jnp.float32).sum()
+  assert lowered(jax.grad(loss, argnums=(0, 1, 2)), platform, q, q, q, segments).count(CALLS[platform]) == 3
+
+
 def test_a_cpu_has_no_kernel_to_compile():
   x = jnp.ones((1, 16, 1, 16))
   with pytest.raises(NotImplementedError):
