@@ -62,9 +62,8 @@ def main(argv: list[str] | None = None) -> int:
   device = jax.devices()[0]
   if device.platform == 'cpu' and not args.tiny:
     raise SystemExit('JAX sees no GPU or TPU here. --tiny proves the code on a CPU.')
-  if args.out is None:
-    name = device.device_kind.lower().replace(' ', '_')
-    args.out = Path(os.devnull) if args.tiny else report.RESULTS / f'accelerator_{name}.json'
+  if args.out is None and not args.tiny:
+    args.out = report.RESULTS / f'accelerator_{device.device_kind.lower().replace(" ", "_")}.json'
   setting = TINY if args.tiny else ACCELERATOR
   record = Record(
     args.out, report.machine(), {'tiny': args.tiny, 'parts': args.parts, 'seconds': args.seconds}, args.seconds
@@ -74,7 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     cases = importlib.import_module(f'benchmarks.accelerator.{name}').cases
     record.run_part(name, lambda cases=cases: cases(setting))
   wrong = [row for row in record.contents['rows'] if 'error' in row or row.get('right') is False]
-  print(f'{len(record.contents["rows"])} rows, {len(wrong)} of them wrong or failed. Written to {args.out}.')
+  print(
+    f'{len(record.contents["rows"])} rows, {len(wrong)} of them wrong or failed; written to {args.out or "no file"}.'
+  )
   return int(bool(wrong))
 
 

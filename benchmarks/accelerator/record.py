@@ -31,9 +31,12 @@ class Case:
 
 
 class Record:
-  """A JSON file that grows case by case: {'machine', 'setting', 'rows': [{'part', 'table', ..., 'seconds'}], 'parts'}."""
+  """A JSON file that grows case by case: {'machine', 'setting', 'rows': [{'part', 'table', ..., 'seconds'}], 'parts'}.
 
-  def __init__(self, path: Path, machine: Mapping[str, Any], setting: Mapping[str, Any], seconds: float):
+  With path None nothing is written.
+  """
+
+  def __init__(self, path: Path | None, machine: Mapping[str, Any], setting: Mapping[str, Any], seconds: float):
     self.path, self.end = path, time.monotonic() + seconds
     self.seconds = seconds
     self.contents: dict[str, Any] = {'machine': machine, 'setting': setting, 'parts': {}, 'rows': []}
@@ -95,6 +98,8 @@ class Record:
     timer.start()
 
   def _write(self) -> None:
+    if self.path is None:
+      return
     half = self.path.with_name(self.path.name + '.half')
     half.write_text(json.dumps(self.contents, indent=1, default=float) + '\n')
     os.replace(half, self.path)
