@@ -15,6 +15,8 @@ import time
 import traceback
 from typing import Any
 
+from jaxlm.io.atomic import write_atomically
+
 OUT_OF_TIME = 3
 """Exit code of a process that was ended because a case did not return in time."""
 
@@ -98,11 +100,8 @@ class Record:
     timer.start()
 
   def _write(self) -> None:
-    if self.path is None:
-      return
-    half = self.path.with_name(self.path.name + '.half')
-    half.write_text(json.dumps(self.contents, indent=1, default=float) + '\n')
-    os.replace(half, self.path)
+    if self.path is not None:
+      write_atomically(self.path, json.dumps(self.contents, indent=1, default=float) + '\n')
 
 
 def failure(error: Exception) -> dict[str, str]:
