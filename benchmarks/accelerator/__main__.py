@@ -17,6 +17,7 @@ from benchmarks.accelerator.setting import ACCELERATOR, TINY
 
 PARTS = {
   'chip': 'matrix product and copy: what all else is a ratio to',
+  'peers': 'PyTorch and transformers, where they are installed; first, while JAX holds little memory',
   'agreement': 'the same tokens and losses as on the CPU',
   'attention': 'flash attention: right, and how fast',
   'training': 'training steps of 135M and 1B models',
@@ -24,6 +25,8 @@ PARTS = {
   'speculation': 'what drafting and verifying cost, and the gain predicted',
   'blocks': "sizes of the attention kernels' blocks, tried one by one; only if asked for",
 }
+
+USUAL = [part for part in PARTS if part != 'blocks']
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,7 +36,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     description='Measures the library on the GPU or TPU of this machine.', epilog=f'parts:\n{parts}',
   )  # fmt: skip
   parser.add_argument(
-    '--parts', nargs='+', choices=PARTS, default=list(PARTS), metavar='PART', help='parts to run (all)'
+    '--parts', nargs='+', choices=PARTS, default=USUAL, metavar='PART', help='parts to run (all but blocks)'
   )
   parser.add_argument(
     '--seconds', type=float, default=360, help='bound of the whole, compilation included (%(default)s)'
@@ -49,7 +52,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
   """Runs the parts; returns 1 if anything that was checked is wrong or failed."""
   args = arguments(argv)
-  # Before JAX is imported: PyTorch, beside us, needs memory too.
+  # Before JAX is imported: PyTorch's process needs memory too.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   import jax
 

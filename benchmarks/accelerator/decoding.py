@@ -17,7 +17,6 @@ from benchmarks.accelerator import chip
 from benchmarks.accelerator.record import Case
 from benchmarks.accelerator.setting import Setting
 from benchmarks.accelerator.timing import Compiled, live_bytes, matrix_params, random_params, seconds
-from benchmarks.accelerator.training import torch_model
 from decoders import plain
 from decoders.lazy_memory import Keep, compact, compact_row
 from decoders.simlayerkv import KiviConfig, LazyConfig
@@ -53,7 +52,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     for name, keep in all_kinds.items()
     if name == 'full' or context > setting.kept or setting.tiny
   }
-  context = setting.contexts[len(setting.contexts) // 2]
+  context = setting.middle_context
   in_pools = {(batch, context, POOLED): all_kinds['lazy'] for batch in setting.batches}
   lowered: dict[Any, Any] = {'prefill': lambda: lowered_prefill(setting, params, context)}
   for at, keep in (shapes | in_pools).items():
@@ -68,7 +67,6 @@ def cases(setting: Setting) -> Iterator[Case]:
     make = functools.partial(state_of, setting, at, keep, programs)
     yield Case('decoding', labels, lambda at=at, make=make: ours(programs[at], setting, params, make(), bandwidth))
   yield Case('reading a prompt', {'tokens': context}, lambda: prefill(programs['prefill'], setting, params, context))
-  yield from peers(setting, context)
 
 
 def capacity(setting: Setting, context: int) -> int:
@@ -199,44 +197,3 @@ def prefill(program, setting: Setting, params: Any, tokens: int) -> dict[str, fl
   taken = seconds(lambda: program(*args), setting.min_seconds, setting.repeats)
   per_token = 2 * (matrix_params(c) - c.vocab_size * c.model_dim) + 2 * c.num_layers * c.num_heads * c.head_dim * tokens
   return {'ms': 1e3 * taken, 'tokens/s': tokens / taken, 'TFLOP/s': tokens * per_token / taken / 1e12}
-
-
-def peers(setting: Setting, context: int) -> Iterator[Case]:
-  """transformers, eager, over a DynamicCache of random numbers."""
-  lazily: Callable[[], Any] = functools.cache(lambda: peer_model(setting.decoded))
-  for batch in setting.batches:
-    labels = {'batch': batch, 'context': context, 'cache': 'transformers, full'}
-    yield Case('decoding', labels, lambda b=batch: peer(setting, lazily(), b, context))
-
-
-def peer_model(config: ModelConfig):
-  try:
-    import torch
-  except ImportError:
-    return None
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  return torch_model(config, device, 'bfloat16').eval()
-
-
-def peer(setting: Setting, model: Any, batch: int, context: int) -> dict[str, Any]:
-  if model is None:
-    return {'skipped': 'PyTorch is not installed'}
-  import torch
-  import transformers
-
-  c, device, taken = setting.decoded, model.device, []
-  cache, shape = transformers.DynamicCache(), (batch, c.num_kv_heads, context, c.head_dim)
-  draw = lambda: torch.randn(shape, device=device, dtype=torch.bfloat16)
-  for i in range(c.num_layers):
-    cache.update(draw(), draw(), i)
-  token = torch.ones((batch, 1), dtype=torch.long, device=device)
-  with torch.inference_mode():
-    for step in range(setting.new_tokens):
-      start = time.perf_counter()
-      at = torch.full((batch, 1), context + step, device=device)
-      token = model(token, past_key_values=cache, position_ids=at).logits[:, -1:].argmax(-1)
-      if device.type == 'cuda':
-        torch.cuda.synchronize()
-      taken.append(time.perf_counter() - start)
-  step = float(np.median(taken[len(taken) // 4 :]))
-  return {'ms a step': 1e3 * step, 'tokens/s': batch / step}

@@ -43,6 +43,10 @@ class Setting:
   """A timed stretch is made of as many calls as take so long."""
   repeats: int
 
+  @property
+  def middle_context(self) -> int:
+    return self.contexts[len(self.contexts) // 2]
+
 
 def llama(layers: int, dim: int, mlp: int, heads: int, kv: int, head_dim: int, vocab: int, **more) -> ModelConfig:
   return ModelConfig(

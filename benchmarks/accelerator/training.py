@@ -6,7 +6,6 @@ parameter and token, and those of attention over the keys that a token sees.
 
 from collections.abc import Callable, Iterator
 import functools
-import gc
 from typing import Any
 
 import jax
@@ -36,9 +35,6 @@ def cases(setting: Setting) -> Iterator[Case]:
   programs = Compiled({name: functools.partial(lowered, *variant) for name, variant in variants.items()})
   programs.wait()
   peak = functools.cache(lambda: 1e12 * chip.matmul(setting, 'bfloat16', 'default')['TFLOP/s'])
-  for size, training in setting.trained.items():  # First, while JAX holds little of the memory.
-    labels = {'model': size, 'attention': 'softmax, PyTorch and transformers'}
-    yield Case('training step', labels, lambda t=training: peer(t, peak(), setting))
   for (size, attention), variant in variants.items():
     labels = {'model': size, 'attention': attention}
     yield Case(
@@ -97,62 +93,3 @@ def measured(training: Training, taken: float, peak: float) -> dict[str, float]:
     'tokens': tokens, 'ms': 1e3 * taken, 'tokens/s': tokens / taken, 'TFLOP/s': flops / taken / 1e12,
     'of matrix product': flops / taken / peak,
   }  # fmt: skip
-
-
-def peer(training: Training, peak: float, setting: Setting) -> dict[str, Any]:
-  """The same step in PyTorch: bfloat16 autocast, fused AdamW, PyTorch's own flash attention; not compiled."""
-  try:
-    import torch
-    import transformers
-  except ImportError as error:
-    return {'skipped': f'not installed: {error}'}
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  step, losses = torch_step(training, device)
-  taken = seconds(step, setting.min_seconds, setting.repeats)
-  row = measured(training, taken, peak) | {'first loss': float(losses[0]), 'last loss': float(losses[-1])}
-  if device == 'cuda':
-    row['peak GB'] = torch.cuda.max_memory_allocated() / 1e9
-    del step
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-  return row | {'versions': f'torch {torch.__version__}, transformers {transformers.__version__}'}
-
-
-def torch_step(training: Training, device: str) -> tuple[Callable[[], None], list]:
-  """Returns a function that takes a step and waits for it, and the list that its losses go to."""
-  import torch
-
-  model = torch_model(training.model, device).train()
-  adamw = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True)
-  tokens = torch.randint(0, training.model.vocab_size, (training.batch, training.length), device=device)
-  targets, losses = tokens.roll(-1, 1), []
-
-  def step() -> None:
-    adamw.zero_grad(set_to_none=True)
-    with torch.autocast(device, torch.bfloat16):
-      logits = model(tokens).logits
-    loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    adamw.step()
-    losses.append(loss.detach())
-    if device == 'cuda':
-      torch.cuda.synchronize()
-
-  return step, losses
-
-
-def torch_model(config: ModelConfig, device: str, dtype: str = 'float32'):
-  """Returns transformers' Llama of the same shape with random parameters."""
-  import torch
-  import transformers
-
-  shape = transformers.LlamaConfig(
-    vocab_size=config.vocab_size, num_hidden_layers=config.num_layers, hidden_size=config.model_dim,
-    intermediate_size=config.mlp_dim, num_attention_heads=config.num_heads, num_key_value_heads=config.num_kv_heads,
-    head_dim=config.head_dim, max_position_embeddings=config.max_length, tie_word_embeddings=True,
-    bos_token_id=None, eos_token_id=None, pad_token_id=0, attn_implementation='sdpa',
-  )  # fmt: skip
-  with torch.device(device):
-    return transformers.LlamaForCausalLM(shape).to(getattr(torch, dtype))
