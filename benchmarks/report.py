@@ -1,10 +1,14 @@
-"""What every benchmark shares: the machine's description, the table, the JSON file, the peer's threads."""
+"""What every benchmark shares: the machine's description, the table, the JSON file, the peer's threads.
+
+python -m benchmarks.report FILE      tables of a JSON file that a benchmark wrote
+"""
 
 from collections.abc import Callable, Sequence
 import json
 import os
 from pathlib import Path
 import platform
+import sys
 import time
 from typing import Any
 
@@ -87,6 +91,32 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
   return '\n'.join([lines[0], '|' + '|'.join('-' * (w + 2) for w in widths) + '|', *lines[1:]])
 
 
+def tables(contents: dict[str, Any]) -> str:
+  """Returns what a benchmark's JSON file holds, as Markdown: a table for each name that its rows have as their 'table'."""
+  by_name: dict[str, list[dict[str, Any]]] = {}
+  for row in contents['rows']:
+    by_name.setdefault(row.get('table', 'results'), []).append(row)
+  parts = [f'Machine: {contents["machine"]}', *contents.get('notes', ())]
+  for name, rows in by_name.items():
+    parts.append(f'### {name}')
+    measured = [row for row in rows if 'error' not in row and 'skipped' not in row]
+    if measured and all('right' in row for row in measured):
+      parts.append(f'{sum(row["right"] for row in measured)} of {len(rows)} are right.')
+      measured = [row for row in measured if not row['right']]
+    if measured:
+      hidden = ('part', 'table', 'seconds')
+      columns = [c for c in dict.fromkeys(c for row in measured for c in row) if c not in hidden]
+      parts.append(table([{c: row.get(c, '') for c in columns} for row in measured]))
+    parts += [f'- {_labels(row)}: {row["error"]}' for row in rows if 'error' in row]
+    parts += [f'- {_labels(row)}: not run, {row["skipped"]}' for row in rows if 'skipped' in row]
+  return '\n\n'.join(parts).replace('\n\n- ', '\n- ')
+
+
+def _labels(row: dict[str, Any]) -> str:
+  hidden = ('part', 'table', 'seconds', 'error', 'where', 'skipped')
+  return ', '.join(f'{k} {v}' for k, v in row.items() if k not in hidden) or row.get('part', '')
+
+
 def said(name: str, value: Any) -> str:
   """Returns what is printed of a further result: rows as a table, nothing of what is nested deeper."""
   flat = lambda v: not any(isinstance(x, dict | list) for x in (v.values() if isinstance(v, dict) else v))
@@ -115,3 +145,9 @@ def require_peer() -> None:
     raise SystemExit(
       f"This benchmark runs beside PyTorch and transformers: pip install -e '.[bench]' ({error})."
     ) from None
+
+
+if __name__ == '__main__':
+  if len(sys.argv) != 2 or sys.argv[1].startswith('-'):
+    raise SystemExit('usage: python -m benchmarks.report FILE.json')
+  print(tables(json.loads(Path(sys.argv[1]).read_text())))

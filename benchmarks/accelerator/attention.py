@@ -146,7 +146,9 @@ def default(operation: str) -> str:
   device = jax.devices()[0]
   if operation == 'softmax' and device.device_kind.startswith('NVIDIA'):
     return 'cudnn'
-  platform = 'cuda' if device.device_kind.startswith('NVIDIA') else device.platform
+  platform = (
+    'cuda' if device.device_kind.startswith('NVIDIA') else {'gpu': 'rocm'}.get(device.platform, device.platform)
+  )
   return 'xla' if attention_calls.FASTEST[platform] == 'xla' else 'pallas'
 
 

@@ -113,7 +113,8 @@ def train(training: Training, peak: float, setting: Setting) -> dict[str, Any]:
     wait()
 
   taken = seconds(step, setting.min_seconds, setting.repeats)
-  row = measured(training, taken, peak) | {'first loss': float(losses[0]), 'last loss': float(losses[-1])}
+  steps = {'steps': len(losses), 'first loss': float(losses[0]), 'last loss': float(losses[-1])}
+  row = measured(training, taken, peak) | steps
   if device() == 'cuda':
     row['peak GB'] = torch.cuda.max_memory_allocated() / 1e9
   return row | {'versions': f'torch {torch.__version__}, transformers {transformers.__version__}'}

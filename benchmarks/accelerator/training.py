@@ -82,7 +82,8 @@ def ours(
   sizes = {} if memory is None else {
     'state GB': memory.argument_size_in_bytes / 1e9, 'beside it GB': memory.temp_size_in_bytes / 1e9
   }  # fmt: skip
-  return measured(training, taken, peak) | sizes | {'first loss': float(losses[0]), 'last loss': float(losses[-1])}
+  steps = {'steps': len(losses), 'first loss': float(losses[0]), 'last loss': float(losses[-1])}
+  return measured(training, taken, peak) | sizes | steps
 
 
 def measured(training: Training, taken: float, peak: float) -> dict[str, float]:

@@ -39,7 +39,8 @@ def mix_rows(w_BKRS, values, rows_B=None):
     mix = lambda w, v: jnp.matmul(w.astype(v.dtype), v)
     return _by_head(mix, mix, w_BKRS, values, rows_B)
   few = w_BKRS.shape[2] <= FEW_TOGETHER
-  whole = mix_codes if few else (lambda w, v: jnp.matmul(w, dequantize(v)))
+  exact = jnp.bfloat16 if values.scale.dtype == jnp.bfloat16 else jnp.float32
+  whole = mix_codes if few else (lambda w, v: jnp.matmul(w.astype(exact), dequantize(v, exact)))
   return _by_head(mix_quantized, whole, w_BKRS, values, rows_B)
 
 
