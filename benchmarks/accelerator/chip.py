@@ -20,12 +20,31 @@ def cases(setting: Setting) -> Iterator[Case]:
   yield Case('call', {'what': 'a program that does nothing'}, lambda: nothing(setting))
 
 
+_reached: dict[str, float] = {}
+
+
+def peak(setting: Setting) -> float:
+  """Returns the operations a second of a bfloat16 matrix product, measured once."""
+  if 'peak' not in _reached:
+    matmul(setting, 'bfloat16', 'default')
+  return _reached['peak']
+
+
+def bandwidth(setting: Setting) -> float:
+  """Returns the bytes a second of a copy, measured once."""
+  if 'bandwidth' not in _reached:
+    copy(setting)
+  return _reached['bandwidth']
+
+
 def matmul(setting: Setting, dtype: str, precision: str) -> dict[str, float]:
   """Random numbers: a chip may be faster on zeros than on real data."""
   n = setting.matmul
   a, b = (jax.random.normal(jax.random.key(i), (n, n), dtype) for i in range(2))
   multiply = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))
   taken = seconds(lambda: multiply(a, b), setting.min_seconds, setting.repeats)
+  if dtype == 'bfloat16':
+    _reached['peak'] = 2 * n**3 / taken
   return {'size': n, 'ms': 1e3 * taken, 'TFLOP/s': 2 * n**3 / taken / 1e12}
 
 
@@ -33,6 +52,7 @@ def copy(setting: Setting) -> dict[str, float]:
   x = jax.random.normal(jax.random.key(0), (setting.copied // 4,))
   add = jax.jit(lambda x: x + 1)
   taken = seconds(lambda: add(x), setting.min_seconds, setting.repeats)
+  _reached['bandwidth'] = 2 * x.nbytes / taken
   return {'MB': x.nbytes / 1e6, 'ms': 1e3 * taken, 'GB/s': 2 * x.nbytes / taken / 1e9}
 
 

@@ -44,7 +44,7 @@ def kinds(setting: Setting) -> dict[str, LazyConfig | None]:
 
 def cases(setting: Setting) -> Iterator[Case]:
   config, all_kinds = setting.decoded, kinds(setting)
-  params = random_params(config, 'bfloat16')
+  params = random_params(config, config.dtype)
   shapes = {
     (batch, context, name): keep
     for batch in setting.batches
@@ -53,7 +53,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     if name == 'full' or context > setting.kept or setting.tiny
   }
   context = setting.middle_context
-  in_pools = {(batch, context, POOLED): all_kinds['lazy'] for batch in setting.batches}
+  in_pools = {(setting.batches[-1], context, POOLED): all_kinds['lazy']}
   lowered: dict[Any, Any] = {'prefill': lambda: lowered_prefill(setting, params, context)}
   for at, keep in (shapes | in_pools).items():
     lowered[at] = functools.partial(lowered_for, setting, params, functools.partial(abstract_state, setting, at, keep))
@@ -61,7 +61,7 @@ def cases(setting: Setting) -> Iterator[Case]:
       lowered['cut', *at, cut] = functools.partial(lowered_cut, setting, at, keep, cut)
   programs = Compiled(lowered)
   programs.wait()
-  bandwidth = 1e9 * chip.copy(setting)['GB/s']
+  bandwidth = chip.bandwidth(setting)
   for at, keep in (shapes | in_pools).items():
     labels = dict(zip(('batch', 'context', 'cache'), at))
     make = functools.partial(state_of, setting, at, keep, programs)
@@ -173,7 +173,7 @@ def ours(program, setting: Setting, params: Any, state: plain.DecodeState, bandw
     state, _ = jax.block_until_ready(program(params, state, steps, none, {}))
     taken.append((time.perf_counter() - start) / setting.new_tokens)
   step = float(np.median(taken[CALLS:]))
-  read = 2 * matrix_params(setting.decoded) + held
+  read = sum(x.nbytes for x in jax.tree.leaves(params)) + held
   del state
   freed = {} if live is None else {'device MB': (live - live_bytes()) / 1e6}
   return {

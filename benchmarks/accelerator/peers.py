@@ -32,8 +32,13 @@ def cases(setting: Setting) -> Iterator[Case]:
   if missing := [name for name in ('torch', 'transformers') if importlib.util.find_spec(name) is None]:
     yield Case('training step', {'attention': NAME}, lambda: {'skipped': f'not installed: {", ".join(missing)}'})
     return
-  peak = 1e12 * chip.matmul(setting, 'bfloat16', 'default')['TFLOP/s']
-  command = [sys.executable, '-m', 'benchmarks.accelerator.peers', str(peak), 'tiny' if setting.tiny else 'full']
+  command = [
+    sys.executable,
+    '-m',
+    'benchmarks.accelerator.peers',
+    str(chip.peak(setting)),
+    'tiny' if setting.tiny else 'full',
+  ]
   # On the host, JAX leaves the device to PyTorch; it only counts parameters there.
   with subprocess.Popen(
     command, stdout=subprocess.PIPE, text=True, env={**os.environ, 'JAX_PLATFORMS': 'cpu'}

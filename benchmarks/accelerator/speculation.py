@@ -28,7 +28,7 @@ DRAFTED = 8  # Tokens of a draft.
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-  params, at = random_params(setting.decoded, 'bfloat16'), (1, setting.speculated, 'full')
+  params, at = random_params(setting.decoded, setting.decoded.dtype), (1, setting.speculated, 'full')
   abstract = decoding.abstract_state(setting, at, None)
   abstract_round = jax.eval_shape(round_state, abstract)
   keep = jax.ShapeDtypeStruct((2, setting.decoded.num_layers), bool)

@@ -34,11 +34,11 @@ def cases(setting: Setting) -> Iterator[Case]:
       variants[size, 'softmax, documents packed'] = training.model, training, True
   programs = Compiled({name: functools.partial(lowered, *variant) for name, variant in variants.items()})
   programs.wait()
-  peak = functools.cache(lambda: 1e12 * chip.matmul(setting, 'bfloat16', 'default')['TFLOP/s'])
+  peak = chip.peak(setting)
   for (size, attention), variant in variants.items():
     labels = {'model': size, 'attention': attention}
     yield Case(
-      'training step', labels, lambda name=(size, attention), v=variant: ours(programs[name], *v, peak(), setting)
+      'training step', labels, lambda name=(size, attention), v=variant: ours(programs[name], *v, peak, setting)
     )
 
 
