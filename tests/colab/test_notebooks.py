@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import CACHE
 
-COLAB = Path(__file__).parents[1] / 'colab'
+COLAB = Path(__file__).parents[2] / 'colab'
 SOURCES = sorted(p for p in COLAB.glob('*.py') if p.stem not in ('__init__', 'build'))
 
 

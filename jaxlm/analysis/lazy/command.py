@@ -60,8 +60,8 @@ def main(config: LazinessConfig) -> 'list[LazinessReport]':
   if config.length is not None and config.length < 1:
     raise ValueError(f'length={config.length} must be at least 1.')
   import jaxlm
-  from jaxlm import analysis
   from jaxlm.analysis.lazy import plots as laziness_plots
+  from jaxlm.analysis.lazy.report import laziness
 
   lm = jaxlm.load(config.model, dtype=config.dtype)
   length = config.length or max(1, min(LONGEST, lm.config.max_length - config.new_tokens))
@@ -76,7 +76,7 @@ def main(config: LazinessConfig) -> 'list[LazinessReport]':
       if len(ids) <= config.new_tokens:
         raise ValueError(f'{spec!r} has {len(ids)} tokens, {config.new_tokens} of which are to follow a prompt.')
       ids, continuation = ids[: -config.new_tokens], ids[-config.new_tokens :]
-    report = analysis.laziness(lm, ids, new_tokens=config.new_tokens, continuation=continuation, **options)
+    report = laziness(lm, ids, new_tokens=config.new_tokens, continuation=continuation, **options)
     following = 'of the text' if from_text else 'generated'
     title = f'{model}, {Path(spec).name}: {len(ids)} tokens and {config.new_tokens} {following} after them'
     print(f'{title}\n\n{layer_table(report)}\n\n{consistency_table(report)}\n', flush=True)

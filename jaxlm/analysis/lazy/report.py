@@ -19,6 +19,7 @@ import numpy as np
 from jaxlm.analysis.lazy import scores as laziness_scores
 from jaxlm.analysis.sink.probe import check_tokens
 from jaxlm.analysis.sink.report import sinks
+from jaxlm.analysis.statistics import rank_correlation
 from jaxlm.caches.full import FullCache
 from jaxlm.caches.scored import UNSCORED, Scored
 from jaxlm.config import ModelConfig
@@ -78,7 +79,7 @@ class LazinessReport:
   @property
   def sink_correlation(self) -> float:
     """Spearman's correlation, over layers, of the sink and the new tokens' mean ratio: are the layers with sinks the lazy ones?"""
-    return laziness_scores.rank_correlation(self.sink[~self.sliding], self.new[~self.sliding].mean(axis=1))
+    return rank_correlation(self.sink[~self.sliding], self.new[~self.sliding].mean(axis=1))
 
 
 def laziness(

@@ -47,16 +47,15 @@ class SinksConfig:
 
 def main(config: SinksConfig) -> 'SinkReport':
   import jaxlm
-  from jaxlm import analysis
   from jaxlm.analysis.sink import plots as sink_plots
   from jaxlm.analysis.sink import scores as sink_scores
+  from jaxlm.analysis.sink.inputs import inputs
+  from jaxlm.analysis.sink.report import sinks
 
   sink_scores.check_length(config.length)  # Before the model is read.
   lm = jaxlm.load(config.model, dtype=config.dtype)
-  tokens = analysis.inputs(
-    config.input, lm=lm, batch=config.sequences, length=config.length, seed=config.seed, text=config.text
-  )
-  report = analysis.sinks(lm, tokens, eps=config.eps, chunk=config.chunk, batch_size=config.batch_size)
+  tokens = inputs(config.input, lm=lm, batch=config.sequences, length=config.length, seed=config.seed, text=config.text)
+  report = sinks(lm, tokens, eps=config.eps, chunk=config.chunk, batch_size=config.batch_size)
   name = Path(config.model).resolve().name if Path(config.model).exists() else config.model.replace('/', '-')
   title = f'{name}, {config.sequences} {config.input} sequences of {config.length} tokens'
   print(f'{title}\n\n{position_table(report)}\n\n{layer_table(report)}\n')

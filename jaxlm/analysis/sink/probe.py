@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class LayerNotes:
   """What a probe keeps of a layer, float32. S is T, or T + 1 with a slot at index 0."""
 
-  alpha: jax.Array  # [B, N, S]: see sink_scores.mean_attention
+  alpha: jax.Array  # [B, N, S]: see `mean_attention`
   alpha_proxy: jax.Array  # [B, N, S]: of the proxy scores
   row_mass: jax.Array  # [B, N]: mean over queries of their weights' sum, the slot's included
   key_norm_ratio: jax.Array  # [B]: first token against the mean of the others, mean over kv heads; without the slot

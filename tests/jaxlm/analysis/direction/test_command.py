@@ -280,10 +280,10 @@ def test_a_model_of_one_direction_is_warned_of(corpus, monkeypatch, capsys):
 def test_help_of_each_command_comes_without_jax():
   code = """
 import sys
-from jaxlm.analysis import direction_command
+from jaxlm.analysis.direction import command
 for words in ([], ['score'], ['select'], ['report']):
   try:
-    direction_command.parse([*words, '--help'])
+    command.parse([*words, '--help'])
   except SystemExit:
     pass
 sys.exit(any(m in sys.modules for m in ('jax', 'numpy')))

@@ -18,6 +18,7 @@ import jaxlm
 from jaxlm import analysis
 from jaxlm.analysis.lazy import command as laziness_command
 from jaxlm.analysis.lazy import scores as laziness_scores
+from jaxlm.analysis.statistics import rank_correlation
 from jaxlm.attention.attend import attention_weights
 from jaxlm.caches.full import Sequence, heads_first
 from jaxlm.config import SinkConfig
@@ -162,7 +163,7 @@ def test_nothing_lazy_agrees_with_nothing_lazy_and_equal_layers_have_no_ranks():
   found = analysis.consistency(np.full(3, 0.5), np.full((3, 2), 0.5), 0.9)
   assert math.isnan(found.rank_correlation) and found.overlap == found.overlap_by_chance == 1
   assert laziness_scores.jaccard(np.array([True, False]), np.array([False, False])) == 0
-  tied = laziness_scores.rank_correlation(np.array([1.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0]))
+  tied = rank_correlation(np.array([1.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0]))
   assert tied == pytest.approx(math.sqrt(3) / 2)  # ranks 1.5 1.5 3 against 1 2 3
 
 
