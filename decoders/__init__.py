@@ -1,4 +1,4 @@
-"""Ways of decoding: plain here, and one module for each other way.
+"""Ways of decoding: plain in the files here, and a room for each other way.
 
   out = decoders.generate(lm, prompts, max_new_tokens=64, sampling=decoders.Sampling(temperature=0.8), seed=0)
 

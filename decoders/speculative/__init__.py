@@ -2,8 +2,8 @@
 
   out = decoders.speculative.generate(lm, prompts, drafter=PromptLookup())
 
-A drafter proposes a tree of tokens for each row; `decoders.speculative.rounds` verifies it. With the rule `match` the tokens are those of
-plain decoding, whatever the drafter proposes.
+A drafter proposes a tree of tokens for each row; `decoders.speculative.rounds` verifies it. With the rule `match` the
+tokens are those of plain decoding, whatever the drafter proposes.
 """
 
 from typing import TYPE_CHECKING

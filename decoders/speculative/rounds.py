@@ -1,7 +1,8 @@
 """One round of speculative decoding: draft a tree, verify it in one call of the target, accept, compact.
 
-The target reads the tree beside its cache (`jaxlm.caches.branch`), a rule says which path is kept (`decoders.speculative.trees`), and the
-keys and values of that path alone are added to the cache. Nothing is ever written that is taken back, so any cache will do.
+The target reads the tree beside its cache (`jaxlm.caches.branch`), a rule says which path is kept
+(`decoders.speculative.trees`), and the keys and values of that path alone are added to the cache. Nothing is ever written
+that is taken back, so any cache will do.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
   rotate(x, p)_i = x_i cos(p f_i) - x_{i + R/2} sin(p f_i),   f_i = theta^(-2i / R),   R rotated dimensions of the head
 
-in the half-split layout of Hugging Face checkpoints (GGUF stores the interleaved one; jaxlm.io.gguf undoes that). Sinusoids (https://arxiv.org/abs/1706.03762) are added to the
-embedding: x_t + [sin(t f), cos(t f)].
+in the half-split layout of Hugging Face checkpoints (GGUF stores the interleaved one; jaxlm.io.gguf undoes that).
+Sinusoids are added to the embedding: x_t + [sin(t f), cos(t f)] (https://arxiv.org/abs/1706.03762).
 """
 
 from __future__ import annotations
