@@ -14,7 +14,7 @@ from decoders import speculative
 from decoders.plain import decode as plain_decode
 from decoders.programs import _programs, forget
 from decoders.simlayerkv import KiviConfig, LazyConfig
-from decoders.speculative import trees
+from decoders.speculative import rounds, trees
 from decoders.speculative.prompt_lookup import PromptLookup, found
 import jaxlm
 from jaxlm.caches import FullCache
@@ -190,7 +190,7 @@ def test_samples_and_small_batches_share_one_program():
   prompts = [[1, 2, 3], [4, 5, 6, 7], [3]]
   plain = decoders.generate(lm, prompts, **settings)
   forget()  # Only so many are kept.
-  programs = lambda: sum(key[0] is speculative.decode for key in _programs)
+  programs = lambda: sum(key[0] is rounds.decode for key in _programs)
   before = programs()
   out = speculative.generate(lm, prompts, drafter=PromptLookup(4), batch_size=1, **settings)
   np.testing.assert_array_equal(out.tokens, plain.tokens)
@@ -215,7 +215,7 @@ def test_requests_of_one_capacity_share_one_program(drafter):
   outs = [one(lm, [prompt], max_new_tokens=12, capacity=70) for prompt in REQUESTS]
   for a, b in zip(outs, apart):
     np.testing.assert_array_equal(a.tokens, b.tokens)
-  assert [key[0] for key in _programs].count(plain_decode if drafter is None else speculative.decode) == 1
+  assert [key[0] for key in _programs].count(plain_decode if drafter is None else rounds.decode) == 1
   assert decoders.generate(lm, [[1] * 70], max_new_tokens=4, capacity=64).lengths.tolist() == [4]  # At least 64.
 
 
@@ -307,7 +307,7 @@ def test_a_round_copies_no_cache():
       state = super().begin(clock, lm, prompts, state)
       args = lm.params, self.drafter.weights(), state, jnp.int32(9), jnp.asarray([-1]), {}
       static = {'config': lm.config, 'drafter': self.drafter, 'rule': 'match'}
-      found['text'] = speculative.decode.lower(*args, **static).compile().as_text()
+      found['text'] = rounds.decode.lower(*args, **static).compile().as_text()
       return state
 
   memory = decoders.plain.WholeMemory()

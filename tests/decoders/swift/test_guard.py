@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import decoders
-from decoders import plain, speculative
+from decoders import plain
 from decoders.programs import Clock
+from decoders.speculative import rounds
 from decoders.speculative.prompt_lookup import PromptLookup
 from decoders.swift import Stream, SwiftConfig, SwiftLoop
 from decoders.swift.guard import Account
@@ -133,7 +134,7 @@ def seconds(monkeypatch):
 
   def timed(self, part, function, *args, **static):
     out = run(self, part, function, *args, **static)
-    if function in (plain.decode, speculative.decode):
+    if function in (plain.decode, rounds.decode):
       spent[0] += (0.001 if function is plain.decode else 0.02) * int(out[1])
     elif part == 'search':
       spent[0] += 0.02

@@ -10,7 +10,8 @@ import pytest
 import decoders
 from decoders import speculative, swift
 from decoders.plain import prefill
-from decoders.swift import Stream, SwiftConfig, skipping
+from decoders.speculative import rounds
+from decoders.swift import Stream, SwiftConfig, skipping, stream
 from decoders.swift import drafter as swift_draft
 from decoders.swift.guard import Account
 from decoders.swift.sets import SkipSet
@@ -49,7 +50,7 @@ def test_tokens_are_plain_decodings_whatever_is_skipped_and_share_a_program(samp
 def decode_programs():
   from decoders.programs import _programs
 
-  return sum(key[0] is speculative.decode for key in _programs)
+  return sum(key[0] is rounds.decode for key in _programs)
 
 
 def test_nothing_skipped_is_accepted_whole():
@@ -222,7 +223,7 @@ def test_plain_steps_between_rounds(monkeypatch):
   lm = tiny_model(MODEL)
   plain = decoders.generate(lm, PROMPTS, max_new_tokens=60)
   monkeypatch.setattr(Account, 'decides', lambda self, ways: ways[int(self.spent * 1e9) % len(ways)])
-  monkeypatch.setattr(swift, 'CHUNK', 3)
+  monkeypatch.setattr(stream, 'CHUNK', 3)
   out = Stream(lm, SMALL).generate(PROMPTS, max_new_tokens=60, lookup=speculative.PromptLookup(4))
   np.testing.assert_array_equal(out.tokens, plain.tokens)
   assert 0 < out.stats['plain_steps'] < 60 and out.stats['rounds'] > 0
