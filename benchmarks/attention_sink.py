@@ -216,7 +216,7 @@ def lm_run(row: Row, setting: Setting, text, steps: int, seed: int) -> tuple[dic
   from jaxlm.data.packing import prefetch
   from jaxlm.language_model import LanguageModel
   from jaxlm.models.transformer import init_params
-  from trainers.language_modeling import next_token_loss
+  from trainers.next_token import next_token_loss
   from trainers.optimizer import make_optimizer
   from trainers.step import init_state, make_train_step
 

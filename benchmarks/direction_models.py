@@ -9,14 +9,15 @@ import jax
 import numpy as np
 import tqdm
 
-from jaxlm.analysis.direction_scores import Score, score_documents
+from jaxlm.analysis.direction.records import Score
+from jaxlm.analysis.direction.scores import score_documents
 from jaxlm.config import Direction, ModelConfig
 from jaxlm.data import directions
 from jaxlm.data.corpus import TokenCorpus
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import init_params
 from trainers.config import OptimizerConfig
-from trainers.language_modeling import next_token_loss
+from trainers.next_token import next_token_loss
 from trainers.optimizer import make_optimizer
 from trainers.step import init_state, make_train_step
 

@@ -68,7 +68,7 @@ def main(config: Config) -> None:
     speed(lm, text, config)
   if 'tasks' in config.parts:
     from benchmarks import kv_cache_tasks
-    from decoders.lazy import LazyConfig
+    from decoders.simlayerkv.config import LazyConfig
 
     lazy, numbers = LazyConfig(n_recent=config.task_recent), config.task_lazy_layers
     rows, lazy_sets = kv_cache_tasks.scores(

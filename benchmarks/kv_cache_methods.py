@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoders import plain
-from decoders.context import Context, fingerprint
-from decoders.lazy import LazyConfig, cache_bytes, select_lazy
-from decoders.lazy_memory import Keep, Score, compact_row
+from decoders.fingerprint import fingerprint
 from decoders.prompts import PaddedPrompts
 from decoders.simlayerkv import KiviConfig
+from decoders.simlayerkv.config import LazyConfig, cache_bytes, select_lazy
+from decoders.simlayerkv.context import Context
+from decoders.simlayerkv.memory import Keep, Score, compact_row
 from jaxlm.caches.full import FullCache
 from jaxlm.caches.layered import LayeredCache, pooled
 from jaxlm.caches.scored import Scored

@@ -12,14 +12,14 @@ import numpy as np
 from benchmarks import kv_cache_methods as km
 from benchmarks import report
 from decoders import plain
-from decoders.lazy import LazyConfig
-from decoders.lazy_memory import LazyMemory
 from decoders.prompts import PaddedPrompts
 from decoders.simlayerkv import KiviConfig
+from decoders.simlayerkv.config import LazyConfig
+from decoders.simlayerkv.memory import LazyMemory
+from jaxlm.attention.rule import layer_rule
 from jaxlm.caches.scored import lazy_ratio
 from jaxlm.language_model import LanguageModel
 from jaxlm.lengths import bucket
-from jaxlm.models.attention import layer_rule
 
 
 def rows_of(lm: LanguageModel, text: list[int], length: int, recent: int, n_lazy: int, steps: int, repeats: int, peer):

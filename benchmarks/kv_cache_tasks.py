@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import kv_cache_methods as km
-from decoders.lazy import LazyConfig
+from decoders.simlayerkv.config import LazyConfig
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import Transformer
 

@@ -29,7 +29,7 @@ def main(config: Config) -> None:
   from jaxlm.config import ModelConfig
   from jaxlm.models.transformer import init_params
   from trainers.config import OptimizerConfig
-  from trainers.language_modeling import next_token_loss
+  from trainers.next_token import next_token_loss
   from trainers.optimizer import make_optimizer
   from trainers.step import init_state, make_train_step
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from decoders.lazy import LazyConfig
+from decoders.simlayerkv.config import LazyConfig
 import jaxlm
 from jaxlm import caches
 from jaxlm.caches.rows import heads_first

@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from benchmarks import report
-from jaxlm.analysis.bootstrap import Difference, paired_difference
+from jaxlm.evaluation.bootstrap import Difference, paired_difference
 
 ARMS = {'high S': 'highest', 'low S': 'lowest', 'random': 'random', 'low forward loss': 'low-perplexity'}
 PARTS = ('reading', 'gap', 'cases', 'selection')
@@ -114,8 +114,9 @@ def gap_rows(judged: dict[str, list], held_out, seed: int) -> list[dict[str, Any
 
 def cases(scores, pool, both, examples: int) -> dict[str, Any]:
   """Returns S by domain, its correlations, texts of both tails, and how well it tells spoiled texts."""
-  from jaxlm.analysis import direction_planted, direction_report
-  from jaxlm.analysis.laziness_scores import rank_correlation
+  from jaxlm.analysis.direction import planted as direction_planted
+  from jaxlm.analysis.direction import report as direction_report
+  from jaxlm.analysis.statistics import rank_correlation
 
   S = np.array([s.S for s in scores])
   by_domain = []

@@ -89,9 +89,9 @@ def swift_of(config: Config, ratio: float):
 def gain(config: Config) -> None:
   from benchmarks import speculative_streams as ss
   from benchmarks import stochastic_depth
-  from decoders.prompt_lookup import PromptLookup
-  from decoders.skip_search import predicted_speedup
+  from decoders.speculative.prompt_lookup import PromptLookup
   from decoders.swift import Stream
+  from decoders.swift.search import predicted_speedup
 
   lm, settings = stochastic_depth.trained(), dataclasses.asdict(config)
   prompts = stochastic_depth.prompts(2 * config.prompts, config.prompt_bytes)
@@ -138,7 +138,7 @@ def stream(lm: Any, config: Config) -> None:
   from benchmarks import speculative_prompts
   from benchmarks import speculative_streams as ss
   from decoders.options import Sampling
-  from decoders.prompt_lookup import PromptLookup
+  from decoders.speculative.prompt_lookup import PromptLookup
   from jaxlm.lengths import bucket
 
   prompts = speculative_prompts.prompts(lm, config.each)

@@ -19,9 +19,9 @@ import numpy as np
 from benchmarks import report
 from decoders import plain
 from decoders.programs import Clock
-from decoders.rounds import Drafter, added, verify
 from decoders.speculative import SpeculativeLoop
-from decoders.trees import chain_of
+from decoders.speculative.rounds import Drafter, added, verify
+from decoders.speculative.trees import chain_of
 from jaxlm.language_model import LanguageModel
 
 SECONDS = 0.3  # Of one timing, about; the call itself should not count.

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.speculative_streams import greedy_text
-from decoders import skipping
 from decoders.plain import prefill
-from decoders.skip_search import Search
-from decoders.skip_sets import SkipSet, uniform
-from decoders.swift import matchness
-from decoders.swift_config import SwiftConfig
+from decoders.swift import matchness, skipping
+from decoders.swift.config import SwiftConfig
+from decoders.swift.search import Search
+from decoders.swift.sets import SkipSet, uniform
 from jaxlm.language_model import LanguageModel
 
 NEW = 96  # Tokens that the model says to each prompt.

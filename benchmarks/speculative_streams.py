@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.speculative_costs import Costs
 import decoders
 from decoders.plain import drafting
-from decoders.prompt_lookup import PromptLookup
+from decoders.speculative.prompt_lookup import PromptLookup
 from decoders.swift import Stream, SwiftConfig
 import jaxlm
 from jaxlm.language_model import LanguageModel

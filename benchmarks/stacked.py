@@ -29,10 +29,11 @@ def main(config: Config) -> None:
   import jax
   import jax.numpy as jnp
 
+  from jaxlm.attention.positions import rope_tables
   from jaxlm.caches import FullCache
   from jaxlm.config import ModelConfig
-  from jaxlm.models.positions import rope_tables
-  from jaxlm.models.transformer import Block, init_params
+  from jaxlm.models.blocks import Block
+  from jaxlm.models.transformer import init_params
 
   model = ModelConfig(
     vocab_size=config.vocab, num_layers=config.layers, model_dim=config.dim, num_heads=config.heads,

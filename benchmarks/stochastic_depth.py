@@ -28,7 +28,8 @@ from jaxlm.config import ModelConfig
 from jaxlm.data import embedded
 from jaxlm.data.corpus import cache_folder
 from jaxlm.data.tokenizers import ByteTokenizer
-from jaxlm.models.transformer import Block, Transformer, init_params
+from jaxlm.models.blocks import Block
+from jaxlm.models.transformer import Transformer, init_params
 from trainers.config import OptimizerConfig
 from trainers.optimizer import make_optimizer
 from trainers.step import TrainState, init_state, make_train_step

@@ -38,7 +38,7 @@ def main(config: Config) -> None:
 
   import jaxlm
   from trainers.config import OptimizerConfig
-  from trainers.language_modeling import next_token_loss
+  from trainers.next_token import next_token_loss
   from trainers.optimizer import make_optimizer
   from trainers.step import init_state, make_train_step
 

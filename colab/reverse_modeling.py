@@ -28,7 +28,7 @@ import numpy as np
 
 import decoders
 import jaxlm
-from jaxlm.analysis.direction_scores import score_documents
+from jaxlm.analysis.direction.scores import score_documents
 from jaxlm.data import embedded, selection
 from trainers import pretrain
 

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from decoders.lazy import LazyConfig, preset
 from decoders.options import Sampling
-from decoders.skip_sets import SkipSet
-from decoders.swift_config import SwiftConfig
+from decoders.simlayerkv.config import LazyConfig, preset
+from decoders.swift.config import SwiftConfig
+from decoders.swift.sets import SkipSet
 from jaxlm.cache_config import KiviConfig
 
 

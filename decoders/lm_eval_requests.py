@@ -4,7 +4,7 @@
   rolling log-likelihood    log p(text), each token predicted once, with as much context as the model reads
   generate until            the text up to the first of some strings, or the end of the model's own text
 
-Texts begin, and are split, as `hf` models of the harness do it: see jaxlm.analysis.likelihood. One difference: where a
+Texts begin, and are split, as `hf` models of the harness do it: see jaxlm.evaluation.likelihood. One difference: where a
 tokenizer puts BOS before texts, the rolling likelihood does not count that BOS as a token to be predicted.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from decoders.options import Sampling
 from decoders.plain import generate
-from jaxlm.analysis.likelihood import Likelihood, encode, encode_pair, first, lead, likelihoods
+from jaxlm.evaluation.likelihood import Likelihood, encode, encode_pair, first, lead, likelihoods
 from jaxlm.language_model import LanguageModel
 
 Done = Callable[[int, Any], None]
@@ -33,7 +33,7 @@ def _nothing(number: int, answer: Any) -> None:
 def loglikelihoods(
   lm: LanguageModel, pairs: Sequence[tuple[str, str]], done: Done = _nothing, **options: Any
 ) -> list[Likelihood]:
-  """Returns (log p, greedy) of each continuation; `options` are those of `jaxlm.analysis.likelihood.likelihoods`.
+  """Returns (log p, greedy) of each continuation; `options` are those of `jaxlm.evaluation.likelihood.likelihoods`.
 
   Strings such as '<|im_start|>' are the tokens that they name, since chat templates are rendered to text.
   """

@@ -6,8 +6,9 @@
 Names are imported on first use, so that importing jaxlm (and showing a command's help) costs nothing.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from jaxlm.exports import lazily
 
 if TYPE_CHECKING:
   from jaxlm.language_model import LanguageModel as LanguageModel
@@ -18,16 +19,5 @@ if TYPE_CHECKING:
 __version__ = '0.1.0'
 
 _PUBLIC = dict.fromkeys(('LanguageModel', 'forward', 'load', 'save_huggingface'), 'jaxlm.language_model')
-_MODULES = ('analysis', 'caches', 'config', 'data', 'io', 'losses', 'models')
-
-
-def __getattr__(name: str):
-  if name in _PUBLIC:
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
-  if name in _MODULES:
-    return importlib.import_module(f'jaxlm.{name}')
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-
-
-def __dir__():
-  return sorted([*globals(), *_PUBLIC, *_MODULES])
+_MODULES = ('analysis', 'attention', 'caches', 'config', 'data', 'evaluation', 'io', 'losses', 'models')
+__getattr__, __dir__ = lazily(__name__, _PUBLIC, _MODULES)

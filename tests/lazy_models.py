@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.attention.attend import attend
 from jaxlm.caches import FullCache, LayeredCache
 from jaxlm.caches.rows import heads_first, write_rows
 from jaxlm.caches.slots import everything_of, window_of
-from jaxlm.models.attention import attend
 from jaxlm.models.transformer import Transformer
 from tests.models import TINY
 

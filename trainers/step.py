@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlm.models import flash
+from jaxlm.attention import flash
 
 
 @struct.dataclass

@@ -17,9 +17,9 @@ from benchmarks.accelerator.setting import Setting
 from benchmarks.accelerator.timing import random_params
 import decoders
 from decoders.simlayerkv import LazyConfig
-from decoders.skip_sets import SkipSet
 from decoders.speculative import PromptLookup
 from decoders.swift import SwiftConfig
+from decoders.swift.sets import SkipSet
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
 from trainers.config import OptimizerConfig

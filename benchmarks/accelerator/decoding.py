@@ -18,8 +18,8 @@ from benchmarks.accelerator.record import Case
 from benchmarks.accelerator.setting import Setting
 from benchmarks.accelerator.timing import Compiled, live_bytes, matrix_params, random_params, seconds
 from decoders import plain
-from decoders.lazy_memory import Keep, compact, compact_row
 from decoders.simlayerkv import KiviConfig, LazyConfig
+from decoders.simlayerkv.memory import Keep, compact, compact_row
 from jaxlm.caches.full import FullCache
 from jaxlm.caches.layered import LayeredCache, PooledCache, pooled
 from jaxlm.config import ModelConfig

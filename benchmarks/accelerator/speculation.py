@@ -17,9 +17,11 @@ from benchmarks.accelerator import decoding
 from benchmarks.accelerator.record import Case
 from benchmarks.accelerator.setting import Setting
 from benchmarks.accelerator.timing import Compiled, random_params
-from decoders import plain, rounds, skipping
-from decoders.prompt_lookup import PromptLookup
-from decoders.trees import chain_of
+from decoders import plain
+from decoders.speculative import rounds
+from decoders.speculative.prompt_lookup import PromptLookup
+from decoders.speculative.trees import chain_of
+from decoders.swift import skipping
 from jaxlm.caches.branch import Branch
 
 RATIOS = (0.3, 0.5, 0.7)

@@ -1,6 +1,6 @@
-"""python -m jaxlm.analysis.evaluate MODEL SPEC ...; its functions are in evaluate_scores and evaluate_choices."""
+"""python -m jaxlm.analysis.evaluate MODEL SPEC ...; its functions are in jaxlm.evaluation."""
 
-from jaxlm.analysis.evaluate_command import run
+from jaxlm.evaluation.command import run
 
 if __name__ == '__main__':
   run()

@@ -1,6 +1,6 @@
-"""python -m jaxlm.analysis.laziness MODEL ...; the function of the same name is in jaxlm.analysis.laziness_report."""
+"""python -m jaxlm.analysis.laziness MODEL ...; the function of the same name is in jaxlm.analysis.lazy.report."""
 
-from jaxlm.analysis.laziness_command import run
+from jaxlm.analysis.lazy.command import run
 
 if __name__ == '__main__':
   run()

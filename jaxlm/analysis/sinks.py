@@ -1,6 +1,6 @@
-"""python -m jaxlm.analysis.sinks MODEL ...; the function of the same name is in jaxlm.analysis.sink_report."""
+"""python -m jaxlm.analysis.sinks MODEL ...; the function of the same name is in jaxlm.analysis.sink.report."""
 
-from jaxlm.analysis.sink_command import run
+from jaxlm.analysis.sink.command import run
 
 if __name__ == '__main__':
   run()

@@ -8,9 +8,9 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from jaxlm.attention.rule import AttentionRule
 from jaxlm.caches.slots import New
 from jaxlm.config import ModelConfig
-from jaxlm.models.attention import AttentionRule
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Int

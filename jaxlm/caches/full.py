@@ -4,11 +4,12 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from jaxlm.attention import flash
+from jaxlm.attention.attend import attend, dot
+from jaxlm.attention.rule import AttentionRule
 from jaxlm.caches.rows import heads_first, write_rows
 from jaxlm.caches.slots import New, beside
 from jaxlm.config import ModelConfig
-from jaxlm.models import flash
-from jaxlm.models.attention import AttentionRule, attend, dot
 
 
 @struct.dataclass

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.attention.rule import AttentionRule
 from jaxlm.caches.slots import New, extend
-from jaxlm.models.attention import AttentionRule
 
 
 @struct.dataclass

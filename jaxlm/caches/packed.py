@@ -13,10 +13,11 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from jaxlm.attention.attend import attend_by, dot
+from jaxlm.attention.rule import AttentionRule
 from jaxlm.caches.kivi import KiviConfig, Quantized, quantize_keys, quantize_values
 from jaxlm.caches.rows import heads_first, mix_rows, score_rows, write_rows
 from jaxlm.caches.slots import EMPTY, New, Slots, append_each, beside, of_rows, take_slots, write_positions
-from jaxlm.models.attention import AttentionRule, attend_by, dot
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Int

@@ -7,6 +7,7 @@ in their order.
 import jax
 import jax.numpy as jnp
 
+from jaxlm.attention.attend import dot
 from jaxlm.caches.kivi import (
   FEW_TOGETHER,
   Quantized,
@@ -16,7 +17,6 @@ from jaxlm.caches.kivi import (
   score_codes,
   score_quantized,
 )  # fmt: skip
-from jaxlm.models import attention
 
 
 def heads_first(x_BTKH):
@@ -27,9 +27,9 @@ def score_rows(q_BKRH, keys, rows_B=None):
   """Returns products of queries with the keys of their rows, float32 [B, K, R, S]. keys: an array or Quantized."""
   if not isinstance(keys, Quantized):
     one = lambda q, k: jnp.matmul(q, k.T, preferred_element_type=jnp.float32)
-    return _by_head(one, attention.dot, q_BKRH, keys, rows_B)
+    return _by_head(one, dot, q_BKRH, keys, rows_B)
   few = q_BKRH.shape[2] <= FEW_TOGETHER
-  whole = score_codes if few else (lambda q, k: attention.dot(q, dequantize(k, q.dtype)))
+  whole = score_codes if few else (lambda q, k: dot(q, dequantize(k, q.dtype)))
   return _by_head(score_quantized, whole, q_BKRH, keys, rows_B)
 
 

@@ -13,9 +13,11 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from jaxlm.attention.attend import attention_weights
+from jaxlm.attention.operations import EPS
+from jaxlm.attention.rule import AttentionRule
 from jaxlm.caches.full import FullCache
 from jaxlm.caches.rows import heads_first
-from jaxlm.models.attention import EPS, AttentionRule, attention_weights
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int

@@ -12,8 +12,9 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from jaxlm.attention.attend import attend_by, dot
+from jaxlm.attention.rule import AttentionRule
 from jaxlm.caches.rows import heads_first, mix_rows, score_rows, write_rows
-from jaxlm.models.attention import AttentionRule, attend_by, dot
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, Int

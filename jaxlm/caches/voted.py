@@ -13,10 +13,11 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from jaxlm.attention.attend import attention_weights
+from jaxlm.attention.rule import AttentionRule
 from jaxlm.caches.full import FullCache
 from jaxlm.caches.rows import heads_first
 from jaxlm.caches.slots import EMPTY, Slots, take_slots
-from jaxlm.models.attention import AttentionRule, attention_weights
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, Int

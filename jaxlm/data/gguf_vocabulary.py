@@ -1,33 +1,11 @@
 """The tokenizer inside a GGUF file: its vocabulary is metadata, its splitting rule is a tag that stands for a regex."""
 
-from collections.abc import Mapping, Sequence
-import json
+from collections.abc import Mapping
 from typing import Any
 
 from jaxlm import errors
+from jaxlm.data import byte_level_bpe
 from jaxlm.data import tokenizers as tokenizers_lib
-
-_GPT2 = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}
-_NO_REGEX = _GPT2 | {'use_regex': False}
-_REGEX = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{numbers}"
-  r'| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-)
-
-
-def _split(numbers: str) -> list[dict[str, Any]]:
-  pattern = {'Regex': _REGEX.format(numbers=numbers)}
-  return [{'type': 'Split', 'pattern': pattern, 'behavior': 'Isolated', 'invert': False}, _NO_REGEX]
-
-
-PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
-  'gpt-2': [_GPT2],
-  'default': [_GPT2],
-  'smollm': [{'type': 'Digits', 'individual_digits': True}, _GPT2],
-  'llama-bpe': _split('{1,3}'),
-  'qwen2': _split(''),
-}
-"""How text is cut before merging, by 'tokenizer.ggml.pre'."""
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # 'tokenizer.ggml.token_type'
 
@@ -56,57 +34,16 @@ def from_gguf(fields: Mapping[str, Any]) -> tokenizers_lib.Tokenizer:
 
 def _byte_level_bpe(fields: Mapping[str, Any], settings: dict[str, Any]) -> tokenizers_lib.Tokenizer:
   tag = fields.get('tokenizer.ggml.pre', 'default')
-  if tag not in PRE_TOKENIZERS:
-    raise errors.unknown('GGUF pre-tokenizer', tag, PRE_TOKENIZERS)
+  if tag not in byte_level_bpe.PRE_TOKENIZERS:
+    raise errors.unknown('GGUF pre-tokenizer', tag, byte_level_bpe.PRE_TOKENIZERS)
   tokens = list(fields['tokenizer.ggml.tokens'])
   types = fields.get('tokenizer.ggml.token_type')
   types = [NORMAL] * len(tokens) if types is None else [int(t) for t in types]
   added = {id: type == CONTROL for id, type in enumerate(types) if type in (CONTROL, USER_DEFINED)}
   merges = [merge.split(' ') for merge in fields['tokenizer.ggml.merges']]
-  return byte_level_bpe({token: id for id, token in enumerate(tokens)}, merges, settings, added=added, pre=tag)
-
-
-def byte_level_bpe(
-  vocabulary: Mapping[str, int],
-  merges: Sequence[Sequence[str]],
-  settings: Mapping[str, Any],
-  *,
-  added: Mapping[int, bool],
-  pre: str = 'gpt-2',
-) -> tokenizers_lib.Tokenizer:
-  """Returns GPT-2's kind of tokenizer. `added`: ids never split nor merged, and whether each is special."""
-  tokens = {id: token for token, id in vocabulary.items()}
-  processor = None
-  bos = settings.get('bos_token_id')
-  if settings.get('add_bos_token') and bos is not None:
-    single = [{'SpecialToken': {'id': tokens[bos], 'type_id': 0}}, {'Sequence': {'id': 'A', 'type_id': 0}}]
-    pair = [*single, {'Sequence': {'id': 'B', 'type_id': 1}}]
-    special = {tokens[bos]: {'id': tokens[bos], 'ids': [bos], 'tokens': [tokens[bos]]}}
-    processor = {'type': 'TemplateProcessing', 'single': single, 'pair': pair, 'special_tokens': special}
-  plain = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
-  spec = {
-    'version': '1.0',
-    'truncation': None,
-    'padding': None,
-    'added_tokens': [{'id': id, 'content': tokens[id], 'special': special, **plain} for id, special in added.items()],
-    'normalizer': {'type': 'NFC'} if pre == 'qwen2' else None,
-    'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': PRE_TOKENIZERS[pre]},
-    'post_processor': processor,
-    'decoder': _GPT2,
-    'model': {
-      'type': 'BPE',
-      'dropout': None,
-      'unk_token': None,
-      'continuing_subword_prefix': None,
-      'end_of_word_suffix': None,
-      'fuse_unk': False,
-      'byte_fallback': False,
-      'ignore_merges': pre == 'llama-bpe',  # Llama 3 takes a whole word that is in the vocabulary as it is
-      'vocab': dict(vocabulary),
-      'merges': [list(merge) for merge in merges],
-    },
-  }
-  return tokenizers_lib.HuggingFaceTokenizer(json.dumps(spec, ensure_ascii=False), settings)
+  vocabulary = {token: id for id, token in enumerate(tokens)}
+  made = byte_level_bpe.tokenizer_json(vocabulary, merges, settings, added=added, pre=tag)
+  return tokenizers_lib.HuggingFaceTokenizer(made, settings)
 
 
 def _sentencepiece(fields: Mapping[str, Any], settings: dict[str, Any]) -> tokenizers_lib.Tokenizer:

@@ -13,8 +13,8 @@ from pathlib import Path
 import re
 from typing import Any, Protocol, runtime_checkable
 
+from jaxlm.data import byte_level_bpe, tokenizer_files
 from jaxlm.data import chat as chat_lib
-from jaxlm.data import tokenizer_files
 from jaxlm.data.text_stream import TextStream as TextStream
 
 
@@ -277,8 +277,6 @@ def from_directory(path: str | Path) -> Tokenizer | None:
 
 def _from_merges(path: Path) -> Tokenizer:
   """The older pair of files that GPT-2 and OPT come with."""
-  from jaxlm.data.gguf_vocabulary import byte_level_bpe
-
   try:
     vocabulary = json.loads((path / 'vocab.json').read_text(encoding='utf-8'))
     lines = (path / 'merges.txt').read_text(encoding='utf-8').splitlines()
@@ -287,7 +285,8 @@ def _from_merges(path: Path) -> Tokenizer:
     if (bos := tokenizer_files.text_of(settings.get('bos_token'))) in vocabulary:
       settings['bos_token_id'] = vocabulary[bos]
     texts = {tokenizer_files.text_of(settings.get(f'{name}_token')) for name in ('bos', 'eos', 'pad', 'unk')}
-    return byte_level_bpe(vocabulary, merges, settings, added={vocabulary[t]: True for t in texts if t in vocabulary})
+    added = {vocabulary[t]: True for t in texts if t in vocabulary}
+    return HuggingFaceTokenizer(byte_level_bpe.tokenizer_json(vocabulary, merges, settings, added=added), settings)
   except Exception as e:  # tokenizers raises bare Exception
     raise ValueError(f'vocab.json and merges.txt in {path} cannot be used as a tokenizer: {e}') from e
 
@@ -299,13 +298,6 @@ def from_sentencepiece(path: str | Path) -> SentencePieceTokenizer:
     return SentencePieceTokenizer(path.read_bytes(), tokenizer_files.read_settings(path.parent))
   except (RuntimeError, ValueError) as e:
     raise ValueError(f'{path} cannot be used as a SentencePiece model: {e}') from e
-
-
-def from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
-  """Returns the tokenizer that a GGUF file's metadata describes (keys 'tokenizer.*')."""
-  from jaxlm.data import gguf_vocabulary
-
-  return gguf_vocabulary.from_gguf(fields)
 
 
 def train_sentencepiece(

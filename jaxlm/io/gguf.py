@@ -50,14 +50,14 @@ _NAMES = {
 
 def load(path: Path, dtype: str, mesh: Any = None) -> tuple[ModelConfig, Any, Any]:
   """Returns (config, params, tokenizer or None). Raises CheckpointError for what cannot be read or does not fit."""
-  from jaxlm.data import tokenizers
+  from jaxlm.data import gguf_vocabulary
 
   metadata, tensors = read_header(path)
   config = Fields(metadata, path).config(lambda fields: read_config(fields, tensors))
   tokenizer = None
   if metadata.get('tokenizer.ggml.model', 'none') not in ('none', 'no_vocab'):
     try:
-      tokenizer = tokenizers.from_gguf(metadata)
+      tokenizer = gguf_vocabulary.from_gguf(metadata)
     except ValueError as e:
       raise CheckpointError(f'{path}: the tokenizer in this file cannot be used: {e}') from e
   weights.check_tokenizer(tokenizer, config, path)
@@ -140,7 +140,7 @@ def _read_rope(f: Fields, arch: str, head_dim: int, max_length: int, divisors: T
 
 def _llama3_rope(f: Fields, theta: float, head_dim: int, divisors: np.ndarray) -> RopeConfig:
   """Returns the Llama 3 scaling that a tensor of divisors came from. Raises CheckpointError if it came from none."""
-  from jaxlm.models.positions import rope_frequencies
+  from jaxlm.attention.positions import rope_frequencies
 
   if np.all(divisors == 1):
     return RopeConfig(theta=theta)

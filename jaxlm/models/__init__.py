@@ -1,1 +1,1 @@
-"""Models: attention, positions, the decoder-only transformer and how it is spread over devices."""
+"""Models: blocks, the decoder-only transformer built of them, and how parameters are spread over devices."""

@@ -5,7 +5,7 @@ import pytest
 import decoders
 from decoders.command import GenerateConfig, lazy_config, main
 from decoders.simlayerkv import KiviConfig, LazyConfig, preset
-from decoders.swift_config import SwiftConfig
+from decoders.swift.config import SwiftConfig
 import jaxlm
 from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.language_model import LanguageModel

@@ -11,7 +11,7 @@ from jaxlm.models.transformer import init_params
 from tests.trainers import tiny
 from trainers import distributed
 from trainers.config import ConfigError, MeshConfig, OptimizerConfig
-from trainers.language_modeling import next_token_loss
+from trainers.next_token import next_token_loss
 from trainers.optimizer import make_optimizer
 from trainers.step import init_state, make_train_step
 

@@ -69,7 +69,7 @@ def make_task(config: TinyConfig):
 
   from jaxlm.models.transformer import init_params
   from trainers import loop
-  from trainers.language_modeling import next_token_loss
+  from trainers.next_token import next_token_loss
 
   class TinyTask(loop.Task):
     trainer = 'tiny'

@@ -1,0 +1,243 @@
+"""A text that has been read, its cache cut down: asked many times, continued turn by turn, saved and loaded.
+
+context = compress(lm, [document], lazy=LazyConfig(stage='prefill'), room=512)
+out = context.ask(lm, ['First question?', 'Second question?'])   # the context itself never changes
+out, context = context.reply(lm, ['And then?'])                  # a turn: the text and its answer are now part of it
+context.save('document.cache'); context = Context.load('document.cache', lm)
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoders import prompts as prompt_lib
+from decoders.directions import resolve
+from decoders.fingerprint import fingerprint
+from decoders.output import Output
+from decoders.plain import DecodeState, WholeMemory, drafting, read
+from decoders.plain import generate as generate_plain
+from decoders.programs import Clock
+from decoders.simlayerkv.config import LazyConfig
+from decoders.simlayerkv.memory import LazyMemory
+from jaxlm.caches import files
+from jaxlm.caches.full import FullCache
+from jaxlm.config import ModelConfig
+from jaxlm.errors import CheckpointError
+from jaxlm.language_model import LanguageModel
+from jaxlm.lengths import bucket
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """Rows of tokens that have been read, and their cache."""
+
+  cache: Any
+  ids: list[list[int]]
+  """Of each row, in the order they were read; but `pending` of them are not yet."""
+  pending: int
+  """Last tokens of each row that are chosen and not read: after an answer 1."""
+  room: int
+  """Tokens that can still be read or generated."""
+  model: dict[str, Any]
+  """What the cache belongs to: see `fingerprint`."""
+  stats: dict[str, Any]
+  """Of its making: lazy_layers, lazy_ratios, kv_bytes_full, compression, prefill_seconds."""
+
+  @property
+  def nbytes(self) -> int:
+    return self.cache.nbytes
+
+  def ask(self, lm: LanguageModel, questions: Sequence[Any], *, max_new_tokens: int = 64, **options) -> Output:
+    """Answers questions, and stays as it is.
+
+    Args:
+      questions: strings or token ids, one for each row; or any number of them for the only row, answered one after the
+        other.
+      max_new_tokens, options: as for `decoders.generate`.
+
+    Raises:
+      ValueError: another number of questions, no room for them, or another model.
+    """
+    if len(self.ids) > 1 or len(questions) == 1:
+      return self._answered(lm, questions, max_new_tokens, options)[0]
+    outs = [self._answered(lm, [question], max_new_tokens, options)[0] for question in questions]
+    stats = {k: v for k, v in outs[0].stats.items() if k not in SUMMED}
+    stats |= {k: sum(out.stats[k] for out in outs) for k in SUMMED if k in outs[0].stats}
+    if 'rounds' in stats:
+      stats |= drafting(*(stats[name] for name in ('rounds', 'drafted', 'accepted', 'verified')))
+    later = stats['new_tokens'] - len(outs)
+    stats['tokens_per_second'] = later / stats['decode_seconds'] if stats['decode_seconds'] else 0.0
+    text = None if outs[0].text is None else [t for out in outs for t in out.text]
+    return Output(*(np.concatenate([getattr(o, x) for o in outs]) for x in ('tokens', 'lengths')), text, stats)
+
+  def reply(
+    self, lm: LanguageModel, turns: Sequence[Any], *, max_new_tokens: int = 64, **options
+  ) -> tuple[Output, 'Context']:
+    """Returns the answers to a turn of each row, and the context that both are part of. Raises as `ask`."""
+    return self._answered(lm, turns, max_new_tokens, options)
+
+  def extend(self, lm: LanguageModel, texts: Sequence[Any]) -> 'Context':
+    """Returns the context with more text read. Raises as `ask`."""
+    new = self._new(lm, texts)
+    _, cache = self._read(Clock(), lm, new)
+    ids = [[*row, *more] for row, more in zip(self.ids, self._given(lm, texts))]
+    return dataclasses.replace(self, cache=cache, ids=ids, pending=0, room=self.room - max(map(len, new)))
+
+  def save(self, folder: str | Path) -> None:
+    """Writes the context to a new folder. Raises FileExistsError if it is there already."""
+    notes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != 'cache'}
+    files.save(folder, self.cache, notes)
+
+  @classmethod
+  def load(cls, folder: str | Path, lm: LanguageModel) -> 'Context':
+    """Returns a saved context. Raises CheckpointError if it is damaged or was made with another model."""
+    cache, notes = files.load(folder)
+    context = cls(cache=cache, **notes)
+    try:
+      context._check_model(lm)
+    except ValueError as e:
+      raise CheckpointError(f'{folder}: {e}') from e
+    return context
+
+  def _check_model(self, lm: LanguageModel) -> None:
+    for name, value in fingerprint(lm).items():
+      # A field that did not exist when the context was saved had its default.
+      if value != (mine := self.model.get(name, getattr(ModelConfig, name, None))):
+        raise ValueError(f'This cache belongs to a model with {name}={mine!r}; this one has {value!r}.')
+
+  def _given(self, lm: LanguageModel, texts: Sequence[Any]) -> list[list[int]]:
+    if len(texts) != len(self.ids):
+      raise ValueError(f'{len(texts)} texts for {len(self.ids)} rows: one for each is needed.')
+    encode = lambda t: lm.tokenizer.encode(t, bos=False) if isinstance(t, str) and lm.tokenizer is not None else t
+    return prompt_lib.encode(lm, [encode(t) for t in texts])
+
+  def _new(self, lm: LanguageModel, texts: Sequence[Any]) -> list[list[int]]:
+    """Returns the ids of each row that are to be read: what is pending, and the text's."""
+    self._check_model(lm)
+    pending = [row[len(row) - self.pending :] for row in self.ids]
+    return [[*old, *more] for old, more in zip(pending, self._given(lm, texts))]
+
+  def _read(self, clock: Clock, lm: LanguageModel, new: list[list[int]], total: int = 0, slots: int = 0):
+    """Returns (logits [B, V] after the new tokens, the cache with them). Raises ValueError if there is no room."""
+    longest = max(map(len, new))
+    if longest + slots > self.room:
+      raise ValueError(
+        f'{longest + slots} tokens are more than the room for {self.room} that this context has left: '
+        'compress it with more `room`.'
+      )
+    # Padding is written beyond the text, where there must be room too.
+    width = min(bucket(longest), self.room)
+    tokens, lengths = np.zeros((len(new), width), np.int32), np.array([len(row) for row in new], np.int32)
+    for row, ids in zip(tokens, new):
+      row[: len(ids)] = ids
+    starts = np.array([len(row) - self.pending for row in self.ids], np.int32)
+    cache = self.cache
+    if not isinstance(cache, FullCache):
+      cache = cache.replace(valid=jnp.asarray(np.arange(width)[None] < lengths[:, None]))
+    args = jnp.asarray(tokens), jnp.asarray(starts), jnp.asarray(lengths), jnp.asarray(starts + lengths + total)
+    logits_BV, cache = clock.run('prefill', _read, lm.params, *args, cache, config=lm.config)
+    return logits_BV, cache if isinstance(cache, FullCache) else cache.replace(valid=None)
+
+  def _answered(self, lm: LanguageModel, questions, max_new_tokens: int, options) -> tuple[Output, 'Context']:
+    if options.get('batch_size') is not None or options.get('num_samples', 1) != 1:
+      raise ValueError('A context answers all its rows at once, each once: leave batch_size and num_samples out.')
+    _check_forward(lm, options.get('direction'))
+    new = self._new(lm, questions)
+    memory = _ContextMemory(self, new, max_new_tokens)
+    prompts = [[*row, *more] for row, more in zip(self.ids, self._given(lm, questions))]
+    out = generate_plain(lm, prompts, max_new_tokens=max_new_tokens, memory=memory, **options)
+    ids = [[*prompt, *answer] for prompt, answer in zip(prompts, out.rows())]
+    read = max(len(row) - len(old) for row, old in zip(ids, self.ids))
+    cache = memory.cache
+    if memory.overran:  # Not every cache can take tokens back: what is kept is read again.
+      _, cache = self._read(Clock(), lm, [[*given, *answer[:-1]] for given, answer in zip(new, out.rows())])
+    return out, dataclasses.replace(self, cache=cache, ids=ids, pending=1, room=self.room - read)
+
+
+SUMMED = (
+  'prompt_tokens',
+  'new_tokens',
+  'target_calls',
+  'prefill_seconds',
+  'decode_seconds',
+  'compile_seconds',
+  'rounds',
+  'drafted',
+  'accepted',
+  'verified',
+)
+_read = functools.partial(jax.jit, static_argnames='config')(read)  # The context's own cache is not given away.
+
+
+class _ContextMemory(WholeMemory):
+  """Reads new tokens on top of a context."""
+
+  def __init__(self, context: Context, new: list[list[int]], max_new_tokens: int):
+    self.context, self.new, self.max_new_tokens, self.cache = context, new, max_new_tokens, None
+    self.overran = False  # Some row's cache has tokens behind a stop string.
+
+  def read(self, clock, lm, padded, total_B, capacity):
+    self.lengths = padded.lengths
+    return self.context._read(clock, lm, self.new, self.max_new_tokens, self.growth(self.max_new_tokens))
+
+  def finished(self, rows_R, state: DecodeState) -> None:
+    self.cache = state.cache
+    self.overran = bool((np.asarray(state.position) + 1 > self.lengths + np.asarray(state.lengths)).any())
+
+  def stats(self):
+    return {name: self.context.stats[name] for name in ('lazy_layers', 'compression')}
+
+
+def compress(
+  lm: LanguageModel,
+  texts: Sequence[str] | Sequence[Sequence[int]],
+  *,
+  lazy: LazyConfig = LazyConfig(stage='prefill'),
+  room: int = 512,
+  prefill_chunk: int | None = None,
+) -> Context:
+  """Reads texts and cuts their caches down.
+
+  Args:
+    texts: strings or token ids; they may differ in length.
+    lazy: which layers are lazy and what they keep, decided by the texts themselves: stage='prefill'.
+    room: tokens per row that can be read or generated afterwards.
+    prefill_chunk: as for `decoders.generate`.
+
+  Raises:
+    ValueError: as `decoders.simlayerkv.generate`; a stage that needs a generated token; a model that reads in reverse.
+  """
+  _check_forward(lm)
+  if lazy.stage != 'prefill':
+    raise ValueError(f"stage={lazy.stage!r} needs a generated token, and a context has none: use stage='prefill'.")
+  memory = _Compressing(lazy, lm.config)
+  ids = prompt_lib.encode(lm, texts)
+  # Generating one token is reading and choosing; the token is dropped.
+  memory.room = room = min(room, lm.config.max_length - max(map(len, ids)))
+  out = generate_plain(lm, ids, max_new_tokens=1, eos_id=None, prefill_chunk=prefill_chunk, memory=memory)
+  stats = memory.stats() | {name: out.stats[name] for name in ('prefill_seconds', 'compile_seconds')}
+  return Context(memory.cache, ids, 0, room, fingerprint(lm), stats)
+
+
+def _check_forward(lm: LanguageModel, direction: str | None = None) -> None:
+  """Raises ValueError for a text that would grow at its beginning, or would begin anew with a signal at each turn."""
+  if resolve(lm.config, direction) == 'reverse' or lm.config.direction_signal != 'none':
+    raise ValueError(
+      'A context grows at its end: it needs a model that reads forward without a signal, not one with '
+      f'direction={lm.config.direction!r}, direction_signal={lm.config.direction_signal!r}, {direction=}.'
+    )
+
+
+class _Compressing(LazyMemory):
+  """Holds on to the cache."""
+
+  def finished(self, rows_R, state: DecodeState) -> None:
+    if len(rows_R) < len(self.lazy_layers):
+      raise ValueError("Rows with other lazy layers cannot share a static layout: use layout='pooled' or batch='all'.")
+    self.cache = state.cache

@@ -1,0 +1,82 @@
+"""Decoding with the caches of lazy layers cut down, the layers' lazy ratios, and thresholds that are chosen by them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from decoders.output import Output
+from decoders.plain import generate as generate_plain
+from decoders.prompts import encode
+from decoders.simlayerkv.config import LazyConfig, cache_bytes, select_lazy
+from decoders.simlayerkv.memory import LazyMemory
+from jaxlm.language_model import LanguageModel
+
+
+def generate(
+  lm: LanguageModel,
+  prompts: Sequence[str] | Sequence[Sequence[int]],
+  *,
+  max_new_tokens: int = 64,
+  lazy: LazyConfig = LazyConfig(),
+  **options,
+) -> Output:
+  """Continues each prompt with the caches of its lazy layers cut down.
+
+  Args:
+    prompts, max_new_tokens: as for `decoders.generate`.
+    lazy: which layers are lazy, and what they keep.
+    options: all other arguments of `decoders.generate`.
+
+  Raises:
+    ValueError: as `decoders.generate`; attention weights that can be negative, so that no share of them is a ratio;
+      activations that are not finite; layers, budgets or groups that do not fit the model.
+  """
+  memory = LazyMemory(lazy, lm.config)
+  return generate_plain(lm, prompts, max_new_tokens=max_new_tokens, memory=memory, **options)
+
+
+def lazy_scores(
+  lm: LanguageModel, prompts: Sequence[str] | Sequence[Sequence[int]], lazy: LazyConfig = LazyConfig(), **options
+) -> np.ndarray:
+  """Returns the lazy ratio of each prompt's layers, float32 [B, L]; arguments as for `generate`."""
+  memory = LazyMemory(lazy.replace(threshold=1.0, n_full=None, budget=None, quant=None), lm.config)
+  generate_plain(lm, prompts, max_new_tokens=2, eos_id=None, memory=memory, **options)
+  return np.stack(memory.ratios)
+
+
+def calibrate_threshold(
+  lm: LanguageModel,
+  texts: Sequence[str] | Sequence[Sequence[int]],
+  target_ratio: float,
+  lazy: LazyConfig = LazyConfig(),
+  **options,
+) -> float:
+  """Returns the highest threshold with which the caches of these texts are, together, `target_ratio` times smaller.
+
+  Args:
+    lm, texts: what to measure on; texts as long as those to come.
+    target_ratio: bytes of the full caches over bytes kept, quantisation included if `lazy` has it.
+    lazy: everything but the threshold.
+    options: of `decoders.generate`, such as batch_size.
+
+  Raises:
+    ValueError: not even with all layers lazy are the caches so small.
+  """
+  lazy = lazy.replace(n_full=None, budget=None)
+  lengths = [len(ids) for ids in encode(lm, texts, options.get('direction'))]
+  ratios = lazy_scores(lm, texts, lazy, **options)
+
+  def compression(threshold: float) -> float:
+    chosen = select_lazy(ratios, np.array(lengths), lazy.replace(threshold=threshold), lm.config).sum(axis=1)
+    kept = sum(cache_bytes(lm.config, n, int(z), lazy.kept, lazy.quant) for n, z in zip(lengths, chosen))
+    return sum(cache_bytes(lm.config, n, 0, lazy.kept) for n in lengths) / kept
+
+  # A layer is lazy above the threshold, so just below each ratio there is one more.
+  steps = np.unique(np.nextafter(ratios.ravel(), np.float32(0)))[::-1]
+  for threshold in [1.0, *steps.tolist(), 0.0]:
+    if compression(threshold) >= target_ratio:
+      return threshold
+  raise ValueError(
+    f'{target_ratio=} is out of reach: with all layers lazy the caches are {compression(0.0):.2f} times smaller. '
+    'Keep fewer tokens (n_recent), or quantise (quant).'
+  )

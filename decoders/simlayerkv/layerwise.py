@@ -1,0 +1,139 @@
+"""Prompts read one layer at a time, each layer cut before the next is computed.
+
+So no more is ever there than what is kept, one layer's whole cache, and the states between two layers. With a number of
+full layers those held are a heap: the laziest one is cut as soon as there is one too many (LightTransfer, v2 of
+https://arxiv.org/abs/2410.13846).
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import heapq
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoders.simlayerkv.config import LazyConfig, exempt, full_layers
+from jaxlm.caches.full import FullCache
+from jaxlm.caches.layered import LayeredCache
+from jaxlm.caches.voted import votes_of
+from jaxlm.config import ModelConfig
+from jaxlm.models.blocks import Block
+from jaxlm.models.transformer import Transformer
+
+
+@struct.dataclass
+class Alone:
+  """The cache of one layer, whatever its number."""
+
+  cache: Any
+
+  def attend(self, layer: int, q, k, v, positions, rule):
+    del layer
+    out, cache = self.cache.attend(0, q, k, v, positions, rule)
+    return out, Alone(cache)
+
+
+@struct.dataclass
+class Cut:
+  """A cache that is cut already, and how that was decided."""
+
+  cache: LayeredCache
+  ratios: jax.Array  # [B, L] float32
+  lazy: tuple[bool, ...] = struct.field(pytree_node=False)
+  full_bytes: int = struct.field(pytree_node=False)
+
+  @property
+  def nbytes(self) -> int:
+    return self.cache.nbytes
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def embed(params, tokens_BT, total_B, *, config: ModelConfig):
+  return Transformer(config).apply({'params': params}, tokens_BT, None, True, total_B, method=Transformer.embedded)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'index', 'capacity', 'score'), donate_argnames='x_BTD')
+def one_layer(params, x_BTD, positions_BT, scheme, lengths_B, *, config: ModelConfig, index: int, capacity: int, score):
+  """Returns (the states after the layer, its cache with ratios [B, 1])."""
+  cache = score(FullCache.create(config.replace(num_layers=1, windows=()), len(x_BTD), capacity), lengths_B)
+  x_BTD, alone = Block(config, index).apply({'params': params}, x_BTD, positions_BT, scheme, Alone(cache))
+  return x_BTD, alone.cache
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def finish(params, x_BTD, last_B, *, config: ModelConfig):
+  """Returns logits [B, V] after each row's last token."""
+  model = Transformer(config)
+  last_BD = model.apply({'params': params}, x_BTD[jnp.arange(len(last_B)), last_B], method=Transformer.normed)
+  return model.apply({'params': params}, last_BD, method=Transformer.logits)
+
+
+def prefill(
+  clock, lm, padded, total_B, capacity: int, lazy: LazyConfig, score: Any, compact: Callable
+) -> tuple[jax.Array, Cut]:
+  """Returns (float32 logits [B, V] after each row's last token, the cut cache).
+
+  Args:
+    clock, padded, total_B, capacity: as for `decoders.plain.WholeMemory.read`.
+    score: wraps a layer's cache so that it notes its ratio.
+    compact: (keys, values, lengths, votes, cut=bool) -> what a layer keeps.
+
+  Raises:
+    ValueError: rows that are to decide for themselves, ratios that are not finite, more full layers than there are.
+  """
+  c, lengths = lm.config, padded.lengths
+  if lazy.batch == 'group' and len(lengths) > 1:
+    raise ValueError(
+      f"prefill='layerwise' reads {len(lengths)} rows at once: pass batch='all' or 'mean', or batch_size=1."
+    )
+  fixed, longest = exempt(lazy, c), int(lengths.max()) + score.before
+  n_full = full_layers(lazy, c, longest)
+  score = dataclasses.replace(score, layers=1)
+  x_BTD, positions_BT, scheme = clock.run('prefill', embed, lm.params, jnp.asarray(padded.tokens), total_B, config=c)
+  lengths_B = jnp.asarray(lengths)
+  held: list[tuple[float, int]] = []  # (-ratio, -layer): the laziest first, and of equal ones the latest
+  layers: list[Any] = [None] * c.num_layers
+  lazy_L, ratios, full_bytes = [False] * c.num_layers, [], 0
+
+  def settle(layer: int, cut: bool) -> None:
+    cache, votes = layers[layer]
+    arrays = cache.keys[0], cache.values[0]
+    layers[layer] = jax.block_until_ready(compact(*arrays, lengths_B + score.before, votes, cut=cut))
+    lazy_L[layer] = cut
+    kept = {id(x) for x in jax.tree.leaves(layers[layer])}
+    for x in arrays:
+      if id(x) not in kept:
+        x.delete()
+
+  for layer in range(c.num_layers):
+    # Layers that only differ in their parameters share a program.
+    index = layer % len(c.windows) if c.windows else 0
+    x_BTD, cache = clock.run(
+      'prefill', one_layer, lm.params[f'layer_{layer}'], x_BTD, positions_BT, scheme, lengths_B,
+      config=c, index=index, capacity=capacity, score=score,
+    )  # fmt: skip
+    ratio_B = np.asarray(cache.ratios)[:, 0]
+    if not np.isfinite(ratio_B).all():
+      raise ValueError(f'The lazy ratio of layer {layer} is {ratio_B.tolist()}: activations are not finite.')
+    ratio = float(ratio_B.min() if lazy.batch == 'all' else ratio_B.mean())
+    layers[layer] = cache.whole, votes_of(cache)[0]
+    ratios.append(ratio_B)
+    full_bytes += cache.whole.nbytes
+    del cache
+    if fixed[layer] or longest <= lazy.kept:
+      settle(layer, False)
+    elif lazy.threshold is not None:
+      settle(layer, ratio > lazy.threshold)
+    else:
+      heapq.heappush(held, (-ratio, -layer))
+      if len(held) > max(0, n_full - int(fixed.sum())):
+        settle(-heapq.heappop(held)[1], True)
+  for _, layer in held:
+    settle(-layer, False)
+  logits_BV = clock.run('prefill', finish, lm.params, x_BTD, lengths_B - 1 + score.before, config=c)
+  ratios_BL = jnp.asarray(np.stack(ratios, axis=1))
+  return logits_BV, Cut(LayeredCache(tuple(layers)), ratios_BL, tuple(lazy_L), full_bytes)

@@ -1,0 +1,199 @@
+"""How a decoder finds the lazy layers of a prompt and cuts their caches down."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoders.plain import DecodeState, WholeMemory
+from decoders.simlayerkv import layerwise
+from decoders.simlayerkv.config import LazyConfig, exempt, select_lazy
+from jaxlm.caches.full import FullCache
+from jaxlm.caches.layered import LayeredCache, pooled
+from jaxlm.caches.packed import pack
+from jaxlm.caches.scored import UNSCORED, Scored
+from jaxlm.caches.slots import everything_of, window_of
+from jaxlm.caches.voted import Voted, heavy_of, votes_of
+from jaxlm.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """Wraps a cache so that it notes lazy ratios. A value, so that programs are compiled once for equal ones."""
+
+  initial: int
+  recent: int
+  queries: int
+  include_self: bool
+  layers: int
+  before: int
+  """Slots before the first token."""
+  voting: bool = False
+  """Votes for single tokens are taken too."""
+  voters: int | None = None
+
+  @classmethod
+  def of(cls, lazy: LazyConfig, config: ModelConfig) -> 'Score':
+    return cls(
+      initial=lazy.n_initial,
+      recent=lazy.score_recent or lazy.n_recent,
+      queries=lazy.n_last,
+      include_self=lazy.include_self,
+      layers=config.num_layers,
+      before=int(config.sink.kind == 'token'),
+      voting=lazy.keep != 'window',
+      voters=lazy.n_observed if lazy.keep == 'snapkv' else None,
+    )
+
+  def __call__(self, cache: FullCache, lengths_B) -> Scored:
+    zeros, ends_B = jnp.zeros((lengths_B.shape[0], self.layers), jnp.float32), lengths_B + self.before
+    wrapped = Voted.create(cache, ends_B, self.voters) if self.voting else cache
+    return Scored(wrapped, ends_B, zeros, self.initial, self.recent, self.queries, self.include_self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+  """What a layer keeps of its full cache; a value, so that programs are compiled once for equal ones."""
+
+  lazy: LazyConfig
+  room: int
+  """Tokens to be appended."""
+
+  def __call__(self, cut: bool, keys_BKSH, values_BKSH, lengths_B, votes_BKS) -> Any:
+    c = self.lazy
+    if not cut:
+      memory = everything_of(keys_BKSH, values_BKSH, lengths_B)
+    elif c.keep == 'window':
+      room = None if c.growth == 'ring' else self.room
+      memory = window_of(keys_BKSH, values_BKSH, lengths_B, initial=c.n_initial, recent=c.n_recent, room=room)
+    else:
+      recent, pool = (c.n_observed, 7) if c.keep == 'snapkv' else (c.kept // 2, 1)
+      sizes = {'total': c.kept, 'recent': recent, 'pool': pool, 'room': self.room}
+      memory = heavy_of(keys_BKSH, values_BKSH, lengths_B, votes_BKS, **sizes)
+    return memory if c.quant is None else pack(memory, lengths_B, c.quant)
+
+
+@functools.partial(jax.jit, static_argnames=('keep', 'cut'))
+def compact(keys_BKSH, values_BKSH, lengths_B, votes_BKS, *, keep: Keep, cut: bool) -> Any:
+  """Returns what one layer keeps of its full cache."""
+  return keep(cut, keys_BKSH, values_BKSH, lengths_B, votes_BKS)
+
+
+@functools.partial(jax.jit, static_argnames=('keep', 'cut'))
+def compact_row(keys_BKSH, values_BKSH, lengths_B, votes_BKS, row, *, keep: Keep, cut: bool) -> Any:
+  """Returns what one layer keeps of one row."""
+  one = lambda x: jax.lax.dynamic_index_in_dim(x, row, keepdims=True)
+  return keep(cut, *jax.tree.map(one, (keys_BKSH, values_BKSH, lengths_B, votes_BKS)))
+
+
+@jax.jit
+def take_rows(tree, rows):
+  return jax.tree.map(lambda x: x[rows], tree)
+
+
+class LazyMemory(WholeMemory):
+  """Finds the lazy layers of each row and cuts their caches down.
+
+  Raises:
+    ValueError: attention weights that can be negative, so that no share of them is a ratio; layers or groups that do not
+      fit the model.
+  """
+
+  def __init__(self, lazy: LazyConfig, config: ModelConfig):
+    if config.attention in UNSCORED:
+      raise ValueError(f'attention={config.attention!r} has negative weights: how lazy a layer is has no meaning.')
+    exempt(lazy, config)
+    if lazy.quant is not None:
+      lazy.quant.check_head_dim(config.head_dim)
+    self.lazy, self.config = lazy, config
+    self.score = Score.of(lazy, config)
+    if lazy.stage == 'prefill':
+      self.wrap = self.score
+    self.ratios: list[np.ndarray] = []
+    self.lazy_layers: list[list[int]] = []
+    self.full_bytes = self.kept_bytes = 0
+
+  def read(self, clock, lm, padded, total_B, capacity: int):
+    if self.lazy.prefill != 'layerwise':
+      return super().read(clock, lm, padded, total_B, capacity)
+    room = self.growth(int((np.asarray(total_B) - padded.lengths).max()))
+    return layerwise.prefill(
+      clock,
+      lm,
+      padded,
+      total_B,
+      capacity,
+      self.lazy,
+      self.score,
+      functools.partial(compact, keep=Keep(self.lazy, room)),
+    )
+
+  def settle(self, state: DecodeState, advance: Callable, config: ModelConfig) -> list[tuple[np.ndarray, DecodeState]]:
+    rows_R = np.arange(len(state.lengths))
+    if self.lazy.stage == 'decode':
+      state = advance(state.replace(cache=self.score(state.cache, state.position + 1)), 1, rows_R)
+    lengths_R = np.asarray(state.position) + self.score.before
+    ratios_RL = np.asarray(state.cache.ratios)
+    if isinstance(state.cache, layerwise.Cut):  # Each prompt's samples have its rows.
+      self.note(ratios_RL, np.tile(state.cache.lazy, (len(rows_R), 1)), state.cache.full_bytes, state.cache.nbytes)
+      return [(rows_R, state.replace(cache=state.cache.cache))]
+    if self.lazy.stage == 'decode' and bool(jnp.all(state.done)):  # No step was taken, so nothing was scored.
+      lengths_R, ratios_RL = np.zeros_like(lengths_R), np.zeros_like(ratios_RL)
+    lazy_RL = select_lazy(ratios_RL, lengths_R, self.lazy, config)
+    parts = self.cut(state, lazy_RL, lengths_R)
+    self.note(ratios_RL, lazy_RL, state.cache.nbytes, sum(part.cache.nbytes for _, part in parts))
+    return parts
+
+  def note(self, ratios_RL, lazy_RL, full_bytes: int, kept_bytes: int) -> None:
+    self.ratios += list(ratios_RL)
+    self.lazy_layers += [np.flatnonzero(row).tolist() for row in lazy_RL]
+    if full_bytes > self.full_bytes:
+      self.full_bytes, self.kept_bytes = full_bytes, kept_bytes
+
+  def cut(self, state: DecodeState, lazy_RL: np.ndarray, lengths_R: np.ndarray) -> list[tuple[np.ndarray, DecodeState]]:
+    """Returns (rows, their state) of what is decoded together, the caches cut down; the whole cache is deleted."""
+    rows_R, votes = np.arange(len(lazy_RL)), votes_of(state.cache)
+    state = state.replace(cache=state.cache.whole)
+    cache = state.cache
+    if not lazy_RL.any() and self.lazy.quant is None:
+      return [(rows_R, state)]  # And so the program is plain decoding's.
+    keep, lengths = Keep(self.lazy, self.growth(state.tokens.shape[1])), jnp.asarray(lengths_R, jnp.int32)
+    delete = lambda layer: (cache.keys[layer].delete(), cache.values[layer].delete())
+    if self.lazy.layout == 'pooled':
+
+      def row(layer: int, b: int):
+        arrays = cache.keys[layer], cache.values[layer], lengths, votes[layer]
+        return compact_row(*arrays, jnp.int32(b), keep=keep, cut=bool(lazy_RL[b, layer]))
+
+      return [(rows_R, state.replace(cache=pooled(lazy_RL.T.astype(int), 2, row, delete)))]
+    patterns, group_R = np.unique(lazy_RL, axis=0, return_inverse=True)
+    parts = []
+    for group, lazy_L in enumerate(patterns):
+      members = np.flatnonzero(group_R.reshape(-1) == group)
+      part, part_votes = state, votes
+      if len(members) < len(rows_R):
+        part, part_votes = take_rows((state, votes), jnp.asarray(members))
+      layers = []
+      for layer, lazy in enumerate(lazy_L.tolist()):
+        arrays = part.cache.keys[layer], part.cache.values[layer]
+        kept = compact(*arrays, lengths[members], part_votes[layer], keep=keep, cut=lazy)
+        layers.append(jax.block_until_ready(kept))
+        for x in arrays:
+          x.delete()
+      parts.append((members, part.replace(cache=LayeredCache(tuple(layers)))))
+    if len(parts) > 1:
+      for layer in range(len(cache.keys)):
+        delete(layer)
+    return parts
+
+  def stats(self) -> dict[str, Any]:
+    return {
+      'lazy_layers': self.lazy_layers,
+      'lazy_ratios': [row.round(4).tolist() for row in self.ratios],
+      'kv_bytes_full': self.full_bytes,
+      'compression': self.full_bytes / max(self.kept_bytes, 1),
+    }

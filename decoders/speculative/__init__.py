@@ -1,0 +1,29 @@
+"""The engine of speculative decoding: tokens are drafted by something cheap and verified several at a time.
+
+  out = decoders.speculative.generate(lm, prompts, drafter=PromptLookup())
+
+A drafter proposes a tree of tokens for each row; `decoders.speculative.rounds` verifies it. With the rule `match` the
+tokens are those of plain decoding, whatever the drafter proposes.
+"""
+
+from typing import TYPE_CHECKING
+
+from jaxlm.exports import lazily
+
+if TYPE_CHECKING:
+  from decoders.speculative.draft_model import DraftModel as DraftModel
+  from decoders.speculative.loop import SpeculativeLoop as SpeculativeLoop
+  from decoders.speculative.loop import generate as generate
+  from decoders.speculative.prompt_lookup import PromptLookup as PromptLookup
+  from decoders.speculative.rounds import Drafter as Drafter
+  from decoders.speculative.rounds import SpeculativeState as SpeculativeState
+  from decoders.speculative.together import Together as Together
+
+_PUBLIC = {
+  **dict.fromkeys(('DraftModel',), 'decoders.speculative.draft_model'),
+  **dict.fromkeys(('SpeculativeLoop', 'generate'), 'decoders.speculative.loop'),
+  **dict.fromkeys(('PromptLookup',), 'decoders.speculative.prompt_lookup'),
+  **dict.fromkeys(('Drafter', 'SpeculativeState'), 'decoders.speculative.rounds'),
+  **dict.fromkeys(('Together',), 'decoders.speculative.together'),
+}
+__getattr__, __dir__ = lazily(__name__, _PUBLIC)

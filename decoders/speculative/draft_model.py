@@ -1,0 +1,132 @@
+"""Drafting with a smaller model of the same vocabulary, as in https://arxiv.org/abs/2211.17192.
+
+Its cache has every token but the last two; these are read at the start of a round, whatever was accepted before.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoders import prompts as prompt_lib
+from decoders.plain import WholeMemory
+from decoders.sampling import ranked, warped
+from decoders.speculative.rounds import Drafter, SpeculativeState, own_key
+from decoders.speculative.trees import Rule, chain_of
+from jaxlm.caches import FullCache
+from jaxlm.config import ModelConfig
+from jaxlm.language_model import LanguageModel
+from jaxlm.lengths import bucket
+from jaxlm.models.transformer import Transformer
+
+PROBE = 'Two models, 1 text: naïve?'
+
+
+@dataclasses.dataclass(frozen=True)
+class DraftModel(Drafter):
+  """A drafter; see `decoders.speculative.rounds.Drafter`.
+
+  Raises:
+    ValueError: settings without sense; and when it is used, if the draft model has another vocabulary or reads in another
+      direction, or if its context is shorter than the texts.
+  """
+
+  config: ModelConfig
+  params: Callable[[], Any] = dataclasses.field(compare=False)
+  """Returns the draft model's parameters, which are no part of the value."""
+  max_draft: int = 5
+  threshold: float = 0.4
+  """Drafting stops after a token less probable than this."""
+  tokenizer: Any = dataclasses.field(default=None, compare=False)
+  """The draft model's, where it has one, so that another vocabulary of the same size is noticed."""
+
+  def __post_init__(self):
+    if self.max_draft < 1:
+      raise ValueError(f'{self.max_draft=} must be at least 1.')
+    if not 0 <= self.threshold <= 1:
+      raise ValueError(f'{self.threshold=} must be in [0, 1].')
+
+  @classmethod
+  def of(cls, draft: LanguageModel, **settings) -> 'DraftModel':
+    return cls(draft.config, lambda: draft.params, tokenizer=draft.tokenizer, **settings)
+
+  @property
+  def buckets(self) -> tuple[tuple[int, int], ...]:
+    return tuple((d, 0) for d in sorted({1, self.max_draft}))
+
+  @property
+  def traced(self) -> 'DraftModel':
+    return dataclasses.replace(self, params=None, tokenizer=None)
+
+  def check(self, lm: LanguageModel, longest: int, drawn: bool) -> None:
+    for name in ('direction', 'direction_signal'):
+      if (theirs := getattr(self.config, name)) != (ours := getattr(lm.config, name)):
+        raise ValueError(
+          f'The draft model was trained with {name}={theirs!r} and the model with {ours!r}: they must agree.'
+        )
+    if lm.config.vocab_size != self.config.vocab_size:
+      raise ValueError(
+        f'The draft model has {self.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a vocabulary.'
+      )
+    if self.tokenizer is not None and lm.tokenizer is not None:
+      ours, theirs = lm.tokenizer.encode(PROBE), self.tokenizer.encode(PROBE)
+      if ours != theirs:
+        raise ValueError(
+          f'The draft model reads {PROBE!r} as tokens {theirs}, the model as {ours}: they must share a vocabulary.'
+        )
+    if longest > self.config.max_length:
+      raise ValueError(
+        f'Texts of {longest} tokens are longer than the {self.config.max_length} that the draft model reads.'
+      )
+
+  def weights(self) -> Any:
+    return self.params()
+
+  def begin(self, clock, lm: LanguageModel, prompts, state, chunk=None) -> FullCache:
+    """Returns the draft model's cache."""
+    memory, most = WholeMemory(), int(np.asarray(state.total).max()) + self.max_draft + 1
+    memory.chunk = chunk
+    padded, capacity = prompt_lib.pad(prompts, self.config.max_length), max(bucket(most), state.text.shape[1])
+    return memory.read(clock, LanguageModel(self.config, self.params()), padded, state.total, capacity)[1]
+
+  def propose(self, params, own, state: SpeculativeState, values: dict, rule: Rule, config: ModelConfig, idle_R=None):
+    R, D = len(state.last), self.max_draft
+    drawn, model = rule == 'residual' and 'temperature' in values, Transformer(self.config)
+    idle_R = state.done if idle_R is None else state.done | idle_R
+    before_R1 = jnp.take_along_axis(state.text, jnp.maximum(state.position - 1, 0)[:, None], axis=1)
+    zeros = {'chain': jnp.zeros((R, D), jnp.int32)}
+    if drawn:
+      zeros['odds'] = jnp.zeros((R, D, config.vocab_size), jnp.float32)
+
+    room_R = state.tokens.shape[1] - state.lengths - 1  # One token of a round is the target's own.
+
+    def read(tokens_RT, position_R, cache):
+      positions_RT = jnp.minimum(position_R[:, None] + jnp.arange(tokens_RT.shape[1])[None], state.total[:, None] - 1)
+      logits_RTV, cache = model.apply({'params': own}, tokens_RT, positions_RT, cache, state.total)
+      return logits_RTV[:, -1], cache
+
+    def chosen(s, logits_RV, cache):
+      t = s['t']
+      noise = jax.vmap(own_key if drawn else jax.random.fold_in)(state.keys, state.position + t + 1)
+      next_R = jnp.argmax(ranked(logits_RV, noise, state.seen, values), axis=-1).astype(jnp.int32)
+      logit_R = jnp.take_along_axis(logits_RV, next_R[:, None], axis=1)[:, 0]
+      sure_R = jnp.exp(logit_R - jax.nn.logsumexp(logits_RV, axis=-1))
+      put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, t, 1)
+      new = {'chain': put(s['chain'], next_R)}
+      if drawn:
+        new['odds'] = put(s['odds'], jax.nn.softmax(warped(logits_RV, state.seen, values), axis=-1))
+      on_R = s['on'] & (sure_R >= self.threshold) & (t + 1 < room_R)
+      length_R = jnp.where(s['on'], t + 1, s['length'])
+      return {'t': t + 1, 'last': next_R, 'cache': cache, 'on': on_R, 'length': length_R, **new}
+
+    begin = {'t': jnp.int32(0), 'on': ~idle_R & (room_R > 0), 'length': jnp.zeros(R, jnp.int32), **zeros}
+    latest_R2 = jnp.concatenate([before_R1, state.last[:, None]], axis=1)
+    s = jax.lax.while_loop(
+      lambda s: (s['t'] < D) & jnp.any(s['on']),
+      lambda s: chosen(s, *read(s['last'][:, None], state.position + s['t'], s['cache'])),
+      chosen(begin, *read(latest_R2, state.position - 1, state.memory)),
+    )
+    return dataclasses.replace(chain_of(s['chain'], s['length']), odds=s.get('odds')), s['cache']

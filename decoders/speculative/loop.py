@@ -1,0 +1,101 @@
+"""The engine of speculative decoding: what `decoders.generate` does with rows for which tokens are drafted."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoders.output import Output
+from decoders.plain import DecodeState, PlainLoop, drafting
+from decoders.plain import generate as generate_plain
+from decoders.programs import Clock
+from decoders.speculative import trees
+from decoders.speculative.rounds import Drafter, SpeculativeState, decode
+from jaxlm.caches.kivi import Quantized
+from jaxlm.errors import unknown
+from jaxlm.language_model import LanguageModel
+
+COUNTED = ('rounds', 'drafted', 'accepted', 'verified')
+
+
+class SpeculativeLoop(PlainLoop):
+  """What `decoders.generate` does with rows that have been read, where tokens are drafted."""
+
+  def __init__(self, drafter: Drafter, rule: trees.Rule = 'match'):
+    if rule not in ('match', 'residual'):
+      raise unknown('rule', rule, ('match', 'residual'))
+    self.drafter, self.rule = drafter, rule
+    self.slack = drafter.buckets[-1][0] + 1
+    self.clear()
+
+  def clear(self) -> None:
+    self.counts: dict[str, list[int]] = {name: [] for name in COUNTED}  # of each row
+    self.drafter_bytes = 0
+
+  def check(self, lm: LanguageModel, longest: int, values: dict) -> None:
+    self.drafter.check(lm, longest, self.rule == 'residual' and 'temperature' in values)
+
+  def begin(
+    self, clock: Clock, lm: LanguageModel, prompts: Sequence[Sequence[int]], state: DecodeState
+  ) -> SpeculativeState:
+    R, M = state.tokens.shape
+    if any(isinstance(x, Quantized) for x in jax.tree.leaves(state.cache, is_leaf=lambda x: isinstance(x, Quantized))):
+      raise ValueError(
+        'A quantised cache rounds tokens as they grow old, so a tree read at once would see other numbers than its tokens '
+        'one by one: decode plainly, or leave quant out.'
+      )
+    text = np.zeros((R, self.slots), np.int32)
+    for row, ids, new, n in zip(text, prompts, np.asarray(state.tokens), np.asarray(state.lengths)):
+      row[: len(ids)] = ids
+      row[len(ids) : len(ids) + n] = new[:n]
+    # Each its own array, since they are given away.
+    zeros = lambda: jnp.zeros(R, jnp.int32)
+    fields = {name: getattr(state, name) for name in DecodeState.__dataclass_fields__}
+    state = SpeculativeState(**fields, text=jnp.asarray(text), memory=None, **{name: zeros() for name in COUNTED})
+    memory = self.drafter.begin(clock, lm, prompts, state, self.chunk)
+    self.drafter_bytes = max(self.drafter_bytes, sum(x.nbytes for x in jax.tree.leaves(memory)))
+    return state.replace(memory=memory)
+
+  def advance(self, clock: Clock, lm: LanguageModel, state: SpeculativeState, steps: int, eos_E, values):
+    return self.rounds(clock, lm, state, steps, eos_E, values, self.drafter)
+
+  def rounds(
+    self, clock: Clock, lm: LanguageModel, state: SpeculativeState, steps: int, eos_E, values, drafter: Drafter
+  ):
+    """Advances with this drafter, whose memory the state has."""
+    static = {'config': lm.config, 'drafter': drafter.traced, 'rule': self.rule}
+    return clock.run('decode', decode, lm.params, drafter.weights(), state, jnp.int32(steps), eos_E, values, **static)
+
+  def finished(self, rows_R: np.ndarray, state: SpeculativeState) -> None:
+    for name, counts in self.counts.items():
+      counts.extend(np.asarray(getattr(state, name)).tolist())
+
+  def stats(self) -> dict[str, Any]:
+    return drafting(*(sum(self.counts[name]) for name in COUNTED)) | {'drafter_bytes': self.drafter_bytes}
+
+
+def generate(
+  lm: LanguageModel,
+  prompts: Sequence[str] | Sequence[Sequence[int]],
+  *,
+  drafter: Drafter,
+  max_new_tokens: int = 64,
+  rule: trees.Rule = 'match',
+  **options,
+) -> Output:
+  """Continues each prompt as `decoders.generate` does, in fewer calls of the model.
+
+  Args:
+    prompts, max_new_tokens: as for `decoders.generate`.
+    drafter: what proposes tokens: `PromptLookup`, `DraftModel`, ...
+    rule: which of them are accepted when sampling. match: those that plain decoding chooses with the same seed; residual: as
+      many as the law allows. Greedy decoding, and drafts that are not drawn, match.
+    options: all other arguments of `decoders.generate`.
+
+  Raises:
+    ValueError: as `decoders.generate`; a drafter that does not fit the model.
+  """
+  loop = SpeculativeLoop(drafter, rule)
+  return generate_plain(lm, prompts, max_new_tokens=max_new_tokens, loop=loop, **options)

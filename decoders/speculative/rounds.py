@@ -1,0 +1,208 @@
+"""One round of speculative decoding: draft a tree, verify it in one call of the target, accept, compact.
+
+The target reads the tree beside its cache (`jaxlm.caches.branch`), a rule says which path is kept
+(`decoders.speculative.trees`), and the keys and values of that path alone are added to the cache. Nothing is ever written
+that is taken back, so any cache will do.
+"""
+
+from collections.abc import Sequence
+import functools
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from decoders.plain import DecodeState
+from decoders.programs import Clock
+from decoders.sampling import noise, warped
+from decoders.speculative import trees
+from jaxlm.caches.branch import Branch
+from jaxlm.config import ModelConfig
+from jaxlm.language_model import LanguageModel
+from jaxlm.models.transformer import Transformer
+
+
+@struct.dataclass
+class SpeculativeState(DecodeState):
+  """Rows on their way, and what is known of their rounds."""
+
+  text: jax.Array  # [R, S] int32, prompt and output, where they are
+  memory: Any  # the drafter's
+  rounds: jax.Array  # [R] int32, rounds that the row took part in
+  drafted: jax.Array  # [R] int32, tokens of all chains
+  accepted: jax.Array  # [R] int32, tokens kept beyond one a round
+  verified: jax.Array  # [R] int32, nodes that the target read, with those that only pad
+
+
+class Drafter:
+  """Proposes tokens. A value, so that programs are compiled once for equal ones; what changes is its memory.
+
+  Drafters are made from this one, which has no weights, needs no memory, and fits every model.
+  """
+
+  buckets: tuple[tuple[int, int], ...]
+  """Rising sizes (D, M) that trees are verified at: the smallest that holds all rows' trees; the last is that of `propose`.
+  Where tokens are drawn for the rule `residual`, D is at least 1."""
+  most_beside: int = 0
+  """Most leaves of one node."""
+
+  @property
+  def traced(self) -> 'Drafter':
+    """An equal drafter without what its programs do not need, and would keep alive."""
+    return self
+
+  def check(self, lm: LanguageModel, longest: int, drawn: bool) -> None:
+    """Raises ValueError if it cannot draft for this model, rows of so many tokens, or a rule that needs drawn tokens."""
+
+  def weights(self) -> Any:
+    """Returns the drafter's own parameters, () for none. Unlike its memory they stay what they are."""
+    return ()
+
+  def begin(
+    self,
+    clock: Clock,
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    state: SpeculativeState,
+    chunk: int | None = None,
+  ) -> Any:
+    """Returns the drafter's memory of rows that have been read, `chunk` tokens at a time, with none in the state."""
+    return ()
+
+  def propose(
+    self,
+    params: Any,
+    own: Any,
+    state: SpeculativeState,
+    values: dict,
+    rule: trees.Rule,
+    config: ModelConfig,
+    idle_R=None,
+  ) -> tuple[trees.Tree, Any]:
+    """Returns (a tree for each row, the memory). Traced.
+
+    Args:
+      own: the drafter's weights.
+      idle_R: rows that need no tree, beside those that are done.
+    """
+    raise NotImplementedError
+
+  def learn(self, memory: Any, drafted_R, accepted_R) -> Any:
+    """Returns the memory after a round. Traced."""
+    return memory
+
+
+def verify(params, state: SpeculativeState, tree: trees.Tree, values, config: ModelConfig, drafter: Drafter, rule):
+  """Reads a tree beside the cache.
+
+  Returns (what is accepted; the keys and values of its path, of each layer [R, P, K, H]; the cache's position of the first
+  node [R, 1]). All are P = 1 + the drafter's largest depth nodes wide, whatever the tree's size.
+  """
+  (R, D), model = tree.chain.shape, Transformer(config)
+  tokens_RN, depth_RN, seen_RNN = trees.nodes(tree, state.last)
+  N = tokens_RN.shape[1]
+  branch = Branch.create(state.cache, config, R, N).replace(seen=seen_RNN)
+  # Nodes that only pad a tree stand no further than the row may reach, where there may be no embedding.
+  positions_RN = jnp.minimum(state.position[:, None] + depth_RN, state.total[:, None] - 1)
+  variables = {'params': params}
+  hidden_RND, branch = model.apply(variables, tokens_RN, positions_RN, branch, state.total, method=Transformer.hidden)
+  logits_RNV = model.apply(variables, hidden_RND, method=Transformer.logits)
+  flat = lambda x: x.reshape(R * N, *x.shape[2:])
+  seen = None
+  if state.seen is not None:  # Each node's own path counts as seen.
+    path_RNN = jnp.broadcast_to(tokens_RN[:, None], seen_RNN.shape)
+    put = lambda seen_V, tokens_N, here_N: seen_V.at[tokens_N].max(here_N)
+    seen = flat(jax.vmap(jax.vmap(put, (None, 0, 0)))(state.seen, path_RNN, seen_RNN))
+  scores_RNV = warped(flat(logits_RNV), seen, values).reshape(logits_RNV.shape)
+  if rule == 'residual' and 'temperature' in values and tree.odds is not None:
+    keys_R, probabilities = jax.vmap(own_key)(state.keys, state.position), jax.nn.softmax(scores_RNV, axis=-1)
+    accepted = trees.residual(tree, probabilities, keys_R, 1 + drafter.most_beside)
+  else:
+    if 'temperature' in values:
+      scores_RNV += noise_of(state, depth_RN, D + 2, logits_RNV.shape[-1])
+    accepted = trees.match(tree, jnp.argmax(scores_RNV, axis=-1).astype(jnp.int32))
+  kept = branch.along(accepted.path)
+  more = drafter.buckets[-1][0] - D
+  widen = lambda x: jnp.pad(x, ((0, 0), (0, more), *((0, 0),) * (x.ndim - 2)))
+  wide = jax.tree.map(widen, (accepted.path, accepted.tokens, kept))
+  return trees.Accepted(wide[0], wide[1], accepted.count), wide[2], branch.positions[:, :1]
+
+
+def noise_of(state: SpeculativeState, depth_RN, depths: int, size: int):
+  """Returns the noise that plain decoding chooses with after each node [R, N, V]; nodes of one depth share it."""
+  at_RP = jnp.minimum(state.position[:, None] + jnp.arange(depths)[None], state.total[:, None] - 1) + 1
+  of_row = lambda key, at_P: noise(jax.vmap(jax.random.fold_in, (None, 0))(key, at_P), size)
+  return jnp.take_along_axis(jax.vmap(of_row)(state.keys, at_RP), depth_RN[:, :, None], axis=1)
+
+
+def own_key(key, position):
+  """Noise of a round that neither target nor drafter has seen."""
+  return jax.random.fold_in(jax.random.fold_in(key, position), 1)
+
+
+def one_round(
+  params, own, state: SpeculativeState, eos_E, values, *, config: ModelConfig, drafter, rule
+) -> SpeculativeState:
+  """Drafts, verifies, and adds what is accepted to the rows that are not done."""
+  tree, memory = drafter.propose(params, own, state, values, rule, config)
+  # No more than can be kept: one token of a round is the target's own.
+  room_R = jnp.maximum(state.tokens.shape[1] - state.lengths - 1, 0)
+  length_R = jnp.where(state.done, 0, jnp.minimum(tree.length, room_R))
+  parents_RM = jnp.where(tree.parents < room_R[:, None], tree.parents, trees.NOWHERE)
+  tree = tree.replace(length=length_R, parents=jnp.where(state.done[:, None], trees.NOWHERE, parents_RM))
+  deepest, most = jnp.max(length_R), jnp.max(jnp.sum(tree.parents != trees.NOWHERE, axis=1))
+  fits = jnp.stack([(deepest <= d) & (most <= m) for d, m in drafter.buckets])
+  state = state.replace(memory=memory)
+  sizes = [
+    lambda tree, size=size: verify(params, state, tree.cut(*size), values, config, drafter, rule)
+    for size in drafter.buckets
+  ]
+  size = jnp.argmax(fits)
+  accepted, kept, first_R1 = jax.lax.switch(size, sizes, tree)
+  nodes = jnp.array([1 + d + m for d, m in drafter.buckets])[size]
+  state = state.replace(verified=state.verified + jnp.where(state.done, 0, nodes))
+  return added(state, accepted, kept, first_R1, length_R, eos_E, drafter)
+
+
+def added(state: SpeculativeState, accepted: trees.Accepted, kept, first_R1, drafted_R, eos_E, drafter):
+  """Adds accepted tokens to the output and to the cache, up to the end of a row."""
+  R, P = accepted.tokens.shape
+  index_1P, rows_R1 = jnp.arange(P)[None], jnp.arange(R)[:, None]
+  offered_RP = index_1P <= accepted.count[:, None]
+  ends_RP = offered_RP & jnp.isin(accepted.tokens, eos_E)
+  until_R = jnp.where(ends_RP.any(axis=1), jnp.argmax(ends_RP, axis=1), accepted.count) + 1
+  M = state.tokens.shape[1]
+  new_R = jnp.where(state.done, 0, jnp.minimum(until_R, M - state.lengths))
+  here_RP = index_1P < new_R[:, None]
+  put = lambda x, at: x.at[rows_R1, jnp.where(here_RP, at[:, None] + index_1P, x.shape[1])].set(
+    accepted.tokens, mode='drop'
+  )
+  newest_R = jnp.take_along_axis(accepted.tokens, jnp.maximum(new_R - 1, 0)[:, None], axis=1)[:, 0]
+  lengths = state.lengths + new_R
+  ended_R = (ends_RP & here_RP).any(axis=1)
+  kept_R = jnp.maximum(new_R - 1, 0)
+  return state.replace(
+    tokens=put(state.tokens, state.lengths),
+    text=put(state.text, state.position + 1),
+    last=jnp.where(new_R > 0, newest_R, state.last),
+    position=state.position + new_R,
+    lengths=lengths,
+    done=state.done | ended_R | (lengths >= M),
+    seen=None if state.seen is None else state.seen.at[rows_R1, accepted.tokens].max(here_RP),
+    # The slots behind are written too, and hidden by their positions until later tokens overwrite them.
+    cache=state.cache.appended(*kept, first_R1 + index_1P, here_RP),
+    memory=drafter.learn(state.memory, drafted_R, jnp.minimum(accepted.count, drafted_R)),
+    rounds=state.rounds + (new_R > 0),
+    drafted=state.drafted + drafted_R,
+    accepted=state.accepted + kept_R,
+  )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'drafter', 'rule'), donate_argnums=(2,))
+def decode(params, own, state: SpeculativeState, rounds, eos_E, values, *, config: ModelConfig, drafter, rule):
+  """Takes at most `rounds` rounds, fewer when every row is done. Returns (state, rounds taken)."""
+  unfinished = lambda carry: (carry[1] < rounds) & ~jnp.all(carry[0].done)
+  run = functools.partial(one_round, config=config, drafter=drafter, rule=rule)
+  body = lambda carry: (run(params, own, carry[0], eos_E, values), carry[1] + 1)
+  return jax.lax.while_loop(unfinished, body, (state, jnp.int32(0)))

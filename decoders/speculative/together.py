@@ -1,0 +1,79 @@
+"""Two drafters: the second one drafts for rows in which the first one finds nothing."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from decoders.speculative.draft_model import DraftModel
+from decoders.speculative.rounds import Drafter
+from decoders.speculative.trees import NOWHERE, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Together(Drafter):
+  """A drafter; see `decoders.speculative.rounds.Drafter`.
+
+  Raises:
+    ValueError: the second one is a draft model, whose cache would miss what the first one's rounds added, or is two drafters
+      itself; when it is used, a rule that needs drawn tokens.
+  """
+
+  first: Drafter
+  second: Drafter
+
+  def __post_init__(self):
+    if isinstance(self.second, DraftModel):
+      raise ValueError('A draft model must read every token, so it cannot be the second of two drafters.')
+    if isinstance(self.second, Together):
+      raise ValueError(
+        'The second of two drafters cannot be two drafters itself: give these as Together(Together(...), ...).'
+      )
+
+  @property
+  def most_beside(self) -> int:
+    return max(self.first.most_beside, self.second.most_beside)
+
+  @property
+  def buckets(self) -> tuple[tuple[int, int], ...]:
+    depth = max(self.first.buckets[-1][0], self.second.buckets[-1][0])
+    most = max(self.first.buckets[-1][1], self.second.buckets[-1][1])
+    smaller = {b for b in (*self.first.buckets, *self.second.buckets) if b[0] < depth or b[1] < most}
+    return (*sorted(smaller), (depth, most))
+
+  @property
+  def traced(self) -> 'Together':
+    return Together(self.first.traced, self.second.traced)
+
+  def check(self, lm, longest, drawn) -> None:
+    if drawn:
+      raise ValueError("Of two drafters it is not known which law a token was drawn from: use rule='match' with them.")
+    for drafter in (self.first, self.second):
+      drafter.check(lm, longest, drawn)
+
+  def weights(self) -> tuple:
+    return self.first.weights(), self.second.weights()
+
+  def begin(self, clock, lm, prompts, state, chunk=None):
+    memories = [d.begin(clock, lm, prompts, state, chunk) for d in (self.first, self.second)]
+    return *memories, jnp.zeros(len(prompts), bool)
+
+  def propose(self, params, own, state, values, rule, config, idle_R=None) -> tuple[Tree, tuple]:
+    one, first = self.first.propose(params, own[0], state.replace(memory=state.memory[0]), values, rule, config)
+    found_R = one.length > 0
+    rest = state.replace(memory=state.memory[1])
+    two, second = self.second.propose(params, own[1], rest, values, rule, config, idle_R=found_R)
+    depth, most = self.buckets[-1]
+    wide = lambda x, n, fill: jnp.pad(x, ((0, 0), (0, n - x.shape[1])), constant_values=fill)
+    pick = lambda a, b, n, fill: jnp.where(found_R[:, None], wide(a, n, fill), wide(b, n, fill))
+    tree = Tree(
+      chain=pick(one.chain, two.chain, depth, 0),
+      length=jnp.where(found_R, one.length, two.length),
+      leaves=pick(one.leaves, two.leaves, most, 0),
+      parents=pick(one.parents, two.parents, most, NOWHERE),
+    )
+    return tree, (first, second, found_R)
+
+  def learn(self, memory, drafted_R, accepted_R):
+    first, second, found_R = memory
+    first = self.first.learn(first, jnp.where(found_R, drafted_R, 0), accepted_R)
+    return first, self.second.learn(second, jnp.where(found_R, 0, drafted_R), accepted_R), found_R

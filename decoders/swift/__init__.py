@@ -1,0 +1,29 @@
+"""SWIFT (https://arxiv.org/abs/2410.06916): a model drafts for itself with some of its sub-layers skipped.
+
+  out = decoders.swift.generate(lm, prompts, swift=SwiftConfig())
+  stream = decoders.swift.Stream(lm, SwiftConfig())     # the search goes on from request to request
+  out = stream.generate(prompts)
+
+Which sub-layers are skipped is searched while tokens are generated: sets are scored by how many of the latest tokens they
+would have drafted. The tokens are plain decoding's whatever the set.
+"""
+
+from typing import TYPE_CHECKING
+
+from jaxlm.exports import lazily
+
+if TYPE_CHECKING:
+  from decoders.swift.config import SwiftConfig as SwiftConfig
+  from decoders.swift.sets import SkipSet as SkipSet
+  from decoders.swift.stream import Stream as Stream
+  from decoders.swift.stream import SwiftLoop as SwiftLoop
+  from decoders.swift.stream import draft_bytes as draft_bytes
+  from decoders.swift.stream import generate as generate
+  from decoders.swift.stream import matchness as matchness
+
+_PUBLIC = {
+  **dict.fromkeys(('SwiftConfig',), 'decoders.swift.config'),
+  **dict.fromkeys(('SkipSet',), 'decoders.swift.sets'),
+  **dict.fromkeys(('Stream', 'SwiftLoop', 'draft_bytes', 'generate', 'matchness'), 'decoders.swift.stream'),
+}
+__getattr__, __dir__ = lazily(__name__, _PUBLIC)

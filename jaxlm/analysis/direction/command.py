@@ -1,0 +1,317 @@
+"""The command line of direction: python -m jaxlm.analysis.direction score|select|report"""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+  from jaxlm.analysis.direction.files import Scores
+
+DESCRIPTION = """How much easier texts are in reverse than forward, and data selection by it (arXiv 2410.09817).
+
+  score CORPUS --model MODEL --out scores.parquet;  report scores.parquet;  select scores.parquet --out selected.jsonl"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+  """Scores the documents of a corpus by how much harder they are forward than in reverse.
+
+  S = forward loss - reverse loss, in nats per token. Score text that the model was not trained on. A run that was stopped
+  goes on where it was when it is started again."""
+
+  corpus: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='CORPUS')]
+  """A file (text, JSONL, Parquet), a folder, a pattern with *, tfds:NAME, 'embedded' (text that comes with Python), or
+  several with commas between."""
+  model: Annotated[str, tyro.conf.arg(metavar='MODEL')]
+  """Trained on both directions (python -m trainers.pretrain --direction both). A run directory, a Hugging Face
+  directory, a .gguf file, a fetched name or a Hub id."""
+  reverse_model: Annotated[str | None, tyro.conf.arg(metavar='MODEL')] = None
+  """A second model, for the reverse direction."""
+  out: str = 'scores.parquet'
+  """File to write."""
+  field: str = 'text'
+  """Where JSON, Parquet and TFDS examples keep their text."""
+  document: int = 8192
+  """About how many characters of a text file are one document (0: the whole file)."""
+  download: bool = False
+  """TFDS may download and prepare what is not there."""
+  batch_size: int = 16
+  """Rows computed at the same time, on all devices together."""
+  max_length: int | None = None
+  """Tokens of a row; longer documents are cut into chunks, which are scored apart (none: the model's context)."""
+  min_tokens: int = 2
+  """Shorter documents are listed without a score."""
+  limit: int | None = None
+  """Documents to read, from the first (none: all)."""
+  dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
+  """Of the parameters and the products; losses are float32 (none: float32 on CPU, bfloat16 elsewhere)."""
+  overwrite: bool = False
+  """Discards what an earlier run left."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectConfig:
+  """Keeps documents within a budget of tokens, by a rule, and writes them as training data.
+
+  Writes JSONL (field: text), and beside it OUT.manifest, a JSON object that says how they were chosen."""
+
+  scores: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='SCORES')]
+  """What `score` wrote."""
+  out: str = 'selected.jsonl'
+  """File to write."""
+  budget_tokens: int | None = None
+  """Tokens to keep; the documents that are kept come nearest to it."""
+  fraction: float | None = None
+  """Or the share of the pool's tokens (none of the two: 0.1)."""
+  rule: Annotated[str, tyro.conf.arg(metavar='RULE')] = 'highest'
+  """highest, lowest, abs-low, band: by score. random: any. length-matched: any, of the lengths that highest would keep.
+  low-perplexity, high-perplexity: by forward loss. dsir: alike to --target."""
+  score: Annotated[str, tyro.conf.arg(metavar='S|S/se|length-rank')] = 'S'
+  """S, S in standard errors, or the rank of S among texts of alike length: short texts have the most extreme S."""
+  per_domain: bool = False
+  """Keeps the same share of each file."""
+  temperature: float | None = None
+  """Gumbel noise, in standard deviations of what is ranked (none: 0, for dsir 1 in nats)."""
+  band: float = 0.5
+  """The quantile whose neighbours `band` keeps."""
+  min_tokens: int = 32
+  """Shorter documents are left out."""
+  target: str | None = None
+  """dsir: a corpus of what is wanted."""
+  order: Literal['shuffled', 'original'] = 'shuffled'
+  """Of the documents that are written."""
+  seed: int = 0
+  """Of everything that is random."""
+  corpus: str | None = None
+  """Where the corpus is now (none: where it was scored)."""
+  overwrite: bool = False
+  """Replaces the file if it is there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+  """Shows how S is distributed, what it goes along with, and the texts of its tails.
+
+  Prints tables, and writes report.json and direction.png."""
+
+  scores: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='SCORES')]
+  """What `score` wrote."""
+  texts: int = 20
+  """Texts of each tail and of the middle."""
+  characters: int = 300
+  """Of each that are shown."""
+  min_tokens: int = 32
+  """Shorter documents are left out."""
+  sample: int = 10_000
+  """Documents, chosen at random, whose words and lines are looked at."""
+  output: str | None = None
+  """Folder to write to (none: direction-SCORES here). Files of the same names are replaced."""
+  corpus: str | None = None
+  """Where the corpus is now (none: where it was scored)."""
+  seed: int = 0
+  """Of the sample."""
+
+
+def score(config: ScoreConfig) -> Path:
+  """Scores a corpus; returns the file."""
+  _check_least(config, batch_size=1, min_tokens=1, document=0, limit=1)
+  from jaxlm.analysis.direction import files as direction_files
+  from jaxlm.data import corpus, sources
+
+  direction_files.pyarrow()
+  out = _outside(config.out, config.corpus)
+  source = sources.documents(config.corpus, field=config.field, download=config.download, document=config.document)
+  facts = {'format': direction_files.FORMAT, 'corpus': config.corpus, 'source': sources.fingerprint(source)[:16]}
+  import jax
+  import tqdm
+
+  import jaxlm
+  from jaxlm.analysis.direction import model as direction_model
+  from jaxlm.analysis.direction import scores as direction_scores
+
+  lm = jaxlm.load(config.model, dtype=config.dtype)
+  reverse_lm = jaxlm.load(config.reverse_model, dtype=config.dtype) if config.reverse_model else None
+  if lm.tokenizer is None:
+    raise ValueError('The model has no tokenizer, so it cannot read text; use jaxlm.analysis.score_documents.')
+  length = direction_scores.row_length(lm, reverse_lm, config.max_length)
+  facts |= {
+    **{name: getattr(config, name) for name in ('field', 'document', 'model')},
+    'weights': direction_model.digest(lm),
+    'reverse_model': config.reverse_model,
+    'reverse_weights': reverse_lm and direction_model.digest(reverse_lm),
+    'tokenizer': corpus.tokenizer_fingerprint(lm.tokenizer)[:16],
+    'dtype': lm.config.dtype,
+    'max_length': length,
+    **{name: getattr(config, name) for name in ('batch_size', 'min_tokens', 'limit')},
+  }
+  if found := direction_model.doubt(lm, reverse_lm):
+    print(f'warning: {found}', file=sys.stderr)
+  nll, ends = direction_model.token_losses(lm, reverse_lm), direction_model.ends(lm, reverse_lm)
+  parts = direction_files.Parts(out, facts, overwrite=config.overwrite)
+  if parts.complete:
+    print(f'{out} is complete already.')
+    return out
+  if parts.done:
+    print(f'Going on after {parts.done:,} documents.')
+  documents = itertools.islice(sources.labelled(source), parts.done, config.limit)
+  with tqdm.tqdm(desc=f'scoring {config.corpus}', unit=' tokens', unit_scale=True, disable=None) as bar:
+    for window in direction_scores.scored_windows(
+      documents, lm.tokenizer, nll, ends, min(m.config.vocab_size for m in (lm, reverse_lm or lm)),
+      batch_size=direction_scores.rounded(config.batch_size, jax.local_device_count()), length=length,
+      min_tokens=config.min_tokens, first=parts.done, progress=bar.update,
+    ):  # fmt: skip
+      parts.add(window)
+      bar.set_postfix(documents=window[-1].id + 1, refresh=False)
+  parts.finish()
+  scores = direction_files.read_scores(out)
+  print(
+    f'{len(scores):,} of {scores.documents:,} documents scored, {scores.tokens.sum():,} tokens: mean forward loss '
+    f'{scores.loss_forward.mean():.4f}, reverse {scores.loss_reverse.mean():.4f}, S {scores.S.mean():+.4f} '
+    f'(std {scores.S.std():.4f}). Written to {out}\nLook at it: python -m jaxlm.analysis.direction report {out}'
+  )
+  return out
+
+
+def select(config: SelectConfig) -> dict[str, Any]:
+  """Writes selected documents; returns the manifest."""
+  from jaxlm.analysis.direction import files as direction_files
+  from jaxlm.analysis.direction import select as direction_select
+  from jaxlm.data import files, selection, sources
+
+  names = ('rule', 'score', 'budget_tokens', 'fraction', 'temperature', 'band')
+  options = {name: getattr(config, name) for name in names}
+  selection.check_options(**options)  # Before anything is read.
+  if (config.rule == 'dsir') != (config.target is not None):
+    raise ValueError(f'--target goes with --rule dsir, which needs it; got {config.rule=} and {config.target=}.')
+  # Not .json: the folder of selected.jsonl is a corpus as well, and this file no part of it.
+  out, told = Path(config.out), Path(config.out + '.manifest')
+  if not out.name.lower().endswith(files.LINES):
+    raise ValueError(f'--out {out} must end in {", ".join(files.LINES)}: by that it is known as a corpus.')
+  if out.exists() and not config.overwrite:
+    raise FileExistsError(f'{out} is there already: --overwrite replaces it.')
+  scores = direction_files.read_scores(config.scores)
+  _outside(out, config.corpus or scores.facts['corpus'])
+  source = direction_select.corpus_of(scores, config.corpus)
+  weight = None
+  if config.rule == 'dsir':
+    weight = direction_select.dsir_weights(
+      scores, source, sources.documents(config.target), scores.tokens >= config.min_tokens
+    )
+  options |= {name: getattr(config, name) for name in ('per_domain', 'min_tokens', 'seed')}
+  found = selection.select(direction_select.pool(scores, weight), **options)
+  texts = direction_files.texts(scores, sources.labelled(source), found.kept)
+  direction_select.write(out, scores, texts, shuffle=config.order == 'shuffled', seed=config.seed)
+  manifest = direction_select.manifest(scores, found, dataclasses.asdict(config))
+  told.write_text(json.dumps(manifest, indent=2) + '\n', encoding='utf-8')
+  kept, of = manifest['kept'], manifest['pool']
+  print(
+    f'{config.rule}: {kept["documents"]:,} of {of["documents"]:,} documents, {kept["tokens"]:,} of {of["tokens"]:,} tokens '
+    f'({kept["tokens"] / of["tokens"]:.1%}); mean S {kept["S_mean"]:+.4f}, of the pool {of["S_mean"]:+.4f}.\n'
+    f'Written to {out}, {told}\nTrain on it: python -m trainers.pretrain --data.source {out}'
+  )
+  return manifest
+
+
+def report(config: ReportConfig) -> dict[str, Any]:
+  """Prints tables and texts, draws the picture; returns what is in report.json."""
+  _check_least(config, texts=0, characters=10, sample=2)
+  import numpy as np
+
+  from jaxlm import errors
+  from jaxlm.analysis.direction import files as direction_files
+  from jaxlm.analysis.direction import plots as direction_plots
+  from jaxlm.analysis.direction import report as direction_report
+  from jaxlm.analysis.direction import select as direction_select
+  from jaxlm.analysis.tables import aligned
+  from jaxlm.data import sources
+
+  scores = direction_files.read_scores(config.scores)
+  rows = np.flatnonzero(scores.tokens >= config.min_tokens)
+  if not len(rows):
+    raise errors.DataError(
+      f'None of the {len(scores)} scored documents has {config.min_tokens} tokens; the longest has '
+      f'{scores.tokens.max()}: lower --min-tokens.'
+    )
+  source = direction_select.corpus_of(scores, config.corpus)
+  groups = direction_report.extremes(scores.S[rows], config.texts) if config.texts else {}
+  groups = {name: rows[index] for name, index in groups.items()}
+  sampled = direction_report.sample(rows, config.sample, config.seed)
+  shown = set(itertools.chain.from_iterable(map(np.ndarray.tolist, groups.values())))
+  wanted = np.zeros(len(scores), bool)
+  wanted[sampled] = True
+  features = {name: np.zeros(len(scores)) for name in direction_report.FEATURES}
+  wanted[list(shown)] = True
+  texts = {}
+  for row, text in direction_files.texts(scores, sources.labelled(source), wanted):
+    for name, feature in direction_report.FEATURES.items():
+      features[name][row] = feature(text)
+    if row in shown:
+      texts[row] = text
+  features = {name: x[sampled] for name, x in features.items()}
+  related = direction_report.correlations(scores, sampled, features)
+  title = f'{_name(scores)}: {len(rows):,} documents of {config.min_tokens} tokens or more'
+  table = direction_report.distribution(scores, rows)
+  print(f'{title}\n\n{aligned(table)}\n')
+  print(f'Rank correlation of S over {len(sampled):,} documents\n')
+  print(aligned([[name, f'{x:+.3f}', f'(mean {features[name].mean():.3f})' if name in features else ''] for name, x in related.items()]))  # fmt: skip
+  for name, group in groups.items():
+    lines = direction_report.example_lines(scores, group.tolist(), texts, config.characters)
+    print(f'\n---- {name} ----\n\n' + '\n'.join(lines))
+  folder = Path(config.output or f'direction-{Path(config.scores).stem}')
+  folder.mkdir(parents=True, exist_ok=True)
+  written = folder / 'report.json', folder / 'direction.png'
+  number = lambda x: None if x != x else x
+  said = {
+    'measured': dataclasses.asdict(config),
+    'scored': scores.facts,
+    'distribution': [dict(zip(table[0], line)) for line in table[1:]],
+    'rank_correlations': {name: number(x) for name, x in related.items()},
+    'texts': {
+      name: [{'id': int(scores.id[row]), 'S': float(scores.S[row]), 'text': texts[row]} for row in group.tolist()]
+      for name, group in groups.items()
+    },
+  }
+  written[0].write_text(json.dumps(said, allow_nan=False) + '\n', encoding='utf-8')
+  direction_plots.plot_scores(scores, rows, written[1], title)
+  print('\nWritten to', ', '.join(map(str, written)))
+  return said
+
+
+def _check_least(config: Any, **least: int) -> None:
+  """Raises ValueError if a field is smaller; None is no number."""
+  for name, number in least.items():
+    if (value := getattr(config, name)) is not None and value < number:
+      raise ValueError(f'{name}={value} must be at least {number}.')
+
+
+def _outside(out: str | Path, corpus: str) -> Path:
+  """Returns where to write to. Raises ValueError if that would add to the corpus."""
+  out, folder = Path(out), Path(corpus).expanduser()
+  if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+    raise ValueError(f'--out {out} is in the folder {folder}, whose files are the corpus: choose another place.')
+  return out
+
+
+def _name(scores: 'Scores') -> str:
+  model = scores.facts['model'] + (f' and {r}' if (r := scores.facts['reverse_model']) else '')
+  return f'{Path(scores.facts["corpus"]).name} scored by {Path(model).name}'
+
+
+def parse(args: list[str] | None = None) -> ScoreConfig | SelectConfig | ReportConfig:
+  command = lambda config, name: Annotated[config, tyro.conf.subcommand(name, prefix_name=False)]
+  kinds = command(ScoreConfig, 'score') | command(SelectConfig, 'select') | command(ReportConfig, 'report')
+  return tyro.cli(kinds, prog='python -m jaxlm.analysis.direction', description=DESCRIPTION, args=args)
+
+
+def run() -> None:
+  """Parses the command line, and says what is wrong with it in one line."""
+  config = parse()
+  try:
+    {ScoreConfig: score, SelectConfig: select, ReportConfig: report}[type(config)](config)
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {error}')

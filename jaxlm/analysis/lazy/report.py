@@ -1,0 +1,212 @@
+"""Laziness of a model's layers along one text: of queries all along a prompt, and of each token that follows it.
+
+  r_l = mean over heads of the attention that a query pays to the first `initial` and its last `recent` tokens
+
+(https://arxiv.org/abs/2410.13846). The text is read through a full cache, a window of queries at a time: of attention
+maps there are never more than [N, queries, S] of one layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.analysis.lazy import scores as laziness_scores
+from jaxlm.analysis.sink.probe import check_tokens
+from jaxlm.analysis.sink.report import sinks
+from jaxlm.analysis.statistics import rank_correlation
+from jaxlm.caches.full import FullCache
+from jaxlm.caches.scored import UNSCORED, Scored
+from jaxlm.config import ModelConfig
+from jaxlm.language_model import LanguageModel
+from jaxlm.models.transformer import Transformer
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Int
+
+RECENT = 1020
+"""Recent tokens, for prompts that are at least four times as long."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LazinessReport:
+  """Laziness along one text; float32 numpy arrays. P windows of the prompt's queries, G new tokens.
+
+  Attributes:
+    length: tokens of the prompt.
+    initial, recent, queries, threshold: as measured with.
+    tokens: [G] int32, the new tokens.
+    prompt: [L, P] lazy ratio of each window, in [0, 1]; windows whose first queries see no more than `initial` and
+      `recent` tokens are left out, for such queries are lazy whatever they attend to.
+    starts: [P] int32, position of each window's first query; the last window ends with the prompt.
+    new: [L, G] lazy ratio of each new token, as it is read.
+    sink: [L] mean attention of the prompt's queries to the first token and the slot, if there is one: what `sinks` calls
+      alpha_1 (proxy), mean over heads.
+    sliding: [L] bool, layers that have a sliding window; they have nothing to cut, and are not compared with others.
+    from_prompt: how the prompt's last window agrees with the new tokens.
+    from_first: how the first new token agrees with the others.
+  """
+
+  length: int
+  initial: int
+  recent: int
+  queries: int
+  threshold: float
+  tokens: np.ndarray
+  prompt: np.ndarray
+  starts: np.ndarray
+  new: np.ndarray
+  sink: np.ndarray
+  sliding: np.ndarray
+  from_prompt: laziness_scores.Consistency
+  from_first: laziness_scores.Consistency
+
+  @property
+  def lazy(self) -> np.ndarray:
+    """[L, G] bool: the lazy layers of each new token."""
+    return (self.new > self.threshold) & ~self.sliding[:, None]
+
+  @property
+  def uniform(self) -> float:
+    """The ratio at the prompt's end of a layer that attends to all tokens alike."""
+    return (self.initial + self.recent) / self.length
+
+  @property
+  def sink_correlation(self) -> float:
+    """Spearman's correlation, over layers, of the sink and the new tokens' mean ratio: are the layers with sinks the lazy ones?"""
+    return rank_correlation(self.sink[~self.sliding], self.new[~self.sliding].mean(axis=1))
+
+
+def laziness(
+  lm: LanguageModel,
+  tokens: Int[np.ndarray, ' T'],
+  *,
+  initial: int = 4,
+  recent: int | None = None,
+  new_tokens: int = 64,
+  continuation: Int[np.ndarray, ' G'] | None = None,
+  threshold: float = 0.9,
+  queries: int = 64,
+) -> LazinessReport:
+  """Returns how lazy each layer is along a prompt and over the tokens after it.
+
+  Args:
+    tokens: the prompt's ids, BOS included if the model wants one.
+    initial: first tokens that count as looked at lazily, a sink token among them.
+    recent: latest tokens that do, a query's own included (None: a quarter of the prompt, at most 1020).
+    new_tokens: tokens generated greedily; an end-of-text token does not end them.
+    continuation: ids to read instead of generating, such as what follows in a text; `new_tokens` is then their number.
+    threshold: layers above it are lazy.
+    queries: of the prompt, averaged into one ratio and read at the same time.
+
+  Raises:
+    ValueError: a prompt so short that hardly a query sees more than the initial and recent tokens, more tokens than the
+      model's context, ids beyond the vocabulary, attention weights that can be negative, numbers out of range,
+      fewer than two layers without a sliding window, or activations that are not finite.
+  """
+  c = lm.config
+  tokens = _ids('prompt', tokens, c)
+  if continuation is not None:
+    continuation = _ids('continuation', continuation, c)
+    new_tokens = len(continuation)
+  T, before = len(tokens), int(c.sink.kind == 'token')
+  if recent is None:
+    recent = max(1, min(RECENT, T // 4 - initial))
+  options = {'initial': initial, 'recent': recent, 'queries': queries}
+  laziness_scores.check_options(new_tokens=new_tokens, threshold=threshold, **options)
+  if c.attention in UNSCORED:
+    raise ValueError(f'attention={c.attention!r} has negative weights: how lazy a layer is has no meaning.')
+  sliding_L = np.array([c.window(i) is not None for i in range(c.num_layers)])
+  if (whole := (~sliding_L).sum()) < 2:
+    raise ValueError(
+      f'{whole} of the {c.num_layers} layers has no sliding window; laziness is compared between at least 2.'
+    )
+  first_query = max(initial + recent - before, c.prefix, 1)
+  if T < first_query + queries:
+    raise ValueError(
+      f'A prompt of {T} tokens is too short for {initial=}, {recent=} and {queries=}: every query that sees no more than '
+      f'{initial + recent} tokens is lazy whatever it attends to. Take a prompt of {first_query + queries} tokens or more, '
+      f'or lower recent or queries.'
+    )
+  if T + new_tokens > c.max_length:
+    raise ValueError(
+      f'The prompt has {T} tokens and {new_tokens=}, together {T + new_tokens}; the model reads {c.max_length}: '
+      f'shorten the prompt, or lower new_tokens.'
+    )
+  # Windows end with the prompt; what does not fill one is read first, and so is a prefix, whose tokens see each other.
+  head = T - (T - max(1, c.prefix)) // queries * queries
+  new_G = np.zeros(new_tokens, np.int32) if continuation is None else continuation
+  prompt_PL, new_GL, new_G = jax.device_get(
+    _read(
+      lm.params, tokens[None, :head], tokens[head:].reshape(-1, queries), new_G,
+      config=c, initial=initial, recent=recent, greedy=continuation is None,
+    )
+  )  # fmt: skip
+  if not (np.isfinite(prompt_PL).all() and np.isfinite(new_GL).all()):
+    raise ValueError(
+      'Lazy ratios are not finite: activations of the model overflow, or its parameters are not numbers.'
+    )
+  starts_P = np.arange(head, T, queries, dtype=np.int32)
+  told_P = starts_P >= first_query
+  prompt_LP, new_LG = prompt_PL[told_P].T, new_GL.T
+  found = sinks(lm, tokens[None])
+  compare = functools.partial(laziness_scores.consistency, threshold=threshold)
+  return LazinessReport(
+    length=T, threshold=threshold, **options, tokens=new_G, prompt=prompt_LP, starts=starts_P[told_P], new=new_LG,
+    sink=found.alpha_proxy[:, :, : found.first + 1].sum(axis=-1).mean(axis=1), sliding=sliding_L,
+    from_prompt=compare(prompt_LP[~sliding_L, -1], new_LG[~sliding_L]),
+    from_first=compare(new_LG[~sliding_L, 0], new_LG[~sliding_L, 1:]),
+  )  # fmt: skip
+
+
+def _ids(name: str, tokens, config: ModelConfig) -> np.ndarray:
+  tokens = np.asarray(tokens)
+  if not tokens.size:
+    raise ValueError(f'The {name} is empty: laziness needs tokens to look at.')
+  if tokens.ndim != 1:
+    raise ValueError(f'The {name} is one text, ids [T]; got the shape {tokens.shape}. Measure several one by one.')
+  return check_tokens(tokens[None], config)[0]
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'initial', 'recent', 'greedy'))
+def _read(
+  params, head_1F: Int[Array, '1 F'], windows_PQ: Int[Array, 'P Q'], new_G: Int[Array, ' G'], *,
+  config: ModelConfig, initial: int, recent: int, greedy: bool,
+):  # fmt: skip
+  """Reads a prompt's beginning, its windows and the new tokens. Returns (ratios [P, L], ratios [G, L], new tokens)."""
+  F, (P, Q), G = head_1F.shape[1], windows_PQ.shape, len(new_G)
+  total = F + P * Q + G
+  before = int(config.sink.kind == 'token')
+  model = Transformer(config.replace(remat='none'))
+  apply = functools.partial(model.apply, {'params': params}, length=jnp.array([total]), method='hidden')
+
+  def read(cache, start, tokens_T):
+    """Returns (the last hidden state [1, D], the mean ratios [L] of these tokens, the extended cache)."""
+    T = len(tokens_T)
+    zeros_1L = jnp.zeros((1, config.num_layers), jnp.float32)
+    scored = Scored(cache, (start + T + before)[None], zeros_1L, initial, recent, T)
+    hidden_1TD, scored = apply(tokens_T[None], start + jnp.arange(T)[None], scored)
+    return hidden_1TD[:, -1], scored.ratios[0], scored.cache
+
+  def window(carry, tokens_Q):
+    cache, start, _ = carry
+    last_1D, ratio_L, cache = read(cache, start, tokens_Q)
+    return (cache, start + Q, last_1D), ratio_L
+
+  def step(carry, token):
+    cache, start, last_1D = carry
+    if greedy:
+      token = model.apply({'params': params}, last_1D, method='logits').argmax(axis=-1)[0].astype(jnp.int32)
+    last_1D, ratio_L, cache = read(cache, start, token[None])
+    return (cache, start + 1, last_1D), (ratio_L, token)
+
+  # The beginning is not scored: as a window it would be another size than all others.
+  hidden_1FD, cache = apply(head_1F, cache=FullCache.create(config, 1, total))
+  carry, prompt_PL = jax.lax.scan(window, (cache, jnp.int32(F), hidden_1FD[:, -1]), windows_PQ)
+  _, (new_GL, new_G) = jax.lax.scan(step, carry, new_G)
+  return prompt_PL, new_GL, new_G

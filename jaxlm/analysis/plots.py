@@ -1,0 +1,7 @@
+"""What the pictures of all analyses share."""
+
+
+def wrapped(title: str, width: float) -> str:
+  import textwrap
+
+  return '\n'.join(textwrap.wrap(title, int(width)))

@@ -1,0 +1,107 @@
+"""The command line of sinks: python -m jaxlm.analysis.sinks MODEL --input natural"""
+
+import dataclasses
+import json
+from pathlib import Path
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from jaxlm.analysis.tables import aligned
+
+if TYPE_CHECKING:
+  from jaxlm.analysis.sink.report import SinkReport
+
+
+@dataclasses.dataclass(frozen=True)
+class SinksConfig:
+  """Where a model's attention goes: Sink_k of the first positions, mean attention per layer and head, and norms.
+
+  Prints a table, and writes sinks.json, heads.png (mean attention to the first token, layers x heads) and positions.png."""
+
+  model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='MODEL')]
+  """A run directory, a Hugging Face directory, a .gguf file, a fetched name (python -m jaxlm.data.fetch) or a Hub id."""
+  input: Literal['natural', 'random', 'repeated'] = 'natural'
+  """natural: beginnings of documents. random: ids drawn uniformly. repeated: one id all along. None has a BOS."""
+  text: str = 'embedded'
+  """natural: where documents come from; a file, a folder, tfds:NAME, or text that ships with Python."""
+  sequences: int = 100
+  """How many sequences."""
+  length: int = 64
+  """Tokens of each; at least 16. Values fall as it grows."""
+  eps: tuple[float, ...] = (0.3,)
+  """Thresholds on a token's mean attention."""
+  output: str | None = None
+  """Folder to write to (none: sinks-MODEL here, with -random or -repeated behind it for these inputs). What an earlier
+  measurement wrote there is replaced."""
+  seed: int = 0
+  """Of the random ids, and of the choice of documents."""
+  batch_size: int = 16
+  """Sequences computed at the same time."""
+  chunk: int = 512
+  """Queries whose attention maps exist at the same time; fewer for very long sequences."""
+  dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
+  """Of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
+
+
+def main(config: SinksConfig) -> 'SinkReport':
+  import jaxlm
+  from jaxlm.analysis.sink import plots as sink_plots
+  from jaxlm.analysis.sink import scores as sink_scores
+  from jaxlm.analysis.sink.inputs import inputs
+  from jaxlm.analysis.sink.report import sinks
+
+  sink_scores.check_length(config.length)  # Before the model is read.
+  lm = jaxlm.load(config.model, dtype=config.dtype)
+  tokens = inputs(config.input, lm=lm, batch=config.sequences, length=config.length, seed=config.seed, text=config.text)
+  report = sinks(lm, tokens, eps=config.eps, chunk=config.chunk, batch_size=config.batch_size)
+  name = Path(config.model).resolve().name if Path(config.model).exists() else config.model.replace('/', '-')
+  title = f'{name}, {config.sequences} {config.input} sequences of {config.length} tokens'
+  print(f'{title}\n\n{position_table(report)}\n\n{layer_table(report)}\n')
+  folder = Path(config.output or f'sinks-{name}' + ('' if config.input == 'natural' else f'-{config.input}'))
+  folder.mkdir(parents=True, exist_ok=True)
+  written = [folder / 'sinks.json', folder / 'heads.png', folder / 'positions.png']
+  fields = {k: getattr(v, 'tolist', lambda v=v: v)() for k, v in vars(report).items()}
+  written[0].write_text(
+    json.dumps({'measured': dataclasses.asdict(config), 'positions': report.positions, **fields}) + '\n'
+  )
+  sink_plots.plot_heads(report, written[1], title)
+  sink_plots.plot_positions(report, written[2], title)
+  print('Written to', ', '.join(map(str, written)))
+  return report
+
+
+def position_table(report: 'SinkReport') -> str:
+  """Returns Sink_k in percent, of the slot if there is one and of the first ten tokens."""
+  shown = 10 + report.first
+  lines = [['Sink_k, %', 'eps', *report.positions[:shown]]]
+  for name, sink_ES in (('proxy', report.sink_proxy), ('raw', report.sink_raw)):
+    for eps, sink_S in zip(report.eps, sink_ES):
+      lines.append([name, f'{eps:g}', *(f'{100 * x:.2f}' for x in sink_S[:shown])])
+  return aligned(lines)
+
+
+def layer_table(report: 'SinkReport') -> str:
+  """Returns one line per layer and one for what comes out of the last: means over heads, norms of the first token."""
+  alpha, first = report.alpha_proxy.mean(axis=1), report.first
+  slot = ['alpha_*'] if report.slot else []
+  lines = [['layer', *slot, 'alpha_1', 'row mass', '|h_1| / |h|', '|k_1| / |k|', '|v_1| / |v|']]
+  for layer, alpha_S in enumerate(alpha):
+    numbers = (report.row_mass[layer].mean(), *(x[layer] for x in (report.hidden_norm_ratio, report.key_norm_ratio)))
+    numbers = (*alpha_S[: first + 1], *numbers, report.value_norm_ratio[layer])
+    lines.append([str(layer), *(f'{x:.3f}' for x in numbers)])
+  lines.append(['end', *[''] * (first + 2), f'{report.hidden_norm_ratio[-1]:.3f}', '', ''])
+  mean = [f'{x:.3f}' for x in (*alpha.mean(axis=0)[: first + 1], report.row_mass.mean())]
+  lines.append(['mean', *mean, '', f'{report.key_norm_ratio.mean():.3f}', f'{report.value_norm_ratio.mean():.3f}'])
+  note = 'alpha: of the proxy scores. |h_1| / |h|: first hidden state against the mean of the others, before the layer.'
+  return f'{aligned(lines)}\n{note}'
+
+
+def run() -> None:
+  """Parses the command line, and says what is wrong with it in one line."""
+  config = tyro.cli(SinksConfig, prog='python -m jaxlm.analysis.sinks')
+  try:
+    main(config)
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {error}')

@@ -1,0 +1,149 @@
+"""Looking at attention from where a cache stands: the model hands over each layer's q, k, v and the probe takes notes.
+
+A `Probe` attends as `caches.Sequence` does and keeps, of each layer, only what the sink metric needs: column sums of the
+maps, never the maps of all layers, and of one layer no more than [B, N, chunk, S] at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.analysis.sink import scores as sink_scores
+from jaxlm.attention.attend import attend, attention_weights
+from jaxlm.attention.rule import AttentionRule
+from jaxlm.caches.full import Sequence, heads_first
+from jaxlm.language_model import LanguageModel
+from jaxlm.models.transformer import Transformer
+
+if TYPE_CHECKING:
+  from jaxtyping import Int
+
+
+@struct.dataclass
+class LayerNotes:
+  """What a probe keeps of a layer, float32. S is T, or T + 1 with a slot at index 0."""
+
+  alpha: jax.Array  # [B, N, S]: see `mean_attention`
+  alpha_proxy: jax.Array  # [B, N, S]: of the proxy scores
+  row_mass: jax.Array  # [B, N]: mean over queries of their weights' sum, the slot's included
+  key_norm_ratio: jax.Array  # [B]: first token against the mean of the others, mean over kv heads; without the slot
+  value_norm_ratio: jax.Array  # [B]: the same of values
+
+
+@struct.dataclass
+class Probe:
+  """A cache without memory that measures: `transformer(tokens, cache=Probe())[1].layers` are the notes of each layer."""
+
+  layers: tuple[LayerNotes, ...] = ()
+  chunk: int = struct.field(pytree_node=False, default=512)  # queries whose maps exist at the same time
+
+  @property
+  def fresh(self) -> bool:
+    return True
+
+  def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
+    del layer, positions
+    k_BKTH, v_BKTH = heads_first(k), heads_first(v)
+    B, T, N, H = q.shape
+    key_index_1T = jnp.arange(T)[None]
+
+    def piece(q_BCNH, rows_C):
+      args = q_BCNH, k_BKTH, rows_C[None], key_index_1T, rule
+      # The output is that of any other forward pass; XLA computes the weights, which both lines need, once.
+      out_BCNH = attend(*args[:2], v_BKTH, *args[2:])
+      weights, slot = attention_weights(*args)
+      if slot is not None:
+        weights = jnp.concatenate([slot[..., None], weights], axis=-1)
+      weights_BNCS = weights.reshape(B, N, -1, weights.shape[-1])
+      mass_BNC = jnp.where((rows_C < T)[None, None], weights_BNCS.sum(axis=-1), 0)
+      columns = [sink_scores.column_sums(w, rows_C, T) for w in (weights_BNCS, sink_scores.proxy(weights_BNCS))]
+      return out_BCNH, (*columns, mass_BNC.sum(axis=-1))
+
+    if T <= self.chunk:
+      out, sums = piece(q, jnp.arange(T))
+    else:
+      chunks = -(-T // self.chunk)
+      q_BRNH = jnp.pad(q, ((0, 0), (0, chunks * self.chunk - T), (0, 0), (0, 0)))
+      q_RBCNH = jnp.moveaxis(q_BRNH.reshape(B, chunks, self.chunk, N, H), 1, 0)
+      rows_RC = jnp.arange(chunks * self.chunk).reshape(chunks, self.chunk)
+      out_RBCNH, sums = jax.lax.map(lambda x: piece(*x), (q_RBCNH, rows_RC))
+      out = jnp.moveaxis(out_RBCNH, 0, 1).reshape(B, chunks * self.chunk, N, -1)[:, :T]
+      sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
+    count_11S = sink_scores.seeing_queries(T, sums[0].shape[-1])[None, None]
+    notes = LayerNotes(
+      alpha=sums[0] / count_11S,
+      alpha_proxy=sums[1] / count_11S,
+      row_mass=sums[2] / T,
+      key_norm_ratio=sink_scores.first_to_rest(k_BKTH).mean(axis=1),
+      value_norm_ratio=sink_scores.first_to_rest(v_BKTH).mean(axis=1),
+    )
+    return out, self.replace(layers=(*self.layers, notes))
+
+
+@struct.dataclass
+class Capture:
+  """A cache without memory that keeps one layer's queries and keys, as attention meets them."""
+
+  layer: int = struct.field(pytree_node=False)
+  q: jax.Array | None = None  # [B, T, N, H]
+  k: jax.Array | None = None  # [B, T, K, H]
+
+  @property
+  def fresh(self) -> bool:
+    return True
+
+  def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
+    out = Sequence().attend(layer, q, k, v, positions, rule)[0]
+    return out, self.replace(q=q, k=k) if layer == self.layer else self
+
+
+def qk_angles(lm: LanguageModel, tokens: Int[np.ndarray, ' T'], layer: int, head: int) -> tuple[np.ndarray, ...]:
+  """Returns q_t . k_j, cos(q_t, k_j) and |q_t| |k_j|, each [T, T] float32 with NaN where j > t.
+
+  q and k are those of one head after positions (and after the feature map of kernel attention), unscaled; a sink token is
+  row and column 0. A sink column that is bright in the first two and dark in the third comes from direction, not size
+  (https://arxiv.org/abs/2410.10781).
+
+  Raises:
+    ValueError: no such layer or head, or tokens that are not one sequence of ids of the vocabulary.
+  """
+  c = lm.config
+  tokens = np.asarray(tokens)
+  tokens = check_tokens(tokens[None] if tokens.ndim == 1 else tokens, c)
+  if len(tokens) != 1:
+    raise ValueError(f'Angles are of one sequence, got {len(tokens)}.')
+  for name, value, count in (('layer', layer, c.num_layers), ('head', head, c.num_heads)):
+    if not 0 <= value < count:
+      raise ValueError(f'{name}={value} is not one of the {count} there are, 0 .. {count - 1}.')
+  q_BTNH, k_BTKH = _queries_and_keys(lm.params, tokens, config=c, layer=layer)
+  q_TH = np.asarray(q_BTNH[0, :, head], np.float32)
+  k_TH = np.asarray(k_BTKH[0, :, head // (c.num_heads // c.num_kv_heads)], np.float32)
+  dot_TT = q_TH @ k_TH.T
+  norm_TT = np.linalg.norm(q_TH, axis=-1)[:, None] * np.linalg.norm(k_TH, axis=-1)
+  future_TT = np.triu(np.ones_like(dot_TT, bool), 1)
+  return tuple(np.where(future_TT, np.nan, x) for x in (dot_TT, dot_TT / norm_TT, norm_TT))
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'layer'))
+def _queries_and_keys(params, tokens, *, config, layer):
+  capture = Transformer(config).apply({'params': params}, tokens, cache=Capture(layer), method='states')[1]
+  return capture.q, capture.k
+
+
+def check_tokens(tokens: Any, config) -> np.ndarray:
+  """Returns tokens as an int32 array [B, T]. Raises ValueError for another shape or kind, or an id beyond the vocabulary."""
+  tokens = np.asarray(tokens)
+  if tokens.ndim != 2 or not tokens.size or tokens.dtype.kind not in 'iu':
+    raise ValueError(f'Tokens are integers [sequences, length], got {tokens.dtype} of the shape {tokens.shape}.')
+  if not 0 <= (low := tokens.min()) <= (high := tokens.max()) < config.vocab_size:
+    bad = low if low < 0 else high
+    raise ValueError(f"The token id {bad} is not in the model's vocabulary of {config.vocab_size}.")
+  if config.position == 'learned' and tokens.shape[1] > config.max_length:
+    raise ValueError(f'{tokens.shape[1]} tokens are more than the {config.max_length} learned positions of the model.')
+  return tokens.astype(np.int32)

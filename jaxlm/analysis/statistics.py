@@ -1,0 +1,19 @@
+"""Statistics that several analyses share."""
+
+import math
+
+from jaxtyping import Float
+import numpy as np
+
+
+def rank_correlation(a: Float[np.ndarray, ' L'], b: Float[np.ndarray, ' L']) -> float:
+  """Returns Spearman's correlation, equal values sharing their mean rank; NaN if all values of either are equal."""
+  ranks = [_ranks(x) for x in (a, b)]
+  if any(np.ptp(r) == 0 for r in ranks):
+    return math.nan
+  return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _ranks(x_L):
+  _, index_L, counts = np.unique(x_L, return_inverse=True, return_counts=True)
+  return (np.cumsum(counts) - (counts - 1) / 2)[index_L]

@@ -1,0 +1,1 @@
+"""Attention: operations, rules, positions, and what a query does with keys."""

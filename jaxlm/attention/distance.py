@@ -1,0 +1,48 @@
+"""Position schemes that add to the logits by the distance of query and key.
+
+alibi          s_ij - m_h (i - j),  m_h = 2^(-8 h / N)          https://arxiv.org/abs/2108.12409
+relative_t5    s_ij + table_h[bucket(i - j)], learned           https://arxiv.org/abs/1910.10683
+relative_paper s_ij + bucket(i - j)                             as the attention-sink paper's code has it
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
+
+BUCKETS, MAX_DISTANCE = 32, 128
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+  return 2.0 ** (-8.0 * np.arange(1, num_heads + 1) / num_heads)
+
+
+def bucket(distance: Int[Array, '...']) -> Int[Array, '...']:
+  """Returns T5's bucket, 0 .. 31, of a distance: exact up to 15, then logarithmic up to 128."""
+  exact = BUCKETS // 2
+  distance = jnp.maximum(distance, 0)
+  steps = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(MAX_DISTANCE / exact) * (BUCKETS - exact)
+  return jnp.where(distance < exact, distance, jnp.minimum(exact + steps.astype(jnp.int32), BUCKETS - 1))
+
+
+def distance_scores(
+  scheme: str, distance: Int[Array, 'B T S'], num_heads: int, table: Float[Array, 'N 32'] | None
+) -> Float[Array, 'B N T S'] | None:
+  """Returns what a scheme adds to the logits, float32, or None for a scheme that adds nothing there.
+
+  distance: query position minus key position. table: of relative_t5. One head stands for all where they are equal.
+  """
+  if scheme == 'alibi':
+    slopes_N = jnp.asarray(alibi_slopes(num_heads), jnp.float32)
+    return -slopes_N[None, :, None, None] * distance[:, None].astype(jnp.float32)
+  if scheme == 'relative_t5':
+    return jnp.moveaxis(table.T[bucket(distance)], -1, 1).astype(jnp.float32)
+  if scheme == 'relative_paper':  # The bucket's number itself: far keys gain up to 31.
+    return bucket(distance)[:, None].astype(jnp.float32)
+  return None

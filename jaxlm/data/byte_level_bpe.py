@@ -1,0 +1,70 @@
+"""Byte-level BPE, GPT-2's kind of tokenizer, as a tokenizer.json made of a vocabulary and merges."""
+
+from collections.abc import Mapping, Sequence
+import json
+from typing import Any
+
+_GPT2 = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}
+_NO_REGEX = _GPT2 | {'use_regex': False}
+_REGEX = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{numbers}"
+  r'| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
+
+
+def _split(numbers: str) -> list[dict[str, Any]]:
+  pattern = {'Regex': _REGEX.format(numbers=numbers)}
+  return [{'type': 'Split', 'pattern': pattern, 'behavior': 'Isolated', 'invert': False}, _NO_REGEX]
+
+
+PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
+  'gpt-2': [_GPT2],
+  'default': [_GPT2],
+  'smollm': [{'type': 'Digits', 'individual_digits': True}, _GPT2],
+  'llama-bpe': _split('{1,3}'),
+  'qwen2': _split(''),
+}
+"""How text is cut before merging, by 'tokenizer.ggml.pre'."""
+
+
+def tokenizer_json(
+  vocabulary: Mapping[str, int],
+  merges: Sequence[Sequence[str]],
+  settings: Mapping[str, Any],
+  *,
+  added: Mapping[int, bool],
+  pre: str = 'gpt-2',
+) -> str:
+  """Returns the tokenizer.json of GPT-2's kind of tokenizer. `added`: ids never split nor merged, and whether each is special."""
+  tokens = {id: token for token, id in vocabulary.items()}
+  processor = None
+  bos = settings.get('bos_token_id')
+  if settings.get('add_bos_token') and bos is not None:
+    single = [{'SpecialToken': {'id': tokens[bos], 'type_id': 0}}, {'Sequence': {'id': 'A', 'type_id': 0}}]
+    pair = [*single, {'Sequence': {'id': 'B', 'type_id': 1}}]
+    special = {tokens[bos]: {'id': tokens[bos], 'ids': [bos], 'tokens': [tokens[bos]]}}
+    processor = {'type': 'TemplateProcessing', 'single': single, 'pair': pair, 'special_tokens': special}
+  plain = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
+  spec = {
+    'version': '1.0',
+    'truncation': None,
+    'padding': None,
+    'added_tokens': [{'id': id, 'content': tokens[id], 'special': special, **plain} for id, special in added.items()],
+    'normalizer': {'type': 'NFC'} if pre == 'qwen2' else None,
+    'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': PRE_TOKENIZERS[pre]},
+    'post_processor': processor,
+    'decoder': _GPT2,
+    'model': {
+      'type': 'BPE',
+      'dropout': None,
+      'unk_token': None,
+      'continuing_subword_prefix': None,
+      'end_of_word_suffix': None,
+      'fuse_unk': False,
+      'byte_fallback': False,
+      'ignore_merges': pre == 'llama-bpe',  # Llama 3 takes a whole word that is in the vocabulary as it is
+      'vocab': dict(vocabulary),
+      'merges': [list(merge) for merge in merges],
+    },
+  }
+  return json.dumps(spec, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""Evaluation: likelihoods, held-out text, multiple choice, and differences between models."""

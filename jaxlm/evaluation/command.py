@@ -1,0 +1,210 @@
+"""The command line of evaluation: python -m jaxlm.analysis.evaluate MODEL SPEC ... --choices FILE --against MODEL2"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+import sys
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxlm.analysis.tables import aligned
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+  """What a model is worth: losses on held-out text, and multiple choice. Needs no network.
+
+  Prints tables: tokens, loss (nats per token), perplexity and bits per byte of each set of documents; accuracy by
+  log-likelihood of each file of questions. With --against, how the two models differ and how sure that is (a paired
+  bootstrap over documents or questions)."""
+
+  model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='MODEL')]
+  """A run directory, a Hugging Face directory, a .gguf file, a fetched name (python -m jaxlm.data.fetch) or a Hub id."""
+  specs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar='[NAME=]SPEC')] = ()
+  """Held-out documents: a file (text, JSONL, Parquet), a folder, a pattern with *, tfds:NAME, 'embedded', or several of
+  these with commas between."""
+  choices: Annotated[tuple[str, ...], tyro.conf.arg(metavar='[NAME=]FILE')] = ()
+  """Questions: JSONL with {"context": text, "choices": [text, ...], "answer": number from 0, or text} a line."""
+  against: Annotated[str | None, tyro.conf.arg(metavar='MODEL')] = None
+  """A second model, evaluated alike."""
+  direction: Literal['forward', 'reverse', 'both'] | None = None
+  """Of the documents (none: the model's own, forward for a model of both). Questions are read forward."""
+  delimiter: str = ' '
+  """Stands between context and choice where neither has white space there."""
+  field: str = 'text'
+  """Where JSON, Parquet and TFDS examples keep their text."""
+  document: int = 8192
+  """About how many characters of a text file are one document (0: the whole file)."""
+  download: bool = False
+  """TFDS may download and prepare what is not there."""
+  limit: int | None = None
+  """Documents of each set, and questions of each file, from the first (none: all)."""
+  batch_size: int = 16
+  """Rows computed at the same time, on all devices together."""
+  max_length: int | None = None
+  """Tokens of a row; longer documents are cut (none: the model's context)."""
+  resamples: int = 2000
+  """Of the bootstrap."""
+  seed: int = 0
+  """Of the bootstrap."""
+  dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
+  """Of the parameters and the products; losses are float32 (none: float32 on CPU, bfloat16 elsewhere)."""
+  out: str | None = None
+  """JSON file to write."""
+  overwrite: bool = False
+  """Replaces the file if it is there."""
+
+
+def named(specs: tuple[str, ...]) -> dict[str, str]:
+  """Returns spec by name; NAME=SPEC gives a name. Raises ValueError if two have the same."""
+  found: dict[str, str] = {}
+  for spec in specs:
+    name, equals, rest = spec.partition('=')
+    name, spec = (name, rest) if equals and name and rest and not Path(spec).exists() else (spec, spec)
+    if name in found:
+      raise ValueError(f'Two sets are called {name!r}: name one of them, as in NAME={spec}.')
+    found[name] = spec
+  return found
+
+
+def main(config: EvaluateConfig) -> dict[str, Any]:
+  """Evaluates one model or two, prints tables, writes --out; returns what it holds."""
+  sets, files = named(config.specs), named(config.choices)
+  if not sets and not files:
+    raise ValueError('There is nothing to evaluate on: give documents (SPEC), or questions (--choices FILE).')
+  for name in ('batch_size', 'resamples', 'limit'):
+    if (value := getattr(config, name)) is not None and value < 1:
+      raise ValueError(f'{name}={value} must be at least 1.')
+  out = None if config.out is None else Path(config.out)
+  if out is not None and out.exists() and not config.overwrite:
+    raise FileExistsError(f'{out} is there already: --overwrite replaces it.')
+  from jaxlm.data import sources
+  from jaxlm.evaluation import choices as evaluate_choices
+
+  options = dict(field=config.field, document=config.document, download=config.download)
+  documents = {name: sources.documents(spec, **options) for name, spec in sets.items()}
+  questions = {name: evaluate_choices.read_questions(path, config.limit) for name, path in files.items()}
+  models = [config.model] if config.against is None else [config.model, config.against]
+  losses, answers, tokenizers = [], [], []
+  for model in models:  # One after the other, so that one is in memory at a time.
+    found = _evaluated(model, config, documents, questions)
+    for kept, one in zip((losses, answers, tokenizers), found):
+      kept.append(one)
+  labels = _labels(models)
+  said: dict[str, Any] = {'measured': dataclasses.asdict(config)}
+  said['documents'] = {label: {n: _loss_numbers(x) for n, x in found.items()} for label, found in zip(labels, losses)}
+  said['choices'] = {label: {n: _choice_numbers(x) for n, x in found.items()} for label, found in zip(labels, answers)}
+  if len(models) == 2:
+    said['differences'] = _differences(config, losses, answers, same_tokens=tokenizers[0] == tokenizers[1])
+  print('\n\n'.join(aligned(table) for table in tables(said) if len(table) > 1))
+  if out is not None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(said, indent=2, allow_nan=False) + '\n', encoding='utf-8')
+    print(f'\nWritten to {out}')
+  return said
+
+
+def _evaluated(model: str, config: EvaluateConfig, documents, questions) -> tuple[dict, dict, str | None]:
+  """Returns (losses of each set, answers to each file, digest of the tokenizer) of one model."""
+  import jaxlm
+  from jaxlm.data import corpus
+  from jaxlm.evaluation import choices as evaluate_choices
+  from jaxlm.evaluation import documents as evaluate_scores
+
+  lm = jaxlm.load(model, dtype=config.dtype)
+  if lm.tokenizer is None:
+    raise ValueError(f'{model} has no tokenizer, so it cannot read text.')
+  shape = dict(batch_size=config.batch_size, max_length=config.max_length)
+  losses, answers = {}, {}
+  for name, source in documents.items():
+    with _bar(f'{_short(model)}: {name}', ' tokens') as progress:
+      some = itertools.islice(source, config.limit)
+      losses[name] = evaluate_scores.document_losses(lm, some, direction=config.direction, progress=progress, **shape)
+  for name, asked in questions.items():
+    with _bar(f'{_short(model)}: {name}', ' choices', sum(len(q.choices) for q in asked)) as progress:
+      answers[name] = evaluate_choices.answer_choices(lm, asked, delimiter=config.delimiter, progress=progress, **shape)
+  return losses, answers, corpus.tokenizer_fingerprint(lm.tokenizer)
+
+
+@contextlib.contextmanager
+def _bar(description: str, unit: str, total: int | None = None) -> Iterator[Callable[[int], Any]]:
+  import tqdm
+
+  with tqdm.tqdm(desc=description, unit=unit, unit_scale=True, total=total, disable=None) as bar:
+    yield bar.update
+
+
+def _short(model: str) -> str:
+  return Path(model).name or model
+
+
+def _labels(models: list[str]) -> list[str]:
+  """Returns short names of the models, or what the user called them where those are the same."""
+  short = [_short(model) for model in models]
+  if len(set(short)) == len(short):
+    return short
+  return models if len(set(models)) == len(models) else [f'{model} ({i})' for i, model in enumerate(models, 1)]
+
+
+def _loss_numbers(found) -> dict[str, Any]:
+  numbers = {'documents': len(found.tokens), 'tokens': int(found.tokens.sum()), 'bytes': int(found.bytes.sum())}
+  measures = ('loss', 'perplexity', 'bits_per_byte')
+  return numbers | {way: {name: getattr(found, name)(way) for name in measures} for way in found.nll}
+
+
+def _choice_numbers(found) -> dict[str, Any]:
+  from jaxlm.evaluation.choices import RULES
+
+  return {'questions': len(found.answers), 'accuracy': {rule: found.accuracy(rule) for rule in RULES}}
+
+
+def _differences(config: EvaluateConfig, losses, answers, *, same_tokens: bool) -> list[dict[str, Any]]:
+  """Returns the first model minus the second, in every measure that both have."""
+  from jaxlm.evaluation.choices import RULES
+
+  options, found = dict(resamples=config.resamples, seed=config.seed), []
+  add = lambda name, measure, d: found.append({'set': name, 'measure': measure, **dataclasses.asdict(d)})
+  for name, first in losses[0].items():
+    for way in first.nll:
+      if way not in (second := losses[1][name]).nll:
+        continue
+      if same_tokens:
+        add(name, f'loss, {way}', first.difference(second, way, per='token', **options))
+      add(name, f'bits per byte, {way}', first.difference(second, way, **options))
+  for name, first in answers[0].items():
+    for rule in RULES:
+      add(name, f'accuracy, {rule}', first.difference(answers[1][name], rule, **options))
+  return found
+
+
+def tables(said: dict[str, Any]) -> list[list[list[str]]]:
+  """Returns the tables of losses, of accuracies and of differences, as rows of cells."""
+  losses = [['documents', 'model', 'direction', 'texts', 'tokens', 'loss', 'perplexity', 'bits/byte']]
+  for model, sets in said['documents'].items():
+    for name, x in sets.items():
+      for way in ('forward', 'reverse'):
+        if way in x:
+          numbers = f'{x[way]["loss"]:.4f}', f'{x[way]["perplexity"]:.3f}', f'{x[way]["bits_per_byte"]:.4f}'
+          losses.append([name, model, way, f'{x["documents"]:,}', f'{x["tokens"]:,}', *numbers])
+  choices = [['questions', 'model', 'number', 'accuracy, %', 'per token', 'per byte']]
+  for model, sets in said['choices'].items():
+    for name, x in sets.items():
+      choices.append([name, model, f'{x["questions"]:,}', *(f'{100 * a:.2f}' for a in x['accuracy'].values())])
+  differences = [['first - second', 'measure', 'difference', '95 % from', 'to', 'p', 'items']]
+  for x in said.get('differences', ()):
+    numbers = (f'{x[name]:+.4f}' for name in ('value', 'low', 'high'))
+    differences.append([x['set'], x['measure'], *numbers, f'{x["p"]:.4f}', f'{x["items"]:,}'])
+  return [losses, choices, differences]
+
+
+def run() -> None:
+  """Parses the command line, and says what is wrong with it in one line."""
+  config = tyro.cli(EvaluateConfig, prog='python -m jaxlm.analysis.evaluate')
+  try:
+    main(config)
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {error}')

@@ -1,0 +1,84 @@
+"""A model whose sequences go through `flash_attention` is the model that attends densely. On a CPU that is its XLA form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm import caches
+from jaxlm.attention import flash
+from jaxlm.attention.rule import layer_rule
+from jaxlm.config import RopeConfig, SinkConfig
+from jaxlm.models.transformer import Transformer
+from tests.models import TINY, init
+from trainers.next_token import next_token_loss
+
+KNOWN = [
+  {},
+  {'windows': (5, 0)},
+  {'position': 'alibi'},
+  {'attention': 'sigmoid', 'attention_offset': 'neg_log_n', 'position': 'alibi', 'windows': (0, 7)},
+  {'sink': SinkConfig('token')},
+  {'sink': SinkConfig('v'), 'rope': RopeConfig(fraction=0.5)},
+]
+UNKNOWN = [
+  {'attention': 'sigmoid_norm'},
+  {'attention_power': 2.0},
+  {'attention_row_sum': 0.5},
+  {'attention_softcap': 10.0},
+  {'prefix': 3},
+  {'sink': SinkConfig('logit')},
+  {'position': 'relative_t5'},
+]
+TOKENS = jax.random.randint(jax.random.key(0), (2, 24), 0, TINY.vocab_size)
+SEGMENTS = jnp.asarray([[1] * 10 + [2] * 14, [1] * 3 + [2] * 15 + [0] * 6])
+
+
+@pytest.fixture
+def through_kernels(monkeypatch):
+  """Sends all attention that the kernels know through them; grows with each layer that is traced so."""
+  taken, attend = [], flash.attend
+  monkeypatch.setattr(flash, 'is_default', lambda rule, q: flash.knows(rule))
+  monkeypatch.setattr(flash, 'attend', lambda *args, **kwargs: taken.append(1) or attend(*args, **kwargs))
+  return taken
+
+
+@pytest.mark.parametrize('changes', KNOWN)
+def test_losses_and_gradients_are_the_dense_ones(changes, through_kernels, monkeypatch):
+  config = TINY.replace(**changes)
+  params = init(config, jax.random.key(1))
+  packed = {} if config.sink.kind == 'token' else {'segments': SEGMENTS}
+  batch = {'tokens': TOKENS, 'targets': TOKENS[:, ::-1], 'mask': jnp.ones(TOKENS.shape), **packed}
+  # Traced anew each time: the fixture is no part of what a program is compiled for.
+  loss = lambda: jax.jit(jax.value_and_grad(lambda p: next_token_loss(p, batch, config)[0]))(params)
+  actual = loss()
+  assert through_kernels
+  monkeypatch.setattr(flash, 'is_default', lambda rule, q: False)
+  expected = loss()
+  for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+
+
+def test_prompts_are_read_as_densely(through_kernels, monkeypatch):
+  params = init(TINY, jax.random.key(1))
+
+  def read():
+    cache = caches.FullCache.create(TINY, 2, 32)
+    return jax.jit(lambda p: Transformer(TINY).apply({'params': p}, TOKENS, None, cache))(params)
+
+  actual = read()
+  assert through_kernels
+  monkeypatch.setattr(flash, 'is_default', lambda rule, q: False)
+  for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(read())):
+    np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('changes', UNKNOWN)
+def test_rules_that_the_kernels_do_not_know_are_left_to_xla(changes):
+  assert not flash.knows(layer_rule(TINY.replace(**changes), 0).replace(
+    slot_logit=jnp.zeros(4) if 'sink' in changes else None
+  ))  # fmt: skip
+
+
+def test_a_cpu_attends_densely():
+  assert not flash.is_default(layer_rule(TINY, 0), jnp.zeros((1, 256, 4, 8), jnp.bfloat16))

@@ -1,0 +1,134 @@
+"""Vocabularies as GGUF files hold them, and a real one beside its reference."""
+
+import json
+import random
+
+import pytest
+
+from jaxlm.data import byte_level_bpe, fetch, gguf_vocabulary, tokenizer_files
+from jaxlm.data import tokenizers as T
+from tests.tokenizers_made import CHATML, TEXTS
+
+
+def test_a_gguf_sentencepiece_vocabulary_encodes_like_the_model_it_came_from(made):
+  for kind in ('sentencepiece', 'sentencepiece, prefix'):
+    t = made[kind]
+    sp = t._processor
+    size = t.vocab_size
+    kinds = ['is_unknown', 'is_control', 'is_unused', 'is_byte']
+    numbers = {'is_unknown': 2, 'is_control': 3, 'is_unused': 5, 'is_byte': 6}
+    types = [next((numbers[k] for k in kinds if getattr(sp, k)(i)), 1) for i in range(size)]
+    again = gguf_vocabulary.from_gguf(
+      {
+        'tokenizer.ggml.model': 'llama',
+        'tokenizer.ggml.tokens': [sp.id_to_piece(i) for i in range(size)],
+        'tokenizer.ggml.scores': [sp.get_score(i) for i in range(size)],
+        'tokenizer.ggml.token_type': types,
+        'tokenizer.ggml.bos_token_id': 1,
+        'tokenizer.ggml.eos_token_id': 2,
+        'tokenizer.ggml.padding_token_id': 3,
+        'tokenizer.ggml.add_space_prefix': t.strips_first_space,
+      }
+    )
+    assert (again.bos_id, again.eos_id, again.pad_id, again.adds_bos) == (1, 2, 3, True)
+    for text in TEXTS:
+      assert again.encode(text) == t.encode(text) and again.decode(again.encode(text)) == text
+
+
+def test_a_gguf_byte_level_vocabulary_encodes_like_the_json_it_came_from(made):
+  t = made['byte-level BPE']
+  spec = json.loads(t._json)
+  vocab = {**spec['model']['vocab'], **{a['content']: a['id'] for a in spec['added_tokens']}}
+  special = {a['id']: 3 if a['special'] else 4 for a in spec['added_tokens']}
+  fields = {
+    'tokenizer.ggml.model': 'gpt2',
+    'tokenizer.ggml.pre': 'gpt-2',
+    'tokenizer.ggml.tokens': sorted(vocab, key=vocab.get),
+    'tokenizer.ggml.token_type': [special.get(i, 1) for i in range(len(vocab))],
+    'tokenizer.ggml.merges': [' '.join(m) for m in spec['model']['merges']],
+    'tokenizer.ggml.bos_token_id': 0,
+    'tokenizer.ggml.eos_token_id': 2,
+    'tokenizer.ggml.add_bos_token': True,
+    'tokenizer.chat_template': CHATML,
+  }
+  again = gguf_vocabulary.from_gguf(fields)
+  assert again.adds_bos and again.stop_ids == (2,) and again.chat('Hi') == t.chat('Hi')
+  for text in TEXTS:
+    assert again.encode(text) == t.encode(text) and again.encode(text, special=True) == t.encode(text, special=True)
+  with pytest.raises(ValueError, match="'smolm'.*Did you mean 'smollm'"):
+    gguf_vocabulary.from_gguf(fields | {'tokenizer.ggml.pre': 'smolm'})
+  with pytest.raises(ValueError, match='Unknown GGUF vocabulary'):
+    gguf_vocabulary.from_gguf(fields | {'tokenizer.ggml.model': 'rwkv'})
+
+
+@pytest.mark.parametrize(
+  'tag, text, parts',
+  [
+    ('gpt-2', "It's 2024  now", ['It', "'s", ' 2024', ' ', ' now']),
+    ('smollm', "It's 2024  now", ['It', "'s", ' ', '2', '0', '2', '4', ' ', ' now']),
+    ('llama-bpe', "IT'S 20245!\n\n x", ['IT', "'S", ' ', '202', '45', '!\n\n', ' x']),
+    ('qwen2', '20 a\n', ['2', '0', ' a', '\n']),
+  ],
+)
+def test_text_is_cut_as_the_tag_says(tag, text, parts):
+  from tokenizers import pre_tokenizers
+
+  steps = []
+  for step in byte_level_bpe.PRE_TOKENIZERS[tag]:
+    arguments = {k: v for k, v in step.items() if k != 'type'}
+    if step['type'] == 'Split':
+      import tokenizers
+
+      arguments['pattern'] = tokenizers.Regex(arguments['pattern']['Regex'])
+      arguments['behavior'] = 'isolated'
+    steps.append(getattr(pre_tokenizers, step['type'])(**arguments))
+  cut = pre_tokenizers.Sequence(steps).pre_tokenize_str(text)
+  assert [tokenizer_files.byte_level(piece).decode() for piece, _ in cut] == parts
+
+
+# ---- the real vocabulary ----
+
+
+@pytest.fixture(scope='module')
+def smollm():
+  path = fetch.locate('smollm2')
+  if path is None:
+    pytest.skip('SmolLM2 is not fetched: python -m jaxlm.data.fetch smollm2')
+  import gguf
+
+  reader = gguf.GGUFReader(path)
+  return gguf_vocabulary.from_gguf({k: v.contents() for k, v in reader.fields.items() if k.startswith('tokenizer.')})
+
+
+@pytest.mark.real
+def test_the_real_vocabulary_encodes_known_strings(smollm):
+  assert (smollm.vocab_size, smollm.bos_id, smollm.eos_id, smollm.pad_id) == (49152, 1, 2, 2)
+  assert smollm.encode('Hello world 123') == [19556, 905, 216, 33, 34, 35]
+  assert smollm.decode(smollm.chat('Hi'), skip_special=False) == (
+    '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n'
+    '<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n'
+  )
+  assert smollm.chat('Hi')[0] == 1 and smollm.chat('Hi').count(2) == 2
+  for text in TEXTS:
+    ids = smollm.encode(text)
+    assert smollm.decode(ids) == text and not smollm.special_ids & set(ids)
+    stream = T.TextStream(smollm)
+    assert ''.join(stream.push([i]) for i in ids) + stream.flush() == text
+
+
+@pytest.mark.real
+def test_the_real_vocabulary_agrees_with_transformers(smollm, tmp_path):
+  transformers = pytest.importorskip('transformers', reason='the peer is not installed: pip install jaxlm[parity]')
+  smollm.save(tmp_path)
+  peer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+  rng = random.Random(0)
+  for text in TEXTS:
+    assert peer.encode(text, add_special_tokens=False) == smollm.encode(text, special=True)
+  for _ in range(200):
+    ids = [rng.randrange(49152) for _ in range(30)]
+    for skip in (True, False):
+      assert peer.decode(ids, skip_special_tokens=skip) == smollm.decode(ids, skip_special=skip)
+  messages = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Yes?'}]
+  for prompt in (True, False):
+    rendered = peer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    assert smollm.chat(messages, add_generation_prompt=prompt) == peer.encode(rendered, add_special_tokens=False)

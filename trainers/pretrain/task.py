@@ -1,0 +1,225 @@
+"""The task of a decoder-only language model: predict the next token of a packed batch.
+
+loss = -sum_bt mask_bt log p(targets_bt | tokens_b,<=t of the same document)
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm import losses
+from jaxlm.analysis.sink.report import sink_sums
+from jaxlm.config import SIGNAL_IDS
+from jaxlm.data import corpus, directions, packing, sources, tokenizers
+from jaxlm.data.replaced import replace_tokens
+from jaxlm.errors import DataError
+from jaxlm.models.transformer import init_params
+from trainers.config import ConfigError
+from trainers.loop import Batch, Task
+from trainers.metrics import plot_sinks
+from trainers.next_token import next_token_loss as next_token_loss
+
+DIRECTIONS = ('forward', 'reverse')
+# The attention-sink paper's metric is defined on sequences of this length; it falls as they grow.
+SINK_TOKENS = 64
+
+
+def load_tokenizer(data: Any, run_directory: str | Path) -> Any:
+  """Returns the tokenizer of a run: the one it already holds, the one that `data.tokenizer` names, or a new one."""
+  if (held := Path(run_directory) / 'tokenizer').is_dir():
+    if (found := tokenizers.from_directory(held)) is not None:
+      return found
+  if data.tokenizer != 'train':
+    return named_tokenizer(data)
+  train, _ = sources.split(documents(data, data.source), data.valid_fraction)
+  try:
+    return tokenizers.train_sentencepiece(train, data.vocab_size)
+  except ValueError as e:
+    raise ConfigError(f'data.vocab_size={data.vocab_size} for a tokenizer of {data.source!r}: {e}') from e
+
+
+def named_tokenizer(data: Any) -> Any:
+  """Returns the tokenizer that `data.tokenizer` names. Raises DataError if there is none."""
+  if data.tokenizer == 'bytes':
+    return tokenizers.ByteTokenizer()
+  path = Path(data.tokenizer).expanduser()
+  found = tokenizers.from_sentencepiece(path) if path.is_file() else tokenizers.from_directory(path)
+  if found is None:
+    raise DataError(f'data.tokenizer={data.tokenizer!r} holds no tokenizer; it can be a folder, "train" or "bytes".')
+  return found
+
+
+def documents(data: Any, spec: str) -> sources.Source:
+  return sources.documents(spec, field=data.field, download=data.download)
+
+
+def _reading(config: Any, tokenizer: Any) -> tuple[directions.Reading, directions.Headed]:
+  """Returns how documents are read, and the tokenizer that stores them so. Raises ConfigError if it has no EOS."""
+  r = config.reverse
+  try:
+    # A model that is trained further may have a vocabulary that is larger than its tokenizer's.
+    headed = directions.Headed(tokenizer, r.signal, config.model.vocab_size if config.start else None)
+  except ValueError as e:
+    raise ConfigError(f'direction={config.direction!r}: {e}') from e
+  return directions.Reading(config.direction, headed.bos_id, headed.vocab_size, r.signal, r.share, r.pairing), headed
+
+
+class LanguageModeling(Task):
+  """Next-token prediction on a text source. `config` is a PretrainConfig whose model has the tokenizer's vocabulary.
+
+  `params` is what a new run begins with, on its devices; None for new parameters.
+  """
+
+  trainer = 'pretrain'
+
+  def __init__(self, config: Any, tokenizer: Any, params: Any = None):
+    self.config, self.tokenizer, self._given = config, tokenizer, params
+    data = config.data
+    self.batch_size = data.batch_size
+    if data.valid_source is None:
+      train, valid = sources.split(documents(data, data.source), data.valid_fraction)
+    else:
+      train, valid = documents(data, data.source), documents(data, data.valid_source)
+    shape = dict(batch_size=data.batch_size, length=data.length, mode=data.packing)
+    order, some = dict(seed=data.seed, fraction=data.fraction), dict(max_batches=config.eval.batches)
+    if data.replace == 'fixed' and not 0 <= data.replace_token < tokenizer.vocab_size:
+      raise ConfigError(f'data.replace_token={data.replace_token} is outside the vocabulary of {tokenizer.vocab_size}.')
+    if config.direction == 'forward':
+      self.batches = packing.make_batches(corpus.tokenize(train, tokenizer), **order, **shape)
+      self.held_out = {'forward': packing.eval_batches(corpus.tokenize(valid, tokenizer), **some, **shape)}
+    else:
+      reading, headed = _reading(config, tokenizer)
+      tokenize = lambda part: corpus.tokenize(part, headed, bos=True, eos=True)
+      self.batches = directions.make_batches(tokenize(train), reading, **order, **shape)
+      ways, held_out = DIRECTIONS if config.direction == 'both' else (config.direction,), tokenize(valid)
+      self.held_out = {
+        way: directions.eval_batches(held_out, reading, reverse=way == 'reverse', **some, **shape) for way in ways
+      }
+    size = tokenizer.vocab_size + SIGNAL_IDS[config.reverse.signal]
+    self._bytes_V = np.array([len(tokenizer.token_bytes(i)) for i in range(size)], np.float32)
+
+  def describe(self) -> str:
+    b, held_out = self.batches, next(iter(self.held_out.values())).corpus
+    few = ''
+    if self.config.direction == 'both' and self.config.reverse.pairing == 'independent' and b.corpus.num_documents < 50:
+      few = (
+        '. A document is read in one direction for a whole epoch, and these are few: for both at once, give the text in '
+        'more documents, or --reverse.pairing duplicate'
+      )
+    return (
+      f'Data: {len(b.corpus):,} training tokens in {b.corpus.num_documents:,} documents, {b.steps_per_epoch:.1f} steps '
+      f'per epoch; {len(held_out):,} held-out tokens; vocabulary {len(self._bytes_V):,}{few}'
+    )
+
+  def init_params(self, key: jax.Array) -> Any:
+    return init_params(self.config.model, key)
+
+  def given_params(self) -> Any:
+    given, self._given = self._given, None  # Not kept beside those that are trained.
+    return given
+
+  def loss(self, params: Any, batch: Any, key: jax.Array | None) -> tuple:
+    return next_token_loss(params, batch, self.config.model)
+
+  def _inputs(self, batch: Batch) -> Batch:
+    data, prefix = self.config.data, self.config.model.prefix
+    if data.packing != 'concat':
+      return batch
+    # One text per row: causality is all the mask there is.
+    batch = {k: v for k, v in batch.items() if k not in ('segments', 'positions')}
+    if data.replace != 'none':
+      token = data.replace_token if data.replace == 'fixed' else None
+      batch = replace_tokens(batch, data.replace_positions, token=token, vocab_size=self.tokenizer.vocab_size)
+    if prefix:  # Tokens that every position sees are not to be predicted (the paper's code forgets this in validation).
+      batch['mask'] = np.where(np.arange(data.length) >= prefix - 1, batch['mask'], 0).astype(np.float32)
+    return batch
+
+  def batch(self, step: int, rows: slice) -> Batch:
+    return self._inputs(self.batches.batch(step, rows))
+
+  def eval_batches(self, rows: slice) -> Iterable[Batch]:
+    for way, batches in self.held_out.items():
+      for i in range(len(batches)):
+        batch = self._inputs(batches.batch(i, rows))
+        if len(self.held_out) > 1:
+          batch['reversed'] = np.full(len(batch['mask']), way == 'reverse', np.float32)
+        yield batch
+
+  def eval_sums(self, params: Any, batch: Any) -> dict[str, jax.Array]:
+    bytes_BT = jnp.asarray(self._bytes_V)[batch['targets']]
+    sums = {**super().eval_sums(params, batch), 'bytes': jnp.sum(bytes_BT * batch['mask'])}
+    if 'reversed' in batch:  # All rows of a batch alike.
+      reverse = batch['reversed'][0]
+      for way, part in zip(DIRECTIONS, (1 - reverse, reverse)):
+        sums |= {f'loss_{way}': part * sums['loss'], f'weight_{way}': part * sums['weight']}
+    if self.config.eval.sinks:
+      real_B = jnp.any(batch['mask'] > 0, axis=1).astype(jnp.float32)
+      sums['rows'] = real_B.sum()
+      sums |= sink_sums(self.config.model, params, batch['tokens'][:, :SINK_TOKENS], real_B)
+    return sums
+
+  def eval_metrics(self, sums: dict[str, float]) -> dict[str, float]:
+    loss = sums['loss'] / max(sums['weight'], 1e-8)
+    bits = sums['loss'] / np.log(2) / max(sums['bytes'], 1e-8)
+    by_way = {
+      f'loss_{way}': sums[f'loss_{way}'] / max(sums[f'weight_{way}'], 1e-8)
+      for way in DIRECTIONS
+      if f'loss_{way}' in sums
+    }
+    sinks = {k: v / sums['rows'] for k, v in sums.items() if not k.startswith(('loss', 'weight', 'bytes', 'rows'))}
+    numbers = {'loss': loss, 'perplexity': float(np.exp(min(loss, 100.0))), 'bits_per_byte': float(bits)}
+    return {**numbers, **by_way, **sinks}
+
+  def headline(self, metrics: dict[str, float]) -> dict[str, float]:
+    shown = ('loss', 'loss_forward', 'loss_reverse', 'perplexity', 'bits_per_byte', 'sink_slot', 'sink_1', 'row_mass')
+    return {name: metrics[name] for name in shown if name in metrics}
+
+  def activation_bytes(self, rows: int) -> int:
+    c, T = self.config.model, self.config.data.length
+    size = 4 if c.dtype == 'float32' else 2
+    heads = (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+    layer = T * (6 * c.model_dim + heads + 4 * c.mlp_dim) * size + c.num_heads * T * T * (4 + size)
+    kept = c.num_layers * (T * c.model_dim * size) + layer if c.remat == 'full' else c.num_layers * layer
+    logits = min(rows * T * c.vocab_size, losses.slice_logits()) * 4 * 2
+    return rows * kept + logits
+
+  def save_assets(self, directory: Path) -> None:
+    final, scratch = directory / 'tokenizer', directory / '.tokenizer.tmp'
+    if final.is_dir():
+      return
+    shutil.rmtree(scratch, ignore_errors=True)
+    self.tokenizer.save(scratch)
+    scratch.rename(final)  # There in full or not at all, whenever the process is killed.
+
+  def finish(self, directory: Path, say: Callable[[str], None]) -> None:
+    plot_sinks(directory)
+    prompts = list(self.config.eval.prompts)
+    if prompts and self.config.eval.sample_tokens and jax.process_count() == 1:
+      say('\n\n'.join(self.sample(directory, prompts)))
+    say(f'Checkpoints, metrics.jsonl, loss.png and TensorBoard events: {directory}')
+    say(f'Generate from it: python -m decoders.generate {directory} --prompt "{prompts[0] if prompts else "Once"}"')
+
+  def sample(self, directory: Path, prompts: list[str]) -> list[str]:
+    """Returns prompts and what the saved run adds to them, so that what is shown is what a user would load.
+
+    In reading order: what a reverse model adds stands before the prompt.
+    """
+    import decoders
+    from decoders.prompts import encode
+    from jaxlm.io import checkpoint
+    from jaxlm.language_model import LanguageModel
+
+    lm = LanguageModel(*checkpoint.load_run(directory))
+    sampling = decoders.Sampling(temperature=0.8, top_k=40)
+    shown = []
+    for way in self.held_out:
+      room = lm.config.max_length - max(map(len, encode(lm, prompts, way)))
+      n = min(self.config.eval.sample_tokens, room)
+      texts = decoders.generate(lm, prompts, max_new_tokens=n, sampling=sampling, seed=0, direction=way).text
+      shown += [f'{p!r} -> {t}' if way == 'forward' else f'{t} <- {p!r}' for p, t in zip(prompts, texts, strict=True)]
+    return shown

@@ -1,0 +1,38 @@
+"""A run of pretraining, from its config to the last checkpoint. JAX is imported as it starts."""
+
+from collections.abc import Collection
+import dataclasses
+
+from jaxlm.config import SIGNAL_IDS
+from trainers.pretrain.config import PretrainConfig
+
+
+def main(config: PretrainConfig, said: Collection[str] = ()):
+  """Trains, or resumes, the run in config.run.directory; returns the last TrainState.
+
+  Args:
+    config: with a `start`, its `model` counts for nothing but dtype and remat, and for what is `said`.
+    said: fields of the model that the user asked for, which must fit `start`.
+
+  Raises:
+    ConfigError, DataError, CheckpointError, DivergedError: see their messages.
+    trainers.loop.Stopped: a signal stopped the run, which is saved.
+  """
+  from trainers import distributed, loop, run_directory
+  from trainers.pretrain import task
+
+  distributed.initialize(config.distributed)
+  directory = config.run.directory or 'runs/pretrain'
+  config = dataclasses.replace(config, run=dataclasses.replace(config.run, directory=directory))
+  run_directory.check_start(directory, config.start)
+  if config.start is not None:
+    from trainers.pretrain import continued
+
+    config, tokenizer, params = continued.begin(config, directory, said)
+    return loop.fit(task.LanguageModeling(config, tokenizer, params), config)
+  tokenizer = task.load_tokenizer(config.data, directory)
+  signal = config.reverse.signal
+  size = tokenizer.vocab_size + SIGNAL_IDS[signal]
+  model = config.model.replace(vocab_size=size, direction=config.direction, direction_signal=signal)
+  config = dataclasses.replace(config, model=model)
+  return loop.fit(task.LanguageModeling(config, tokenizer), config)
