@@ -23,6 +23,11 @@ class Output:
   skip_ratio, draft_cost (bytes of a draft step over those of a full one), matchness, predicted_speedup, search_seconds,
   searched_sets, search_ended, plain_steps, seconds_per_token (of each way)."""
 
+  def __repr__(self) -> str:
+    first = '' if self.text is None else f'; first text {self.text[0][:60]!r}{"..." if len(self.text[0]) > 60 else ""}'
+    speed = f', {self.stats["tokens_per_second"]:.1f} tokens/s' if self.stats.get('tokens_per_second') else ''
+    return f'Output({len(self.lengths)} rows, {int(self.lengths.sum())} tokens{speed}{first})'
+
   def rows(self) -> list[list[int]]:
     """The generated ids of each row without padding."""
     return [row[:n].tolist() for row, n in zip(self.tokens, self.lengths)]

@@ -33,6 +33,14 @@ class LanguageModel:
   params: Any
   tokenizer: Any = None
 
+  def __repr__(self) -> str:
+    c, size = self.config, sum(x.size for x in jax.tree.leaves(self.params))
+    tokenizer = 'no tokenizer' if self.tokenizer is None else type(self.tokenizer).__name__
+    return (
+      f'LanguageModel({c.num_layers} layers x {c.model_dim}, {size / 1e6:.1f} M parameters, vocabulary {c.vocab_size}, '
+      f'{c.dtype}, {tokenizer})'
+    )
+
 
 @functools.partial(jax.jit, static_argnames='config')
 def _forward(params, tokens, *, config):

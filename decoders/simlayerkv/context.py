@@ -53,6 +53,13 @@ class Context:
   def nbytes(self) -> int:
     return self.cache.nbytes
 
+  def __repr__(self) -> str:
+    lengths = [len(ids) for ids in self.ids]
+    return (
+      f'Context({len(lengths)} rows of {min(lengths)} to {max(lengths)} tokens, room for {self.room} more; '
+      f'{self.nbytes / 1e6:.3g} MB, {self.stats.get("compression", 1.0):.1f} times smaller than the full cache)'
+    )
+
   def ask(self, lm: LanguageModel, questions: Sequence[Any], *, max_new_tokens: int = 64, **options) -> Output:
     """Answers questions, and stays as it is.
 

@@ -46,6 +46,10 @@ class Choices:
   bytes: list[np.ndarray]
   answers: np.ndarray
 
+  def __repr__(self) -> str:
+    accuracies = ', '.join(f'{self.accuracy(rule):.1%} by {rule}' for rule in RULES)
+    return f'Choices({accuracies}; {len(self.answers)} questions)'
+
   def chosen(self, rule: str = 'sum') -> np.ndarray:
     """Returns [Q] the likeliest choice, the first of several."""
     if rule not in RULES:

@@ -38,6 +38,10 @@ class Losses:
   bytes: np.ndarray
   nll: dict[Way, np.ndarray]
 
+  def __repr__(self) -> str:
+    losses = ', '.join(f'{way} {self.loss(way):.4f} nats a token' for way in self.nll)
+    return f'Losses({losses}; {len(self.tokens)} documents, {self.tokens.sum()} tokens)'
+
   def loss(self, way: Way = 'forward') -> float:
     return float(self.nll[way].sum() / self.tokens.sum())
 

@@ -185,6 +185,9 @@ class Scores:
   def __len__(self) -> int:
     return len(self.columns['id'])
 
+  def __repr__(self) -> str:
+    return f'Scores({len(self)} of {self.documents} documents of {self.path}; columns {", ".join(self.columns)})'
+
 
 def _opened(path: Path):
   pa, pq = pyarrow()

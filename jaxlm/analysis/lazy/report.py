@@ -81,6 +81,14 @@ class LazinessReport:
     """Spearman's correlation, over layers, of the sink and the new tokens' mean ratio: are the layers with sinks the lazy ones?"""
     return rank_correlation(self.sink[~self.sliding], self.new[~self.sliding].mean(axis=1))
 
+  def __repr__(self) -> str:
+    L, G = self.new.shape
+    lazy = self.lazy.mean(axis=1) > 0.5
+    return (
+      f'LazinessReport({lazy.sum()} of {L} layers lazy for most of {G} new tokens: {np.flatnonzero(lazy).tolist()}; '
+      f'threshold {self.threshold}, a prompt of {self.length} tokens, {self.initial} + {self.recent} looked at)'
+    )
+
 
 def laziness(
   lm: LanguageModel,

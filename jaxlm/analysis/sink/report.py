@@ -69,6 +69,12 @@ class SinkReport:
     labels = [str(k + 1) for k in range(self.alpha.shape[-1] - self.first)]
     return ['*', *labels] if self.slot else labels
 
+  def __repr__(self) -> str:
+    L, N, S = self.alpha.shape
+    score = f'Sink_1 {self.sink_proxy[0, self.first]:.1%} (raw {self.sink_raw[0, self.first]:.1%}) at eps {self.eps[0]}'
+    slot = f', slot {self.sink_proxy[0, 0]:.1%}' if self.slot else ''
+    return f'SinkReport({score}{slot}, row mass {self.row_mass.mean():.2f}; {L} layers x {N} heads, {S} positions)'
+
 
 def has_slot(config: ModelConfig) -> bool:
   """Whether maps of the model have a column (slot) or a token before the first token."""
