@@ -24,6 +24,7 @@ def _suffix(path: Path) -> str | None:
 
 
 def find(name: str) -> list[Path]:
+  """Returns the files that a file, a folder or a pattern names. Raises DataError if there are none of a known kind."""
   path = Path(name).expanduser()
   if path.is_dir():
     inside = [p for p in path.rglob('*') if not any(x.startswith('.') for x in p.relative_to(path).parts)]
@@ -50,6 +51,7 @@ def find(name: str) -> list[Path]:
 
 
 def source(path: Path, field: str, document: int) -> Source:
+  """Returns the documents of one file; `field` and `document` as for `jaxlm.data.sources.documents`."""
   suffix = _suffix(path)
   if suffix == '.parquet':
     options, read = field, lambda: _parquet(path, field)
