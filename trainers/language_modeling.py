@@ -23,6 +23,7 @@ from trainers.config import ConfigError
 from trainers.loop import Batch, Task
 from trainers.metrics import plot_sinks
 from trainers.next_token import next_token_loss as next_token_loss
+from trainers.side import left_out
 
 DIRECTIONS = ('forward', 'reverse')
 # The attention-sink paper's metric is defined on sequences of this length; it falls as they grow.
@@ -197,10 +198,12 @@ class LanguageModeling(Task):
     scratch.rename(final)  # There in full or not at all, whenever the process is killed.
 
   def finish(self, directory: Path, say: Callable[[str], None]) -> None:
-    plot_sinks(directory)
+    with left_out('The plot of sinks', say):
+      plot_sinks(directory)
     prompts = list(self.config.eval.prompts)
     if prompts and self.config.eval.sample_tokens and jax.process_count() == 1:
-      say('\n\n'.join(self.sample(directory, prompts)))
+      with left_out('The samples', say):
+        say('\n\n'.join(self.sample(directory, prompts)))
     say(f'Checkpoints, metrics.jsonl, loss.png and TensorBoard events: {directory}')
     say(f'Generate from it: python -m decoders.generate {directory} --prompt "{prompts[0] if prompts else "Once"}"')
 

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 from typing import Literal
 
-from jaxlm import errors
+from jaxlm import console, errors
 from jaxlm.config import SIGNAL_IDS, Direction, DirectionSignal, ModelConfig
 from trainers import command_line
 from trainers.config import ConfigError, OptimizerConfig, RunConfig, TrainConfig
@@ -280,7 +280,8 @@ def main(config: PretrainConfig, said: Collection[str] = ()):
 
 
 if __name__ == '__main__':
-  command_line.run(
-    functools.partial(main, said=command_line.said('model')),
-    command_line.parse(PRESETS, 'embedded', prog='python -m trainers.pretrain', description=__doc__.split('\n')[0]),
-  )
+  with console.command():
+    command_line.run(
+      functools.partial(main, said=command_line.said('model')),
+      command_line.parse(PRESETS, 'embedded', prog='python -m trainers.pretrain', description=__doc__.split('\n')[0]),
+    )
