@@ -19,6 +19,7 @@ from jaxlm.data import corpus, directions, packing, sources, tokenizers
 from jaxlm.data.replaced import replace_tokens
 from jaxlm.errors import DataError
 from jaxlm.models.transformer import init_params
+from trainers import place_in_data
 from trainers.config import ConfigError
 from trainers.loop import Batch, Task
 from trainers.metrics import plot_sinks
@@ -77,6 +78,7 @@ class LanguageModeling(Task):
   """
 
   trainer = 'pretrain'
+  kept = ('data.tokenizer', 'data.vocab_size')
 
   def __init__(self, config: Any, tokenizer: Any, params: Any = None):
     self.config, self.tokenizer, self._given = config, tokenizer, params
@@ -116,6 +118,15 @@ class LanguageModeling(Task):
       f'Data: {len(b.corpus):,} training tokens in {b.corpus.num_documents:,} documents, {b.steps_per_epoch:.1f} steps '
       f'per epoch; {len(held_out):,} held-out tokens; vocabulary {len(self._bytes_V):,}{few}'
     )
+
+  def data_notes(self, step: int) -> dict[str, Any]:
+    rows = {'rows': self.batches.rows_before(step), 'length': self.config.data.length}
+    return {**rows, 'texts': place_in_data.describe(self.batches, self.held_out)}
+
+  def resume(self, step: int, notes: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    texts = place_in_data.describe(self.batches, self.held_out)
+    self.batches = place_in_data.resumed(self.batches, step, notes, before)
+    return place_in_data.changes(notes, texts)
 
   def init_params(self, key: jax.Array) -> Any:
     return init_params(self.config.model, key)

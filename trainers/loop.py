@@ -17,12 +17,13 @@ import numpy as np
 from jaxlm import config as configs
 from jaxlm.data.packing import prefetch
 from jaxlm.errors import CheckpointError, DivergedError
-from jaxlm.io.checkpoint import Checkpointer, read_notes
+from jaxlm.io import checkpoint
 from trainers import distributed, report, run_directory
 from trainers.config import TrainConfig
 from trainers.metrics import MetricLog, Progress, evaluated, plot_losses
 from trainers.optimizer import make_optimizer
 from trainers.profiling import Clock, Trace
+from trainers.saved import Notes, RunCheckpoints
 from trainers.side import PATIENCE, left_out
 from trainers.step import TrainState as TrainState
 from trainers.step import data_parallel as data_parallel
@@ -41,6 +42,8 @@ class Task:
   """Name of the command that made the run, kept in its config.json."""
   batch_size: int
   """Rows of a batch over all devices and hosts."""
+  kept: tuple[str, ...] = ()
+  """Settings that a resumed run ignores, because `save_assets` has written what they once said."""
 
   def init_params(self, key: jax.Array) -> Any:
     raise NotImplementedError
@@ -81,6 +84,17 @@ class Task:
   def describe(self) -> str:
     """Returns a line about the data, for the start of a run."""
     return ''
+
+  def data_notes(self, step: int) -> dict[str, Any]:
+    """Returns what a checkpoint notes, as JSON, of the data and of how far it has been read before `step`."""
+    return {}
+
+  def resume(self, step: int, notes: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Goes on at `step` from where `data_notes` said the data was; returns what is to be said aloud of it.
+
+    `before` is the config of the run so far; notes are {} in checkpoints that are older than these.
+    """
+    return []
 
   def save_assets(self, directory: Path) -> None:
     """Writes what the run directory needs besides checkpoints, such as a tokenizer. May be called again on resuming."""
@@ -126,15 +140,11 @@ class _Run:
     self.main = jax.process_index() == 0
     self.optimizer = make_optimizer(config.optimizer, c.steps)
 
-    self.lock, changed = distributed.on_first_host(self._open, CheckpointError) or (None, [])
-    self.checkpoints = Checkpointer(self.directory / 'checkpoints', keep=c.keep)
+    self.lock, self.changed = distributed.on_first_host(self._open, CheckpointError) or (None, [])
+    self.checkpoints = RunCheckpoints(self.directory / 'checkpoints', keep=c.keep)
     self.step = self.checkpoints.latest() or 0
-    notes = read_notes(self.directory / 'checkpoints' / str(self.step)) if self.step else {}
-    self.tokens = notes.get('tokens', 0.0)
-    self.evaluation_due = notes.get('evaluation_due', False) and not evaluated(self.directory, self.step)
+    self.tokens, self.evaluation_due = 0.0, False
     self.progress = Progress(self.step, c.steps, show=self.main)
-    if changed and self.step:
-      self.progress.say('Changed since this run began: ' + ', '.join(f'{k} {a!r} -> {b!r}' for k, a, b in changed))
 
   def _open(self):
     opened = run_directory.open_run(self.directory, self.config, self.task.trainer)
@@ -152,19 +162,32 @@ class _Run:
     return self.layout.create(self.init) if given is None else self.layout.create(self.state, given)
 
   def restore(self, abstract: TrainState) -> TrainState:
-    read = self.checkpoints.restore(
-      self.step,
-      {'params': abstract.params, 'ema': abstract.ema, 'state': {'step': abstract.step, 'opt': abstract.opt_state}},
-    )
-    return TrainState(read['state']['step'], read['params'], read['state']['opt'], read.get('ema'))
+    """Returns the state to go on from; the config of the run is only written once there is one."""
+    say = self.progress.say
+    newest = self.step
+    self.step, state, notes = self.checkpoints.restore(abstract, say)
+    if self.step != newest:
+      say(f'Resuming at step {self.step}.')
+      self.progress.begin(self.step)
+    self.tokens = notes.tokens
+    self.evaluation_due = notes.evaluation_due and not evaluated(self.directory, self.step)
+    rate = float(self.optimizer.schedule(self.step))
+    for line in run_directory.news(self.changed, self.task.kept, self.step, notes.learning_rate, rate):
+      say(line)
+    before = checkpoint.run_config(self.directory)
+    for line in self.task.resume(self.step, notes.data, before):
+      say(line)
+    return state
 
   def save(self, state: TrainState, loss: float | None) -> None:
-    self.checkpoints.save(
-      self.step,
-      {'params': state.params, 'ema': state.ema, 'state': {'step': state.step, 'opt': state.opt_state}},
-      notes={'tokens': self.tokens, 'seed': self.config.run.seed, 'evaluation_due': self.evaluation_due},
-      metrics=None if loss is None else {'loss': loss},
+    notes = Notes(
+      tokens=self.tokens,
+      seed=self.config.run.seed,
+      evaluation_due=self.evaluation_due,
+      learning_rate=float(self.optimizer.schedule(self.step)),
+      data=self.task.data_notes(self.step),
     )
+    self.checkpoints.save(self.step, state, notes, loss)
 
   def evaluate(self, state: TrainState, signals: StopOnSignal) -> float | None:
     """Logs and shows the task's metrics of the held-out batches; returns the loss if it is finite.
@@ -196,6 +219,8 @@ class _Run:
     if self.main:
       report.print_start(self.progress.say, self.task, self.config, self.layout, abstract, self.directory, self.step)
     state = self.restore(abstract) if self.step else self.begin()
+    write = lambda: run_directory.write_config(self.directory, self.config, self.task.trainer, self.task.kept)
+    distributed.on_first_host(write, CheckpointError)
     if self.step >= c.steps and not self.evaluation_due:
       self.progress.say(f'{self.directory} is complete at step {self.step}; a larger --run.steps goes on from there.')
       self.finish()
@@ -292,6 +317,7 @@ class _Run:
     )
 
   def stop(self, number: int) -> None:
+    """Ends a run that is saved."""
     self.checkpoints.wait()
     name = signal.Signals(number).name
     self.progress.say(f'{name}: saved step {self.step} in {self.directory}. Start the same command again to resume.')
