@@ -308,5 +308,7 @@ def run() -> None:
   config = parse()
   try:
     {ScoreConfig: score, SelectConfig: select, ReportConfig: report}[type(config)](config)
+  except BrokenPipeError:  # Nothing is wrong where a reader has read enough.
+    raise
   except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')
