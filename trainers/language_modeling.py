@@ -18,8 +18,9 @@ from jaxlm.config import SIGNAL_IDS
 from jaxlm.data import corpus, directions, packing, sources, tokenizers
 from jaxlm.data.replaced import replace_tokens
 from jaxlm.errors import DataError
+from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import init_params
-from trainers import place_in_data
+from trainers import place_in_data, suggestion
 from trainers.config import ConfigError
 from trainers.loop import Batch, Task
 from trainers.metrics import plot_sinks
@@ -216,7 +217,9 @@ class LanguageModeling(Task):
       with left_out('The samples', say):
         say('\n\n'.join(self.sample(directory, prompts)))
     say(f'Checkpoints, metrics.jsonl, loss.png and TensorBoard events: {directory}')
-    say(f'Generate from it: python -m decoders.generate {directory} --prompt "{prompts[0] if prompts else "Once"}"')
+    with left_out('The next command', say):
+      lm = LanguageModel(self.config.model, None, self.tokenizer)
+      say(f'Generate from it: {suggestion.generate_command(directory, lm, prompts)}')
 
   def sample(self, directory: Path, prompts: list[str]) -> list[str]:
     """Returns prompts and what the saved run adds to them, so that what is shown is what a user would load.
@@ -226,7 +229,6 @@ class LanguageModeling(Task):
     import decoders
     from decoders.prompts import encode
     from jaxlm.io import checkpoint
-    from jaxlm.language_model import LanguageModel
 
     lm = LanguageModel(*checkpoint.load_run(directory))
     sampling = decoders.Sampling(temperature=0.8, top_k=40)
