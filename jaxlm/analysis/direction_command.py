@@ -180,7 +180,7 @@ def score(config: ScoreConfig) -> Path:
 def select(config: SelectConfig) -> dict[str, Any]:
   """Writes selected documents; returns the manifest."""
   from jaxlm.analysis import direction_files, direction_select
-  from jaxlm.data import selection, sources
+  from jaxlm.data import files, selection, sources
 
   names = ('rule', 'score', 'budget_tokens', 'fraction', 'temperature', 'band')
   options = {name: getattr(config, name) for name in names}
@@ -189,8 +189,8 @@ def select(config: SelectConfig) -> dict[str, Any]:
     raise ValueError(f'--target goes with --rule dsir, which needs it; got {config.rule=} and {config.target=}.')
   # Not .json: the folder of selected.jsonl is a corpus as well, and this file no part of it.
   out, told = Path(config.out), Path(config.out + '.manifest')
-  if not out.name.lower().endswith(sources.LINES):
-    raise ValueError(f'--out {out} must end in {", ".join(sources.LINES)}: by that it is known as a corpus.')
+  if not out.name.lower().endswith(files.LINES):
+    raise ValueError(f'--out {out} must end in {", ".join(files.LINES)}: by that it is known as a corpus.')
   if out.exists() and not config.overwrite:
     raise FileExistsError(f'{out} is there already: --overwrite replaces it.')
   scores = direction_files.read_scores(config.scores)

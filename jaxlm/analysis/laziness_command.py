@@ -101,12 +101,12 @@ def read(spec: str, length: int, tokenizer: Any) -> list[int]:
     ValueError: a model without tokenizer.
   """
   from jaxlm import errors
-  from jaxlm.data import sources
+  from jaxlm.data import files, sources
 
   if tokenizer is None:
     raise ValueError('The model has no tokenizer, so it cannot read text; use jaxlm.analysis.laziness from Python.')
   file = Path(spec).expanduser()
-  if file.is_file() and not file.name.lower().endswith(sources.SUFFIXES):  # Program text, say.
+  if file.is_file() and not file.name.lower().endswith(files.SUFFIXES):  # Program text, say.
     try:
       documents = [file.read_text('utf-8')]
     except UnicodeDecodeError as e:

@@ -148,8 +148,8 @@ def tokenize(
   _remove_abandoned(folder, final.name)
   # The host and the process are in the name, so that only builds known to be dead are cleared away.
   building = folder / f'.{final.name}.{socket.gethostname()}.{os.getpid()}'
-  building.mkdir(parents=True)
   try:
+    building.mkdir(parents=True)
     meta = _write(source, tokenizer, building, facts, progress, name)
     (building / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n', encoding='utf-8')
     if final.exists():
@@ -159,6 +159,10 @@ def tokenize(
     except OSError:  # another process finished the same corpus first
       if not final.exists():
         raise
+  except OSError as e:
+    raise errors.DataError(
+      f'The token cache {folder} cannot be written: {e}. The environment variable JAXLM_CACHE names another folder for it.'
+    ) from e
   finally:
     shutil.rmtree(building, ignore_errors=True)
   return TokenCorpus.open(final)

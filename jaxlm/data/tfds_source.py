@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from jaxlm import errors
+from jaxlm.data.source import Source, text_of
 
 BUILDERS = {
   'c4': 'text.c4',
@@ -85,10 +86,8 @@ def examples(found: Any, split: str) -> Iterator[dict[str, Any]]:
     yield from data.__getitems__(list(range(start, min(start + 256, len(data)))))
 
 
-def source(spec: str, field: str, data_dir: str | Path | None, download: bool):
-  """Returns the Source of 'tfds:NAME[:SPLIT]'."""
-  from jaxlm.data import sources
-
+def source(spec: str, field: str, data_dir: str | Path | None, download: bool) -> Source:
+  """Returns the documents of 'tfds:NAME[:SPLIT]'."""
   match = re.fullmatch(r'tfds:(?P<name>[\w/.\-]+(?::\d+\.\d+\.\d+)?)(?::(?P<split>[A-Za-z_].*))?', spec)
   if match is None:
     raise errors.DataError(f'{spec!r} is not of the form tfds:NAME[:SPLIT], such as tfds:lm1b:train[:10%].')
@@ -105,10 +104,10 @@ def source(spec: str, field: str, data_dir: str | Path | None, download: bool):
           text = text.decode()
         except UnicodeDecodeError as e:
           raise errors.DataError(f'TFDS dataset {name!r}, example {i}: the field {field!r} is not UTF-8.') from e
-      yield sources.text_of({field: text}, field, f'TFDS dataset {name!r}, example {i}')
+      yield text_of({field: text}, field, f'TFDS dataset {name!r}, example {i}')
 
   def facts():
     found = builder(name, data_dir, download=download)
     return ['tfds', found.info.full_name, str(found.data_dir), split, field, found.info.splits.total_num_examples]
 
-  return sources.Source(spec, read, facts)
+  return Source(spec, read, facts)
