@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Rows = dict[str, np.ndarray]
 """tokens, targets, segments, positions: int32 [B, T]. Segment 0 is padding; what its targets cost does not matter."""
-Nll = Callable[[Rows, Rows], tuple[Float[np.ndarray, 'B T'], Float[np.ndarray, 'B T']]]
+Nll = Callable[[Rows, Rows], tuple[np.ndarray, np.ndarray]]
 """(forward rows, the same rows in reverse) -> each target's -log p in the two; all that scoring asks of a model."""
 
 
