@@ -18,7 +18,7 @@ import numpy as np
 from jaxlm.data.reverse import reverse
 
 if TYPE_CHECKING:
-  from jaxtyping import Float, Int
+  from jaxtyping import Int
 
 Rows = dict[str, np.ndarray]
 """tokens, targets, segments, positions: int32 [B, T]. Segment 0 is padding; what its targets cost does not matter."""
