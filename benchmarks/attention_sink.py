@@ -17,6 +17,7 @@ import tyro
 
 from benchmarks import attention_sink_figure, report
 from benchmarks.procedural_text import ProceduralBatches
+from jaxlm import console
 from jaxlm.config import ModelConfig, SinkConfig
 from trainers.config import OptimizerConfig
 
@@ -276,4 +277,5 @@ def checks(rows: list[dict[str, Any]], setting: str) -> list[dict[str, Any]]:
 
 
 if __name__ == '__main__':
-  main(tyro.cli(Config))
+  with console.command():
+    main(tyro.cli(Config))

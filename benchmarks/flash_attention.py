@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from benchmarks import report
+from jaxlm import console
 
 OPERATIONS = ('sigmoid', 'softmax')
 
@@ -78,4 +79,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == '__main__':
-  main(tyro.cli(Config))
+  with console.command():
+    main(tyro.cli(Config))

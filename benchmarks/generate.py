@@ -14,6 +14,7 @@ import numpy as np
 import tyro
 
 from benchmarks import report
+from jaxlm import console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,4 +123,5 @@ def models(name: str):
 
 
 if __name__ == '__main__':
-  main(tyro.cli(Config))
+  with console.command():
+    main(tyro.cli(Config))

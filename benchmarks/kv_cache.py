@@ -17,6 +17,7 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks import report
+from jaxlm import console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,4 +146,5 @@ def draw(tasks: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == '__main__':
-  main(tyro.cli(Config))
+  with console.command():
+    main(tyro.cli(Config))

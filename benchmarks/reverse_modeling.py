@@ -19,6 +19,7 @@ import numpy as np
 import tyro
 
 from benchmarks import report
+from jaxlm import console
 from jaxlm.evaluation.bootstrap import Difference, paired_difference
 
 ARMS = {'high S': 'highest', 'low S': 'lowest', 'random': 'random', 'low forward loss': 'low-perplexity'}
@@ -205,4 +206,5 @@ def checks(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == '__main__':
-  main(tyro.cli(Config))
+  with console.command():
+    main(tyro.cli(Config))

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks import report
+from jaxlm import console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,4 +243,5 @@ def draw(rows: list[dict[str, Any]], searches: list[dict[str, Any]], path: Path)
 
 
 if __name__ == '__main__':
-  main(tyro.cli(Config))
+  with console.command():
+    main(tyro.cli(Config))

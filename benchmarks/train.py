@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from benchmarks import report
+from jaxlm import console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,4 +109,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == '__main__':
-  main(tyro.cli(Config))
+  with console.command():
+    main(tyro.cli(Config))

@@ -235,5 +235,7 @@ def run() -> None:
   config = tyro.cli(GenerateConfig, prog='python -m decoders.generate')
   try:
     main(config)
+  except BrokenPipeError:  # Nothing is wrong where a reader has read enough.
+    raise
   except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')

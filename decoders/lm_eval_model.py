@@ -120,4 +120,7 @@ class JaxLM(LM):
 if __name__ == '__main__':
   from lm_eval.__main__ import cli_evaluate
 
-  cli_evaluate()
+  from jaxlm import console
+
+  with console.command():
+    cli_evaluate()

@@ -18,7 +18,7 @@ TREES = ('pallas_kernels', 'jaxlm', 'decoders', 'trainers', 'benchmarks', 'colab
 # line, and nothing from its own line's other rooms: these are side by side.
 FLOORS = (
   ('pallas_kernels',),
-  ('jaxlm.errors', 'jaxlm.exports', 'jaxlm.lengths', 'jaxlm.cache_config'),
+  ('jaxlm.errors', 'jaxlm.exports', 'jaxlm.lengths', 'jaxlm.cache_config', 'jaxlm.console'),
   ('jaxlm.config',),
   ('jaxlm.attention',),
   ('jaxlm.caches',),

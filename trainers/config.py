@@ -1,7 +1,10 @@
 """What every trainer can be told, as plain data: no JAX here, so that command lines can show their help at once."""
 
 import dataclasses
+import math
 from typing import Literal
+
+from jaxlm.config import check_choices
 
 
 class ConfigError(ValueError):
@@ -33,8 +36,15 @@ class OptimizerConfig:
   """Gradients are scaled down to this global norm (0: never)."""
 
   def __post_init__(self):
-    if self.learning_rate < 0 or self.warmup_steps < 0:
-      raise ValueError(f'{self.learning_rate=} and {self.warmup_steps=} must not be negative.')
+    check_choices(self)
+    for name in ('learning_rate', 'weight_decay', 'clip_norm', 'warmup_steps'):
+      # A negative norm would turn gradient descent round. Written so that what is not a number is refused as well.
+      if not 0 <= getattr(self, name) < math.inf:
+        raise ValueError(f'optimizer.{name}={getattr(self, name)} must be a number and not negative.')
+    if not 0 < self.eps < math.inf:
+      raise ValueError(
+        f'optimizer.eps={self.eps} must be a positive number: Adam divides by it where gradients are zero.'
+      )
     for name in ('decay_fraction', 'min_lr_ratio'):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f'{name}={getattr(self, name)} must be within [0, 1].')
@@ -117,6 +127,12 @@ class RunConfig:
         raise ValueError(f'{name}={getattr(self, name)} must not be negative.')
     if not 0 <= self.ema_decay < 1:
       raise ValueError(f'{self.ema_decay=} must be within [0, 1).')
+    if self.steps >= 2**31:
+      raise ValueError(f'steps={self.steps} must be less than 2**31: they are counted in 32 bits.')
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(
+        f'run.seed={self.seed} must be within 0 .. 2**32 - 1: JAX takes 32 bits, and others would repeat.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)

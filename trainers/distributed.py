@@ -54,6 +54,15 @@ def on_first_host(action: Callable[[], Any], error: type[Exception]) -> Any:
   return result
 
 
+def all_hosts(good: bool) -> bool:
+  """Whether `good` holds in every process; they wait for each other."""
+  if jax.process_count() == 1:
+    return good
+  from jax.experimental import multihost_utils
+
+  return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
   """The devices, how a state and a batch lie on them, and how a step is compiled for them."""

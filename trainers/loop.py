@@ -6,11 +6,9 @@ never stopped. Stopping (SIGTERM, Ctrl-C) saves first and exits with 128 + the s
 """
 
 from collections.abc import Callable, Iterable
-import dataclasses
 import math
 from pathlib import Path
 import signal
-import time
 from typing import Any
 
 import jax
@@ -19,15 +17,20 @@ import numpy as np
 from jaxlm import config as configs
 from jaxlm.data.packing import prefetch
 from jaxlm.errors import CheckpointError, DivergedError
-from jaxlm.io.checkpoint import Checkpointer, read_notes
+from jaxlm.io import checkpoint
 from trainers import distributed, report, run_directory
 from trainers.config import TrainConfig
-from trainers.metrics import MetricLog, Progress, plot_losses
+from trainers.metrics import MetricLog, Progress, evaluated, plot_losses
 from trainers.optimizer import make_optimizer
+from trainers.profiling import Clock, Trace
+from trainers.saved import Notes, RunCheckpoints
+from trainers.side import PATIENCE, left_out
 from trainers.step import TrainState as TrainState
 from trainers.step import data_parallel as data_parallel
 from trainers.step import init_state
 from trainers.step import make_train_step as make_train_step
+from trainers.stopping import StopOnSignal as StopOnSignal
+from trainers.stopping import Stopped as Stopped
 
 Batch = dict[str, np.ndarray]
 
@@ -39,6 +42,8 @@ class Task:
   """Name of the command that made the run, kept in its config.json."""
   batch_size: int
   """Rows of a batch over all devices and hosts."""
+  kept: tuple[str, ...] = ()
+  """Settings that a resumed run ignores, because `save_assets` has written what they once said."""
 
   def init_params(self, key: jax.Array) -> Any:
     raise NotImplementedError
@@ -80,50 +85,22 @@ class Task:
     """Returns a line about the data, for the start of a run."""
     return ''
 
+  def data_notes(self, step: int) -> dict[str, Any]:
+    """Returns what a checkpoint notes, as JSON, of the data and of how far it has been read before `step`."""
+    return {}
+
+  def resume(self, step: int, notes: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Goes on at `step` from where `data_notes` said the data was; returns what is to be said aloud of it.
+
+    `before` is the config of the run so far; notes are {} in checkpoints that are older than these.
+    """
+    return []
+
   def save_assets(self, directory: Path) -> None:
     """Writes what the run directory needs besides checkpoints, such as a tokenizer. May be called again on resuming."""
 
   def finish(self, directory: Path, say: Callable[[str], None]) -> None:
     """Runs in one process after the last step, with everything saved: samples, plots, the next command."""
-
-
-class Stopped(SystemExit):
-  """A run that a signal stopped after saving; the exit code is 128 + the signal's number."""
-
-
-class StopOnSignal:
-  """Remembers the first SIGTERM or Ctrl-C; a second Ctrl-C interrupts at once. Hosts agree through `stop`."""
-
-  def __init__(self):
-    self.received, self._previous = 0, {}
-
-  def __enter__(self):
-    try:
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._handle)
-    except ValueError:  # Not the main thread: signals are somebody else's.
-      pass
-    return self
-
-  def __exit__(self, *_):
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-
-  def _handle(self, number, frame):
-    if self.received == signal.SIGINT == number:
-      raise KeyboardInterrupt
-    self.received = number
-
-  def stop(self, step: int, every: int) -> bool:
-    """Whether to stop after `step`. Several hosts ask each other, every `every` steps only: it waits for the devices."""
-    if jax.process_count() == 1:
-      return bool(self.received)
-    if step % every:
-      return False
-    from jax.experimental import multihost_utils
-
-    self.received = int(np.max(multihost_utils.process_allgather(np.asarray(self.received))))
-    return bool(self.received)
 
 
 def fit(task: Task, config: TrainConfig) -> TrainState:
@@ -146,6 +123,10 @@ def fit(task: Task, config: TrainConfig) -> TrainState:
     run.close()
 
 
+SHORT_PATIENCE = 3.0
+"""Seconds that services have to finish in a run that a signal stopped."""
+
+
 class _Run:
   """The parts of one run, and the loop over them."""
 
@@ -159,14 +140,11 @@ class _Run:
     self.main = jax.process_index() == 0
     self.optimizer = make_optimizer(config.optimizer, c.steps)
 
-    self.lock, changed = distributed.on_first_host(self._open, CheckpointError) or (None, [])
-    self.checkpoints = Checkpointer(self.directory / 'checkpoints', keep=c.keep)
+    self.lock, self.changed = distributed.on_first_host(self._open, CheckpointError) or (None, [])
+    self.checkpoints = RunCheckpoints(self.directory / 'checkpoints', keep=c.keep)
     self.step = self.checkpoints.latest() or 0
-    notes = read_notes(self.directory / 'checkpoints' / str(self.step)) if self.step else {}
-    self.tokens = notes.get('tokens', 0.0)
+    self.tokens, self.evaluation_due = 0.0, False
     self.progress = Progress(self.step, c.steps, show=self.main)
-    if changed and self.step:
-      self.progress.say('Changed since this run began: ' + ', '.join(f'{k} {a!r} -> {b!r}' for k, a, b in changed))
 
   def _open(self):
     opened = run_directory.open_run(self.directory, self.config, self.task.trainer)
@@ -184,30 +162,56 @@ class _Run:
     return self.layout.create(self.init) if given is None else self.layout.create(self.state, given)
 
   def restore(self, abstract: TrainState) -> TrainState:
-    read = self.checkpoints.restore(
-      self.step,
-      {'params': abstract.params, 'ema': abstract.ema, 'state': {'step': abstract.step, 'opt': abstract.opt_state}},
-    )
-    return TrainState(read['state']['step'], read['params'], read['state']['opt'], read.get('ema'))
+    """Returns the state to go on from; the config of the run is only written once there is one."""
+    say = self.progress.say
+    newest = self.step
+    self.step, state, notes = self.checkpoints.restore(abstract, say)
+    if self.step != newest:
+      say(f'Resuming at step {self.step}.')
+      self.progress.begin(self.step)
+    self.tokens = notes.tokens
+    self.evaluation_due = notes.evaluation_due and not evaluated(self.directory, self.step)
+    rate = float(self.optimizer.schedule(self.step))
+    for line in run_directory.news(self.changed, self.task.kept, self.step, notes.learning_rate, rate):
+      say(line)
+    before = checkpoint.run_config(self.directory)
+    for line in self.task.resume(self.step, notes.data, before):
+      say(line)
+    return state
 
-  def save(self, state: TrainState, valid: dict[str, float] | None) -> None:
-    self.checkpoints.save(
-      self.step,
-      {'params': state.params, 'ema': state.ema, 'state': {'step': state.step, 'opt': state.opt_state}},
-      notes={'tokens': self.tokens, 'seed': self.config.run.seed},
-      metrics=valid,
+  def save(self, state: TrainState, loss: float | None) -> None:
+    notes = Notes(
+      tokens=self.tokens,
+      seed=self.config.run.seed,
+      evaluation_due=self.evaluation_due,
+      learning_rate=float(self.optimizer.schedule(self.step)),
+      data=self.task.data_notes(self.step),
     )
+    self.checkpoints.save(self.step, state, notes, loss)
 
-  def evaluate(self, state: TrainState) -> dict[str, float]:
-    """Returns the task's metrics of the held-out batches, {} if there are none."""
+  def evaluate(self, state: TrainState, signals: StopOnSignal) -> float | None:
+    """Logs and shows the task's metrics of the held-out batches; returns the loss if it is finite.
+
+    A signal breaks it off, and leaves `evaluation_due` set: the run that resumes here begins with it.
+    """
     params = state.params if state.ema is None else state.ema
     params = jax.device_put(params, self.layout.shardings(params))
     sums: list[dict[str, jax.Array]] = []
+    self.evaluation_due = True
     for batch in self.task.eval_batches(self.rows):
       sums.append(self._eval_sums(params, self.layout.put_whole(batch, self.task.batch_size)))
+      # Without waiting all batches would be on their way at once, and no signal could stop them.
+      jax.block_until_ready(sums[-2:][0])
+      if signals.stop_evaluation(len(sums)):
+        return None
+    self.evaluation_due = False
     if not sums:
-      return {}
-    return self.task.eval_metrics({name: sum(float(s[name]) for s in sums) for name in sums[0]})
+      return None
+    valid = self.task.eval_metrics({name: sum(float(s[name]) for s in sums) for name in sums[0]})
+    self.log.write(self.step, {f'valid/{k}': v for k, v in valid.items()})
+    shown = ', '.join(f'{k} {v:.4g}' for k, v in self.task.headline(valid).items())
+    self.progress.say(f'step {self.step}: validation {shown}')
+    return valid['loss'] if math.isfinite(valid.get('loss', math.nan)) else None
 
   def train(self) -> TrainState:
     c = self.config.run
@@ -215,18 +219,26 @@ class _Run:
     if self.main:
       report.print_start(self.progress.say, self.task, self.config, self.layout, abstract, self.directory, self.step)
     state = self.restore(abstract) if self.step else self.begin()
-    if self.step >= c.steps:
+    write = lambda: run_directory.write_config(self.directory, self.config, self.task.trainer, self.task.kept)
+    distributed.on_first_host(write, CheckpointError)
+    if self.step >= c.steps and not self.evaluation_due:
       self.progress.say(f'{self.directory} is complete at step {self.step}; a larger --run.steps goes on from there.')
       self.finish()
       return state
     self._eval_sums = jax.jit(self.task.eval_sums)
-    settings = configs.to_dict(self.config)
-    self.log = MetricLog(self.directory, c, step=self.step, settings=settings, write=self.main)
+    settings, say = configs.to_dict(self.config), self.progress.say
+    self.log = MetricLog(self.directory, c, step=self.step, settings=settings, write=self.main, say=say)
+    signals = StopOnSignal()
     try:
-      with StopOnSignal() as signals:
+      with signals:
+        if self.evaluation_due:
+          self.evaluate(state, signals)
+          if self.evaluation_due:
+            self.stop(signals.received)
         state = self.steps(state, signals)
     finally:
-      self.log.close()
+      # Who sent a signal does not wait for a service that is slow to answer.
+      self.log.close(patience=SHORT_PATIENCE if signals.received else PATIENCE)
     self.finish()
     return state
 
@@ -251,10 +263,11 @@ class _Run:
   def each_step(self, state: TrainState, train_step: Callable, batches: Iterable, signals: StopOnSignal) -> TrainState:
     c = self.config.run
     due = lambda every: every > 0 and self.step % every == 0
-    pending, clock = None, _Clock()
-    trace = _Trace(self.directory / 'profile', self.step + 3, c.profile if self.main else 0)
+    pending, clock = None, Clock()
+    trace = Trace(self.directory / 'profile', self.step + 3, c.profile if self.main else 0)
     for batch in batches:
-      trace.at(self.step, state)
+      with left_out('The profile', self.progress.say):
+        trace.at(self.step, state.step)
       state, metrics = train_step(state, batch)
       # The metrics of the step before: the device already has this one to work on while we wait for them.
       if pending is not None:
@@ -267,22 +280,18 @@ class _Run:
       if not (evaluate or save):
         continue
       self.record(*pending, clock)  # Also proves that what we are about to save is finite.
-      pending, valid = None, {}
-      if evaluate:
-        valid = self.evaluate(state)
-        self.log.write(self.step, {f'valid/{k}': v for k, v in valid.items()})
-        if valid:
-          shown = ', '.join(f'{k} {v:.4g}' for k, v in self.task.headline(valid).items())
-          self.progress.say(f'step {self.step}: validation {shown}')
-      if save:
-        self.save(state, {'loss': valid['loss']} if math.isfinite(valid.get('loss', math.nan)) else None)
+      pending, loss = None, self.evaluate(state, signals) if evaluate else None
+      stop = stop or self.evaluation_due
+      if save or stop:
+        self.save(state, loss)
       clock.restart()
-      if stop and not last:
+      if stop and (self.evaluation_due or not last):
         self.stop(signals.received)
-    trace.at(math.inf, state)
+    with left_out('The profile', self.progress.say):
+      trace.at(math.inf, state.step)
     return state
 
-  def record(self, step: int, metrics: dict[str, jax.Array], clock: '_Clock') -> None:
+  def record(self, step: int, metrics: dict[str, jax.Array], clock: Clock) -> None:
     """Waits for a step's metrics, refuses those that are not finite, logs some."""
     c = self.config.run
     values = {name: float(x) for name, x in jax.device_get(metrics).items()}
@@ -308,6 +317,7 @@ class _Run:
     )
 
   def stop(self, number: int) -> None:
+    """Ends a run that is saved."""
     self.checkpoints.wait()
     name = signal.Signals(number).name
     self.progress.say(f'{name}: saved step {self.step} in {self.directory}. Start the same command again to resume.')
@@ -327,42 +337,6 @@ class _Run:
     self.progress.close()
     self.checkpoints.close()
     if self.main:
-      plot_losses(self.directory)
+      with left_out('The loss curve', self.progress.say):
+        plot_losses(self.directory)
       self.task.finish(self.directory, self.progress.say)
-
-
-@dataclasses.dataclass
-class _Clock:
-  """Seconds of this process's training, and the rate since the last call; evaluation and saving are left out."""
-
-  seconds: float = 0.0
-  _last: float = dataclasses.field(default_factory=time.monotonic)
-
-  def rate(self, tokens: float) -> float:
-    passed, self._last = time.monotonic() - self._last, time.monotonic()
-    self.seconds += passed
-    return tokens / max(passed, 1e-9)
-
-  def restart(self) -> None:
-    self._last = time.monotonic()
-
-
-class _Trace:
-  """A jax.profiler trace of `steps` steps from `start` on; the first ones compile and would hide the rest."""
-
-  def __init__(self, directory: Path, start: int, steps: int):
-    self.directory, self.start, self.end, self.on = directory, start, start + steps, False
-
-  def at(self, step: float, state: TrainState) -> None:
-    if not self.on and self.start <= step < self.end:
-      jax.block_until_ready(state.step)
-      options = jax.profiler.ProfileOptions()
-      options.python_tracer_level = (
-        0  # It crashes jax 0.7 when a save's threads run beside it; XLA's events are what matters.
-      )
-      jax.profiler.start_trace(str(self.directory), profiler_options=options)
-      self.on = True
-    elif self.on and step >= self.end:
-      jax.block_until_ready(state.step)
-      jax.profiler.stop_trace()
-      self.on = False

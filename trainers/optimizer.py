@@ -66,5 +66,6 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
     weight_decay=config.weight_decay,
     mask=lambda params: decay_mask(config, params),
   )
-  clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-  return Optimizer(optax.chain(*clip, adamw), schedule)
+  # Without clipping there is an empty link in its place, so that a run may switch it on or off and resume.
+  clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+  return Optimizer(optax.chain(clip, adamw), schedule)

@@ -1,5 +1,6 @@
 """A run directory: config.json says what it is, and only a directory that has one is ever written into again."""
 
+from collections.abc import Collection, Iterator
 import dataclasses
 import fcntl
 import json
@@ -16,6 +17,8 @@ from jaxlm.errors import CheckpointError
 from jaxlm.io import checkpoint
 from jaxlm.io.atomic import write_atomically
 
+MAY_CHANGE = ('remat',)
+"""Fields of a model that a resumed run may change: they say how it is computed, and not what."""
 HIDDEN = ('.lock', '.config.json.tmp')
 """What a process that was killed at once may leave before its config.json."""
 
@@ -91,10 +94,11 @@ def check_start(path: str | Path, start: str | None) -> None:
 
 
 def open_run(path: str | Path, config: Any, trainer: str) -> tuple[TextIO, list[tuple[str, Any, Any]]]:
-  """Makes a new run directory, or checks that an old one may be resumed with `config` and notes the new config.
+  """Makes a new run directory with its config, or checks that an old one may be resumed with `config`.
 
-  Returns (the lock, to be closed at the end of the run; the settings that changed since the run began, other than those
-  of the model, which may not).
+  The config of an old one stays as it is until `write_config`: what cannot be resumed is not to be changed.
+
+  Returns (the lock, to be closed at the end of the run; the settings that changed since the run began).
 
   Raises:
     CheckpointError: `path` is a file, holds something that is not a run, a run of another model or trainer, or one that
@@ -104,12 +108,14 @@ def open_run(path: str | Path, config: Any, trainer: str) -> tuple[TextIO, list[
   new = configs.to_dict(config)
   if path.exists() and not path.is_dir():
     raise CheckpointError(f'{path} is a file; choose another --run.directory.')
-  changed = []
-  if (path / 'config.json').exists():
+  changed, is_new = [], not (path / 'config.json').exists()
+  if not is_new:
     old = with_new_fields(checkpoint.run_config(path), config)
     if old.get('trainer') != trainer:
       raise CheckpointError(f'{path} is a run of {old.get("trainer")!r}, not of {trainer!r}: another --run.directory?')
     for field, before, now in changes(old['model'], new['model']):
+      if field in MAY_CHANGE:
+        continue
       raise CheckpointError(
         f'{path} was begun with model.{field} = {before!r}; it cannot be resumed with {now!r}. To start anew, pass '
         f'--run.directory with another path, or move {path} away.'
@@ -124,11 +130,49 @@ def open_run(path: str | Path, config: Any, trainer: str) -> tuple[TextIO, list[
   try:
     path.mkdir(parents=True, exist_ok=True)
     held = lock(path)
+  except OSError as e:
+    raise CheckpointError(f'The run directory {path} cannot be written: {e}') from e
+  if is_new:
+    write_config(path, config, trainer)
+  return held, changed
+
+
+def write_config(path: str | Path, config: Any, trainer: str, kept: Collection[str] = ()) -> None:
+  """Writes config.json. The fields `kept`, such as 'data.tokenizer', stay as they are in one that is there.
+
+  Raises:
+    CheckpointError: it cannot be written.
+  """
+  path, new = Path(path), configs.to_dict(config)
+  old = checkpoint.run_config(path) if (path / 'config.json').exists() else {}
+  for field in kept:
+    section, name = field.split('.')
+    if name in old.get(section, {}):
+      new[section][name] = old[section][name]
+  try:
     text = json.dumps({'trainer': trainer, **new, 'versions': versions()}, indent=2)
     write_atomically(path / 'config.json', text)
   except OSError as e:
     raise CheckpointError(f'The run directory {path} cannot be written: {e}') from e
-  return held, changed
+
+
+def news(
+  changed: Collection[tuple[str, Any, Any]], kept: Collection[str], step: int, rate_before: float | None, rate: float
+) -> Iterator[str]:
+  """Yields what a user should know who resumes a run at `step` with other settings.
+
+  Args:
+    changed: what `open_run` returned.
+    kept: fields whose new value is ignored.
+    rate_before, rate: learning rate of the next step, as it was when the run was saved (None: not known) and as it is now.
+  """
+  text = lambda fields: ', '.join(f'{k} {a!r} -> {b!r}' for k, a, b in fields)
+  if ignored := [c for c in changed if c[0] in kept]:
+    yield f'Ignored, because the run goes on with what it has of its own: {text(ignored)}'
+  if others := [c for c in changed if c[0] not in kept]:
+    yield f'Changed since this run began: {text(others)}'
+  if rate_before is not None and abs(rate - rate_before) > 0.01 * max(abs(rate), abs(rate_before)):
+    yield f'The learning rate jumps at step {step}: {rate_before:.4g} -> {rate:.4g}'
 
 
 def lock(path: str | Path) -> TextIO:

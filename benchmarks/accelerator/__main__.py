@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.accelerator.record import Record
 from benchmarks.accelerator.setting import ACCELERATOR, TINY
+from jaxlm import console
 
 PARTS = {
   'chip': 'matrix product and copy: what all else is a ratio to',
@@ -83,4 +84,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-  raise SystemExit(main())
+  with console.command():
+    raise SystemExit(main())

@@ -7,6 +7,7 @@ depend on. It is built under another name and renamed when whole, so a build tha
 
 from collections.abc import Iterable, Iterator
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -54,6 +55,17 @@ class TokenCorpus:
     """Returns the int32 ids of one document, with the BOS and EOS it was stored with."""
     return np.asarray(self.tokens[self.offsets[index] : self.offsets[index + 1]], np.int32)
 
+  @functools.cached_property
+  def digest(self) -> str:
+    """A digest of all tokens and of where documents begin; a cache of this version has it in its meta.json."""
+    if (known := self.meta.get('digest')) is not None:
+      return known
+    digests = [hashlib.blake2b(digest_size=16) for _ in range(2)]
+    for digest, array, kind in zip(digests, (self.tokens, self.offsets), ('<u4', '<i8')):
+      for start in range(0, len(array), 1 << 20):
+        digest.update(np.asarray(array[start : start + (1 << 20)], kind).tobytes())
+    return _joined(*digests)
+
   @classmethod
   def from_documents(cls, documents: Iterable[Iterable[int]]) -> 'TokenCorpus':
     """Returns a corpus in memory; empty documents are left out."""
@@ -81,6 +93,10 @@ class TokenCorpus:
         )
       arrays.append(np.memmap(folder / name, kind, mode='r', shape=(size,)))
     return cls(*arrays, meta)
+
+
+def _joined(tokens: Any, offsets: Any) -> str:
+  return hashlib.blake2b(tokens.digest() + offsets.digest(), digest_size=16).hexdigest()
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -132,8 +148,8 @@ def tokenize(
   _remove_abandoned(folder, final.name)
   # The host and the process are in the name, so that only builds known to be dead are cleared away.
   building = folder / f'.{final.name}.{socket.gethostname()}.{os.getpid()}'
-  building.mkdir(parents=True)
   try:
+    building.mkdir(parents=True)
     meta = _write(source, tokenizer, building, facts, progress, name)
     (building / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n', encoding='utf-8')
     if final.exists():
@@ -143,6 +159,10 @@ def tokenize(
     except OSError:  # another process finished the same corpus first
       if not final.exists():
         raise
+  except OSError as e:
+    raise errors.DataError(
+      f'The token cache {folder} cannot be written: {e}. The environment variable JAXLM_CACHE names another folder for it.'
+    ) from e
   finally:
     shutil.rmtree(building, ignore_errors=True)
   return TokenCorpus.open(final)
@@ -178,12 +198,18 @@ def _write(source, tokenizer, folder: Path, facts: dict, progress: bool, name: s
     tqdm.tqdm(desc=f'tokenizing {name}', unit=' tokens', unit_scale=True, disable=None if progress else True) as bar,
   ):
     offsets_file.write(np.int64(0).tobytes())
+    digests = [hashlib.blake2b(digest_size=16) for _ in range(2)]
+    digests[1].update(np.zeros(1, '<i8').tobytes())
     for texts in _by_size(source):
       ids = [[*first, *row, *last] for row in _encode(tokenizer, texts)]
       ids = [row for row in ids if row]
       lengths = np.array([len(row) for row in ids], np.int64)
-      offsets_file.write((tokens + np.cumsum(lengths)).tobytes())
-      tokens_file.write(np.fromiter(itertools.chain.from_iterable(ids), dtype, int(lengths.sum())).tobytes())
+      flat = np.fromiter(itertools.chain.from_iterable(ids), dtype, int(lengths.sum()))
+      offsets = tokens + np.cumsum(lengths)
+      for digest, array, kind in zip(digests, (flat, offsets), ('<u4', '<i8')):
+        digest.update(array.astype(kind).tobytes())
+      offsets_file.write(offsets.tobytes())
+      tokens_file.write(flat.tobytes())
       documents += len(ids)
       tokens += int(lengths.sum())
       characters += sum(map(len, texts))
@@ -197,6 +223,7 @@ def _write(source, tokenizer, folder: Path, facts: dict, progress: bool, name: s
     'documents': documents,
     'characters': characters,
     'vocab_size': tokenizer.vocab_size,
+    'digest': _joined(*digests),
     **facts,
   }
 

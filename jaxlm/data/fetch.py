@@ -18,7 +18,7 @@ import sys
 import tempfile
 import zipfile
 
-from jaxlm import errors
+from jaxlm import console, errors
 from jaxlm.data import debian
 from jaxlm.data.corpus import cache_folder
 
@@ -246,4 +246,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  with console.command(cleans_up=True):  # Half a download is not to be left behind.
+    sys.exit(main())

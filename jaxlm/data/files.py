@@ -3,19 +3,24 @@
 from collections.abc import Iterator
 import difflib
 import glob
-import gzip
 import json
 from pathlib import Path
+from typing import Any
+import warnings
 
 from jaxlm import errors
+from jaxlm.data import parquet, reading
 from jaxlm.data.source import Source, text_of
 
 TEXT = ('.txt', '.md', '.rst')
 LINES = ('.jsonl', '.ndjson', '.json')
-SUFFIXES = tuple(s + z for s in TEXT + LINES for z in ('', '.gz')) + ('.parquet',)
+SUFFIXES = tuple(s + z for s in TEXT + LINES for z in ('', *reading.PACKED)) + ('.parquet',)
 DOCUMENT = 8192
 """Longer text files are cut after about this many characters, at a blank line: a held-out part needs documents to
 choose from, and a file may be larger than memory."""
+
+LONG = 8
+"""A text of this many times DOCUMENT characters is cut even within a line."""
 
 
 def _suffix(path: Path) -> str | None:
@@ -23,24 +28,41 @@ def _suffix(path: Path) -> str | None:
   return next((s for s in SUFFIXES if name.endswith(s)), None)
 
 
+def exists(name: str) -> bool:
+  """Whether there is a file or folder of this name; a list of many names is none, however long."""
+  try:
+    return Path(name).expanduser().exists()
+  except (OSError, RuntimeError, ValueError):  # Too long; nobody's home; a zero in it.
+    return False
+
+
 def find(name: str) -> list[Path]:
-  """Returns the files that a file, a folder or a pattern names. Raises DataError if there are none of a known kind."""
-  path = Path(name).expanduser()
+  """Returns the files of a name: itself, those in a folder, or those that match a pattern, sorted.
+
+  What a folder or pattern has besides is named in a warning. Raises DataError if there is none of a known kind.
+  """
+  try:
+    path = Path(name).expanduser()
+    return _find(name, path)
+  except (RuntimeError, ValueError, OSError) as e:
+    if isinstance(e, errors.DataError):
+      raise
+    raise errors.DataError(f'There is no file or folder {name!r}: {e}') from e
+
+
+def _find(name: str, path: Path) -> list[Path]:
   if path.is_dir():
-    inside = [p for p in path.rglob('*') if not any(x.startswith('.') for x in p.relative_to(path).parts)]
-    found = sorted(p for p in inside if _suffix(p) and p.is_file())
-    if not found:
-      raise errors.DataError(f'The folder {name!r} holds no file of a known kind ({" ".join(SUFFIXES)}).')
-    return found
+    inside = sorted(p for p in path.rglob('*') if not any(x.startswith('.') for x in p.relative_to(path).parts))
+    return _known(inside, f'The folder {name!r} holds no file of a known kind ({" ".join(SUFFIXES)}).', name)
   if path.is_file():
     if _suffix(path) is None:
       raise errors.DataError(f'{name!r} is of an unknown kind. Known: {" ".join(SUFFIXES)}.')
     return [path]
   if any(c in name for c in '*?['):
-    found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if _suffix(Path(p)) and Path(p).is_file())
-    if not found:
-      raise errors.DataError(f'No file of a known kind matches {name!r}.')
-    return found
+    found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+    return _known(found, f'No file of a known kind matches {name!r}.', name)
+  if path.exists() or path.is_symlink():
+    raise errors.DataError(f'{name!r} is neither a file nor a folder, or a link to nothing.')
   near = []
   if path.parent.is_dir():
     near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1, cutoff=0.5)
@@ -50,12 +72,30 @@ def find(name: str) -> list[Path]:
   raise errors.DataError(f'There is no file or folder {name!r}.{hint}')
 
 
+def _known(paths: list[Path], none: str, name: str) -> list[Path]:
+  """Returns the files of a known kind among `paths`, and warns of what is left aside: other files, and linked folders."""
+  found = [p for p in paths if _suffix(p) and p.is_file()]
+  links = [p for p in paths if p.is_symlink() and p.is_dir()]
+  others = [p for p in paths if not p.is_dir() and p not in set(found)]
+  kinds = (('other files', others), ('linked folders, which are not followed', links))
+  aside = [f'{len(some)} {what} ({_some_names(some)})' for what, some in kinds if some]
+  if not found:
+    raise errors.DataError(none + (f' There are {" and ".join(aside)}.' if aside else ''))
+  if aside:
+    warnings.warn(f'{name!r}: {len(found)} files are read. Left aside: {" and ".join(aside)}.', stacklevel=2)
+  return found
+
+
+def _some_names(paths: list[Path], most: int = 5) -> str:
+  return ', '.join(p.name for p in paths[:most]) + (', ...' if len(paths) > most else '')
+
+
 def source(path: Path, field: str, document: int) -> Source:
   """Returns the documents of one file; `field` and `document` as for `jaxlm.data.sources.documents`."""
   suffix = _suffix(path)
   if suffix == '.parquet':
-    options, read = field, lambda: _parquet(path, field)
-  elif suffix.removesuffix('.gz') in TEXT:
+    options, read = field, lambda: parquet.texts(path, field)
+  elif suffix.startswith(TEXT):
     options, read = document, lambda: _text(path, document)
   else:
     options, read = field, lambda: _json_lines(path, field)
@@ -67,72 +107,53 @@ def source(path: Path, field: str, document: int) -> Source:
   return Source(str(path), read, facts)
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-  opener = gzip.open if path.name.lower().endswith('.gz') else open
-  number = 0
-  try:
-    with opener(path, 'rb') as file:
-      # Bytes, not text mode: a decoding error can then be given its line.
-      for number, line in enumerate(file, 1):
-        text = line.decode('utf-8-sig' if number == 1 else 'utf-8')
-        yield number, (text[:-2] + '\n' if text.endswith('\r\n') else text)
-  except UnicodeDecodeError as e:
-    raise errors.DataError(
-      f'{path}, line {number}: byte {e.object[e.start]:#04x} at column {e.start + 1} is not UTF-8. '
-      f'Convert the file, for instance: iconv -f latin1 -t utf-8 {path.name} > new{path.suffix}'
-    ) from e
-  except (OSError, EOFError) as e:  # EOFError: a gzip file cut short
-    raise errors.DataError(f'{path} cannot be read (after line {number}): {e}') from e
-
-
 def _text(path: Path, document: int) -> Iterator[str]:
   lines, size = [], 0
-  for _, line in _numbered_lines(path):
+  for _, line in reading.numbered_pieces(path):
     lines.append(line)
     size += len(line)
     # At a blank line if one comes soon, else at any line end.
-    if document and size >= document and (not line.strip() or size >= 2 * document):
-      yield ''.join(lines).strip('\n')
+    if document and line.endswith('\n') and size >= document and (not line.strip() or size >= 2 * document):
+      yield from _parts(''.join(lines), document)
       lines, size = [], 0
+    elif document and size >= LONG * document:  # A line without end, as in text8.
+      *parts, rest = _parts(''.join(lines), document)
+      yield from parts
+      lines, size = [rest], len(rest)
   if lines:
-    yield ''.join(lines).strip('\n')
+    yield from _parts(''.join(lines), document)
+
+
+def _parts(text: str, document: int) -> Iterator[str]:
+  """Yields a text, or if a line makes it far too long parts of it, cut at line ends or between words where it can be."""
+  text = text.strip('\n')
+  if document and len(text) >= LONG * document:
+    while len(text) > 2 * document:
+      at = next((at for mark in '\n ' if (at := text.rfind(mark, 1, 2 * document)) > 0), None)
+      cut, after = (2 * document, 2 * document) if at is None else (at, at + 1)
+      yield text[:cut]
+      text = text[after:]
+  yield text
+
+
+def _json(text: str, where: str) -> Any:
+  try:
+    return json.loads(text)
+  except RecursionError as e:
+    raise errors.DataError(f'{where} is not readable JSON: it is nested too deep.') from e
+  except ValueError as e:
+    raise errors.DataError(f'{where} is not readable JSON: {e}.') from e
 
 
 def _json_lines(path: Path, field: str) -> Iterator[str]:
-  lines = _numbered_lines(path)
+  lines, first = reading.numbered_lines(path), True
   for number, line in lines:
     if not line.strip():
       continue
-    if number == 1 and line.lstrip().startswith('['):  # one array, not one object a line
-      try:
-        examples = json.loads(line + ''.join(rest for _, rest in lines))
-      except ValueError as e:
-        raise errors.DataError(f'{path} is not readable JSON: {e}.') from e
+    if first and line.lstrip().startswith('['):  # one array, not one object a line
+      examples = _json(line + ''.join(rest for _, rest in lines), str(path))
       for i, example in enumerate(examples):
         yield text_of(example, field, f'{path}, element {i}')
       return
-    try:
-      example = json.loads(line)
-    except ValueError as e:
-      raise errors.DataError(f'{path}, line {number} is not readable JSON: {e}.') from e
-    yield text_of(example, field, f'{path}, line {number}')
-
-
-def _parquet(path: Path, field: str) -> Iterator[str]:
-  try:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-  except ModuleNotFoundError as e:
-    raise errors.DataError(f'Reading {path} needs pyarrow: pip install pyarrow.') from e
-  try:
-    with pq.ParquetFile(path) as file:
-      if field not in (columns := file.schema_arrow.names):
-        raise errors.DataError(f'{path}: {errors.unknown("column", field, columns)}')
-      row = 0
-      for batch in file.iter_batches(columns=[field], batch_size=1024):
-        for text in batch.column(0).to_pylist():
-          if text is not None:
-            yield text_of({field: text}, field, f'{path}, row {row}')
-          row += 1
-  except pa.ArrowInvalid as e:
-    raise errors.DataError(f'{path} is not a readable Parquet file: {e}.') from e
+    first = False
+    yield text_of(_json(line, f'{path}, line {number}'), field, f'{path}, line {number}')

@@ -86,6 +86,8 @@ class Batches:
   seed: int = 0
   mode: Packing = 'documents'
   fraction: float = 1.0
+  start: tuple[int, int] = dataclasses.field(default=(0, 0), kw_only=True)
+  """(step, rows read before it): a run that goes on with another batch size begins there, not at step * batch_size."""
 
   def __post_init__(self):
     _check(self.length, self.batch_size, self.mode)
@@ -134,8 +136,12 @@ class Batches:
   def row(self, number: int) -> Batch:
     return window(self.corpus, self.window_index(number), self.length, self.mode)
 
+  def rows_before(self, step: int) -> int:
+    """Returns how many rows have been read before a step."""
+    return self.start[1] + (int(step) - self.start[0]) * self.batch_size
+
   def _numbers(self, step: int, rows: slice | None) -> range:
-    first = int(step) * self.batch_size
+    first = self.rows_before(step)
     return range(first, first + self.batch_size)[rows or slice(None)]
 
   def window_indices(self, step: int, rows: slice | None = None) -> list[int]:
@@ -144,8 +150,8 @@ class Batches:
 
   def batch(self, step: int, rows: slice | None = None) -> Batch:
     """Returns batch `step`, or only some of its rows: what one process of several needs to read."""
-    if step < 0:
-      raise ValueError(f'{step=} must not be negative.')
+    if step < self.start[0]:
+      raise ValueError(f'{step=} must not be less than {self.start[0]}.')
     numbers = self._numbers(step, rows)
     if not numbers:
       raise ValueError(f'{rows=} selects none of {self.batch_size} rows.')

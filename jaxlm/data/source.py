@@ -64,12 +64,14 @@ def fingerprint(source: Iterable[str]) -> str:
 
 
 def text_of(example: Any, field: str, where: str) -> str:
-  """Returns the text in a field of an example. Raises DataError, opening with `where`, if there is none."""
-  if not isinstance(example, dict):
-    raise errors.DataError(f'{where}: expected an object with the field {field!r}, found {type(example).__name__}.')
-  if field not in example:
-    raise errors.DataError(f'{where}: {errors.unknown("field", field, map(str, example))}')
-  text = example[field]
+  """Returns the text in a field of an example, '' for null. `meta.text` is the field text in the field meta.
+
+  Raises:
+    DataError: there is none; it opens with `where`.
+  """
+  text = _inside(example, field, where)
+  if text is None:
+    return ''
   if not isinstance(text, str):
     raise errors.DataError(f'{where}: the field {field!r} is {type(text).__name__}, not text.')
   try:
@@ -77,3 +79,14 @@ def text_of(example: Any, field: str, where: str) -> str:
   except UnicodeEncodeError as e:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
     raise errors.DataError(f'{where}: the field {field!r} is not valid Unicode ({e.reason}).') from e
   return text
+
+
+def _inside(example: Any, field: str, where: str) -> Any:
+  if not isinstance(example, dict):
+    raise errors.DataError(f'{where}: expected an object with the field {field!r}, found {type(example).__name__}.')
+  if field in example:  # A field may have a dot in its name.
+    return example[field]
+  first, _, rest = field.partition('.')
+  if not rest or first not in example:
+    raise errors.DataError(f'{where}: {errors.unknown("field", field, map(str, example))}')
+  return None if example[first] is None else _inside(example[first], rest, where)

@@ -29,8 +29,8 @@ def documents(
 
   Args:
     spec: 'embedded' (text that ships with Python), a file (.txt .md .rst .jsonl .json .parquet, the first five also
-      .gz), a folder (its files, sorted), a pattern with *, 'tfds:NAME[:SPLIT]', or several of these with commas between.
-    field: where JSON, Parquet and TFDS examples keep their text.
+      .gz .bz2 .xz .zst), a folder (its files, sorted), a pattern with *, 'tfds:NAME[:SPLIT]', or several of these with commas between.
+    field: where JSON, Parquet and TFDS examples keep their text; meta.text is the field text in the field meta.
     data_dir: where TFDS preparations lie (default: TFDS's own).
     download: whether TFDS may download and prepare what is not there.
     document: about how many characters of a text file are one document; 0: the whole file.
@@ -38,7 +38,7 @@ def documents(
   Raises:
     DataError: something that the spec names does not exist or is of an unknown kind.
   """
-  names = [spec] if Path(spec).expanduser().exists() else [s.strip() for s in spec.split(',')]
+  names = [spec] if files.exists(spec) else [s.strip() for s in spec.split(',')]
   if not all(names):
     raise errors.DataError(f'The source {spec!r} names nothing{" between two commas" if len(names) > 1 else ""}.')
   parts = []

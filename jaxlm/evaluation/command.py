@@ -206,5 +206,7 @@ def run() -> None:
   config = tyro.cli(EvaluateConfig, prog='python -m jaxlm.analysis.evaluate')
   try:
     main(config)
+  except BrokenPipeError:  # Nothing is wrong where a reader has read enough.
+    raise
   except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')

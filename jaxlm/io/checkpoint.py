@@ -19,11 +19,13 @@ import orbax.checkpoint as ocp
 
 from jaxlm import config as configs
 from jaxlm.errors import CheckpointError
+from jaxlm.io import digest as digest_of_arrays
 from jaxlm.models import sharding, transformer
 
 preservation = ocp.checkpoint_managers
 
 NOTES = 'notes'
+_DIGEST = re.compile('(bool|u?int(8|16|32)|float(16|32)|bfloat16):[0-9a-f]{8}')
 
 # Orbax warns of what is as it should be: checkpoints without an evaluation, items without a folder of their own above.
 _NOISE = re.compile('did not provide metrics|Metadata file does not exist|Failed to get item metadata')
@@ -33,7 +35,9 @@ logging.getLogger('absl').addFilter(lambda record: not _NOISE.search(str(record.
 def steps(directory: str | Path) -> list[int]:
   """Returns the steps of the complete checkpoints in a `checkpoints` folder, oldest first."""
   folder = Path(directory)
-  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
+  if not folder.is_dir():
+    return []
+  return sorted(int(p.name) for p in folder.iterdir() if re.fullmatch('0|[1-9][0-9]*', p.name) and p.is_dir())
 
 
 class Checkpointer:
@@ -111,52 +115,104 @@ class _writing:
 def read(folder: str | Path, abstract: dict[str, Any]) -> dict[str, Any]:
   """Returns items of one checkpoint folder, each straight into the shardings of its abstract tree.
 
+  Where the notes hold the digests of an item, its arrays are compared with them: Orbax keeps no checksums.
+
   Raises:
-    CheckpointError: a missing item, a parameter of another shape (both are named), or files that cannot be read.
+    CheckpointError: a missing item, files that cannot be read, numbers that are not those that were saved, or a parameter
+      of another shape; both shapes are named.
   """
   out, folder = {}, Path(folder).absolute()
+  saved = read_notes(folder).get('digests', {})
   with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
     for name, tree in abstract.items():
       path = folder / name
       if not path.is_dir():
-        raise CheckpointError(f'{path} does not exist: {folder} is not a checkpoint of this kind.')
+        raise CheckpointError(f'{path} does not exist: {folder} is damaged, or not a checkpoint of this kind.')
       try:
         found = _shapes(reader.metadata(epath.Path(path)))
         if not found:  # Orbax only warns about a missing or broken manifest.
           raise ValueError('its manifest or metadata cannot be read')
         check_fits(found, tree, path)
-        out[name] = reader.restore(epath.Path(path), args=ocp.args.StandardRestore(tree))
+        known = saved.get(name, {})
+        stored = _with_saved_dtypes(tree, known)
+        out[name] = reader.restore(epath.Path(path), args=ocp.args.StandardRestore(stored))
       except CheckpointError:
         raise
       except Exception as e:  # Orbax and TensorStore raise a dozen kinds for damaged files.
         first = str(e).strip().split('\n')[0][:300]
         raise CheckpointError(f'{path} is damaged or was not written by Orbax: {first}') from e
+      if known:
+        _check_digests(out[name], known, path)
+        out[name] = _cast(out.pop(name), tree)
   return out
 
 
+def _with_saved_dtypes(tree: Any, known: dict[str, str]) -> Any:
+  """Returns an abstract tree with the dtypes that were saved, which digests are of, where they are known."""
+
+  def leaf(path, x):
+    digest = known.get(digest_of_arrays.name_of(path))
+    dtype = x.dtype if digest is None else digest_of_arrays.saved_dtype(digest)
+    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+
+  return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def _check_digests(tree: Any, known: dict[str, str], path: Path) -> None:
+  for name, digest in digest_of_arrays.digests(tree).items():
+    if known.get(name) != digest:
+      raise CheckpointError(
+        f'{path} is damaged: {name!r} has the digest {digest}, and it was saved with {known.get(name)}. Restore the '
+        'folder from a copy, or use an earlier checkpoint.'
+      )
+
+
+def _cast(tree: Any, wanted: Any) -> Any:
+  """Returns a tree in the dtypes of `wanted`; each array is dropped when its copy is made."""
+  leaves, structure = jax.tree.flatten(tree)
+  del tree
+  for i, x in enumerate(jax.tree.leaves(wanted)):
+    leaves[i] = leaves[i] if leaves[i].dtype == x.dtype else leaves[i].astype(x.dtype)
+  return jax.tree.unflatten(structure, leaves)
+
+
 def read_notes(folder: str | Path) -> dict[str, Any]:
-  """Returns the JSON notes of one checkpoint folder."""
+  """Returns the JSON notes of one checkpoint folder. Raises CheckpointError if they are not what a run writes."""
   path = Path(folder) / NOTES / 'metadata'
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as e:
+    notes = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError, RecursionError) as e:
     raise CheckpointError(f'{path} cannot be read: {e}') from e
+  if not isinstance(notes, dict):
+    raise CheckpointError(f'{path} holds {type(notes).__name__}, not the notes of a checkpoint.')
+  digests = notes.get('digests', {})
+  items = digests.values() if isinstance(digests, dict) else [None]
+  if not all(
+    isinstance(item, dict) and all(isinstance(x, str) and _DIGEST.fullmatch(x) for x in item.values()) for item in items
+  ):
+    raise CheckpointError(f'{path}: its "digests" are not those of a checkpoint.')
+  return notes
 
 
-def _names(path) -> str:
-  return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)
+def names(path: Path) -> list[str]:
+  """Returns the names of the arrays of one item, [] if it cannot be read."""
+  try:
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+      return list(_shapes(reader.metadata(epath.Path(Path(path).absolute()))))
+  except Exception:  # What is wrong with it is said where it is read.
+    return []
 
 
 def _shapes(metadata: Any) -> dict[str, tuple[int, ...]]:
   tree = getattr(metadata, 'item_metadata', metadata)
   tree = getattr(tree, 'tree', tree)
   leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, 'shape'))
-  return {_names(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, 'shape')}
+  return {digest_of_arrays.name_of(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, 'shape')}
 
 
 def check_fits(found: dict[str, tuple[int, ...]], tree: Any, where: str | Path) -> None:
   """Raises CheckpointError naming the first parameter that differs, with both shapes. `found`: shape by path."""
-  wanted = {_names(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+  wanted = {digest_of_arrays.name_of(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
   for name, shape in wanted.items():
     if name not in found:
       raise CheckpointError(f'{where} has no {name!r}, which the config wants with shape {shape}.')
@@ -171,14 +227,26 @@ def run_config(directory: str | Path) -> dict[str, Any]:
   """Returns the config.json of a run directory. Raises CheckpointError if it is not one."""
   path = Path(directory) / 'config.json'
   try:
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
     raise CheckpointError(f'{directory} is not a run directory: it has no config.json.') from None
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, RecursionError) as e:
     raise CheckpointError(f'{path} cannot be read: {e}') from e
   if not isinstance(found, dict) or 'model' not in found:
     raise CheckpointError(f'{path} is not the config of a run: it has no "model".')
+  for name, value in found.items():
+    if name in ('model', 'data', 'optimizer', 'run', 'eval', 'mesh') and not isinstance(value, dict):
+      raise CheckpointError(f'{path} is not the config of a run: its {name!r} is {value!r}, not an object.')
   return found
+
+
+def _other_steps(path: Path, others: list[int]) -> str:
+  if not others:
+    return 'There is no other checkpoint.'
+  return (
+    f'There are checkpoints of the steps {others} as well: from Python, jaxlm.io.checkpoint.load_run({str(path)!r}, step={others[-1]}); or '
+    'start the training command again, which goes on from the newest good one.'
+  )
 
 
 def load_run(
@@ -224,8 +292,13 @@ def load_run(
     return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=where)
 
   abstract = jax.tree_util.tree_map_with_path(placed, transformer.abstract_params(config))
-  item = 'ema' if (folder / 'ema').is_dir() else 'params'
-  params = read(folder, {item: abstract})[item]
+  try:
+    # An average that the notes know of and that is gone is an error, not a reason to load something else.
+    item = 'ema' if (folder / 'ema').is_dir() or 'ema' in read_notes(folder).get('digests', {}) else 'params'
+    params = read(folder, {item: abstract})[item]
+  except CheckpointError as e:
+    others = [n for n in found if str(n) != folder.name]
+    raise CheckpointError(f'{e} {_other_steps(path, others)}') from e
   tokenizer = None
   if (path / 'tokenizer').is_dir():
     if load_tokenizer is None:

@@ -2,12 +2,14 @@
 
 import functools
 
+from jaxlm import console
 from trainers import command_line, pretrain
 
 if __name__ == '__main__':
-  command_line.run(
-    functools.partial(pretrain.main, said=command_line.said('model')),
-    command_line.parse(
-      pretrain.PRESETS, 'embedded', prog='python -m trainers.pretrain', description=pretrain.__doc__.split('\n')[0]
-    ),
-  )
+  with console.command():
+    command_line.run(
+      functools.partial(pretrain.main, said=command_line.said('model')),
+      command_line.parse(
+        pretrain.PRESETS, 'embedded', prog='python -m trainers.pretrain', description=pretrain.__doc__.split('\n')[0]
+      ),
+    )

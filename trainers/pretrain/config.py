@@ -96,6 +96,12 @@ class EvalConfig:
   sample_tokens: int = 48
   """Tokens of each continuation (0: no samples)."""
 
+  def __post_init__(self):
+    if self.batches is not None and self.batches < 1:
+      raise ConfigError(f'eval.batches={self.batches} must be at least 1, or none for all.')
+    if self.sample_tokens < 0:
+      raise ConfigError(f'eval.sample_tokens={self.sample_tokens} must not be negative.')
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(TrainConfig):

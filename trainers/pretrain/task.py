@@ -18,11 +18,14 @@ from jaxlm.config import SIGNAL_IDS
 from jaxlm.data import corpus, directions, packing, sources, tokenizers
 from jaxlm.data.replaced import replace_tokens
 from jaxlm.errors import DataError
+from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import init_params
+from trainers import place_in_data, suggestion
 from trainers.config import ConfigError
 from trainers.loop import Batch, Task
 from trainers.metrics import plot_sinks
 from trainers.next_token import next_token_loss as next_token_loss
+from trainers.side import left_out
 
 DIRECTIONS = ('forward', 'reverse')
 # The attention-sink paper's metric is defined on sequences of this length; it falls as they grow.
@@ -76,6 +79,7 @@ class LanguageModeling(Task):
   """
 
   trainer = 'pretrain'
+  kept = ('data.tokenizer', 'data.vocab_size')
 
   def __init__(self, config: Any, tokenizer: Any, params: Any = None):
     self.config, self.tokenizer, self._given = config, tokenizer, params
@@ -115,6 +119,15 @@ class LanguageModeling(Task):
       f'Data: {len(b.corpus):,} training tokens in {b.corpus.num_documents:,} documents, {b.steps_per_epoch:.1f} steps '
       f'per epoch; {len(held_out):,} held-out tokens; vocabulary {len(self._bytes_V):,}{few}'
     )
+
+  def data_notes(self, step: int) -> dict[str, Any]:
+    rows = {'rows': self.batches.rows_before(step), 'length': self.config.data.length}
+    return {**rows, 'texts': place_in_data.describe(self.batches, self.held_out)}
+
+  def resume(self, step: int, notes: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    texts = place_in_data.describe(self.batches, self.held_out)
+    self.batches = place_in_data.resumed(self.batches, step, notes, before)
+    return place_in_data.changes(notes, texts)
 
   def init_params(self, key: jax.Array) -> Any:
     return init_params(self.config.model, key)
@@ -197,12 +210,16 @@ class LanguageModeling(Task):
     scratch.rename(final)  # There in full or not at all, whenever the process is killed.
 
   def finish(self, directory: Path, say: Callable[[str], None]) -> None:
-    plot_sinks(directory)
+    with left_out('The plot of sinks', say):
+      plot_sinks(directory)
     prompts = list(self.config.eval.prompts)
     if prompts and self.config.eval.sample_tokens and jax.process_count() == 1:
-      say('\n\n'.join(self.sample(directory, prompts)))
+      with left_out('The samples', say):
+        say('\n\n'.join(self.sample(directory, prompts)))
     say(f'Checkpoints, metrics.jsonl, loss.png and TensorBoard events: {directory}')
-    say(f'Generate from it: python -m decoders.generate {directory} --prompt "{prompts[0] if prompts else "Once"}"')
+    with left_out('The next command', say):
+      lm = LanguageModel(self.config.model, None, self.tokenizer)
+      say(f'Generate from it: {suggestion.generate_command(directory, lm, prompts)}')
 
   def sample(self, directory: Path, prompts: list[str]) -> list[str]:
     """Returns prompts and what the saved run adds to them, so that what is shown is what a user would load.
@@ -212,7 +229,6 @@ class LanguageModeling(Task):
     import decoders
     from decoders.prompts import encode
     from jaxlm.io import checkpoint
-    from jaxlm.language_model import LanguageModel
 
     lm = LanguageModel(*checkpoint.load_run(directory))
     sampling = decoders.Sampling(temperature=0.8, top_k=40)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -172,7 +173,7 @@ def score(config: ScoreConfig) -> Path:
   print(
     f'{len(scores):,} of {scores.documents:,} documents scored, {scores.tokens.sum():,} tokens: mean forward loss '
     f'{scores.loss_forward.mean():.4f}, reverse {scores.loss_reverse.mean():.4f}, S {scores.S.mean():+.4f} '
-    f'(std {scores.S.std():.4f}). Written to {out}\nLook at it: python -m jaxlm.analysis.direction report {out}'
+    f'(std {scores.S.std():.4f}). Written to {out}\nLook at it: python -m jaxlm.analysis.direction report {shlex.quote(str(out))}'
   )
   return out
 
@@ -212,7 +213,7 @@ def select(config: SelectConfig) -> dict[str, Any]:
   print(
     f'{config.rule}: {kept["documents"]:,} of {of["documents"]:,} documents, {kept["tokens"]:,} of {of["tokens"]:,} tokens '
     f'({kept["tokens"] / of["tokens"]:.1%}); mean S {kept["S_mean"]:+.4f}, of the pool {of["S_mean"]:+.4f}.\n'
-    f'Written to {out}, {told}\nTrain on it: python -m trainers.pretrain --data.source {out}'
+    f'Written to {out}, {told}\nTrain on it: python -m trainers.pretrain --data.source {shlex.quote(str(out))}'
   )
   return manifest
 
@@ -313,5 +314,7 @@ def run() -> None:
   config = parse()
   try:
     {ScoreConfig: score, SelectConfig: select, ReportConfig: report}[type(config)](config)
+  except BrokenPipeError:  # Nothing is wrong where a reader has read enough.
+    raise
   except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')

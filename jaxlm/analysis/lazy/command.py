@@ -181,5 +181,7 @@ def run() -> None:
   config = tyro.cli(LazinessConfig, prog='python -m jaxlm.analysis.laziness')
   try:
     main(config)
+  except BrokenPipeError:  # Nothing is wrong where a reader has read enough.
+    raise
   except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')

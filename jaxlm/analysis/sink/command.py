@@ -103,5 +103,7 @@ def run() -> None:
   config = tyro.cli(SinksConfig, prog='python -m jaxlm.analysis.sinks')
   try:
     main(config)
+  except BrokenPipeError:  # Nothing is wrong where a reader has read enough.
+    raise
   except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')

@@ -1,0 +1,57 @@
+"""Text out of a column of a Parquet file, or out of a field inside one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxlm import errors
+from jaxlm.data.source import text_of
+
+
+def texts(path: Path, field: str) -> Iterator[str]:
+  """Yields the text of each row, '' for null. Raises DataError naming the file, and the row where one is at fault."""
+  try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+  except ModuleNotFoundError as e:
+    raise errors.DataError(f'Reading {path} needs pyarrow: pip install pyarrow.') from e
+  row = 0
+  try:
+    with pq.ParquetFile(path) as file:
+      column = _column(path, field, file.schema_arrow.names)
+      for batch in file.iter_batches(columns=[field], batch_size=1024):
+        # By name: pyarrow also returns columns such as text.lang to who asks for text.
+        for value in _values(batch.column(batch.schema.names.index(column)), path, row):
+          yield text_of({column: value}, field, f'{path}, row {row}')
+          row += 1
+  except (pa.ArrowException, OSError) as e:
+    after = f' (after row {row - 1})' if row else ''
+    raise errors.DataError(f'{path} is not a readable Parquet file{after}: {e}.') from e
+
+
+def _column(path: Path, field: str, columns: list[str]) -> str:
+  """Returns the column that a field such as meta.text is in: one of that name, or else one whose name it begins with."""
+  parts = field.split('.')
+  column = next((name for n in range(len(parts), 0, -1) if (name := '.'.join(parts[:n])) in columns), None)
+  if column is None:
+    raise errors.DataError(f'{path}: {errors.unknown("column", field, columns)}')
+  if columns.count(column) > 1:
+    raise errors.DataError(f'{path} has {columns.count(column)} columns of the name {column!r}.')
+  return column
+
+
+def _values(array, path: Path, row: int) -> list[object]:
+  try:
+    return array.to_pylist()
+  except UnicodeDecodeError as e:
+    good = 0
+    while _decodes(array[good]):
+      good += 1
+    raise errors.DataError(f'{path}, row {row + good}: the text is not UTF-8 ({e.reason} at byte {e.start}).') from e
+
+
+def _decodes(value) -> bool:
+  try:
+    value.as_py()
+  except UnicodeDecodeError:
+    return False
+  return True

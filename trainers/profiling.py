@@ -1,0 +1,45 @@
+"""How long the steps of a run take, and a profiler's trace of some of them."""
+
+import dataclasses
+from pathlib import Path
+import time
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass
+class Clock:
+  """Seconds of this process's training, and the rate since the last call; evaluation and saving are left out."""
+
+  seconds: float = 0.0
+  _last: float = dataclasses.field(default_factory=time.monotonic)
+
+  def rate(self, tokens: float) -> float:
+    passed, self._last = time.monotonic() - self._last, time.monotonic()
+    self.seconds += passed
+    return tokens / max(passed, 1e-9)
+
+  def restart(self) -> None:
+    self._last = time.monotonic()
+
+
+class Trace:
+  """A jax.profiler trace of `steps` steps from `start` on; the first ones compile and would hide the rest."""
+
+  def __init__(self, directory: Path, start: int, steps: int):
+    self.directory, self.start, self.end, self.on = directory, start, start + steps, False
+
+  def at(self, step: float, done: Any) -> None:
+    """Begins or ends the trace before `step`, once the array `done` of the step before is computed."""
+    if not self.on and self.start <= step < self.end:
+      jax.block_until_ready(done)
+      options = jax.profiler.ProfileOptions()
+      # The Python tracer crashes jax 0.7 when a save's threads run beside it; XLA's events are what matters.
+      options.python_tracer_level = 0
+      jax.profiler.start_trace(str(self.directory), profiler_options=options)
+      self.on = True
+    elif self.on and step >= self.end:
+      self.on = False
+      jax.block_until_ready(done)
+      jax.profiler.stop_trace()
