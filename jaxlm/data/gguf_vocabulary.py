@@ -78,7 +78,7 @@ def byte_level_bpe(
   tokens = {id: token for token, id in vocabulary.items()}
   processor = None
   bos = settings.get('bos_token_id')
-  if settings.get('add_bos_token') and bos is not None:
+  if settings.get('add_bos_token') and isinstance(bos, int) and bos in tokens:
     single = [{'SpecialToken': {'id': tokens[bos], 'type_id': 0}}, {'Sequence': {'id': 'A', 'type_id': 0}}]
     pair = [*single, {'Sequence': {'id': 'B', 'type_id': 1}}]
     special = {tokens[bos]: {'id': tokens[bos], 'ids': [bos], 'tokens': [tokens[bos]]}}

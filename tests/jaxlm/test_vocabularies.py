@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from jaxlm.data import fetch, gguf_vocabulary, tokenizer_files
+from jaxlm.data import fetch, gguf_vocabulary, piece_bytes
 from jaxlm.data import tokenizers as T
 from tests.tokenizers_made import CHATML, TEXTS
 
@@ -83,7 +83,7 @@ def test_text_is_cut_as_the_tag_says(tag, text, parts):
       arguments['behavior'] = 'isolated'
     steps.append(getattr(pre_tokenizers, step['type'])(**arguments))
   cut = pre_tokenizers.Sequence(steps).pre_tokenize_str(text)
-  assert [tokenizer_files.byte_level(piece).decode() for piece, _ in cut] == parts
+  assert [piece_bytes.byte_level(piece).decode() for piece, _ in cut] == parts
 
 
 # ---- the real vocabulary ----
