@@ -1,8 +1,9 @@
 """What all tokenizers share: decoding through a table from ids to bytes, special tokens in text, and chat."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import functools
 import re
+from typing import Any
 
 from jaxlm.data import chat as chat_lib
 
@@ -20,6 +21,8 @@ class ByteTable:
   chat_template: str | None = None
   strips_first_space: bool = False
   """SentencePiece puts a space before a text; decoding takes it away again."""
+  _other_roles: Mapping[str, str] = {}
+  """Special tokens besides BOS, EOS and padding, by name: {'unk_token': '<unk>'}."""
   _bytes: list[bytes]
   _special: dict[str, int]
   """Strings that `special=True` reads as one id."""
@@ -78,11 +81,18 @@ class ByteTable:
       raise ValueError(f'{name}=True, but this tokenizer has no {name} token.')
     return [id]
 
-  def chat(self, messages: list[dict] | str, *, add_generation_prompt: bool = True) -> list[int]:
+  def chat(self, messages: list[dict] | str, *, add_generation_prompt: bool = True, **variables: Any) -> list[int]:
     # As in transformers, the template's own markers are parsed, and so are markers that a message smuggles in.
-    names = {f'{n}_token': self.token_text(getattr(self, f'{n}_id')) for n in ('bos', 'eos', 'pad')}
-    text = chat_lib.render(self.chat_template, messages, add_generation_prompt=add_generation_prompt, **names)
+    names = {f'{n}_token': self.token_text(getattr(self, f'{n}_id')) for n in ('bos', 'eos')}
+    given = {**names, **self.role_texts, **variables}
+    text = chat_lib.render(self.chat_template, messages, add_generation_prompt=add_generation_prompt, **given)
     return self.encode(text, special=True)
+
+  @property
+  def role_texts(self) -> dict[str, str]:
+    """Special tokens by name, as chat templates may use them: {'bos_token': '<s>', ...}."""
+    ids = {name: getattr(self, f'{name}_id') for name in ('bos', 'eos', 'pad')}
+    return self._other_roles | {f'{name}_token': self.token_text(id) for name, id in ids.items() if id is not None}
 
   def token_text(self, id: int | None) -> str:
     """Returns the string of a token, special or not ('' for None)."""

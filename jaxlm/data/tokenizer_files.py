@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 import warnings
 
-from jaxlm.data.added_tokens import text_of
+from jaxlm.data.added_tokens import ROLES, text_of
 
 _NUMBERS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 _MODEL_FIELDS = (*_NUMBERS, 'model_type', 'tokenizer_class')
@@ -95,6 +95,10 @@ def set_specials(
     raise refuse(settings, 'add_bos_token', 'true or false')
   tokenizer.adds_bos = adds_bos and tokenizer.bos_id is not None
   tokenizer.chat_template = _chat_template(settings)
+  others = {f'{role}_token': _text(settings, f'{role}_token') for role in ROLES if role not in ('bos', 'eos', 'pad')}
+  tokenizer._other_roles = {
+    name: text for name, text in others.items() if text and tokenizer.token_id(text) is not None
+  }
 
 
 def _text(settings: Mapping[str, Any], name: str) -> str | None:
@@ -119,6 +123,7 @@ def _chat_template(settings: Mapping[str, Any]) -> str | None:
 
 def settings_of(tokenizer: Any) -> dict[str, Any]:
   settings: dict[str, Any] = {'add_bos_token': tokenizer.adds_bos, 'stop_token_ids': list(tokenizer.stop_ids)}
+  settings |= tokenizer._other_roles
   for name in ('bos', 'eos', 'pad'):
     if (id := getattr(tokenizer, f'{name}_id')) is not None:
       # Named by its text, a token would become special where it was an ordinary one.

@@ -36,8 +36,11 @@ class Tokenizer(Protocol):
   def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
     """Returns the text of ids; ids outside the vocabulary have none."""
 
-  def chat(self, messages: list[dict] | str, *, add_generation_prompt: bool = True) -> list[int]:
-    """Returns the ids of a conversation in the model's own format. Raises ValueError when it has none."""
+  def chat(self, messages: list[dict] | str, *, add_generation_prompt: bool = True, **variables: Any) -> list[int]:
+    """Returns the ids of a conversation in the model's own format. Raises ValueError when it has none.
+
+    `variables` reach the template: tools=[...], documents=[...], enable_thinking=False, ...
+    """
 
   def save(self, directory: str | Path) -> None:
     """Writes files from which `from_directory` makes an equal tokenizer."""
