@@ -76,13 +76,13 @@ def _load_directory(place: Path, dtype: str, mesh) -> tuple[ModelConfig, Any, An
   from jaxlm.io import huggingface
 
   config = place / huggingface.CONFIG
-  if (place / 'checkpoints').is_dir() or (config.is_file() and 'model' in huggingface.read_json(config)):
+  files = sorted(p for p in place.iterdir() if p.is_file())
+  if _is_run(place, files):
     from jaxlm.io import checkpoint
 
     return checkpoint.load_run(place, dtype=dtype, mesh=mesh)
   if config.is_file():
     return huggingface.load(place, dtype, mesh)
-  files = sorted(p for p in place.iterdir() if p.is_file())
   if len(found := [p for p in files if p.suffix == '.gguf']) == 1:
     return _load_file(found[0], dtype, mesh)
   if found:
@@ -92,6 +92,17 @@ def _load_directory(place: Path, dtype: str, mesh) -> tuple[ModelConfig, Any, An
   if pickled := [p for p in files if p.suffix in huggingface.PICKLES]:
     raise huggingface.refuse_pickle(pickled[0])
   raise CheckpointError(f'{place} is not a model. Expected {KINDS}.')
+
+
+def _is_run(place: Path, files: list[Path]) -> bool:
+  """Returns whether a directory is a run of ours. Others have folders named checkpoints, and fields named model."""
+  from jaxlm.io import huggingface
+
+  config = place / huggingface.CONFIG
+  if not config.is_file():
+    return (place / 'checkpoints').is_dir() and not any(p.suffix in ('.gguf', '.safetensors') for p in files)
+  fields = huggingface.read_json(config)
+  return 'model_type' not in fields and isinstance(fields.get('model'), dict)
 
 
 def _load_file(place: Path, dtype: str, mesh) -> tuple[ModelConfig, Any, Any]:
@@ -138,7 +149,10 @@ def _from_hub(name: str) -> Path:
   try:
     return Path(
       huggingface_hub.snapshot_download(
-        name, allow_patterns=['*.json', '*.safetensors', '*.model', '*.jinja', 'merges.txt']
+        name,
+        allow_patterns=['*.json', '*.safetensors', '*.model', '*.jinja', 'merges.txt'],
+        # Folders hold other forms of the weights, and consolidated.safetensors is a second copy of them.
+        ignore_patterns=['*/*', 'consolidated*.safetensors'],
       )
     )
   except Exception as e:  # the client's own, its HTTP library's and the system's

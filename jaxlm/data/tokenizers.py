@@ -4,7 +4,8 @@ A tokenizer maps each id to bytes; the text of ids is those bytes joined and rea
 U+FFFD. So text can be streamed token by token and adds up to exactly what `decode` of all ids says.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -113,13 +114,16 @@ class HuggingFaceTokenizer(ByteTable):
     return super().token_id(text) if found is None else found
 
   def _encode_plain(self, text: str) -> list[int]:
-    return self._plain.encode(text, add_special_tokens=False).ids
+    with _rules_that_end():
+      return self._plain.encode(text, add_special_tokens=False).ids
 
   def _encode_special(self, text: str) -> list[int]:
-    return self._parsing.encode(text, add_special_tokens=False).ids
+    with _rules_that_end():
+      return self._parsing.encode(text, add_special_tokens=False).ids
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+    with _rules_that_end():
+      return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
   def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
     if self._joins_bytes:
@@ -136,6 +140,17 @@ class HuggingFaceTokenizer(ByteTable):
       **tokenizer_files.settings_of(self),
     }
     tokenizer_files.write_json(directory / 'tokenizer_config.json', settings)
+
+
+@contextlib.contextmanager
+def _rules_that_end() -> Iterator[None]:
+  """A regular expression of a tokenizer.json that takes for ever is a panic of the tokenizers package."""
+  try:
+    yield
+  except BaseException as e:
+    if type(e).__name__ != 'PanicException':
+      raise
+    raise ValueError(f'This tokenizer.json has a rule for cutting text that fails on this text: {e}.') from e
 
 
 # ---- making tokenizers ----
