@@ -13,6 +13,8 @@ is special: a special token is parsed only where the caller asks for it, so a us
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jaxlm import errors
+
 ROLES = ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')
 _FLAGS = {'special': False, 'lstrip': False, 'rstrip': False, 'single_word': False, 'normalized': True}
 
@@ -21,7 +23,7 @@ def text_of(value: Any) -> str | None:
   """Returns the text of a token, which files give as a string or as an object. Raises ValueError for anything else."""
   text = value.get('content') if isinstance(value, Mapping) else value
   if text is not None and not isinstance(text, str):
-    raise ValueError(f'a token is {value!r}; expected a string, or an object with "content"')
+    raise ValueError(f'a token is {errors.shown(value)}; expected a string, or an object with "content"')
   return text
 
 
@@ -31,7 +33,7 @@ def _token(value: Any, **flags: bool) -> Any:
 
   text = text_of(value)
   if text is None:
-    raise ValueError(f'a token is {value!r}; expected a string, or an object with "content"')
+    raise ValueError(f'a token is {errors.shown(value)}; expected a string, or an object with "content"')
   if isinstance(value, Mapping):
     flags = {name: value.get(name, flags.get(name, default)) for name, default in _FLAGS.items()}
   if wrong := [name for name, flag in flags.items() if not isinstance(flag, bool)]:
@@ -59,7 +61,7 @@ def by_role(settings: Mapping[str, Any]) -> dict[str, Any]:
   for name in ('additional_special_tokens', 'extra_special_tokens'):
     values = settings.get(name) or []
     if not isinstance(values, list | dict):
-      raise ValueError(f'{name} is {values!r}; expected a list of tokens')
+      raise ValueError(f'{name} is {errors.shown(values)}; expected a list of tokens')
     for value in values.values() if isinstance(values, dict) else values:
       token = _token(value, **flags)
       found.setdefault(token.content, token)
@@ -74,11 +76,11 @@ def declared(settings: Mapping[str, Any]) -> dict[int, Any]:
   entries: Iterator[tuple[Any, Any]]
   if decoder is not None:
     if not isinstance(decoder, Mapping):
-      raise ValueError(f'added_tokens_decoder is {decoder!r}; expected an object from ids to tokens')
+      raise ValueError(f'added_tokens_decoder is {errors.shown(decoder)}; expected an object from ids to tokens')
     entries = ((id, _token(value)) for id, value in decoder.items())
   elif plain is not None:
     if not isinstance(plain, Mapping):
-      raise ValueError(f'added_tokens.json holds {plain!r}; expected an object from tokens to ids')
+      raise ValueError(f'added_tokens.json holds {errors.shown(plain)}; expected an object from tokens to ids')
     special = {token.content for token in by_role(settings).values()}
     entries = (
       (id, _token(text, special=text in special, normalized=text not in special)) for text, id in plain.items()
@@ -88,7 +90,9 @@ def declared(settings: Mapping[str, Any]) -> dict[int, Any]:
   tokens: dict[int, Any] = {}
   for id, token in entries:
     if isinstance(id, bool) or not str(id).isascii() or not str(id).isdigit():
-      raise ValueError(f'the added token {token.content!r} has the id {id!r}; expected a whole number from 0')
+      raise ValueError(
+        f'the added token {token.content!r} has the id {errors.shown(id)}; expected a whole number from 0'
+      )
     tokens[int(id)] = token
   return dict(sorted(tokens.items()))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 import warnings
 
+from jaxlm import errors
 from jaxlm.data.added_tokens import ROLES, text_of
 
 _NUMBERS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
@@ -28,7 +29,7 @@ class Settings(dict):
 def refuse(settings: Mapping[str, Any], name: str, expected: str) -> SettingsError:
   """Returns the error for a field that is not what it should be."""
   source = getattr(settings, 'sources', {}).get(name, "the tokenizer's settings")
-  return SettingsError(f'{source}: {name}={settings.get(name)!r} cannot be used: expected {expected}.')
+  return SettingsError(f'{source}: {name}={errors.shown(settings.get(name), 200)} cannot be used: expected {expected}.')
 
 
 @contextlib.contextmanager

@@ -77,9 +77,7 @@ class Fields:
     return self.whole('sliding_window', 0)
 
   def refuse(self, name: str, value: Any, why: str) -> errors.CheckpointError:
-    shown = repr(value)
-    shown = shown if len(shown) < 200 else f'{shown[:200]}...'
-    return errors.CheckpointError(f'{self.source}: {name}={shown} is not supported: {why}.')
+    return errors.CheckpointError(f'{self.source}: {name}={errors.shown(value, 200)} is not supported: {why}.')
 
   def only(self, name: str, supported: Any, why: str) -> None:
     """Raises unless a field is absent or has the one value that we compute."""

@@ -32,7 +32,7 @@ _OWN = ('direction', 'direction_signal')
 _SECOND_COPY = 'consolidated'  # the same weights under Mistral's own names
 
 
-def load(directory: Path, dtype: str, mesh: Any = None) -> tuple[ModelConfig, Any, Any]:
+def load(directory: Path, dtype: str, mesh: Any = None, tokenizer: Any = 'from files') -> tuple[ModelConfig, Any, Any]:
   """Returns (config, params, tokenizer or None). Raises CheckpointError for what cannot be read or does not fit."""
   from jaxlm.data import tokenizers
 
@@ -43,13 +43,7 @@ def load(directory: Path, dtype: str, mesh: Any = None) -> tuple[ModelConfig, An
     config = config.replace(**{name: fields.get(name, getattr(config, name)) for name in _OWN})
   except ValueError as e:
     raise CheckpointError(f'{fields.source}: {e}') from e
-  try:
-    tokenizer = tokenizers.from_directory(directory)
-  except CheckpointError:
-    raise
-  except ValueError as e:
-    raise CheckpointError(str(e)) from e
-  weights.check_tokenizer(tokenizer, config, directory)
+  tokenizer = weights.own_tokenizer(lambda: tokenizers.from_directory(directory), tokenizer, config, directory)
   config, tensors = _our_names(family, config, find_tensors(directory))
   params = weights.load(config, family.entries(config), tensors, dtype, mesh)
   return config.replace(dtype=dtype), params, tokenizer

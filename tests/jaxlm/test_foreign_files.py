@@ -227,3 +227,31 @@ def test_nothing_is_said_of_a_good_model(model):
   with warnings.catch_warnings():
     warnings.simplefilter('error')
     jaxlm.load(model, 'float32')
+
+
+@pytest.mark.parametrize('arch', ['llama', 'qwen2', 'qwen3'])
+def test_every_field_of_a_gguf_header_is_checked_before_it_is_used(tmp_path, arch):
+  from jaxlm.io import gguf, gguf_header
+  from tests.jaxlm.test_gguf import write
+
+  config = CONFIG.replace(qkv_bias=arch == 'qwen2', qk_norm=arch == 'qwen3')
+  params = jax.tree.map(lambda x: np.full(x.shape, 0.5, 'float32'), abstract_params(config))
+  metadata, tensors = gguf_header.read_header(write(tmp_path / 'a.gguf', jaxlm.LanguageModel(config, params), arch))
+  names = [f'{arch}.{name}' for name in ('expert_count', 'attention.sliding_window', 'rope.scaling.type')]
+  names += [f'{arch}.rope.{name}' for name in ('scaling.factor', 'freq_base', 'scale_linear', 'dimension_count')]
+  names += [name for name in metadata if name.startswith(('general.arch', arch))] + ['split.count']
+  yarn = {f'{arch}.rope.scaling.type': 'yarn', f'{arch}.rope.scaling.factor': 2.0}
+  names += [f'{arch}.rope.scaling.{name}' for name in ('original_context_length', 'yarn_beta_fast', 'attn_factor')]
+  refused = 0
+  for name in dict.fromkeys(names):
+    for value in BAD:
+      given = metadata | (yarn if 'scaling' in name else {}) | {name: value}
+      try:
+        config = Fields(given, 'a.gguf').config(lambda fields: gguf.read_config(fields, tensors))
+      except CheckpointError as e:
+        refused += 1
+        assert 'a.gguf' in str(e) and len(str(e)) < 600
+        continue
+      assert config.num_layers <= 10_000 and max(config.mlp_dim, config.max_length) <= 10**8
+      assert np.isfinite([config.norm_eps, config.rope.theta, config.rope.factor]).all()
+  assert refused > 9 * len(names)
