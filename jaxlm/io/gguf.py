@@ -19,6 +19,7 @@ from jaxlm.io import weights
 from jaxlm.io.families import parameter_paths
 from jaxlm.io.fields import MOST_LAYERS, Fields
 from jaxlm.io.gguf_header import Tensor, read_header
+from jaxlm.io.rope_fields import stretched_length
 from jaxlm.io.weights import Entry
 
 ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
@@ -90,6 +91,7 @@ def read_config(f: Fields, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
   if 'token_embd.weight' not in tensors:
     raise CheckpointError(f"{f.source}: parameter embed/embedding is missing: there is no tensor 'token_embd.weight'.")
   max_length, window = f.whole(f'{arch}.context_length'), f.whole(f'{arch}.attention.sliding_window', 0, least=0)
+  rope = _read_rope(f, arch, head_dim, max_length, tensors.get(_ROPE_DIVISORS))
   return dict(
     vocab_size=tensors['token_embd.weight'].shape[0],
     num_layers=f.whole(f'{arch}.block_count', most=MOST_LAYERS),
@@ -98,9 +100,9 @@ def read_config(f: Fields, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     num_kv_heads=f.whole(f'{arch}.attention.head_count_kv', heads),
     head_dim=head_dim,
     mlp_dim=f.whole(f'{arch}.feed_forward_length'),
-    max_length=max_length,
+    max_length=stretched_length(rope, max_length),
     norm_eps=_decimal(f.number(f'{arch}.attention.layer_norm_rms_epsilon')),
-    rope=_read_rope(f, arch, head_dim, max_length, tensors.get(_ROPE_DIVISORS)),
+    rope=rope,
     qk_norm=arch == 'qwen3',
     qkv_bias='blk.0.attn_q.bias' in tensors,
     out_bias='blk.0.attn_output.bias' in tensors,

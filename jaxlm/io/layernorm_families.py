@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxlm.config import ModelConfig
 from jaxlm.io.fields import MOST_LAYERS, Fields, activation_name
-from jaxlm.io.rope_fields import read_rope, write_rope
+from jaxlm.io.rope_fields import read_length, read_rope, write_length, write_rope
 
 
 def read_opt(f: Fields) -> dict[str, Any]:
@@ -87,6 +87,7 @@ def write_gpt2(c: ModelConfig) -> dict[str, Any]:
 
 def read_neox(f: Fields) -> dict[str, Any]:
   max_length, bias = f.whole('max_position_embeddings'), f.flag('attention_bias', True)
+  rope = read_rope(f, max_length, fraction=0.25)
   return dict(
     vocab_size=f.whole('vocab_size'),
     num_layers=f.whole('num_hidden_layers', most=MOST_LAYERS),
@@ -95,13 +96,13 @@ def read_neox(f: Fields) -> dict[str, Any]:
     num_kv_heads=f.whole('num_attention_heads'),
     head_dim=f.head_dim('hidden_size', 'num_attention_heads'),
     mlp_dim=f.whole('intermediate_size'),
-    max_length=max_length,
+    max_length=read_length(f, rope, max_length),
     norm='layernorm',
     norm_eps=f.number('layer_norm_eps', 1e-5),
     activation=f.activation('hidden_act', 'gelu'),
     gated_mlp=False,
     parallel_residual=f.flag('use_parallel_residual', True),
-    rope=read_rope(f, max_length, fraction=0.25),
+    rope=rope,
     tied_embeddings=f.flag('tie_word_embeddings', False),
     **dict(qkv_bias=bias, out_bias=bias, mlp_bias=True),
   )
@@ -114,7 +115,7 @@ def write_neox(c: ModelConfig) -> dict[str, Any]:
     hidden_size=c.model_dim,
     num_attention_heads=c.num_heads,
     intermediate_size=c.mlp_dim,
-    max_position_embeddings=c.max_length,
+    **write_length(c),
     layer_norm_eps=c.norm_eps,
     hidden_act=activation_name(c),
     use_parallel_residual=c.parallel_residual,

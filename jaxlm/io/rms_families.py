@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxlm.config import ModelConfig
 from jaxlm.io.fields import MOST_LAYERS, Fields, activation_name
-from jaxlm.io.rope_fields import read_rope, write_rope
+from jaxlm.io.rope_fields import read_length, read_rope, write_length, write_rope
 
 
 def llama_table() -> dict[str, tuple]:
@@ -33,6 +33,7 @@ def _read_rms(f: Fields, head_dim: int | None = None) -> dict[str, Any]:
   """What the four families share. `head_dim`: a family's own, where the field is absent."""
   heads, max_length = f.whole('num_attention_heads'), f.whole('max_position_embeddings')
   head_dim = f.whole('head_dim', head_dim) or f.head_dim('hidden_size', 'num_attention_heads')
+  rope = read_rope(f, max_length)
   return dict(
     vocab_size=f.whole('vocab_size'),
     num_layers=f.whole('num_hidden_layers', most=MOST_LAYERS),
@@ -41,12 +42,12 @@ def _read_rms(f: Fields, head_dim: int | None = None) -> dict[str, Any]:
     num_kv_heads=f.whole('num_key_value_heads', heads),
     head_dim=head_dim,
     mlp_dim=f.whole('intermediate_size'),
-    max_length=max_length,
+    max_length=read_length(f, rope, max_length),
     norm='rmsnorm',
     norm_eps=f.number('rms_norm_eps', 1e-6),
     activation=f.activation('hidden_act', 'silu'),
     gated_mlp=True,
-    rope=read_rope(f, max_length),
+    rope=rope,
     tied_embeddings=f.flag('tie_word_embeddings', False),
   )
 
@@ -60,7 +61,7 @@ def _write_rms(c: ModelConfig) -> dict[str, Any]:
     num_key_value_heads=c.num_kv_heads,
     head_dim=c.head_dim,
     intermediate_size=c.mlp_dim,
-    max_position_embeddings=c.max_length,
+    **write_length(c),
     rms_norm_eps=c.norm_eps,
     hidden_act=activation_name(c),
     tie_word_embeddings=c.tied_embeddings,

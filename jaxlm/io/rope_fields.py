@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from jaxlm.config import ModelConfig, RopeConfig
-from jaxlm.io.fields import Fields
+from jaxlm.io.fields import LARGEST, Fields
 
 _USED = {  # which fields of RopeConfig a scaling reads, besides theta and fraction
   'none': (),
@@ -18,6 +18,8 @@ _USED = {  # which fields of RopeConfig a scaling reads, besides theta and fract
   'llama3': ('factor', 'original_length', 'low_freq_factor', 'high_freq_factor'),
   'yarn': ('factor', 'original_length', 'beta_fast', 'beta_slow', 'attention_factor', 'truncate'),
 }
+
+_OWN_LENGTH = 'context_length'  # written where nothing else says it; transformers keeps the field and takes no notice
 
 
 def read_rope(f: Fields, max_length: int, fraction: float | None = None) -> RopeConfig:
@@ -56,8 +58,10 @@ def read_rope(f: Fields, max_length: int, fraction: float | None = None) -> Rope
   if factor is not None:
     factor = f.checked_number(f'{where}["factor"]', factor, most=1e6)
   values['factor'] = factor = max_length / original if factor is None else factor
-  if scaling in ('llama3', 'yarn'):  # transformers reads `dynamic` from max_position_embeddings alone
-    values['original_length'] = int(original)
+  if scaling == 'dynamic':  # transformers reads it from max_position_embeddings alone
+    original = max_length
+  if scaling != 'linear':
+    values['original_length'] = original
   for name in ('low_freq_factor', 'high_freq_factor', 'beta_fast', 'beta_slow', 'attention_factor'):
     if name in _USED[scaling] and rope.get(name) is not None:
       values[name] = f.checked_number(f'{where}["{name}"]', rope[name])
@@ -68,6 +72,31 @@ def read_rope(f: Fields, max_length: int, fraction: float | None = None) -> Rope
     if rope.get('attention_factor') is None and scale and all_dims and factor > 1:
       values['attention_factor'] = (0.1 * scale * math.log(factor) + 1) / (0.1 * all_dims * math.log(factor) + 1)
   return RopeConfig(**values)
+
+
+def stretched_length(rope: RopeConfig, length: int) -> int:
+  """Returns the tokens that a model reads, given the length that its file says.
+
+  Many files leave the length at which the model was trained and only add a scaling; others write the stretched length.
+  The file's length is the trained one if it is no longer than the scaling's original length.
+  """
+  original = rope.original_length or length
+  if rope.scaling == 'none' or length > original:
+    return length
+  return max(length, min(round(original * rope.factor), LARGEST))
+
+
+def read_length(f: Fields, rope: RopeConfig, length: int) -> int:
+  """Returns max_length: what our own files say of it, or what the scaling makes of max_position_embeddings."""
+  return f.whole(_OWN_LENGTH, stretched_length(rope, length))
+
+
+def write_length(config: ModelConfig) -> dict[str, Any]:
+  """Returns the fields that say how long a context is."""
+  rope = rope_meaning(config) if config.position == 'rope' else RopeConfig()
+  length = rope.original_length if rope.scaling == 'dynamic' else config.max_length
+  own = {} if stretched_length(rope, length) == config.max_length else {_OWN_LENGTH: config.max_length}
+  return {'max_position_embeddings': length, **own}
 
 
 def rope_meaning(config: ModelConfig) -> RopeConfig:
