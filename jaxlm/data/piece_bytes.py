@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+_MOST_GROWTH = 1000
 _MOST_IDS = 10_000_000  # a hundred times the largest vocabularies: an id beyond it is damage, and would fill the memory
 
 # ---- id -> bytes of a tokenizer.json ----
@@ -54,8 +55,27 @@ def without_padding(json_text: str) -> tuple[str, dict[str, Any]]:
     raise ValueError('its JSON is nested too deep') from None
   if not isinstance(spec, dict):
     raise ValueError(f'it holds a {type(spec).__name__}, not an object')
+  for name in ('normalizer', 'decoder'):
+    _check_growth(name, spec.get(name))
   left = {name: None for name in ('truncation', 'padding') if spec.get(name) is not None}
   return (json.dumps(spec | left, ensure_ascii=False) if left else json_text), spec
+
+
+def _check_growth(name: str, part: Any) -> None:
+  """Raises ValueError for replacements that make a text thousands of times as long: the library would not survive it."""
+  growth, steps = 1.0, [part]
+  while steps:
+    step = steps.pop()
+    if isinstance(step, list):
+      steps += step
+    elif isinstance(step, dict):
+      steps += [step.get('normalizers'), step.get('decoders')]
+      pattern, content = step.get('pattern'), step.get('content')
+      if isinstance(content, str):
+        text = pattern.get('String') if isinstance(pattern, dict) else None
+        growth *= max(1.0, len(content) / max(1, len(text) if isinstance(text, str) else 1))
+  if growth > _MOST_GROWTH:
+    raise ValueError(f'its {name} makes a text up to {growth:.0f} times as long; at most {_MOST_GROWTH} is read')
 
 
 def check_ids(vocabulary: Mapping[str, int]) -> None:

@@ -319,3 +319,29 @@ def test_added_tokens_with_ids_out_of_place_are_refused(tmp_path, sentencepiece,
   if id != 7:  # a placeholder of a SentencePiece model may be given a name
     with pytest.raises(ValueError, match=r"the added token '<new>' has the id '?" + str(id)):
       T.from_directory(tmp_path)
+
+
+def test_a_tokenizer_json_cannot_make_texts_without_end(tmp_path):
+  """The tokenizers package would end the process for want of memory."""
+  replace = {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'a' * 100}
+  write_json(tmp_path, normalizer={'type': 'Sequence', 'normalizers': [replace] * 5})
+  with pytest.raises(ValueError, match=r'tokenizer\.json.*normalizer makes a text up to 10000000000 times as long'):
+    T.from_directory(tmp_path)
+  write_json(tmp_path, normalizer={'type': 'Replace', 'pattern': {'String': ' '}, 'content': '\u2581'})
+  assert T.from_directory(tmp_path) is not None
+
+
+def test_a_rule_that_does_not_end_is_named(tmp_path):
+  pattern = {'type': 'Split', 'pattern': {'Regex': '(a|aa)+$'}, 'behavior': 'Isolated', 'invert': False}
+  write_json(tmp_path, pre_tokenizer=pattern)
+  t = T.from_directory(tmp_path)
+  for encode in (t.encode, lambda text: t.encode(text, special=True), lambda text: t.encode_batch([text])):
+    with pytest.raises(ValueError, match='a rule for cutting text that fails on this text'):
+      encode('a' * 60 + 'b')
+
+
+@pytest.mark.parametrize('vocabulary', ['{"a": 4294967295}', '{"a": 99999999}', '{"a": -1}', '[]', '5', '{"a": "x"}'])
+def test_vocabularies_that_lie_are_named_at_once(tmp_path, vocabulary):
+  write(tmp_path, 'tokenizer.json', {'model': {'type': 'BPE', 'vocab': json.loads(vocabulary), 'merges': []}})
+  with pytest.raises(ValueError, match=r'tokenizer\.json cannot be used'):
+    T.from_directory(tmp_path)
