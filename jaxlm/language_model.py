@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ModelConfig
 from jaxlm.errors import CheckpointError
+from jaxlm.io import FROM_FILES
 from jaxlm.models.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ def forward(lm: LanguageModel, tokens: Int[Array, 'B T']) -> Float[Array, 'B T V
   return _forward(lm.params, jnp.asarray(tokens), config=lm.config)
 
 
-def load(path: str | Path, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None) -> LanguageModel:
+def load(
+  path: str | Path, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None, *, tokenizer: Any = FROM_FILES
+) -> LanguageModel:
   """Returns a model from a run of ours, a Hugging Face directory, a .gguf file, a fetched name or a Hub id.
 
   Host memory needed is the parameters' own size plus one block of a tensor.
@@ -61,6 +64,7 @@ def load(path: str | Path, dtype: str | None = None, mesh: jax.sharding.Mesh | N
     path: see above; a local path is tried before a name.
     dtype: of parameters and computation; None: float32 on a CPU, bfloat16 on an accelerator.
     mesh: devices to spread each tensor over as it is read (jaxlm.models.sharding); None: the default device.
+    tokenizer: instead of the model's own, which then is not read: another one, or None for token ids alone.
 
   Raises:
     CheckpointError: nothing there, of another kind, truncated, corrupt, pickled, of a family that is not supported,
@@ -73,26 +77,25 @@ def load(path: str | Path, dtype: str | None = None, mesh: jax.sharding.Mesh | N
   place = Path(path).expanduser()
   if not place.exists():
     place = _find(str(path))
-  if place.is_dir():
-    parts = _load_directory(place, dtype, mesh)
-  else:
-    parts = _load_file(place, dtype, mesh)
-  return LanguageModel(*parts)
+  load_part = _load_directory if place.is_dir() else _load_file
+  return LanguageModel(*load_part(place, dtype, mesh, tokenizer))
 
 
-def _load_directory(place: Path, dtype: str, mesh) -> tuple[ModelConfig, Any, Any]:
+def _load_directory(place: Path, dtype: str, mesh, tokenizer) -> tuple[ModelConfig, Any, Any]:
   from jaxlm.io import huggingface
 
   config = place / huggingface.CONFIG
-  if (place / 'checkpoints').is_dir() or (config.is_file() and 'model' in huggingface.read_json(config)):
+  files = sorted(p for p in place.iterdir() if p.is_file())
+  if _is_run(place, files):
     from jaxlm.io import checkpoint
 
-    return checkpoint.load_run(place, dtype=dtype, mesh=mesh)
+    if tokenizer is FROM_FILES:
+      return checkpoint.load_run(place, dtype=dtype, mesh=mesh)
+    return checkpoint.load_run(place, dtype=dtype, mesh=mesh, load_tokenizer=lambda folder: tokenizer)
   if config.is_file():
-    return huggingface.load(place, dtype, mesh)
-  files = sorted(p for p in place.iterdir() if p.is_file())
+    return huggingface.load(place, dtype, mesh, tokenizer)
   if len(found := [p for p in files if p.suffix == '.gguf']) == 1:
-    return _load_file(found[0], dtype, mesh)
+    return _load_file(found[0], dtype, mesh, tokenizer)
   if found:
     raise CheckpointError(f'{place} holds {len(found)} GGUF files; name one of them: {", ".join(map(str, found))}.')
   if any(p.suffix == '.safetensors' for p in files):
@@ -102,7 +105,18 @@ def _load_directory(place: Path, dtype: str, mesh) -> tuple[ModelConfig, Any, An
   raise CheckpointError(f'{place} is not a model. Expected {KINDS}.')
 
 
-def _load_file(place: Path, dtype: str, mesh) -> tuple[ModelConfig, Any, Any]:
+def _is_run(place: Path, files: list[Path]) -> bool:
+  """Returns whether a directory is a run of ours. Others have folders named checkpoints, and fields named model."""
+  from jaxlm.io import huggingface
+
+  config = place / huggingface.CONFIG
+  if not config.is_file():
+    return (place / 'checkpoints').is_dir() and not any(p.suffix in ('.gguf', '.safetensors') for p in files)
+  fields = huggingface.read_json(config)
+  return 'model_type' not in fields and isinstance(fields.get('model'), dict)
+
+
+def _load_file(place: Path, dtype: str, mesh, tokenizer) -> tuple[ModelConfig, Any, Any]:
   from jaxlm.io import gguf, huggingface
 
   if place.suffix in huggingface.PICKLES:
@@ -110,7 +124,7 @@ def _load_file(place: Path, dtype: str, mesh) -> tuple[ModelConfig, Any, Any]:
   if place.suffix == '.safetensors':
     raise CheckpointError(f'{place} holds weights only: load its directory, where config.json should be.')
   if place.suffix == '.gguf' or place.open('rb').read(4) == b'GGUF':
-    return gguf.load(place, dtype, mesh)
+    return gguf.load(place, dtype, mesh, tokenizer)
   raise CheckpointError(f'{place} is not a model. Expected {KINDS}.')
 
 
@@ -146,7 +160,10 @@ def _from_hub(name: str) -> Path:
   try:
     return Path(
       huggingface_hub.snapshot_download(
-        name, allow_patterns=['*.json', '*.safetensors', '*.model', '*.jinja', 'merges.txt']
+        name,
+        allow_patterns=['*.json', '*.safetensors', '*.model', '*.jinja', 'merges.txt'],
+        # Folders hold other forms of the weights, and consolidated.safetensors is a second copy of them.
+        ignore_patterns=['*/*', 'consolidated*.safetensors'],
       )
     )
   except Exception as e:  # the client's own, its HTTP library's and the system's

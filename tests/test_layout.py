@@ -133,6 +133,17 @@ def graph():
   return {name: imports(path.read_text(encoding='utf-8'), name, known) for name, path in known.items()}
 
 
+def test_what_is_imported_is_there(graph):
+  """Also within functions, where nothing else notices a module that has moved. `from module import name` may name anything."""
+  lost = [
+    f'{name}, line {line}: there is no {target}.'
+    for name, targets in graph.items()
+    for target, line in sorted(targets)
+    if target.split('.')[0] in TREES and target not in graph
+  ]
+  assert not lost
+
+
 def test_imports_run_downwards(graph):
   assert not upward(graph)
 

@@ -12,19 +12,36 @@ _REGEX = (
 )
 
 
-def _split(numbers: str) -> list[dict[str, Any]]:
-  pattern = {'Regex': _REGEX.format(numbers=numbers)}
-  return [{'type': 'Split', 'pattern': pattern, 'behavior': 'Isolated', 'invert': False}, _NO_REGEX]
+def _split(regex: str) -> list[dict[str, Any]]:
+  return [{'type': 'Split', 'pattern': {'Regex': regex}, 'behavior': 'Isolated', 'invert': False}, _NO_REGEX]
 
 
-PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
+# Mistral's: a word begins at a capital letter, too.
+_UPPER, _LOWER = r'[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]', r'[\p{Ll}\p{Lm}\p{Lo}\p{M}]'
+_TEKKEN = (
+  rf'[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*'
+  r'|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
+_RULES: dict[str, list[dict[str, Any]]] = {
   'gpt-2': [_GPT2],
-  'default': [_GPT2],
   'smollm': [{'type': 'Digits', 'individual_digits': True}, _GPT2],
-  'llama-bpe': _split('{1,3}'),
-  'qwen2': _split(''),
+  'llama-bpe': _split(_REGEX.format(numbers='{1,3}')),
+  'qwen2': _split(_REGEX.format(numbers='')),
+  'tekken': _split(_TEKKEN),
+}
+_TAGS = {  # which tags stand for a rule, as in llama.cpp's llama-vocab.cpp
+  'gpt-2': 'default phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat mpt olmo a.x-4.0 mellum',
+  'smollm': 'starcoder refact command-r codeshell exaone minerva-7b',
+  'llama-bpe': 'llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 dbrx smaug-bpe',
+  'qwen2': 'deepseek-r1-qwen stablelm2 megrez hunyuan kormo',
+  'tekken': '',
+}
+PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
+  tag: _RULES[rule] for rule, tags in _TAGS.items() for tag in (rule, *tags.split())
 }
 """How text is cut before merging, by 'tokenizer.ggml.pre'."""
+# Models that begin a text with BOS, and take a whole word that is in the vocabulary as it is. A file need not say so.
+LLAMA3 = ('llama-bpe', 'llama3', 'llama-v3', 'falcon3', 'falcon-h1', 'pixtral', 'midm-2.0', 'lfm2', 'tekken')
 
 
 def tokenizer_json(
@@ -39,7 +56,7 @@ def tokenizer_json(
   tokens = {id: token for token, id in vocabulary.items()}
   processor = None
   bos = settings.get('bos_token_id')
-  if settings.get('add_bos_token') and bos is not None:
+  if settings.get('add_bos_token') and isinstance(bos, int) and bos in tokens:
     single = [{'SpecialToken': {'id': tokens[bos], 'type_id': 0}}, {'Sequence': {'id': 'A', 'type_id': 0}}]
     pair = [*single, {'Sequence': {'id': 'B', 'type_id': 1}}]
     special = {tokens[bos]: {'id': tokens[bos], 'ids': [bos], 'tokens': [tokens[bos]]}}
@@ -50,7 +67,7 @@ def tokenizer_json(
     'truncation': None,
     'padding': None,
     'added_tokens': [{'id': id, 'content': tokens[id], 'special': special, **plain} for id, special in added.items()],
-    'normalizer': {'type': 'NFC'} if pre == 'qwen2' else None,
+    'normalizer': {'type': 'NFC'} if PRE_TOKENIZERS[pre] is _RULES['qwen2'] else None,
     'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': PRE_TOKENIZERS[pre]},
     'post_processor': processor,
     'decoder': _GPT2,
@@ -62,7 +79,7 @@ def tokenizer_json(
       'end_of_word_suffix': None,
       'fuse_unk': False,
       'byte_fallback': False,
-      'ignore_merges': pre == 'llama-bpe',  # Llama 3 takes a whole word that is in the vocabulary as it is
+      'ignore_merges': pre in LLAMA3,
       'vocab': dict(vocabulary),
       'merges': [list(merge) for merge in merges],
     },

@@ -1,56 +1,77 @@
 """Chat templates: a model's own Jinja template, rendered as transformers renders it."""
 
 from collections.abc import Mapping, Sequence
-import datetime
-import functools
-import json
 from typing import Any
 
 Message = Mapping[str, Any]
 
 
 def as_messages(messages: str | Sequence[Message]) -> list[dict[str, Any]]:
-  """Returns a list of {'role', 'content'}; a string is one user message. Raises ValueError for anything else."""
+  """Returns a list of {'role', 'content', ...}; a string is one user message. Raises ValueError for anything else.
+
+  Keys whose value is None are left out, as in transformers: templates ask whether there is a content or a tool call.
+  """
   if isinstance(messages, str):
     return [{'role': 'user', 'content': messages}]
+  if not isinstance(messages, Sequence):
+    raise ValueError(f'A chat is {messages!r}; expected a string or a list of messages.')
   if not messages:
     raise ValueError('A chat needs at least one message.')
   for i, message in enumerate(messages):
-    if not isinstance(message, Mapping) or 'role' not in message:
-      raise ValueError(f"Message {i} is {message!r}; expected a dict such as {{'role': 'user', 'content': 'Hi'}}.")
-  return [dict(message) for message in messages]
+    if not isinstance(message, Mapping) or not isinstance(message.get('role'), str):
+      raise ValueError(
+        f"Message {i} is {message!r}; expected a dict with a role, such as {{'role': 'user', 'content': 'Hi'}}."
+      )
+    if not isinstance(message.get('content'), str | list | tuple | None):
+      raise ValueError(
+        f'Message {i} has the content {message["content"]!r}; expected a string, a list of parts such as '
+        "{'type': 'text', 'text': 'Hi'}, or None."
+      )
+  return [_with_reasoning({key: value for key, value in message.items() if value is not None}) for message in messages]
 
 
-@functools.lru_cache(maxsize=16)
-def _compile(template: str):
-  import jinja2
-  import jinja2.ext
-  import jinja2.sandbox
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+  """Returns a message whose reasoning has all the names under which templates look for it."""
+  given = [message[name] for name in ('reasoning_content', 'thinking', 'reasoning') if name in message]
+  return {'thinking': given[0], **message, 'reasoning_content': given[0]} if given else message
 
-  class Generation(jinja2.ext.Extension):
-    """{% generation %} marks what an assistant said, for training masks; for rendering it is transparent."""
 
-    tags = {'generation'}
+class _Parts(list):
+  """Content in parts. A template that loops over it sees them; one that takes it for a text gets their text."""
 
-    def parse(self, parser):
-      next(parser.stream)
-      return parser.parse_statements(['name:endgeneration'], drop_needle=True)
+  def __str__(self) -> str:
+    return _joined(self)
 
-  def raise_exception(message):
-    raise jinja2.exceptions.TemplateError(message)
+  def __add__(self, other):
+    return str(self) + other if isinstance(other, str) else list(self) + other
 
-  def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    # Jinja's own filter escapes HTML, which would change what the model reads.
-    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+  def __radd__(self, other):
+    return other + str(self) if isinstance(other, str) else NotImplemented
 
-  # A template comes with the weights, from anywhere: it runs in the sandbox and cannot change what it is given.
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-  )
-  environment.filters['tojson'] = tojson
-  environment.globals['raise_exception'] = raise_exception
-  environment.globals['strftime_now'] = lambda form: datetime.datetime.now().strftime(form)
-  return environment.from_string(template)
+
+def _joined(parts: Sequence[Any]) -> str:
+  """Returns the text of content in parts. Raises ValueError for a part that has none."""
+  texts = [part.get('text') if isinstance(part, Mapping) else part for part in parts]
+  for part, text in zip(parts, texts, strict=True):
+    if not isinstance(text, str):
+      raise ValueError(f'this template reads text, and a part of the content is {part!r}')
+  return ''.join(texts)
+
+
+def _plain(value: Any) -> Any:
+  """Returns plain data in place of a value: other objects have methods that the sandbox does not know as dangerous."""
+  if value is None or isinstance(value, bool):
+    return value
+  for kind in (str, int, float):
+    if isinstance(value, kind):
+      return value if type(value) is kind else kind.__new__(kind, value)
+  if isinstance(value, Mapping):
+    return {_plain(key): _plain(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(item) for item in value]
+  if hasattr(value, 'item') and getattr(value, 'shape', None) == ():
+    return _plain(value.item())
+  return f'<{type(value).__name__}>'
 
 
 def render(
@@ -60,18 +81,40 @@ def render(
 
   Args:
     template: the Jinja source.
-    variables: what the template may name, such as bos_token and eos_token.
+    messages: dicts with a role and a content: a string, a list of parts ({'type': 'text', 'text': ...}) or None.
+    variables: what else the template may name: bos_token, eos_token, tools, documents, enable_thinking, ...
 
   Raises:
-    ValueError: there is no template, it does not parse, or it refuses the messages (with its own words).
+    ValueError: there is no template, it does not parse, it refuses the messages or fails on them (with its own words),
+      or it takes more time or memory than a template gets.
   """
   if template is None:
     raise ValueError('This tokenizer has no chat template: give the prompt as plain text, or set `chat_template`.')
-  import jinja2
+  from jaxlm.data import template_sandbox
 
   messages = as_messages(messages)
-  variables = {'tools': None, 'documents': None, **variables}
+  for name in ('tools', 'documents'):
+    for i, value in enumerate(variables.get(name) or ()):
+      if not isinstance(value, Mapping):
+        raise ValueError(f'{name}[{i}] is {value!r}; expected a dict (for a tool, its JSON schema).')
+  given = {'tools': None, 'documents': None, **variables, 'add_generation_prompt': add_generation_prompt}
+  given = _plain(given)
+
+  def attempt(of_parts) -> str:
+    plain = [_plain(message) for message in messages]
+    for message in plain:
+      if isinstance(message.get('content'), list):
+        message['content'] = of_parts(message['content'])
+    return template_sandbox.render(template, {**given, 'messages': plain})
+
+  in_parts = any(isinstance(message.get('content'), list | tuple) for message in messages)
   try:
-    return _compile(template).render(messages=messages, add_generation_prompt=add_generation_prompt, **variables)
-  except jinja2.exceptions.TemplateError as e:
-    raise ValueError(f'The chat template refuses these messages: {e}') from e
+    try:
+      return attempt(_Parts)
+    except Exception:
+      if not in_parts:
+        raise
+      return attempt(_joined)  # a template that calls methods of a text
+  except Exception as e:  # a template can raise all that Python can
+    kind = '' if type(e).__module__.startswith(('jinja2', 'jaxlm')) else f'{type(e).__name__}: '
+    raise ValueError(f'The chat template refuses these messages: {kind}{e}') from e

@@ -1,91 +1,135 @@
-"""What lies beside a tokenizer: which id is BOS, EOS or padding, its chat template, and how its pieces spell bytes."""
+"""What lies beside a tokenizer: which token is BOS, EOS or padding, its chat template, and its class's own rules."""
 
-from collections.abc import Iterable, Mapping
-import functools
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 from pathlib import Path
-import re
 from typing import Any
+import warnings
 
-# ---- id -> bytes of a tokenizer.json ----
+from jaxlm import errors
+from jaxlm.data.added_tokens import ROLES, text_of
 
-
-@functools.cache
-def _byte_alphabet() -> dict[str, int]:
-  """GPT-2's printable stand-ins for the 256 bytes."""
-  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  others = [b for b in range(256) if b not in set(printable)]
-  return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+_NUMBERS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
+_MODEL_FIELDS = (*_NUMBERS, 'model_type', 'tokenizer_class')
 
 
-def byte_level(piece: str) -> bytes:
-  """Returns the bytes that a piece spells in GPT-2's alphabet."""
-  alphabet = _byte_alphabet()
-  if all(c in alphabet for c in piece):
-    return bytes(alphabet[c] for c in piece)
-  return piece.encode()  # an added token that holds a plain space, say
+class SettingsError(ValueError):
+  """A value beside a tokenizer that cannot be meant; the message names the file it is from."""
 
 
-def metaspace(piece: str) -> bytes:
-  """Returns the bytes of a SentencePiece-like piece: U+2581 is a space, <0x0A> is one byte."""
-  if re.fullmatch('<0x[0-9A-Fa-f]{2}>', piece):
-    return bytes([int(piece[3:5], 16)])
-  return piece.replace('\u2581', ' ').encode()
+class Settings(dict):
+  """The fields of all files beside a tokenizer, and which file each is from."""
+
+  def __init__(self):
+    super().__init__()
+    self.sources: dict[str, Path] = {}
 
 
-def decoder_kind(decoder: Mapping[str, Any] | None) -> tuple[str, bool]:
-  """Returns ('byte_level' | 'metaspace' | 'other', whether a first space is taken away)."""
-  steps = (decoder or {}).get('decoders', [decoder] if decoder else [])
-  types = [step['type'] for step in steps]
-  if types == ['ByteLevel']:
-    return 'byte_level', False
-  if types in (['Replace', 'ByteFallback', 'Fuse'], ['Replace', 'ByteFallback', 'Fuse', 'Strip']):
-    if steps[0].get('pattern') == {'String': '\u2581'} and steps[0].get('content') == ' ':
-      return 'metaspace', 'Strip' in types
-  return 'other', False
+def refuse(settings: Mapping[str, Any], name: str, expected: str) -> SettingsError:
+  """Returns the error for a field that is not what it should be."""
+  source = getattr(settings, 'sources', {}).get(name, "the tokenizer's settings")
+  return SettingsError(f'{source}: {name}={errors.shown(settings.get(name), 200)} cannot be used: expected {expected}.')
 
 
-# ---- special tokens and settings ----
+@contextlib.contextmanager
+def naming(path: Path, what: str) -> Iterator[None]:
+  """Errors inside become ValueErrors that name the file, unless they name one already."""
+  try:
+    yield
+  except SettingsError:
+    raise
+  except MemoryError as e:
+    raise ValueError(f'{path} cannot be used {what}: it asks for more memory than there is.') from e
+  except Exception as e:  # the tokenizers package raises bare Exception
+    raise ValueError(f'{path} cannot be used {what}: {e}') from e
 
 
-def text_of(value: Any) -> str | None:
-  """Returns the text of a special token, which files give as a string or as an object."""
-  return value.get('content') if isinstance(value, Mapping) else value
+def _ids(settings: Mapping[str, Any], name: str) -> list[int]:
+  """Returns the ids of a field that holds one, several or none. Raises SettingsError for anything else."""
+  value = settings.get(name)
+  values = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+  if any(isinstance(id, bool) or not isinstance(id, int) for id in values):
+    raise refuse(settings, name, 'a token id, a list of them, or null')
+  return values
 
 
-def set_specials(tokenizer: Any, ids: Mapping[str, int], settings: Mapping[str, Any]) -> None:
-  """Sets bos_id, eos_id, pad_id, stop_ids, adds_bos and chat_template from what the model's files say."""
-  stops = []
+def set_specials(
+  tokenizer: Any, ids: Mapping[str, int], settings: Mapping[str, Any], *, adds_bos: bool = False
+) -> None:
+  """Sets bos_id, eos_id, pad_id, stop_ids, adds_bos and chat_template from what the model's files say.
+
+  A token named by its text counts first, then the vocabulary's own (`ids`), then the ids of the model's configs. What
+  is named and does not exist is dropped with a warning; for EOS, without which a text does not end, it is an error.
+
+  Args:
+    adds_bos: where the settings do not say.
+  """
+  size, stops = tokenizer.vocab_size, []
   for name in ('bos', 'eos', 'pad'):
-    id = ids.get(name)
-    numbers = settings.get(f'{name}_token_id')
-    numbers = [] if numbers is None else list(numbers) if isinstance(numbers, Iterable) else [numbers]
-    if (text := text_of(settings.get(f'{name}_token'))) is not None:
-      found = tokenizer._special.get(text)
-      if found is None and text.encode() in tokenizer._bytes:
-        found = tokenizer._bytes.index(text.encode())
-      id = id if found is None else found
+    id, field = ids.get(name), f'{name}_token_id'
+    numbers = _ids(settings, field)
+    if outside := [number for number in numbers if not 0 <= number < size]:
+      error = refuse(settings, field, f'ids of tokens, which are 0 to {size - 1}; {outside[0]} is none')
+      if name == 'eos':
+        raise error
+      warnings.warn(f'{error} It is left out.', stacklevel=2)
+      numbers = [number for number in numbers if number not in outside]
+    if text := _text(settings, f'{name}_token'):
+      id = tokenizer.token_id(text)
+      if id is None:
+        error = refuse(settings, f'{name}_token', 'a token of the vocabulary or of the added tokens, and it is neither')
+        if name == 'eos':
+          raise error
+        warnings.warn(f'{error} It is left out.', stacklevel=2)
     if id is None and numbers:
-      id = int(numbers[0])
-    if id is not None and not 0 <= id < tokenizer.vocab_size:
-      raise ValueError(f'{name}_token_id={id} lies outside the vocabulary of {tokenizer.vocab_size} tokens.')
+      id = numbers[0]
     setattr(tokenizer, f'{name}_id', id)
     if name == 'eos':
-      stops = [*([] if id is None else [id]), *map(int, numbers)]
-  tokenizer.stop_ids = tuple(dict.fromkeys([*stops, *map(int, settings.get('stop_token_ids', ()))]))
-  tokenizer.adds_bos = bool(settings.get('add_bos_token') or False) and tokenizer.bos_id is not None
+      stops = [*([] if id is None else [id]), *numbers]
+  stops += _ids(settings, 'stop_token_ids')
+  if any(not 0 <= id < size for id in stops):
+    raise refuse(settings, 'stop_token_ids', f'ids of tokens, which are 0 to {size - 1}')
+  tokenizer.stop_ids = tuple(dict.fromkeys(stops))
+  adds_bos = adds_bos if (value := settings.get('add_bos_token')) is None else value
+  if not isinstance(adds_bos, bool):
+    raise refuse(settings, 'add_bos_token', 'true or false')
+  tokenizer.adds_bos = adds_bos and tokenizer.bos_id is not None
+  tokenizer.chat_template = _chat_template(settings)
+  others = {f'{role}_token': _text(settings, f'{role}_token') for role in ROLES if role not in ('bos', 'eos', 'pad')}
+  tokenizer._other_roles = {
+    name: text for name, text in others.items() if text and tokenizer.token_id(text) is not None
+  }
+
+
+def _text(settings: Mapping[str, Any], name: str) -> str | None:
+  try:
+    return text_of(settings.get(name))
+  except ValueError as e:
+    raise refuse(settings, name, 'a string, or an object with "content"') from e
+
+
+def _chat_template(settings: Mapping[str, Any]) -> str | None:
   template = settings.get('chat_template')
   if isinstance(template, list):  # several named templates
-    named = {t['name']: t['template'] for t in template}
+    try:
+      named = {t['name']: t['template'] for t in template}
+    except (TypeError, KeyError) as e:
+      raise refuse(settings, 'chat_template', 'a template, or a list of objects with "name" and "template"') from e
     template = named.get('default', next(iter(named.values()), None))
-  tokenizer.chat_template = template
+  if template is not None and not isinstance(template, str):
+    raise refuse(settings, 'chat_template', 'a template, or a list of objects with "name" and "template"')
+  return template
 
 
 def settings_of(tokenizer: Any) -> dict[str, Any]:
   settings: dict[str, Any] = {'add_bos_token': tokenizer.adds_bos, 'stop_token_ids': list(tokenizer.stop_ids)}
+  settings |= tokenizer._other_roles
   for name in ('bos', 'eos', 'pad'):
     if (id := getattr(tokenizer, f'{name}_id')) is not None:
-      settings[f'{name}_token'] = tokenizer.token_text(id)
+      # Named by its text, a token would become special where it was an ordinary one.
+      special = id in tokenizer.special_ids
+      settings[f'{name}_token' if special else f'{name}_token_id'] = tokenizer.token_text(id) if special else id
   if tokenizer.chat_template is not None:
     settings['chat_template'] = tokenizer.chat_template
   return settings
@@ -96,18 +140,94 @@ def write_json(path: Path, value: Any) -> None:
   path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
 
 
-def read_settings(directory: Path) -> dict[str, Any]:
-  # Later files win. The numeric ids of the model's own configs only fill what no token string says, and add stops.
-  settings: dict[str, Any] = {}
-  for name in ('config.json', 'generation_config.json', 'special_tokens_map.json', 'tokenizer_config.json'):
-    if not (path := directory / name).is_file():
-      continue
-    try:
-      fields = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as e:
-      raise ValueError(f'{path} is not readable JSON: {e}') from e
-    numeric = name in ('config.json', 'generation_config.json')
-    settings |= {k: v for k, v in fields.items() if v is not None and (not numeric or k.endswith('_token_id'))}
+def read_settings(directory: Path) -> Settings:
+  """Returns the fields of all files beside a tokenizer, joined as transformers joins them.
+
+  special_tokens_map.json comes before tokenizer_config.json, unless that one lists its added tokens and so is complete.
+  The numeric ids of the model's own configs only fill what no token's text says, and add stops.
+
+  Raises SettingsError naming a file that cannot be read.
+  """
+  config, generation, marks, own, added = (
+    _read(directory / name)
+    for name in (
+      *('config.json', 'generation_config.json', 'special_tokens_map.json', 'tokenizer_config.json'),
+      'added_tokens.json',
+    )
+  )
+  files = {
+    directory / 'config.json': {k: v for k, v in (config or {}).items() if k in _MODEL_FIELDS},
+    directory / 'generation_config.json': {k: v for k, v in (generation or {}).items() if k in _NUMBERS},
+    directory / 'tokenizer_config.json': own or {},
+    directory / 'special_tokens_map.json': marks or {},
+    directory / 'added_tokens.json': {} if added is None else {'added_tokens': added},
+  }
+  if (own or {}).get('added_tokens_decoder') is not None:
+    complete = directory / 'tokenizer_config.json'
+    files[complete] = files.pop(complete)  # the last one counts
+  settings = Settings()
+  for file, fields in files.items():
+    fields = {name: value for name, value in fields.items() if value is not None}
+    settings.update(fields)
+    settings.sources |= dict.fromkeys(fields, file)
   if (path := directory / 'chat_template.jinja').is_file():
     settings['chat_template'] = path.read_text(encoding='utf-8')
   return settings
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+  """Returns the object in a JSON file, None if there is no file. Raises SettingsError naming it."""
+  if not path.is_file():
+    return None
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except (ValueError, RecursionError) as e:
+    raise SettingsError(f'{path} is not readable JSON: {e}. Download or copy it again.') from e
+  if not isinstance(value, dict):
+    raise SettingsError(f'{path} holds a {type(value).__name__}, not an object. Download or copy it again.')
+  return value
+
+
+# ---- what a class of tokenizers does without saying so in its files ----
+
+
+def _class_of(settings: Mapping[str, Any]) -> tuple[str | None, str | None]:
+  """Returns (class, model_type) as the files name them; both None for files that are ours or from nowhere."""
+  if 'stop_token_ids' in settings or 'space_rule' in settings:
+    return None, None
+  name, model_type = settings.get('tokenizer_class'), settings.get('model_type')
+  return (name.removesuffix('Fast') if isinstance(name, str) else None), model_type
+
+
+def space_rule(settings: Mapping[str, Any]) -> tuple[str, bool | None]:
+  """Returns (SentencePieceTokenizer's space_rule, whether a space is put before texts; None: as the model says)."""
+  rules, prefix = ('sentencepiece', 'always', 'first'), settings.get('add_prefix_space')
+  for name in ('legacy', 'add_prefix_space'):
+    if not isinstance(settings.get(name), bool | None):
+      raise refuse(settings, name, 'true, false or null')
+  if (rule := settings.get('space_rule')) is not None:
+    if rule not in rules:
+      raise refuse(settings, 'space_rule', f'one of {", ".join(rules)}')
+    return rule, prefix
+  name, model_type = _class_of(settings)
+  if name is None and model_type is None:
+    return 'sentencepiece', None
+  legacy = settings.get('legacy')
+  if model_type == 'mistral' or (name or 'LlamaTokenizer') != 'LlamaTokenizer':
+    # transformers has no class of its own for these and follows the model, with `legacy` meant where it is absent.
+    return ('first' if legacy is False else 'sentencepiece'), None
+  return ('always' if legacy else 'first'), (True if prefix is None else prefix)
+
+
+def names_unk(settings: Mapping[str, Any]) -> bool:
+  """Returns whether the unknown piece of a SentencePiece model is a special token, as transformers makes it."""
+  return settings.get('unk_token') is not None or _class_of(settings) != (None, None)
+
+
+def merges_rule(settings: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+  """Returns (splitting rule, tokens by role where no file names them) for vocab.json with merges.txt."""
+  name, model_type = _class_of(settings)
+  end = '<|endoftext|>'
+  if name == 'Qwen2Tokenizer' or (name is None and model_type in ('qwen2', 'qwen3')):
+    return 'qwen2', {'eos_token': end, 'pad_token': end}
+  return 'gpt-2', {'bos_token': end, 'eos_token': end}

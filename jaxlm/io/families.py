@@ -7,6 +7,7 @@ gives the same meaning back, so nothing else decides what it can be saved as.
 
 from collections.abc import Callable
 import dataclasses
+import re
 from typing import Any
 
 from jaxlm import errors
@@ -30,11 +31,20 @@ class Family:
   base: str  # prefix of all tensors but the output layer; some checkpoints leave it out
   head: str
   table: dict[str, tuple]  # our path below the root -> (name below the base, axes[, skipped rows]); * is the layer
+  buffers: str = r'rotary_emb\.inv_freq$'  # masks and frequencies that old versions stored beside the weights
 
   def config(self, fields: Fields) -> ModelConfig:
     """Returns the ModelConfig of a config.json. Raises CheckpointError naming a field that we do not compute."""
     fields.only('quantization_config', None, 'weights quantised by another library are not read; get the plain ones')
     return fields.config(self.read)
+
+  def ignores(self, name: str, based: bool) -> bool:
+    """Returns whether a tensor takes no part in the logits, as far as its name says; transformers leaves it out too.
+
+    `based`: the checkpoint has the family's prefix. Then what lies outside of it belongs to other heads of the model
+    (of values, of classes, of tokens further ahead).
+    """
+    return bool(re.search(self.buffers, name)) or (based and not name.startswith((self.base, self.head)))
 
   def entries(self, config: ModelConfig) -> list[Entry]:
     """Returns where every parameter of a config lies. Raises CheckpointError for one that the family has not."""
@@ -127,6 +137,7 @@ FAMILIES: dict[str, Family] = {  # `choose` tries them in this order, the usual 
       'model.',
       'lm_head.weight',
       layernorm.opt_table(),
+      r'decoder\.version$',
     ),
     Family(
       'gpt2',
@@ -137,6 +148,7 @@ FAMILIES: dict[str, Family] = {  # `choose` tries them in this order, the usual 
       'transformer.',
       'lm_head.weight',
       layernorm.gpt2_table(),
+      r'\.attn\.(masked_)?bias$',
     ),
     Family(
       'gpt_neox',
@@ -147,6 +159,7 @@ FAMILIES: dict[str, Family] = {  # `choose` tries them in this order, the usual 
       'gpt_neox.',
       'embed_out.weight',
       layernorm.neox_table(),
+      r'\.attention\.(masked_)?bias$|rotary_emb\.inv_freq$',
     ),
   )
 }
@@ -155,6 +168,6 @@ FAMILIES: dict[str, Family] = {  # `choose` tries them in this order, the usual 
 def family_of(fields: Fields) -> Family:
   """Returns the family of a config.json. Raises CheckpointError for one that is not in the table."""
   model_type = fields['model_type']
-  if model_type not in FAMILIES:
+  if not isinstance(model_type, str) or model_type not in FAMILIES:
     raise errors.unknown(f'model family in {fields.source}:', model_type, FAMILIES, errors.CheckpointError)
   return FAMILIES[model_type]

@@ -1,4 +1,7 @@
-"""The fields of a config.json or of another format's metadata, read with errors that name the file, field and value."""
+"""The fields of a config.json or of another format's metadata, read with errors that name the file, field and value.
+
+Every field is checked by type and range where it is read, before anything is computed from it or allocated for it.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +20,11 @@ ACTIVATIONS = {  # all their names for what we compute; the first of each is wha
   'relu': 'relu',
 }
 
+_REQUIRED = object()
+LARGEST = 100_000_000
+"""No size of a model is larger: widths and vocabularies are a hundredth of it, positions a tenth."""
+MOST_LAYERS = 10_000
+
 
 class Fields:
   """A config.json, or another format's metadata: every error names the file, the field and its value."""
@@ -33,8 +41,43 @@ class Fields:
     value = self.fields.get(name)
     return default if value is None else value
 
+  def whole(self, name: str, default: Any = _REQUIRED, *, least: int = 1, most: int = LARGEST) -> int:
+    """Returns a whole number within a range; `default` for a field that is absent or null."""
+    value = self[name] if default is _REQUIRED else self.get(name, default)
+    if value is default:
+      return value
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+      raise self.refuse(name, value, f'expected a whole number from {least} to {most}')
+    return value
+
+  def number(self, name: str, default: Any = _REQUIRED, *, above: float = 0.0, most: float = 1e30) -> float:
+    """Returns a number above `above`; `default` for a field that is absent or null."""
+    value = self[name] if default is _REQUIRED else self.get(name, default)
+    if value is default:
+      return value
+    return self.checked_number(name, value, above=above, most=most)
+
+  def checked_number(self, name: str, value: Any, *, above: float = 0.0, most: float = 1e30) -> float:
+    """Returns a value as a float. Raises CheckpointError unless it is a number above `above` and at most `most`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= most:
+      raise self.refuse(name, value, f'expected a number above {above:g} and at most {most:g}')
+    return float(value)
+
+  def flag(self, name: str, default: bool) -> bool:
+    """Returns true or false; `default` for a field that is absent or null."""
+    value = self.get(name, default)
+    if not isinstance(value, bool):
+      raise self.refuse(name, value, 'expected true or false')
+    return value
+
+  def window(self, absent: int) -> int:
+    """Returns `sliding_window` in tokens, 0 for null, which means that there is none."""
+    if 'sliding_window' not in self.fields:
+      return absent
+    return self.whole('sliding_window', 0)
+
   def refuse(self, name: str, value: Any, why: str) -> errors.CheckpointError:
-    return errors.CheckpointError(f'{self.source}: {name}={value!r} is not supported: {why}.')
+    return errors.CheckpointError(f'{self.source}: {name}={errors.shown(value, 200)} is not supported: {why}.')
 
   def only(self, name: str, supported: Any, why: str) -> None:
     """Raises unless a field is absent or has the one value that we compute."""
@@ -45,22 +88,22 @@ class Fields:
     """Returns the ModelConfig of what `read` makes of the fields. Raises CheckpointError naming the file."""
     try:
       return ModelConfig(**read(self))
-    except (TypeError, ValueError) as e:
-      if isinstance(e, errors.CheckpointError):
-        raise
-      what = 'a field has a value of the wrong kind: ' if isinstance(e, TypeError) else ''
-      raise errors.CheckpointError(f'{self.source}: {what}{e}') from e
+    except errors.CheckpointError:
+      raise
+    except ValueError as e:  # fields that do not go together, in ModelConfig's words
+      raise errors.CheckpointError(f'{self.source}: {e}') from e
 
   def activation(self, name: str, default: str) -> str:
     value = self.get(name, default)
-    if value not in ACTIVATIONS:
+    if not isinstance(value, str) or value not in ACTIVATIONS:
       raise self.refuse(name, value, f'activations are {", ".join(ACTIVATIONS)}')
     return ACTIVATIONS[value]
 
   def head_dim(self, width: str, heads: str) -> int:
-    if self[width] % self[heads]:
-      raise self.refuse(heads, self[heads], f'{width}={self[width]} is not a multiple of it')
-    return self[width] // self[heads]
+    size, count = self.whole(width), self.whole(heads)
+    if size % count:
+      raise self.refuse(heads, count, f'{width}={size} is not a multiple of it')
+    return size // count
 
 
 def activation_name(c: ModelConfig) -> str:

@@ -15,10 +15,11 @@ import numpy as np
 from jaxlm import errors
 from jaxlm.config import ModelConfig, RopeConfig
 from jaxlm.errors import CheckpointError
-from jaxlm.io import weights
+from jaxlm.io import FROM_FILES, weights
 from jaxlm.io.families import parameter_paths
-from jaxlm.io.fields import Fields
+from jaxlm.io.fields import MOST_LAYERS, Fields
 from jaxlm.io.gguf_header import Tensor, read_header
+from jaxlm.io.rope_fields import stretched_length
 from jaxlm.io.weights import Entry
 
 ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
@@ -48,56 +49,60 @@ _NAMES = {
 }
 
 
-def load(path: Path, dtype: str, mesh: Any = None) -> tuple[ModelConfig, Any, Any]:
+def load(path: Path, dtype: str, mesh: Any = None, tokenizer: Any = FROM_FILES) -> tuple[ModelConfig, Any, Any]:
   """Returns (config, params, tokenizer or None). Raises CheckpointError for what cannot be read or does not fit."""
-  from jaxlm.data import gguf_vocabulary
-
   metadata, tensors = read_header(path)
   config = Fields(metadata, path).config(lambda fields: read_config(fields, tensors))
-  tokenizer = None
-  if metadata.get('tokenizer.ggml.model', 'none') not in ('none', 'no_vocab'):
-    try:
-      tokenizer = gguf_vocabulary.from_gguf(metadata)
-    except ValueError as e:
-      raise CheckpointError(f'{path}: the tokenizer in this file cannot be used: {e}') from e
-  weights.check_tokenizer(tokenizer, config, path)
+  tokenizer = weights.own_tokenizer(lambda: _read_tokenizer(path, metadata), tokenizer, config, path)
   tensors.pop(_ROPE_DIVISORS, None)
   params = weights.load(config, entries(config, metadata['general.architecture']), tensors, dtype, mesh)
   return config.replace(dtype=dtype), params, tokenizer
 
 
+def _read_tokenizer(path: Path, metadata: Mapping[str, Any]) -> Any:
+  from jaxlm.data import gguf_vocabulary
+
+  if metadata.get('tokenizer.ggml.model', 'none') in ('none', 'no_vocab'):
+    return None
+  try:
+    return gguf_vocabulary.from_gguf(metadata)
+  except ValueError as e:
+    raise CheckpointError(f'{path}: the tokenizer in this file cannot be used: {str(e).rstrip(".")}.') from e
+
+
 def read_config(f: Fields, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
   """Returns the arguments of ModelConfig. Raises CheckpointError naming a field that we do not compute."""
   arch = f['general.architecture']
-  if arch not in ARCHITECTURES:
+  if not isinstance(arch, str) or arch not in ARCHITECTURES:
     raise errors.unknown(f'GGUF architecture in {f.source}:', arch, ARCHITECTURES, CheckpointError)
-  if f.get('split.count', 1) > 1:
+  if f.whole('split.count', 1, least=0) > 1:
     raise f.refuse('split.count', f.get('split.count'), 'merge the parts first (llama-gguf-split --merge)')
-  if f.get(f'{arch}.expert_count', 0):
+  if f.whole(f'{arch}.expert_count', 0, least=0):
     raise f.refuse(f'{arch}.expert_count', f.get(f'{arch}.expert_count'), 'mixtures of experts are not computed')
-  width, heads = f[f'{arch}.embedding_length'], f[f'{arch}.attention.head_count']
   for name in ('attention.head_count', 'attention.head_count_kv', 'feed_forward_length'):
     if isinstance(f.get(f'{arch}.{name}'), list):
       raise f.refuse(f'{arch}.{name}', f.get(f'{arch}.{name}'), 'layers of different shapes are not computed')
-  head_dim = f.get(f'{arch}.attention.key_length') or f.head_dim(
+  width, heads = f.whole(f'{arch}.embedding_length'), f.whole(f'{arch}.attention.head_count')
+  head_dim = f.whole(f'{arch}.attention.key_length', None) or f.head_dim(
     f'{arch}.embedding_length', f'{arch}.attention.head_count'
   )
   f.only(f'{arch}.attention.value_length', head_dim, 'keys and values have one width')
   f.only(f'{arch}.rope.dimension_count', head_dim, 'these models rotate whole heads')
   if 'token_embd.weight' not in tensors:
     raise CheckpointError(f"{f.source}: parameter embed/embedding is missing: there is no tensor 'token_embd.weight'.")
-  max_length, window = f[f'{arch}.context_length'], f.get(f'{arch}.attention.sliding_window', 0)
+  max_length, window = f.whole(f'{arch}.context_length'), f.whole(f'{arch}.attention.sliding_window', 0, least=0)
+  rope = _read_rope(f, arch, head_dim, max_length, tensors.get(_ROPE_DIVISORS))
   return dict(
     vocab_size=tensors['token_embd.weight'].shape[0],
-    num_layers=f[f'{arch}.block_count'],
+    num_layers=f.whole(f'{arch}.block_count', most=MOST_LAYERS),
     model_dim=width,
     num_heads=heads,
-    num_kv_heads=f.get(f'{arch}.attention.head_count_kv', heads),
+    num_kv_heads=f.whole(f'{arch}.attention.head_count_kv', heads),
     head_dim=head_dim,
-    mlp_dim=f[f'{arch}.feed_forward_length'],
-    max_length=max_length,
-    norm_eps=_decimal(f[f'{arch}.attention.layer_norm_rms_epsilon']),
-    rope=_read_rope(f, arch, head_dim, max_length, tensors.get(_ROPE_DIVISORS)),
+    mlp_dim=f.whole(f'{arch}.feed_forward_length'),
+    max_length=stretched_length(rope, max_length),
+    norm_eps=_decimal(f.number(f'{arch}.attention.layer_norm_rms_epsilon')),
+    rope=rope,
     qk_norm=arch == 'qwen3',
     qkv_bias='blk.0.attn_q.bias' in tensors,
     out_bias='blk.0.attn_output.bias' in tensors,
@@ -112,10 +117,10 @@ def _decimal(x: float) -> float:
 
 
 def _read_rope(f: Fields, arch: str, head_dim: int, max_length: int, divisors: Tensor | None) -> RopeConfig:
-  theta = _decimal(f.get(f'{arch}.rope.freq_base', 10000.0))
+  theta = _decimal(f.number(f'{arch}.rope.freq_base', 10000.0))
   key = f'{arch}.rope.scaling'
   scaling = f.get(f'{key}.type', 'linear' if f.get(f'{arch}.rope.scale_linear') else 'none')
-  if scaling not in ('none', 'linear', 'yarn'):
+  if not isinstance(scaling, str) or scaling not in ('none', 'linear', 'yarn'):
     raise f.refuse(f'{key}.type', scaling, 'RoPE scalings are none, linear, yarn')
   if divisors is not None:
     if scaling != 'none':
@@ -123,7 +128,7 @@ def _read_rope(f: Fields, arch: str, head_dim: int, max_length: int, divisors: T
     return _llama3_rope(f, theta, head_dim, divisors.rows(0, divisors.shape[0]))
   if scaling == 'none':
     return RopeConfig(theta=theta)
-  factor = _decimal(f.get(f'{key}.factor', f.get(f'{arch}.rope.scale_linear', 1.0)))
+  factor = _decimal(f.number(f'{key}.factor', f.number(f'{arch}.rope.scale_linear', 1.0), most=1e6))
   if scaling == 'linear':
     return RopeConfig(theta=theta, scaling='linear', factor=factor)
   f.only(f'{key}.yarn_log_multiplier', 0.0, 'the scale of attention follows from the factor')
@@ -131,10 +136,10 @@ def _read_rope(f: Fields, arch: str, head_dim: int, max_length: int, divisors: T
     theta=theta,
     scaling='yarn',
     factor=factor,
-    original_length=f.get(f'{key}.original_context_length', max_length),
-    beta_fast=float(f.get(f'{key}.yarn_beta_fast', 32.0)),
-    beta_slow=float(f.get(f'{key}.yarn_beta_slow', 1.0)),
-    attention_factor=float(f.get(f'{key}.attn_factor', 1.0)) * (0.1 * math.log(max(factor, 1.0)) + 1.0),
+    original_length=f.whole(f'{key}.original_context_length', max_length),
+    beta_fast=f.number(f'{key}.yarn_beta_fast', 32.0),
+    beta_slow=f.number(f'{key}.yarn_beta_slow', 1.0),
+    attention_factor=f.number(f'{key}.attn_factor', 1.0) * (0.1 * math.log(max(factor, 1.0)) + 1.0),
   )
 
 

@@ -130,7 +130,9 @@ def _parse(path: Path, reader: _Reader) -> tuple[dict[str, Any], dict[str, Tenso
     kind = gguf.GGMLQuantizationType(reader.scalar('I'))
     found.append((name, kind, shape, reader.scalar('Q')))
   alignment = metadata.get('general.alignment', gguf.GGUF_DEFAULT_ALIGNMENT)
-  start = math.ceil(reader.file.tell() / alignment) * alignment
+  if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
+    raise ValueError(f'general.alignment={str(alignment)[:100]} is no number of bytes')
+  start = -(-reader.file.tell() // alignment) * alignment
   tensors = {}
   for name, kind, shape, offset in found:
     block, nbytes = gguf.GGML_QUANT_SIZES[kind]

@@ -11,13 +11,14 @@ from pathlib import Path
 import re
 import shutil
 from typing import Any
+import warnings
 
 import jax
 import numpy as np
 
 from jaxlm.config import ModelConfig
 from jaxlm.errors import CheckpointError
-from jaxlm.io import families, safetensors_files, weights
+from jaxlm.io import FROM_FILES, families, safetensors_files, weights
 from jaxlm.io.fields import Fields
 
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
@@ -28,11 +29,10 @@ _TOKENIZER_FILES = (
 )
 # Fields of ours that no family has; transformers keeps them and takes no notice.
 _OWN = ('direction', 'direction_signal')
-# Buffers that old versions of transformers stored beside the weights: masks and RoPE frequencies.
-_BUFFERS = re.compile(r'(\.attn\.(masked_)?bias|\.attention\.(masked_)?bias|rotary_emb\.inv_freq)$')
+_SECOND_COPY = 'consolidated'  # the same weights under Mistral's own names
 
 
-def load(directory: Path, dtype: str, mesh: Any = None) -> tuple[ModelConfig, Any, Any]:
+def load(directory: Path, dtype: str, mesh: Any = None, tokenizer: Any = FROM_FILES) -> tuple[ModelConfig, Any, Any]:
   """Returns (config, params, tokenizer or None). Raises CheckpointError for what cannot be read or does not fit."""
   from jaxlm.data import tokenizers
 
@@ -43,13 +43,7 @@ def load(directory: Path, dtype: str, mesh: Any = None) -> tuple[ModelConfig, An
     config = config.replace(**{name: fields.get(name, getattr(config, name)) for name in _OWN})
   except ValueError as e:
     raise CheckpointError(f'{fields.source}: {e}') from e
-  try:
-    tokenizer = tokenizers.from_directory(directory)
-  except CheckpointError:
-    raise
-  except ValueError as e:
-    raise CheckpointError(str(e)) from e
-  weights.check_tokenizer(tokenizer, config, directory)
+  tokenizer = weights.own_tokenizer(lambda: tokenizers.from_directory(directory), tokenizer, config, directory)
   config, tensors = _our_names(family, config, find_tensors(directory))
   params = weights.load(config, family.entries(config), tensors, dtype, mesh)
   return config.replace(dtype=dtype), params, tokenizer
@@ -61,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
     value = json.loads(path.read_text(encoding='utf-8'))
   except OSError as e:
     raise CheckpointError(f'{path} cannot be read: {e.strerror or e}.') from e
-  except ValueError as e:
+  except (ValueError, RecursionError) as e:
     raise CheckpointError(f'{path} is not readable JSON ({e}). Download or copy it again.') from e
   if not isinstance(value, dict):
     raise CheckpointError(f'{path} holds a {type(value).__name__}, not an object.')
@@ -75,10 +69,18 @@ def find_tensors(directory: Path) -> dict[str, safetensors_files.Tensor]:
     shards = read_json(index).get('weight_map')
     if not isinstance(shards, dict) or not shards:
       raise CheckpointError(f'{index} has no "weight_map". Download or copy it again.')
+    for name, file in shards.items():
+      # A name with folders in it could lead anywhere.
+      if not isinstance(file, str) or not file.endswith('.safetensors') or re.search(r'[/\\\0]', file):
+        raise CheckpointError(
+          f'{index} says that {name!r} lies in {file!r}; expected the name of a .safetensors file beside it.'
+        )
     files = sorted(set(shards.values()))
   else:
     shards = {}
-    files = [WEIGHTS] if (directory / WEIGHTS).is_file() else sorted(p.name for p in directory.glob('*.safetensors'))
+    found = (p for p in directory.glob('*.safetensors') if p.is_file() and not p.name.startswith(_SECOND_COPY))
+    found = sorted(p.name for p in found)
+    files = [WEIGHTS] if (directory / WEIGHTS).is_file() else found
   if not files:
     raise no_weights(directory)
   tensors = {}
@@ -96,7 +98,12 @@ def no_weights(directory: Path) -> CheckpointError:
   pickled = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
   if pickled:
     return refuse_pickle(directory / pickled[0])
-  return CheckpointError(f'{directory} has a {CONFIG} but no weights: expected {WEIGHTS}, or shards and {INDEX}.')
+  only = ' consolidated.safetensors has names of its own, which are not read.' if _consolidated(directory) else ''
+  return CheckpointError(f'{directory} has a {CONFIG} but no weights: expected {WEIGHTS}, or shards and {INDEX}.{only}')
+
+
+def _consolidated(directory: Path) -> bool:
+  return any(directory.glob(f'{_SECOND_COPY}*.safetensors'))
 
 
 def refuse_pickle(path: Path) -> CheckpointError:
@@ -111,8 +118,16 @@ def _our_names(
   family: families.Family, config: ModelConfig, tensors: Mapping[str, safetensors_files.Tensor]
 ) -> tuple[ModelConfig, dict[str, safetensors_files.Tensor]]:
   """Returns (config, tensors) with the variations that checkpoints have of a family's names resolved."""
-  tensors = {name: tensor for name, tensor in tensors.items() if not _BUFFERS.search(name)}
-  if not any(name.startswith(family.base) for name in tensors):  # saved from the model without its output layer
+  based = any(name.startswith(family.base) for name in tensors)
+  ignored = [name for name in tensors if family.ignores(name, based)]
+  if ignored:
+    more = f' and {len(ignored) - 1} more' if len(ignored) > 1 else ''
+    file = tensors[ignored[0]].file
+    warnings.warn(
+      f'{file}: {ignored[0]!r}{more} left out: {family.model_type} models have no use for it.', stacklevel=2
+    )
+  tensors = {name: tensor for name, tensor in tensors.items() if name not in set(ignored)}
+  if not based:  # saved from the model without its output layer
     tensors = {name if name == family.head else family.base + name: tensor for name, tensor in tensors.items()}
   embed = family.base + family.table['embed/embedding'][0]
   if config.tied_embeddings and family.head in tensors:

@@ -3,31 +3,31 @@
 from typing import Any
 
 from jaxlm.config import ModelConfig
-from jaxlm.io.fields import Fields, activation_name
-from jaxlm.io.rope_fields import read_rope, write_rope
+from jaxlm.io.fields import MOST_LAYERS, Fields, activation_name
+from jaxlm.io.rope_fields import read_length, read_rope, write_length, write_rope
 
 
 def read_opt(f: Fields) -> dict[str, Any]:
   f.only('do_layer_norm_before', True, 'normalising after each block is another model')
-  f.only('word_embed_proj_dim', f['hidden_size'], 'embeddings of another width than the model are projected')
+  f.only('word_embed_proj_dim', f.whole('hidden_size'), 'embeddings of another width than the model are projected')
   f.only('_remove_final_layer_norm', False, 'the final norm is always there')
   f.only('layer_norm_elementwise_affine', True, 'norms always have a scale and a bias')
-  bias = f.get('enable_bias', True)
+  bias = f.flag('enable_bias', True)
   return dict(
-    vocab_size=f['vocab_size'],
-    num_layers=f['num_hidden_layers'],
-    model_dim=f['hidden_size'],
-    num_heads=f['num_attention_heads'],
-    num_kv_heads=f['num_attention_heads'],
+    vocab_size=f.whole('vocab_size'),
+    num_layers=f.whole('num_hidden_layers', most=MOST_LAYERS),
+    model_dim=f.whole('hidden_size'),
+    num_heads=f.whole('num_attention_heads'),
+    num_kv_heads=f.whole('num_attention_heads'),
     head_dim=f.head_dim('hidden_size', 'num_attention_heads'),
-    mlp_dim=f['ffn_dim'],
-    max_length=f['max_position_embeddings'],
+    mlp_dim=f.whole('ffn_dim'),
+    max_length=f.whole('max_position_embeddings'),
     norm='layernorm',
     norm_eps=1e-5,
     activation=f.activation('activation_function', 'relu'),
     gated_mlp=False,
     position='learned',
-    tied_embeddings=f.get('tie_word_embeddings', True),
+    tied_embeddings=f.flag('tie_word_embeddings', True),
     **dict(qkv_bias=bias, out_bias=bias, mlp_bias=bias),
   )
 
@@ -53,20 +53,20 @@ def read_gpt2(f: Fields) -> dict[str, Any]:
   f.only('scale_attn_by_inverse_layer_idx', False, 'all layers have the same scale')
   f.only('add_cross_attention', False, 'a decoder without an encoder has none')
   return dict(
-    vocab_size=f['vocab_size'],
-    num_layers=f['n_layer'],
-    model_dim=f['n_embd'],
-    num_heads=f['n_head'],
-    num_kv_heads=f['n_head'],
+    vocab_size=f.whole('vocab_size'),
+    num_layers=f.whole('n_layer', most=MOST_LAYERS),
+    model_dim=f.whole('n_embd'),
+    num_heads=f.whole('n_head'),
+    num_kv_heads=f.whole('n_head'),
     head_dim=f.head_dim('n_embd', 'n_head'),
-    mlp_dim=f.get('n_inner', 4 * f['n_embd']),
-    max_length=f['n_positions'],
+    mlp_dim=f.whole('n_inner', 4 * f.whole('n_embd')),
+    max_length=f.whole('n_positions'),
     norm='layernorm',
-    norm_eps=f.get('layer_norm_epsilon', 1e-5),
+    norm_eps=f.number('layer_norm_epsilon', 1e-5),
     activation=f.activation('activation_function', 'gelu_new'),
     gated_mlp=False,
     position='learned',
-    tied_embeddings=f.get('tie_word_embeddings', True),
+    tied_embeddings=f.flag('tie_word_embeddings', True),
     **dict(qkv_bias=True, out_bias=True, mlp_bias=True),
   )
 
@@ -86,23 +86,24 @@ def write_gpt2(c: ModelConfig) -> dict[str, Any]:
 
 
 def read_neox(f: Fields) -> dict[str, Any]:
-  max_length, bias = f['max_position_embeddings'], f.get('attention_bias', True)
+  max_length, bias = f.whole('max_position_embeddings'), f.flag('attention_bias', True)
+  rope = read_rope(f, max_length, fraction=0.25)
   return dict(
-    vocab_size=f['vocab_size'],
-    num_layers=f['num_hidden_layers'],
-    model_dim=f['hidden_size'],
-    num_heads=f['num_attention_heads'],
-    num_kv_heads=f['num_attention_heads'],
+    vocab_size=f.whole('vocab_size'),
+    num_layers=f.whole('num_hidden_layers', most=MOST_LAYERS),
+    model_dim=f.whole('hidden_size'),
+    num_heads=f.whole('num_attention_heads'),
+    num_kv_heads=f.whole('num_attention_heads'),
     head_dim=f.head_dim('hidden_size', 'num_attention_heads'),
-    mlp_dim=f['intermediate_size'],
-    max_length=max_length,
+    mlp_dim=f.whole('intermediate_size'),
+    max_length=read_length(f, rope, max_length),
     norm='layernorm',
-    norm_eps=f.get('layer_norm_eps', 1e-5),
+    norm_eps=f.number('layer_norm_eps', 1e-5),
     activation=f.activation('hidden_act', 'gelu'),
     gated_mlp=False,
-    parallel_residual=f.get('use_parallel_residual', True),
-    rope=read_rope(f, max_length, fraction=0.25),
-    tied_embeddings=f.get('tie_word_embeddings', False),
+    parallel_residual=f.flag('use_parallel_residual', True),
+    rope=rope,
+    tied_embeddings=f.flag('tie_word_embeddings', False),
     **dict(qkv_bias=bias, out_bias=bias, mlp_bias=True),
   )
 
@@ -114,7 +115,7 @@ def write_neox(c: ModelConfig) -> dict[str, Any]:
     hidden_size=c.model_dim,
     num_attention_heads=c.num_heads,
     intermediate_size=c.mlp_dim,
-    max_position_embeddings=c.max_length,
+    **write_length(c),
     layer_norm_eps=c.norm_eps,
     hidden_act=activation_name(c),
     use_parallel_residual=c.parallel_residual,

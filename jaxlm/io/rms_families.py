@@ -3,8 +3,8 @@
 from typing import Any
 
 from jaxlm.config import ModelConfig
-from jaxlm.io.fields import Fields, activation_name
-from jaxlm.io.rope_fields import read_rope, write_rope
+from jaxlm.io.fields import MOST_LAYERS, Fields, activation_name
+from jaxlm.io.rope_fields import read_length, read_rope, write_length, write_rope
 
 
 def llama_table() -> dict[str, tuple]:
@@ -29,25 +29,26 @@ def llama_table() -> dict[str, tuple]:
   return table
 
 
-def _read_rms(f: Fields) -> dict[str, Any]:
-  """What the four families share."""
-  heads, max_length = f['num_attention_heads'], f['max_position_embeddings']
-  head_dim = f.get('head_dim') or f.head_dim('hidden_size', 'num_attention_heads')
+def _read_rms(f: Fields, head_dim: int | None = None) -> dict[str, Any]:
+  """What the four families share. `head_dim`: a family's own, where the field is absent."""
+  heads, max_length = f.whole('num_attention_heads'), f.whole('max_position_embeddings')
+  head_dim = f.whole('head_dim', head_dim) or f.head_dim('hidden_size', 'num_attention_heads')
+  rope = read_rope(f, max_length)
   return dict(
-    vocab_size=f['vocab_size'],
-    num_layers=f['num_hidden_layers'],
-    model_dim=f['hidden_size'],
+    vocab_size=f.whole('vocab_size'),
+    num_layers=f.whole('num_hidden_layers', most=MOST_LAYERS),
+    model_dim=f.whole('hidden_size'),
     num_heads=heads,
-    num_kv_heads=f.get('num_key_value_heads', heads),
+    num_kv_heads=f.whole('num_key_value_heads', heads),
     head_dim=head_dim,
-    mlp_dim=f['intermediate_size'],
-    max_length=max_length,
+    mlp_dim=f.whole('intermediate_size'),
+    max_length=read_length(f, rope, max_length),
     norm='rmsnorm',
-    norm_eps=f.get('rms_norm_eps', 1e-6),
+    norm_eps=f.number('rms_norm_eps', 1e-6),
     activation=f.activation('hidden_act', 'silu'),
     gated_mlp=True,
-    rope=read_rope(f, max_length),
-    tied_embeddings=f.get('tie_word_embeddings', False),
+    rope=rope,
+    tied_embeddings=f.flag('tie_word_embeddings', False),
   )
 
 
@@ -60,7 +61,7 @@ def _write_rms(c: ModelConfig) -> dict[str, Any]:
     num_key_value_heads=c.num_kv_heads,
     head_dim=c.head_dim,
     intermediate_size=c.mlp_dim,
-    max_position_embeddings=c.max_length,
+    **write_length(c),
     rms_norm_eps=c.norm_eps,
     hidden_act=activation_name(c),
     tie_word_embeddings=c.tied_embeddings,
@@ -70,8 +71,8 @@ def _write_rms(c: ModelConfig) -> dict[str, Any]:
 
 def read_llama(f: Fields) -> dict[str, Any]:
   f.head_dim('hidden_size', 'num_attention_heads')  # transformers insists on it here, and only here
-  bias = f.get('attention_bias', False)
-  return _read_rms(f) | dict(qkv_bias=bias, out_bias=bias, mlp_bias=f.get('mlp_bias', False))
+  bias = f.flag('attention_bias', False)
+  return _read_rms(f) | dict(qkv_bias=bias, out_bias=bias, mlp_bias=f.flag('mlp_bias', False))
 
 
 def write_llama(c: ModelConfig) -> dict[str, Any]:
@@ -80,10 +81,17 @@ def write_llama(c: ModelConfig) -> dict[str, Any]:
 
 def read_mistral(f: Fields) -> dict[str, Any]:
   # transformers gives every layer the window, whatever layer_types says; the models that mix are other families.
-  if len(set(f.get('layer_types', ()))) > 1:
+  if len(set(_layer_types(f, []))) > 1:
     raise f.refuse('layer_types', f.get('layer_types'), 'Mistral models have one kind of layer')
-  window = f.get('sliding_window', 0)
+  window = f.window(absent=4096)
   return _read_rms(f) | dict(windows=(window,) if window else ())
+
+
+def _layer_types(f: Fields, default: list[str]) -> list[str]:
+  types = f.get('layer_types', default)
+  if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
+    raise f.refuse('layer_types', types, 'expected a list of strings, or null')
+  return types
 
 
 def write_mistral(c: ModelConfig) -> dict[str, Any]:
@@ -91,11 +99,11 @@ def write_mistral(c: ModelConfig) -> dict[str, Any]:
 
 
 def _read_qwen_windows(f: Fields) -> tuple[int, ...]:
-  layers = f['num_hidden_layers']
-  window = f.get('sliding_window', 4096) if f.get('use_sliding_window', False) else 0
-  first = f.get('max_window_layers', 28)
+  layers = f.whole('num_hidden_layers', most=MOST_LAYERS)
+  window = f.window(absent=4096) if f.flag('use_sliding_window', False) else 0
+  first = f.whole('max_window_layers', 28, least=0)
   default = ['sliding_attention' if window and i >= first else 'full_attention' for i in range(layers)]
-  types = f.get('layer_types', default)
+  types = _layer_types(f, default)
   for kind in types:
     if kind not in ('sliding_attention', 'full_attention') or (kind == 'sliding_attention' and not window):
       raise f.refuse('layer_types', kind, f'with sliding_window={window}, layers are of the kinds {set(default)}')
@@ -123,10 +131,8 @@ def write_qwen2(c: ModelConfig) -> dict[str, Any]:
 
 
 def read_qwen3(f: Fields) -> dict[str, Any]:
-  bias = f.get('attention_bias', False)
-  return _read_rms(f) | dict(
-    head_dim=f.get('head_dim', 128), qk_norm=True, qkv_bias=bias, out_bias=bias, windows=_read_qwen_windows(f)
-  )
+  bias = f.flag('attention_bias', False)
+  return _read_rms(f, head_dim=128) | dict(qk_norm=True, qkv_bias=bias, out_bias=bias, windows=_read_qwen_windows(f))
 
 
 def write_qwen3(c: ModelConfig) -> dict[str, Any]:

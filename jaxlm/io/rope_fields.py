@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from jaxlm.config import ModelConfig, RopeConfig
-from jaxlm.io.fields import Fields
+from jaxlm.io.fields import LARGEST, Fields
 
 _USED = {  # which fields of RopeConfig a scaling reads, besides theta and fraction
   'none': (),
@@ -19,6 +19,8 @@ _USED = {  # which fields of RopeConfig a scaling reads, besides theta and fract
   'yarn': ('factor', 'original_length', 'beta_fast', 'beta_slow', 'attention_factor', 'truncate'),
 }
 
+_OWN_LENGTH = 'context_length'  # written where nothing else says it; transformers keeps the field and takes no notice
+
 
 def read_rope(f: Fields, max_length: int, fraction: float | None = None) -> RopeConfig:
   """Returns the RopeConfig. `fraction`: a family's default of rotated dimensions; None: it always rotates all.
@@ -27,39 +29,74 @@ def read_rope(f: Fields, max_length: int, fraction: float | None = None) -> Rope
   """
   where = 'rope_scaling' if f.get('rope_scaling') else 'rope_parameters'
   rope = f.get(where, {})
+  if not isinstance(rope, dict):
+    raise f.refuse(where, rope, 'expected an object, or null')
   if any(isinstance(value, dict) for value in rope.values()):
     raise f.refuse(where, rope, 'all layers share one kind of positions')
   get = lambda name, *older, default=None: next(
     (v for v in (rope.get(name), f.get(name), *map(f.get, older)) if v is not None), default
   )
-  theta = get('rope_theta', 'rotary_emb_base', default=10000.0)
+  theta = f.checked_number('rope_theta', get('rope_theta', 'rotary_emb_base', default=10000.0))
   part = get('partial_rotary_factor', 'rotary_pct', default=fraction or 1.0)
+  part = f.checked_number('partial_rotary_factor', part, most=1.0)
   if fraction is None and part != 1.0:
     raise f.refuse('partial_rotary_factor', part, 'this family rotates whole heads')
   kind = rope.get('rope_type') or rope.get('type') or 'default'
   scaling = 'none' if kind == 'default' else kind
-  if scaling not in _USED:
+  if not isinstance(scaling, str) or scaling not in _USED:
     known = ', '.join(('default', *list(_USED)[1:]))
     raise f.refuse(f'{where}["rope_type"]', kind, f'RoPE types are {known}')
-  values: dict[str, Any] = dict(theta=float(theta), fraction=float(part), scaling=scaling)
+  values: dict[str, Any] = dict(theta=theta, fraction=part, scaling=scaling)
   if scaling == 'none':
     return RopeConfig(**values)
-  original = rope.get('original_max_position_embeddings') or f.get('original_max_position_embeddings') or max_length
+  inside = lambda name: Fields({f'{where}["{name}"]': rope.get(name)}, f.source)
+  name = 'original_max_position_embeddings'
+  original = inside(name).whole(f'{where}["{name}"]', None) or f.whole(name, max_length)
   factor = rope.get('factor')
   if factor is None and scaling != 'yarn':
     raise f.refuse(where, rope, f'{scaling} scaling needs a factor')
-  values['factor'] = factor = float(max_length / original if factor is None else factor)
-  if scaling in ('llama3', 'yarn'):  # transformers reads `dynamic` from max_position_embeddings alone
-    values['original_length'] = int(original)
+  if factor is not None:
+    factor = f.checked_number(f'{where}["factor"]', factor, most=1e6)
+  values['factor'] = factor = max_length / original if factor is None else factor
+  if scaling == 'dynamic':  # transformers reads it from max_position_embeddings alone
+    original = max_length
+  if scaling != 'linear':
+    values['original_length'] = original
   for name in ('low_freq_factor', 'high_freq_factor', 'beta_fast', 'beta_slow', 'attention_factor'):
     if name in _USED[scaling] and rope.get(name) is not None:
-      values[name] = float(rope[name])
+      values[name] = f.checked_number(f'{where}["{name}"]', rope[name])
   if scaling == 'yarn':
-    values['truncate'] = rope.get('truncate', True)
-    scale, all_dims = rope.get('mscale'), rope.get('mscale_all_dim')
+    values['truncate'] = inside('truncate').flag(f'{where}["truncate"]', True)
+    names = ('mscale', 'mscale_all_dim')
+    scale, all_dims = (inside(n).number(f'{where}["{n}"]', None, above=-1e-9) for n in names)
     if rope.get('attention_factor') is None and scale and all_dims and factor > 1:
       values['attention_factor'] = (0.1 * scale * math.log(factor) + 1) / (0.1 * all_dims * math.log(factor) + 1)
   return RopeConfig(**values)
+
+
+def stretched_length(rope: RopeConfig, length: int) -> int:
+  """Returns the tokens that a model reads, given the length that its file says.
+
+  Many files leave the length at which the model was trained and only add a scaling; others write the stretched length.
+  The file's length is the trained one if it is no longer than the scaling's original length.
+  """
+  original = rope.original_length or length
+  if rope.scaling == 'none' or length > original:
+    return length
+  return max(length, min(round(original * rope.factor), LARGEST))
+
+
+def read_length(f: Fields, rope: RopeConfig, length: int) -> int:
+  """Returns max_length: what our own files say of it, or what the scaling makes of max_position_embeddings."""
+  return f.whole(_OWN_LENGTH, stretched_length(rope, length))
+
+
+def write_length(config: ModelConfig) -> dict[str, Any]:
+  """Returns the fields that say how long a context is."""
+  rope = rope_meaning(config) if config.position == 'rope' else RopeConfig()
+  length = rope.original_length if rope.scaling == 'dynamic' else config.max_length
+  own = {} if stretched_length(rope, length) == config.max_length else {_OWN_LENGTH: config.max_length}
+  return {'max_position_embeddings': length, **own}
 
 
 def rope_meaning(config: ModelConfig) -> RopeConfig:

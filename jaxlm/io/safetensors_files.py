@@ -73,13 +73,15 @@ def read_header(path: Path) -> dict[str, Tensor]:
     tensors, end = {}, 8 + length
     for name, field in header.items():
       first, last = field['data_offsets']
-      shape = tuple(int(n) for n in field['shape'])
+      shape = tuple(field['shape'])
+      if any(type(n) is not int or n < 0 for n in (first, last, *shape)):
+        raise ValueError(f'tensor {name!r} has numbers that are no sizes')
       nbytes = math.prod(shape) * _SIZES.get(field['dtype'], 0)
       if not 0 <= first <= last or (nbytes and nbytes != last - first):
         raise ValueError(f'tensor {name!r} of shape {shape} cannot lie in bytes {first} to {last}')
       tensors[name] = Tensor(path, name, field['dtype'], shape, 8 + length + first)
       end = max(end, 8 + length + last)
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
     raise CheckpointError(f'{path} has a corrupt header: {e}. {_DOWNLOAD_AGAIN}') from e
   if end != size:
     what = 'truncated' if size < end else 'corrupt'

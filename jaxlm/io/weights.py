@@ -9,7 +9,7 @@ Host memory holds what is already loaded plus one block: a tensor is read in blo
 our layout, and XLA's CPU client adopts that array without a copy because it is aligned.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import math
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxlm import errors
 from jaxlm.config import ModelConfig
+from jaxlm.io import FROM_FILES
 
 BLOCK_BYTES = 1 << 24
 _ALIGNMENT = 64  # XLA's CPU client copies arrays that are aligned less.
@@ -189,6 +190,22 @@ def check(layout: Layout, entries: Iterable[Entry], tensors: Mapping[str, FileTe
 def _files(tensors: Mapping[str, FileTensor]) -> str:
   files = sorted({str(tensor.file) for tensor in tensors.values()})
   return files[0] if len(files) == 1 else f'{files[0]} and {len(files) - 1} more files' if files else 'the weights'
+
+
+def own_tokenizer(read: Callable[[], Any], given: Any, config: ModelConfig, path: Path) -> Any:
+  """Returns a model's tokenizer: `given` if the caller chose one or None, else what `read` returns.
+
+  Raises CheckpointError, saying how to do without, for one that cannot be read or does not fit the model.
+  """
+  chosen = not (isinstance(given, str) and given == FROM_FILES)
+  try:
+    tokenizer = given if chosen else read()
+  except ValueError as e:
+    raise errors.CheckpointError(
+      f'{e} The weights can be used without it: jaxlm.load(..., tokenizer=None), or give another tokenizer there.'
+    ) from e
+  check_tokenizer(tokenizer, config, path)
+  return tokenizer
 
 
 def check_tokenizer(tokenizer: Any, config: ModelConfig, path: Path) -> None:

@@ -2,10 +2,11 @@
 
 import json
 import random
+import warnings
 
 import pytest
 
-from jaxlm.data import byte_level_bpe, fetch, gguf_vocabulary, tokenizer_files
+from jaxlm.data import byte_level_bpe, fetch, gguf_vocabulary, piece_bytes
 from jaxlm.data import tokenizers as T
 from tests.tokenizers_made import CHATML, TEXTS
 
@@ -83,7 +84,128 @@ def test_text_is_cut_as_the_tag_says(tag, text, parts):
       arguments['behavior'] = 'isolated'
     steps.append(getattr(pre_tokenizers, step['type'])(**arguments))
   cut = pre_tokenizers.Sequence(steps).pre_tokenize_str(text)
-  assert [tokenizer_files.byte_level(piece).decode() for piece, _ in cut] == parts
+  assert [piece_bytes.byte_level(piece).decode() for piece, _ in cut] == parts
+
+
+@pytest.mark.parametrize(
+  'tag, rule',
+  [
+    *(('llama3', 'llama-bpe'), ('llama-v3', 'llama-bpe'), ('deepseek-r1-qwen', 'qwen2'), ('smaug-bpe', 'llama-bpe')),
+    *(('phi-2', 'gpt-2'), ('starcoder', 'smollm'), ('command-r', 'smollm'), ('stablelm2', 'qwen2')),
+  ],
+)
+def test_tags_that_stand_for_one_rule(tag, rule):
+  assert byte_level_bpe.PRE_TOKENIZERS[tag] == byte_level_bpe.PRE_TOKENIZERS[rule]
+
+
+def byte_level_fields(made, **fields):
+  """A file's metadata in which all tokens are typed as ordinary ones."""
+  spec = json.loads(made['byte-level BPE']._json)
+  vocab = {**spec['model']['vocab'], **{a['content']: a['id'] for a in spec['added_tokens']}}
+  return {
+    'tokenizer.ggml.model': 'gpt2',
+    'tokenizer.ggml.pre': 'gpt-2',
+    'tokenizer.ggml.tokens': sorted(vocab, key=vocab.get),
+    'tokenizer.ggml.merges': [' '.join(m) for m in spec['model']['merges']],
+    'tokenizer.ggml.bos_token_id': 0,
+    'tokenizer.ggml.eos_token_id': 0,
+    'tokenizer.chat_template': CHATML,
+  } | {f'tokenizer.ggml.{name}': value for name, value in fields.items()}
+
+
+@pytest.mark.parametrize('type', [None, gguf_vocabulary.NORMAL, gguf_vocabulary.USER_DEFINED])
+def test_markers_are_special_however_a_gguf_file_types_them(made, type):
+  """The end of a turn, 2, ends a text beside EOS, 0, though only its text says so."""
+  n = made['byte-level BPE'].vocab_size
+  t = gguf_vocabulary.from_gguf(byte_level_fields(made, **({} if type is None else {'token_type': [type] * n})))
+  assert (t.bos_id, t.eos_id, t.stop_ids, t.special_ids) == (0, 0, (0, 2), {0, 1, 2})
+  assert t.chat('Hi') == made['byte-level BPE'].chat('Hi')
+  assert not t.special_ids & set(t.encode('<|im_end|><|im_start|>'))
+
+
+@pytest.mark.parametrize(
+  'tag, adds', [('llama-bpe', True), ('llama3', True), ('tekken', True), ('gpt-2', False), ('smaug-bpe', False)]
+)
+def test_bos_where_the_file_does_not_say(made, tag, adds):
+  assert gguf_vocabulary.from_gguf(byte_level_fields(made, pre=tag)).adds_bos == adds
+  assert gguf_vocabulary.from_gguf(byte_level_fields(made, pre=tag, add_bos_token=not adds)).adds_bos != adds
+
+
+def test_a_gguf_file_without_a_splitting_rule_warns(made):
+  fields = byte_level_fields(made)
+  del fields['tokenizer.ggml.pre']
+  with pytest.warns(UserWarning, match="tokenizer.ggml.pre is missing.*GPT-2's rule"):
+    t = gguf_vocabulary.from_gguf(fields)
+  assert t.encode('Hello 2024') == made['byte-level BPE'].encode('Hello 2024')
+
+
+@pytest.mark.parametrize('name', ['bos', 'eos', 'padding'])
+def test_ids_of_a_gguf_file_that_no_token_has_are_left_out(made, name):
+  with pytest.warns(UserWarning, match=f'{name}_token_id=4294967295 is no id of the 401 tokens') as said:
+    t = gguf_vocabulary.from_gguf(byte_level_fields(made, **{f'{name}_token_id': 4294967295}))
+  assert len(said) == 1 and getattr(t, {'padding': 'pad'}.get(name, name) + '_id') is None
+
+
+def sentencepiece_fields(made):
+  sp = made['sentencepiece, prefix']._processor
+  size = sp.get_piece_size()
+  type = lambda i: 2 if sp.is_unknown(i) else 3 if sp.is_control(i) else 6 if sp.is_byte(i) else 1
+  return {
+    'tokenizer.ggml.model': 'llama',
+    'tokenizer.ggml.tokens': [sp.id_to_piece(i) for i in range(size)],
+    'tokenizer.ggml.scores': [sp.get_score(i) for i in range(size)],
+    'tokenizer.ggml.token_type': [type(i) for i in range(size)],
+    'tokenizer.ggml.bos_token_id': 1,
+    'tokenizer.ggml.eos_token_id': 2,
+  }
+
+
+def test_empty_and_repeated_pieces_are_repaired(made):
+  for fields in (sentencepiece_fields(made), byte_level_fields(made, token_type=[1] * 401)):
+    good = gguf_vocabulary.from_gguf(fields)
+    more = {'tokens': ['', '[PAD]', '[PAD]'], 'token_type': [5, 5, 5], 'scores': [-1e3] * 3}
+    more = {f'tokenizer.ggml.{k}': v for k, v in more.items() if f'tokenizer.ggml.{k}' in fields}
+    with pytest.warns(UserWarning, match=f'2 tokens are empty or repeated, the first with id {good.vocab_size}'):
+      t = gguf_vocabulary.from_gguf(fields | {k: [*fields[k], *v] for k, v in more.items()})
+    assert t.vocab_size == good.vocab_size + 3
+    for text in TEXTS:
+      assert t.encode(text) == good.encode(text) and t.decode(t.encode(text)) == text
+
+
+def test_types_of_sentencepiece_follow_from_the_pieces(made):
+  fields = sentencepiece_fields(made)
+  good = gguf_vocabulary.from_gguf(fields)
+  del fields['tokenizer.ggml.token_type']
+  t = gguf_vocabulary.from_gguf(fields)
+  assert (t.bos_id, t.eos_id, t.special_ids) == (1, 2, {1, 2})
+  for text in TEXTS:
+    assert t.encode(text) == good.encode(text) and t.decode(t.encode(text)) == text
+
+
+BAD = [None, -1, 0, 1.5, 10**9, 'x', '', True, [], [1], [[1]], {}, float('nan'), ['a'] * 401, [1] * 401, [[]] * 401]
+
+
+@pytest.mark.parametrize('make', [byte_level_fields, sentencepiece_fields])
+def test_fields_of_a_gguf_vocabulary_are_checked(made, make):
+  """Every value of every field gives a tokenizer that works or a ValueError that names the field."""
+  good = make(made)
+  names = [*good, 'tokenizer.ggml.token_type', 'tokenizer.ggml.pre', 'tokenizer.ggml.add_bos_token']
+  names += ['tokenizer.ggml.add_space_prefix', 'tokenizer.ggml.unknown_token_id', 'tokenizer.ggml.eot_token_id']
+  for name in dict.fromkeys(names):
+    for value in BAD:
+      with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+          t = gguf_vocabulary.from_gguf(good | {name: value})
+        except ValueError as e:
+          assert len(str(e)) < 1500
+          continue
+      t.decode(t.encode('Hello'))
+  for name in ('tokens', 'scores', 'merges'):
+    fields = {k: v for k, v in good.items() if k != f'tokenizer.ggml.{name}'}
+    if fields != good:
+      with pytest.raises(ValueError, match=f'tokenizer.ggml.{name} is missing'):
+        gguf_vocabulary.from_gguf(fields)
 
 
 # ---- the real vocabulary ----

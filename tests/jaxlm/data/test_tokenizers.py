@@ -129,6 +129,11 @@ def test_special_ids_come_from_the_files_beside_the_tokenizer(tmp_path):
   (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'eos_token': '<|endoftext|>'}))
   (tmp_path / 'chat_template.jinja').write_text(CHATML)
   loaded = T.from_directory(tmp_path)
+  # As in transformers, special_tokens_map.json wins until tokenizer_config.json lists all added tokens.
+  assert (loaded.eos_id, loaded.pad_id, loaded.stop_ids, loaded.chat_template) == (2, 1, (2, 0), CHATML)
+  config = {'eos_token': '<|endoftext|>', 'added_tokens_decoder': {'0': {'content': '<|endoftext|>', 'special': True}}}
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
+  loaded = T.from_directory(tmp_path)
   assert (loaded.eos_id, loaded.pad_id, loaded.stop_ids, loaded.chat_template) == (0, 1, (0, 2), CHATML)
 
 

@@ -168,3 +168,51 @@ def test_a_config_as_transformers_4_wrote_it_is_read(tmp_path):
   fields['torch_dtype'] = fields.pop('dtype')
   path.write_text(json.dumps(fields))
   assert_equal_logits(jaxlm.load(tmp_path, 'float32'), model)
+
+
+@pytest.mark.parametrize(
+  'scaling',
+  [
+    dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16),
+    dict(rope_type='linear', factor=4.0),
+    dict(rope_type='dynamic', factor=4.0),
+    dict(
+      rope_type='llama3', factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
+    ),
+  ],
+  ids=lambda scaling: scaling['rope_type'],
+)
+def test_contexts_that_only_a_scaling_stretches_are_generated_from(scaling, tmp_path):
+  """max_position_embeddings is 16 as trained, and the prompt has 24 tokens."""
+  import decoders
+
+  torch.manual_seed(0)
+  config = transformers.Qwen2Config(
+    **dict(SHARED, max_position_embeddings=16), **QWEN, rope_parameters=dict(rope_theta=100.0, **scaling)
+  )
+  peer = transformers.Qwen2ForCausalLM(config).eval()
+  with torch.no_grad():
+    for parameter in peer.parameters():
+      parameter.normal_(0, 0.4)
+  peer.save_pretrained(tmp_path)
+  lm = jaxlm.load(tmp_path, 'float32')
+  assert lm.config.max_length == 64
+  prompt = list(range(1, 25))
+  with torch.no_grad():
+    logits = peer(torch.tensor([prompt])).logits.numpy()
+  np.testing.assert_allclose(np.asarray(jaxlm.forward(lm, [prompt])), logits, atol=2e-4)
+  out = decoders.generate(lm, [prompt], max_new_tokens=6, eos_id=None).tokens[0].tolist()
+  if scaling['rope_type'] != 'dynamic':
+    theirs = peer.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, use_cache=False)
+    assert out == theirs[0, 24:].tolist()
+    return
+  # Dynamic frequencies follow the length. Keys in a cache cannot, so all are made for the length that will be reached:
+  # that is one token more than the last input.
+  with torch.no_grad():
+    for position, token in enumerate(out):
+      peer.model.rotary_emb.max_seq_len_cached = 16
+      text = torch.tensor([prompt + out[:position]])
+      at = torch.arange(text.shape[1])
+      peer.model(torch.zeros((1, 30), dtype=torch.long))  # the longest text seen sets the frequencies
+      last = peer(text, position_ids=at[None]).logits[0, -1]
+      assert last.argmax().item() == token

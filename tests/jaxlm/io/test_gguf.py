@@ -207,7 +207,7 @@ def test_llama3_rope_is_recognised_by_its_divisors(tmp_path):
     (
       'llama',
       {'llama.attention.sliding_window': string('wide')},
-      r'model\.gguf: a field has a value of the wrong kind',
+      r'model\.gguf: llama\.attention\.sliding_window=.wide. .*expected a whole number',
     ),
     ('llama', {'llama.rope.dimension_count': value(4)}, 'rope.dimension_count=4'),
   ],

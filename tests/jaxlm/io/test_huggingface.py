@@ -236,6 +236,36 @@ def test_rope_is_read_from_transformers_4_and_5():
   assert (yarn.factor, yarn.original_length) == (4.0, 16)
 
 
+@pytest.mark.parametrize(
+  'rope, length',
+  [
+    # As model cards advise: only the scaling is added, and max_position_embeddings stays as the model was trained.
+    (dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=64), 256),
+    (dict(rope_type='yarn', factor=4.0), 256),
+    (dict(rope_type='linear', factor=4.0), 256),
+    (dict(rope_type='dynamic', factor=2.0), 128),
+    (dict(rope_type='llama3', factor=8.0, original_max_position_embeddings=64), 512),
+    # The stretched length is written already.
+    (dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16), 64),
+    (dict(rope_type='llama3', factor=32.0, original_max_position_embeddings=16), 64),
+    (dict(rope_type='yarn', factor=None, original_max_position_embeddings=16), 64),
+    (dict(rope_type='default'), 64),
+  ],
+)
+@pytest.mark.parametrize('layout', ['rope_parameters', 'rope_scaling'])
+def test_stretched_contexts_are_as_long_as_their_scaling_makes_them(rope, length, layout):
+  config = read(**{layout: rope, 'rope_theta': 100.0})
+  assert (config.max_length, config.rope.theta) == (length, 100.0)
+  if rope['rope_type'] == 'dynamic':
+    assert config.rope.original_length == 64
+  family = families.FAMILIES['llama']
+  again = family.config(Fields(family.write(config)))
+  assert families.meaning(again) == families.meaning(config)
+  # A length that no scaling gives survives as well.
+  shorter = config.replace(max_length=48)
+  assert families.meaning(family.config(Fields(family.write(shorter)))) == families.meaning(shorter)
+
+
 def test_windows_are_read():
   mistral = dict(model_type='mistral', num_key_value_heads=2)
   assert read(**mistral, sliding_window=7).windows == (7,)
