@@ -82,8 +82,7 @@ class HuggingFaceTokenizer(ByteTable):
     # Padding and truncation are leftovers of a training run: obeyed, they would cut or pad every text.
     json_text, spec = piece_bytes.without_padding(json_text)
     rule, prefix = tokenizer_files.space_rule(settings)
-    # Where no file names the class, transformers takes the file's own rules.
-    if prefix is not None and settings.get('tokenizer_class') is not None:
+    if prefix is not None:
       json_text, spec = piece_bytes.with_space_rule(json_text, spec, rule, prefix)
     self._plain = tokenizers.Tokenizer.from_str(json_text)
     if added_tokens.install(self._plain, settings):

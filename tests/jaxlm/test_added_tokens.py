@@ -76,10 +76,15 @@ def assert_equal_to_transformers(directory, seed=0):
 
 
 @pytest.mark.parametrize('model_type', ['llama', 'mistral'])
+@pytest.mark.parametrize('named', [True, False], ids=['class', 'no class'])
 @pytest.mark.parametrize('legacy', [True, False, None])
 @pytest.mark.parametrize('how', ['added_tokens.json', 'added_tokens_decoder'])
-def test_sentencepiece_with_added_tokens_equals_transformers(sentencepiece, tmp_path, how, legacy, model_type):
+def test_sentencepiece_with_added_tokens_equals_transformers(sentencepiece, tmp_path, how, legacy, named, model_type):
   write_sentencepiece(tmp_path, sentencepiece, how, model_type, legacy=legacy)
+  config = json.loads((tmp_path / 'tokenizer_config.json').read_text())
+  if not named:
+    del config['tokenizer_class']
+  write(tmp_path, 'tokenizer_config.json', config)
   assert_equal_to_transformers(tmp_path)
 
 
