@@ -38,7 +38,7 @@ def metaspace(piece: str) -> bytes:
 def decoder_kind(decoder: Mapping[str, Any] | None) -> tuple[str, bool]:
   """Returns ('byte_level' | 'metaspace' | 'other', whether a first space is taken away)."""
   steps = (decoder or {}).get('decoders', [decoder] if decoder else [])
-  types = [step['type'] for step in steps]
+  types = [step.get('type') for step in steps]
   if types == ['ByteLevel']:
     return 'byte_level', False
   if types in (['Replace', 'ByteFallback', 'Fuse'], ['Replace', 'ByteFallback', 'Fuse', 'Strip']):
@@ -59,6 +59,26 @@ def without_padding(json_text: str) -> tuple[str, dict[str, Any]]:
     _check_growth(name, spec.get(name))
   left = {name: None for name in ('truncation', 'padding') if spec.get(name) is not None}
   return (json.dumps(spec | left, ensure_ascii=False) if left else json_text), spec
+
+
+def with_space_rule(json_text: str, spec: dict[str, Any], rule: str, prefix: bool) -> tuple[str, dict[str, Any]]:
+  """Returns a SentencePiece-like tokenizer.json with the spaces of Llama's class, as text and parsed.
+
+  transformers builds that class from the vocabulary and merges alone, and puts spaces where `legacy` and
+  `add_prefix_space` say, whatever the file's own normalizer does.
+  """
+  model = spec.get('model')
+  if decoder_kind(spec.get('decoder'))[0] != 'metaspace' or not isinstance(model, dict) or model.get('type') != 'BPE':
+    return json_text, spec
+  space = {'replacement': '\u2581', 'prepend_scheme': rule if prefix else 'never', 'split': False}
+  steps = [{'type': 'Replace', 'pattern': {'String': '\u2581'}, 'content': ' '}, {'type': 'ByteFallback'}]
+  steps += [{'type': 'Fuse'}, *([{'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0}] if prefix else [])]
+  spec = spec | {
+    'normalizer': None,
+    'pre_tokenizer': {'type': 'Metaspace', **space},
+    'decoder': {'type': 'Sequence', 'decoders': steps},
+  }
+  return json.dumps(spec, ensure_ascii=False), spec
 
 
 def _check_growth(name: str, part: Any) -> None:

@@ -213,7 +213,7 @@ def space_rule(settings: Mapping[str, Any]) -> tuple[str, bool | None]:
   if name is None and model_type is None:
     return 'sentencepiece', None
   legacy = settings.get('legacy')
-  if model_type == 'mistral' or (name or 'LlamaTokenizer') != 'LlamaTokenizer':
+  if model_type == 'mistral' or name != 'LlamaTokenizer':
     # transformers has no class of its own for these and follows the model, with `legacy` meant where it is absent.
     return ('first' if legacy is False else 'sentencepiece'), None
   return ('always' if legacy else 'first'), (True if prefix is None else prefix)

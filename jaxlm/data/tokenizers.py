@@ -81,6 +81,9 @@ class HuggingFaceTokenizer(ByteTable):
     settings = {} if settings is None else settings
     # Padding and truncation are leftovers of a training run: obeyed, they would cut or pad every text.
     json_text, spec = piece_bytes.without_padding(json_text)
+    rule, prefix = tokenizer_files.space_rule(settings)
+    if prefix is not None:
+      json_text, spec = piece_bytes.with_space_rule(json_text, spec, rule, prefix)
     self._plain = tokenizers.Tokenizer.from_str(json_text)
     if added_tokens.install(self._plain, settings):
       json_text = self._plain.to_str()

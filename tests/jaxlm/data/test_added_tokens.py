@@ -6,7 +6,7 @@ import random
 import pytest
 
 from jaxlm.data import tokenizers as T
-from tests.tokenizers_made import CHATML, byte_level_bpe
+from tests.tokenizers_made import CHATML, byte_level_bpe, llama_json
 
 PLAIN = dict(lstrip=False, rstrip=False, normalized=False, single_word=False)
 TEXTS = [
@@ -76,10 +76,15 @@ def assert_equal_to_transformers(directory, seed=0):
 
 
 @pytest.mark.parametrize('model_type', ['llama', 'mistral'])
+@pytest.mark.parametrize('named', [True, False], ids=['class', 'no class'])
 @pytest.mark.parametrize('legacy', [True, False, None])
 @pytest.mark.parametrize('how', ['added_tokens.json', 'added_tokens_decoder'])
-def test_sentencepiece_with_added_tokens_equals_transformers(sentencepiece, tmp_path, how, legacy, model_type):
+def test_sentencepiece_with_added_tokens_equals_transformers(sentencepiece, tmp_path, how, legacy, named, model_type):
   write_sentencepiece(tmp_path, sentencepiece, how, model_type, legacy=legacy)
+  config = json.loads((tmp_path / 'tokenizer_config.json').read_text())
+  if not named:
+    del config['tokenizer_class']
+  write(tmp_path, 'tokenizer_config.json', config)
   assert_equal_to_transformers(tmp_path)
 
 
@@ -218,6 +223,25 @@ def test_tokens_that_only_files_beside_a_tokenizer_json_add_equal_transformers(t
   config['eos_token'] = {'__type': 'AddedToken', 'content': '<|im_end|>', 'lstrip': False}
   config['additional_special_tokens'] = ['end']  # a piece of the vocabulary until now
   write(tmp_path, 'tokenizer_config.json', {k: v for k, v in config.items() if v is not None})
+  assert_equal_to_transformers(tmp_path)
+
+
+@pytest.mark.parametrize('model_type', ['llama', 'mistral'])
+@pytest.mark.parametrize('name', ['LlamaTokenizer', 'LlamaTokenizerFast', 'PreTrainedTokenizerFast', None])
+@pytest.mark.parametrize('legacy', [True, False, None])
+def test_the_spaces_of_a_tokenizer_json_are_those_of_its_class(tmp_path, name, legacy, model_type):
+  config = {'eos_token': '</s>', 'bos_token': '<s>', 'unk_token': '<unk>', 'chat_template': CHATML}
+  config |= {key: v for key, v in {'tokenizer_class': name, 'legacy': legacy}.items() if v is not None}
+  write(tmp_path, 'tokenizer.json', llama_json()._json)
+  write(tmp_path, 'tokenizer_config.json', config)
+  write(tmp_path, 'config.json', {'model_type': model_type})
+  t = T.from_directory(tmp_path)
+  spaced = t.encode('<s>Hello', special=True)[1:] != t.encode('<s>ello', special=True)[1:] and (
+    t.token_text(t.encode('<s>Hello', special=True)[1]).startswith(' ')
+  )
+  llama = model_type == 'llama' and name in ('LlamaTokenizer', 'LlamaTokenizerFast')
+  assert spaced == (not llama or legacy is True)
+  assert t.decode(t.encode('Hello Hello')) == 'Hello Hello'
   assert_equal_to_transformers(tmp_path)
 
 
