@@ -117,7 +117,7 @@ def _labels(row: dict[str, Any]) -> str:
   return ', '.join(f'{k} {v}' for k, v in row.items() if k not in hidden) or row.get('part', '')
 
 
-def said(name: str, value: Any) -> str:
+def described(name: str, value: Any) -> str:
   """Returns what is printed of a further result: rows as a table, nothing of what is nested deeper."""
   flat = lambda v: not any(isinstance(x, dict | list) for x in (v.values() if isinstance(v, dict) else v))
   if isinstance(value, list) and value and all(isinstance(row, dict) and flat(row) for row in value):
@@ -132,7 +132,9 @@ def write(name: str, rows: Sequence[dict[str, Any]], **more: Any) -> Path:
   RESULTS.mkdir(parents=True, exist_ok=True)
   path = RESULTS / f'{name}.json'
   path.write_text(json.dumps({'machine': machine(), **more, 'rows': list(rows)}, indent=2) + '\n')
-  print(table(rows), f'\nMachine: {machine()}', *(said(k, v) for k, v in more.items()), f'Written to {path}', sep='\n')
+  print(
+    table(rows), f'\nMachine: {machine()}', *(described(k, v) for k, v in more.items()), f'Written to {path}', sep='\n'
+  )
   return path
 
 

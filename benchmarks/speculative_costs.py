@@ -20,7 +20,7 @@ from benchmarks import report
 from decoders import plain
 from decoders.programs import Clock
 from decoders.speculative import SpeculativeLoop
-from decoders.speculative.rounds import Drafter, added, verify
+from decoders.speculative.rounds import Drafter, verify, with_accepted
 from decoders.speculative.trees import chain_of
 from jaxlm.language_model import LanguageModel
 
@@ -94,7 +94,7 @@ class Probe(SpeculativeLoop):
       def one(_, s):
         tree = chain_of(jnp.broadcast_to(s.last[:, None], (len(s.last), depth)), jnp.full(len(s.last), depth))
         kept = verify(params, s, tree, {}, config, drafter, 'match')
-        return added(s, *kept, tree.length, none, drafter).replace(lengths=s.lengths)
+        return with_accepted(s, *kept, tree.length, none, drafter).replace(lengths=s.lengths)
 
       return jax.lax.fori_loop(0, steps, one, state)
 

@@ -70,11 +70,11 @@ def loss(setting: Setting, params, tokens_BT, key):
   # One compiled layer for all, and what is left out is not computed.
   def layer(x_BTD, weights_and_runs):
     weights, runs_2 = weights_and_runs
-    own = {'params': weights}
-    attended = lambda x: block.apply(own, x, positions, scheme, cache, method=Block.attended)[0]
-    after_BTD = jax.lax.cond(runs_2[0], attended, lambda x: x, x_BTD)
-    widened = lambda after: block.apply(own, after, x_BTD, method=Block.widened)
-    return jax.lax.cond(runs_2[1], widened, lambda after: after, after_BTD), None
+    layer_params = {'params': weights}
+    attention_block = lambda x: block.apply(layer_params, x, positions, scheme, cache, method=Block.attention_block)[0]
+    after_BTD = jax.lax.cond(runs_2[0], attention_block, lambda x: x, x_BTD)
+    mlp_block = lambda after: block.apply(layer_params, after, x_BTD, method=Block.mlp_block)
+    return jax.lax.cond(runs_2[1], mlp_block, lambda after: after, after_BTD), None
 
   layers = [params[f'layer_{i}'] for i in range(config.num_layers)]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)

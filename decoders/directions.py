@@ -33,7 +33,7 @@ def resolve(config: ModelConfig, direction: Way | None) -> Way:
   return direction
 
 
-def arranged(lm: LanguageModel, ids: Sequence[int], direction: Way, *, text: bool) -> list[int]:
+def in_model_order(lm: LanguageModel, ids: Sequence[int], direction: Way, *, text: bool) -> list[int]:
   """Returns what the model reads of a prompt: BOS and the signal, then the prompt in the model's order.
 
   Ids (not `text`) to be read forward by a model without a signal stay as they are.
@@ -46,8 +46,8 @@ def arranged(lm: LanguageModel, ids: Sequence[int], direction: Way, *, text: boo
   return first + (content[::-1] if direction == 'reverse' else content)
 
 
-def added(lm: LanguageModel, prompt: Sequence[int], ids: Sequence[int], direction: Way) -> str:
-  """Returns the text that `ids`, in the order of generation, add to an arranged prompt's: behind it, or before it."""
+def generated_text(lm: LanguageModel, prompt: Sequence[int], ids: Sequence[int], direction: Way) -> str:
+  """Returns the text that `ids`, in the order of generation, add to a prompt in the model's order: behind it, or before it."""
   if direction == 'forward':
     stream = TextStream(lm.tokenizer, prompt=prompt)
     return stream.push(ids) + stream.flush()

@@ -181,7 +181,9 @@ class WholeMemory:
     args = lm.params, jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), total_B
     return clock.run('prefill', prefill, *args, config=lm.config, capacity=capacity, wrap=self.wrap)
 
-  def settle(self, state: DecodeState, advance: Callable, config: ModelConfig) -> list[tuple[np.ndarray, DecodeState]]:
+  def compress(
+    self, state: DecodeState, advance: Callable, config: ModelConfig
+  ) -> list[tuple[np.ndarray, DecodeState]]:
     """Returns (rows, their state) of each part of the batch that is decoded together, between them every row.
 
     `advance(state, steps, rows)` takes steps. The state is given away: its arrays may be deleted.
@@ -296,7 +298,7 @@ def generate(
     first_row = first * num_samples
     keys_R = row_keys(seed, first_row, len(padded.lengths) * num_samples)
     watch = Watch(
-      functools.partial(directions.added, lm, direction=direction),
+      functools.partial(directions.generated_text, lm, direction=direction),
       [ids[first + row // num_samples] for row in range(len(keys_R))],
       stop,
       stream and (lambda row, new, base=first_row: stream(base + row, new)),
@@ -321,11 +323,11 @@ def generate(
     def advance(state, steps, rows_R, loop=plain, eos_E=eos_E, watch=watch):
       state, taken = loop.advance(clock, lm, state, steps, eos_E, values)
       calls.append(int(taken))
-      return watch.look(state, rows_R)
+      return watch.poll(state, rows_R)
 
     calls.append(1)  # the prefill
-    state = watch.look(state, np.arange(len(keys_R)))
-    parts = memory.settle(state, advance, lm.config)
+    state = watch.poll(state, np.arange(len(keys_R)))
+    parts = memory.compress(state, advance, lm.config)
     del state, cache, rows
     kv_bytes = max(kv_bytes, sum(state.cache.nbytes for _, state in parts))
     batch_tokens, batch_lengths = np.zeros((len(keys_R), max_new_tokens), np.int32), np.zeros(len(keys_R), np.int32)
@@ -352,7 +354,9 @@ def generate(
   text = None
   if lm.tokenizer is not None:
     grown = zip(np.repeat(np.arange(len(ids)), num_samples), tokens, lengths)
-    text = [directions.cut(directions.added(lm, ids[i], row[:n], direction), stop, direction) for i, row, n in grown]
+    text = [
+      directions.cut(directions.generated_text(lm, ids[i], row[:n], direction), stop, direction) for i, row, n in grown
+    ]
   return Output(tokens, lengths, text, stats)
 
 

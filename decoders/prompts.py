@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from decoders.directions import Way, arranged, resolve
+from decoders.directions import Way, in_model_order, resolve
 from jaxlm.language_model import LanguageModel
 from jaxlm.lengths import bucket
 
@@ -38,7 +38,7 @@ def encode(
       new = lm.tokenizer.encode(prompt, bos=lm.tokenizer.adds_bos)
     else:
       new = [int(t) for t in prompt]
-    ids.append(arranged(lm, new, direction, text=isinstance(prompt, str)))
+    ids.append(in_model_order(lm, new, direction, text=isinstance(prompt, str)))
     if not ids[-1]:
       raise ValueError(f'Prompt {i} is empty: a model needs at least one token to start from (its BOS, say).')
     if bad := [t for t in ids[-1] if not 0 <= t < lm.config.vocab_size]:

@@ -16,7 +16,7 @@ class Watch:
     self.sent = [0] * len(prompts)
     self.watching = bool(stop) or stream is not None
 
-  def look(self, state: Any, rows_R: np.ndarray) -> Any:
+  def poll(self, state: Any, rows_R: np.ndarray) -> Any:
     """Returns the state (`decoders.plain.DecodeState`), of rows `rows_R` of the batch, with those stopped that end here."""
     if not self.watching:
       return state

@@ -48,7 +48,7 @@ def parse(
     exit_with(str(e), code=2)
 
 
-def said(section: str, args: Sequence[str] | None = None) -> frozenset[str]:
+def explicit_fields(section: str, args: Sequence[str] | None = None) -> frozenset[str]:
   """Returns the fields of a section that flags set: --model.rope.theta and --model.no-qkv-bias say rope and qkv_bias."""
   args = sys.argv[1:] if args is None else args
   flags = [a.removeprefix(f'--{section}.') for a in args if a.startswith(f'--{section}.')]

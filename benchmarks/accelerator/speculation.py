@@ -100,7 +100,7 @@ def verify(setting: Setting, n: int, params: Any, state: rounds.SpeculativeState
     chain = jnp.broadcast_to(s.last[:, None], (len(s.last), n - 1))
     tree = chain_of(chain, jnp.full(len(s.last), n - 1))
     kept = rounds.verify(params, s, tree, {}, setting.decoded, drafter, 'match')
-    s = rounds.added(s, *kept, tree.length, none, drafter)
+    s = rounds.with_accepted(s, *kept, tree.length, none, drafter)
     return s.replace(lengths=jnp.zeros_like(s.lengths), position=state.position, done=state.done)
 
   return jax.lax.fori_loop(0, steps, one, state).last

@@ -26,7 +26,7 @@ from jaxlm.models.transformer import Transformer
 
 
 @struct.dataclass
-class Alone:
+class SingleLayerCache:
   """The cache of one layer, whatever its number."""
 
   cache: Any
@@ -34,11 +34,11 @@ class Alone:
   def attend(self, layer: int, q, k, v, positions, rule):
     del layer
     out, cache = self.cache.attend(0, q, k, v, positions, rule)
-    return out, Alone(cache)
+    return out, SingleLayerCache(cache)
 
 
 @struct.dataclass
-class Cut:
+class CompressedPrompt:
   """A cache that is cut already, and how that was decided."""
 
   cache: LayeredCache
@@ -60,7 +60,7 @@ def embed(params, tokens_BT, total_B, *, config: ModelConfig):
 def one_layer(params, x_BTD, positions_BT, scheme, lengths_B, *, config: ModelConfig, index: int, capacity: int, score):
   """Returns (the states after the layer, its cache with ratios [B, 1])."""
   cache = score(FullCache.create(config.replace(num_layers=1, windows=()), len(x_BTD), capacity), lengths_B)
-  x_BTD, alone = Block(config, index).apply({'params': params}, x_BTD, positions_BT, scheme, Alone(cache))
+  x_BTD, alone = Block(config, index).apply({'params': params}, x_BTD, positions_BT, scheme, SingleLayerCache(cache))
   return x_BTD, alone.cache
 
 
@@ -74,7 +74,7 @@ def finish(params, x_BTD, last_B, *, config: ModelConfig):
 
 def prefill(
   clock, lm, padded, total_B, capacity: int, lazy: LazyConfig, score: Any, compact: Callable
-) -> tuple[jax.Array, Cut]:
+) -> tuple[jax.Array, CompressedPrompt]:
   """Returns (float32 logits [B, V] after each row's last token, the cut cache).
 
   Args:
@@ -99,7 +99,7 @@ def prefill(
   layers: list[Any] = [None] * c.num_layers
   lazy_L, ratios, full_bytes = [False] * c.num_layers, [], 0
 
-  def settle(layer: int, cut: bool) -> None:
+  def compress_layer(layer: int, cut: bool) -> None:
     cache, votes = layers[layer]
     arrays = cache.keys[0], cache.values[0]
     layers[layer] = jax.block_until_ready(compact(*arrays, lengths_B + score.before, votes, cut=cut))
@@ -125,15 +125,15 @@ def prefill(
     full_bytes += cache.whole.nbytes
     del cache
     if fixed[layer] or longest <= lazy.kept:
-      settle(layer, False)
+      compress_layer(layer, False)
     elif lazy.threshold is not None:
-      settle(layer, ratio > lazy.threshold)
+      compress_layer(layer, ratio > lazy.threshold)
     else:
       heapq.heappush(held, (-ratio, -layer))
       if len(held) > max(0, n_full - int(fixed.sum())):
-        settle(-heapq.heappop(held)[1], True)
+        compress_layer(-heapq.heappop(held)[1], True)
   for _, layer in held:
-    settle(-layer, False)
+    compress_layer(-layer, False)
   logits_BV = clock.run('prefill', finish, lm.params, x_BTD, lengths_B - 1 + score.before, config=c)
   ratios_BL = jnp.asarray(np.stack(ratios, axis=1))
-  return logits_BV, Cut(LayeredCache(tuple(layers)), ratios_BL, tuple(lazy_L), full_bytes)
+  return logits_BV, CompressedPrompt(LayeredCache(tuple(layers)), ratios_BL, tuple(lazy_L), full_bytes)

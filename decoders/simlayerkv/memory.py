@@ -132,13 +132,15 @@ class LazyMemory(WholeMemory):
       functools.partial(compact, keep=Keep(self.lazy, room)),
     )
 
-  def settle(self, state: DecodeState, advance: Callable, config: ModelConfig) -> list[tuple[np.ndarray, DecodeState]]:
+  def compress(
+    self, state: DecodeState, advance: Callable, config: ModelConfig
+  ) -> list[tuple[np.ndarray, DecodeState]]:
     rows_R = np.arange(len(state.lengths))
     if self.lazy.stage == 'decode':
       state = advance(state.replace(cache=self.score(state.cache, state.position + 1)), 1, rows_R)
     lengths_R = np.asarray(state.position) + self.score.before
     ratios_RL = np.asarray(state.cache.ratios)
-    if isinstance(state.cache, layerwise.Cut):  # Each prompt's samples have its rows.
+    if isinstance(state.cache, layerwise.CompressedPrompt):  # Each prompt's samples have its rows.
       self.note(ratios_RL, np.tile(state.cache.lazy, (len(rows_R), 1)), state.cache.full_bytes, state.cache.nbytes)
       return [(rows_R, state.replace(cache=state.cache.cache))]
     if self.lazy.stage == 'decode' and bool(jnp.all(state.done)):  # No step was taken, so nothing was scored.

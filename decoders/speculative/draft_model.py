@@ -92,7 +92,9 @@ class DraftModel(Drafter):
     padded, capacity = prompt_lib.pad(prompts, self.config.max_length), max(bucket(most), state.text.shape[1])
     return memory.read(clock, LanguageModel(self.config, self.params()), padded, state.total, capacity)[1]
 
-  def propose(self, params, own, state: SpeculativeState, values: dict, rule: Rule, config: ModelConfig, idle_R=None):
+  def propose(
+    self, params, draft_params, state: SpeculativeState, values: dict, rule: Rule, config: ModelConfig, idle_R=None
+  ):
     R, D = len(state.last), self.max_draft
     drawn, model = rule == 'residual' and 'temperature' in values, Transformer(self.config)
     idle_R = state.done if idle_R is None else state.done | idle_R
@@ -105,7 +107,7 @@ class DraftModel(Drafter):
 
     def read(tokens_RT, position_R, cache):
       positions_RT = jnp.minimum(position_R[:, None] + jnp.arange(tokens_RT.shape[1])[None], state.total[:, None] - 1)
-      logits_RTV, cache = model.apply({'params': own}, tokens_RT, positions_RT, cache, state.total)
+      logits_RTV, cache = model.apply({'params': draft_params}, tokens_RT, positions_RT, cache, state.total)
       return logits_RTV[:, -1], cache
 
     def chosen(s, logits_RV, cache):

@@ -37,7 +37,7 @@ class PromptLookup(Drafter):
   def buckets(self) -> tuple[tuple[int, int], ...]:
     return tuple((d, 0) for d in sorted({0, min(4, self.max_draft), self.max_draft}))
 
-  def propose(self, params, own, state, values, rule, config, idle_R=None) -> tuple[Tree, tuple]:
+  def propose(self, params, draft_params, state, values, rule, config, idle_R=None) -> tuple[Tree, tuple]:
     chain_RD, length_R = found(state.text, state.position, self.longest, self.shortest, self.max_draft)
     return chain_of(chain_RD, length_R), ()
 

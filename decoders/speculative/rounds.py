@@ -73,7 +73,7 @@ class Drafter:
   def propose(
     self,
     params: Any,
-    own: Any,
+    draft_params: Any,
     state: SpeculativeState,
     values: dict,
     rule: trees.Rule,
@@ -83,7 +83,7 @@ class Drafter:
     """Returns (a tree for each row, the memory). Traced.
 
     Args:
-      own: the drafter's weights.
+      draft_params: what `weights` returned.
       idle_R: rows that need no tree, beside those that are done.
     """
     raise NotImplementedError
@@ -142,10 +142,10 @@ def own_key(key, position):
 
 
 def one_round(
-  params, own, state: SpeculativeState, eos_E, values, *, config: ModelConfig, drafter, rule
+  params, draft_params, state: SpeculativeState, eos_E, values, *, config: ModelConfig, drafter, rule
 ) -> SpeculativeState:
   """Drafts, verifies, and adds what is accepted to the rows that are not done."""
-  tree, memory = drafter.propose(params, own, state, values, rule, config)
+  tree, memory = drafter.propose(params, draft_params, state, values, rule, config)
   # No more than can be kept: one token of a round is the target's own.
   room_R = jnp.maximum(state.tokens.shape[1] - state.lengths - 1, 0)
   length_R = jnp.where(state.done, 0, jnp.minimum(tree.length, room_R))
@@ -162,10 +162,10 @@ def one_round(
   accepted, kept, first_R1 = jax.lax.switch(size, sizes, tree)
   nodes = jnp.array([1 + d + m for d, m in drafter.buckets])[size]
   state = state.replace(verified=state.verified + jnp.where(state.done, 0, nodes))
-  return added(state, accepted, kept, first_R1, length_R, eos_E, drafter)
+  return with_accepted(state, accepted, kept, first_R1, length_R, eos_E, drafter)
 
 
-def added(state: SpeculativeState, accepted: trees.Accepted, kept, first_R1, drafted_R, eos_E, drafter):
+def with_accepted(state: SpeculativeState, accepted: trees.Accepted, kept, first_R1, drafted_R, eos_E, drafter):
   """Adds accepted tokens to the output and to the cache, up to the end of a row."""
   R, P = accepted.tokens.shape
   index_1P, rows_R1 = jnp.arange(P)[None], jnp.arange(R)[:, None]
@@ -174,13 +174,13 @@ def added(state: SpeculativeState, accepted: trees.Accepted, kept, first_R1, dra
   until_R = jnp.where(ends_RP.any(axis=1), jnp.argmax(ends_RP, axis=1), accepted.count) + 1
   M = state.tokens.shape[1]
   new_R = jnp.where(state.done, 0, jnp.minimum(until_R, M - state.lengths))
-  here_RP = index_1P < new_R[:, None]
-  put = lambda x, at: x.at[rows_R1, jnp.where(here_RP, at[:, None] + index_1P, x.shape[1])].set(
+  new_RP = index_1P < new_R[:, None]
+  put = lambda x, at: x.at[rows_R1, jnp.where(new_RP, at[:, None] + index_1P, x.shape[1])].set(
     accepted.tokens, mode='drop'
   )
   newest_R = jnp.take_along_axis(accepted.tokens, jnp.maximum(new_R - 1, 0)[:, None], axis=1)[:, 0]
   lengths = state.lengths + new_R
-  ended_R = (ends_RP & here_RP).any(axis=1)
+  ended_R = (ends_RP & new_RP).any(axis=1)
   kept_R = jnp.maximum(new_R - 1, 0)
   return state.replace(
     tokens=put(state.tokens, state.lengths),
@@ -189,9 +189,9 @@ def added(state: SpeculativeState, accepted: trees.Accepted, kept, first_R1, dra
     position=state.position + new_R,
     lengths=lengths,
     done=state.done | ended_R | (lengths >= M),
-    seen=None if state.seen is None else state.seen.at[rows_R1, accepted.tokens].max(here_RP),
+    seen=None if state.seen is None else state.seen.at[rows_R1, accepted.tokens].max(new_RP),
     # The slots behind are written too, and hidden by their positions until later tokens overwrite them.
-    cache=state.cache.appended(*kept, first_R1 + index_1P, here_RP),
+    cache=state.cache.appended(*kept, first_R1 + index_1P, new_RP),
     memory=drafter.learn(state.memory, drafted_R, jnp.minimum(accepted.count, drafted_R)),
     rounds=state.rounds + (new_R > 0),
     drafted=state.drafted + drafted_R,
@@ -200,9 +200,9 @@ def added(state: SpeculativeState, accepted: trees.Accepted, kept, first_R1, dra
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'drafter', 'rule'), donate_argnums=(2,))
-def decode(params, own, state: SpeculativeState, rounds, eos_E, values, *, config: ModelConfig, drafter, rule):
+def decode(params, draft_params, state: SpeculativeState, rounds, eos_E, values, *, config: ModelConfig, drafter, rule):
   """Takes at most `rounds` rounds, fewer when every row is done. Returns (state, rounds taken)."""
   unfinished = lambda carry: (carry[1] < rounds) & ~jnp.all(carry[0].done)
   run = functools.partial(one_round, config=config, drafter=drafter, rule=rule)
-  body = lambda carry: (run(params, own, carry[0], eos_E, values), carry[1] + 1)
+  body = lambda carry: (run(params, draft_params, carry[0], eos_E, values), carry[1] + 1)
   return jax.lax.while_loop(unfinished, body, (state, jnp.int32(0)))

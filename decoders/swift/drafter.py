@@ -59,7 +59,14 @@ class SkipDrafter(Drafter):
     return Memory(jnp.asarray(self.start.keep(lm.config.num_layers)), fill(self.threshold), fill(1.0))
 
   def propose(
-    self, params: Any, own: Any, state: SpeculativeState, values: dict, rule: Rule, config: ModelConfig, idle_R=None
+    self,
+    params: Any,
+    draft_params: Any,
+    state: SpeculativeState,
+    values: dict,
+    rule: Rule,
+    config: ModelConfig,
+    idle_R=None,
   ) -> tuple[Tree, Memory]:
     memory, R, D, W = state.memory, len(state.last), self.max_draft, min(self.widths[-1], config.vocab_size)
     room_R = state.tokens.shape[1] - state.lengths - 1  # One token of a round is the target's own.

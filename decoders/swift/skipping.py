@@ -59,21 +59,23 @@ def hidden(
     return jnp.where(runs, y, x), rest
 
   for i in range(config.num_layers):
-    block, own = Block(config, i), {'params': params[f'layer_{i}']}
+    block, layer_params = Block(config, i), {'params': params[f'layer_{i}']}
     runs = (True, True) if i in (0, config.num_layers - 1) else (keep[0, i], keep[1, i])
 
     # Only the branch's own keys and values go through a conditional: what it returned of the cache would be copied.
-    def attended(x, rest, block=block, own=own, branch=branch, i=i):
-      x, after = block.apply(own, x, positions, scheme, branch.with_layer(i, *rest), method=Block.attended)
+    def attention_block(x, rest, block=block, layer_params=layer_params, branch=branch, i=i):
+      x, after = block.apply(
+        layer_params, x, positions, scheme, branch.with_layer(i, *rest), method=Block.attention_block
+      )
       return x, (after.keys[i], after.values[i])
 
-    def widened(after, before, block=block, own=own):
-      return block.apply(own, after, before, method=Block.widened), before
+    def mlp_block(after, before, block=block, layer_params=layer_params):
+      return block.apply(layer_params, after, before, method=Block.mlp_block), before
 
     before = x
-    x, rest = either(runs[0], attended, x, (branch.keys[i], branch.values[i]))
+    x, rest = either(runs[0], attention_block, x, (branch.keys[i], branch.values[i]))
     branch = branch.with_layer(i, *rest)
-    x, _ = either(runs[1], widened, x, before)
+    x, _ = either(runs[1], mlp_block, x, before)
   return model.apply(variables, x, method=Transformer.normed), branch
 
 

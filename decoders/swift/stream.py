@@ -16,10 +16,10 @@ from decoders.plain import PlainLoop, prefill
 from decoders.plain import generate as generate_plain
 from decoders.programs import Clock
 from decoders.speculative import trees
+from decoders.speculative.combined import CombinedDrafter
 from decoders.speculative.loop import SpeculativeLoop
 from decoders.speculative.prompt_lookup import PromptLookup
 from decoders.speculative.rounds import Drafter, SpeculativeState
-from decoders.speculative.together import Together
 from decoders.swift import sets as skip_sets
 from decoders.swift import skipping
 from decoders.swift.config import SwiftConfig
@@ -180,7 +180,7 @@ class SwiftLoop(SpeculativeLoop):
     own = SkipDrafter(
       start, how, c.max_draft, c.threshold, c.adapt_threshold, c.width_bounds, c.widths(not self.sampling)
     )
-    return own if self.lookup is None else Together(self.lookup, own)
+    return own if self.lookup is None else CombinedDrafter(self.lookup, own)
 
   def begin(self, clock, lm, prompts, state):
     state, self.stale = super().begin(clock, lm, prompts, state), False
@@ -196,7 +196,7 @@ class SwiftLoop(SpeculativeLoop):
     """Returns the state with the best set in its drafter's memory."""
     keep = jnp.asarray(self.stream.search.best.keep(self.stream.lm.config.num_layers))
     memory = state.memory
-    if isinstance(self.drafter, Together):
+    if isinstance(self.drafter, CombinedDrafter):
       return state.replace(memory=(memory[0], memory[1].replace(keep=keep), memory[2]))
     return state.replace(memory=memory.replace(keep=keep))
 

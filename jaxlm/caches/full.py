@@ -45,7 +45,7 @@ class FullCache:
   """Every key and value so far; the slot of a token is its position.
 
   Rows of a batch may have different lengths, padded on the right: a padding slot lies in the future of every real
-  query until the real token of that position overwrites it, so no lengths are kept here.
+  query until the real token of that position overwrites it, so no lengths are kept.
   """
 
   keys: tuple[jax.Array, ...]  # per layer [B, K, S, H]: heads first, so that a decode step reads them without a copy
@@ -97,14 +97,14 @@ class FullCache:
     products = (lambda q: dot(q, keys)), (lambda w: jnp.matmul(w.astype(values.dtype), values).astype(jnp.float32))
     return beside(*products, q, positions, new, jnp.arange(keys.shape[2])[None], rule)
 
-  def appended(self, keys, values, positions, here) -> 'FullCache':
+  def appended(self, keys, values, positions, mask) -> 'FullCache':
     """Adds tokens to all layers: keys and values of each [B, T, K, H], their positions [B, T] rising by one.
 
-    Rows of which none is `here` [B, T] stay as they are; others have room for all T, and those that are not here leave a
-    trace where later ones will be.
+    A row with no token in `mask` [B, T] stays as it is. Other rows need room for all T tokens: tokens outside `mask` write garbage
+    into the next free slots, and later tokens overwrite it.
     """
     write = lambda slots, new: write_rows(
-      slots, heads_first(new).astype(slots.dtype), positions[:, 0], here_B=here.any(axis=1)
+      slots, heads_first(new).astype(slots.dtype), positions[:, 0], mask_B=mask.any(axis=1)
     )
     return FullCache(
       tuple(map(write, self.keys, keys)), tuple(map(write, self.values, values)), (False,) * len(self.keys)

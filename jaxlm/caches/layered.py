@@ -41,9 +41,9 @@ class LayeredCache:
     """Returns the attention of queries over what is there and over new tokens, which are not."""
     return self.layers[layer].attended_beside(q, positions, new, rule)
 
-  def appended(self, keys, values, positions, here) -> 'LayeredCache':
-    """Adds tokens to all layers: keys and values of each [B, T, K, H], positions and which are `here` [B, T]."""
-    added = [m.appended(k, v, positions, here=here) for m, k, v in zip(self.layers, keys, values)]
+  def appended(self, keys, values, positions, mask) -> 'LayeredCache':
+    """Adds tokens to all layers: keys and values of each [B, T, K, H], positions, and `mask` [B, T], the tokens to add."""
+    added = [m.appended(k, v, positions, mask=mask) for m, k, v in zip(self.layers, keys, values)]
     return self.replace(layers=tuple(added))
 
 
@@ -77,22 +77,22 @@ class PooledCache:
     read = lambda pool, q, positions, new, row_B: pool.attended_beside(q, positions, new, rule, row_B)
     return self._read(layer, read, q, positions, new)
 
-  def appended(self, keys, values, positions, here) -> 'PooledCache':
-    """Adds tokens to all layers: keys and values of each [B, T, K, H], positions and which are `here` [B, T]."""
+  def appended(self, keys, values, positions, mask) -> 'PooledCache':
+    """Adds tokens to all layers: keys and values of each [B, T, K, H], positions, and `mask` [B, T], the tokens to add."""
     cache = self
     for layer, (k, v) in enumerate(zip(keys, values)):
-      cache = cache._with(layer, New(k, v, positions), here)
+      cache = cache._with(layer, New(k, v, positions), mask)
     return cache
 
   # Writes are made in all pools and only reads are chosen: arrays that a branch returned changed would be copied.
   def _with(self, layer: int, new: New, valid) -> 'PooledCache':
     def append(i, pool):
-      here = None
+      mask = None
       if len(self.pools) > 1:
-        here = jnp.broadcast_to((self.kind[layer] == i)[:, None], new.positions.shape)
+        mask = jnp.broadcast_to((self.kind[layer] == i)[:, None], new.positions.shape)
       if valid is not None:
-        here = valid if here is None else here & valid
-      return pool.appended(new.keys, new.values, new.positions, self.row[layer], here)
+        mask = valid if mask is None else mask & valid
+      return pool.appended(new.keys, new.values, new.positions, self.row[layer], mask)
 
     return self.replace(pools=tuple(append(i, pool) for i, pool in enumerate(self.pools)))
 
@@ -121,8 +121,8 @@ def reorder(cache: Any, index_B) -> Any:
 
   def pool_of(i, pool):
     rows = len(jax.tree.leaves(pool)[0])
-    here_LB = cache.kind == i
-    to = jnp.where(here_LB, cache.row, rows).ravel()
+    of_kind_LB = cache.kind == i
+    to = jnp.where(of_kind_LB, cache.row, rows).ravel()
     source = jnp.arange(rows).at[to].set(cache.row[:, index_B].ravel(), mode='drop')
     return jax.tree.map(lambda x: x[source], pool)
 

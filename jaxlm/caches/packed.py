@@ -69,37 +69,37 @@ class Packed:
 
     return score, mix
 
-  def appended(self, k, v, positions, rows=None, here=None) -> 'Packed':
-    """Adds tokens [B, T, K, H], their positions rising by one, or the last one again; not those that are not `here` [B, T]."""
+  def appended(self, k, v, positions, rows=None, mask=None) -> 'Packed':
+    """Adds tokens [B, T, K, H], their positions rising by one, or the last one again. `mask` [B, T]: the tokens to add."""
     k, v = (heads_first(x).astype(self.key_tail.dtype) for x in (k, v))
-    return append_each(self, k, v, positions, rows, here)
+    return append_each(self, k, v, positions, rows, mask)
 
-  def appended_one(self, k_BK1H, v_BK1H, positions_B1, rows, here) -> 'Packed':
+  def appended_one(self, k_BK1H, v_BK1H, positions_B1, rows, mask) -> 'Packed':
     R, C = self.config.residual, self.positions.shape[-1]
     slot_B = positions_B1[:, 0] - of_rows(self.evicted, rows)
     # The new value is written before the oldest is taken out of it: were that known sooner, a pool's codes might be
     # written before the layer above has read them, and so be copied.
-    value_tail = write_rows(self.value_tail, v_BK1H, slot_B % (R + 1), rows, here)
+    value_tail = write_rows(self.value_tail, v_BK1H, slot_B % (R + 1), rows, mask)
     leaving = take_slots(of_rows(value_tail, rows), ((slot_B - R) % (R + 1))[:, None])
     # Nothing leaves while there are few tokens: the code is then written where none is read.
     to_B = jnp.where(slot_B >= R, slot_B - R, C - 1)
-    key_tail = write_rows(self.key_tail, k_BK1H, slot_B % R, rows, here)
+    key_tail = write_rows(self.key_tail, k_BK1H, slot_B % R, rows, mask)
     # An unfinished block is written too: it is not read before its last token has come.
     block = quantize_keys(of_rows(key_tail, rows), self.config)
     return self.replace(
-      keys=_write(self.keys, block, slot_B // R * R, rows, here),
-      values=_write(self.values, quantize_values(leaving, self.config), to_B, rows, here),
+      keys=_write(self.keys, block, slot_B // R * R, rows, mask),
+      values=_write(self.values, quantize_values(leaving, self.config), to_B, rows, mask),
       key_tail=key_tail,
       value_tail=value_tail,
-      positions=write_positions(self.positions, positions_B1, slot_B, rows, here),
+      positions=write_positions(self.positions, positions_B1, slot_B, rows, mask),
     )
 
 
-def _write(store: Quantized, new: Quantized, slot_B, rows, here) -> Quantized:
+def _write(store: Quantized, new: Quantized, slot_B, rows, mask) -> Quantized:
   """Writes tokens from each row's own slot on; what is kept per group of tokens is found at a fraction of the slot."""
   axis = 3 if store.tokens_last else 2
   at = lambda old: slot_B * old.shape[axis] // store.codes.shape[axis]
-  return jax.tree.map(lambda old, x: write_rows(old, x, at(old), rows, here, axis), store, new)
+  return jax.tree.map(lambda old, x: write_rows(old, x, at(old), rows, mask, axis), store, new)
 
 
 def pack(memory: Slots, lengths: Int[Array, ' B'], config: KiviConfig) -> Packed:

@@ -10,7 +10,7 @@ and attends; the model knows nothing else about memory, so another memory is ano
 What drafting needs is asked of the caches that decode, and used by `Branch`, a cache that reads one of them:
 
   beside(layer, q, positions, new, rule) -> out            attends over what is there and over `New` tokens, which are not
-  appended(keys, values, positions, here) -> cache         adds tokens to all layers
+  appended(keys, values, positions, mask) -> cache         adds tokens to all layers
 """
 
 from __future__ import annotations

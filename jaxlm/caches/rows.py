@@ -71,31 +71,31 @@ def _by_head(one, whole, x_BKRX, store, rows_B):
   return jax.lax.platform_dependent(x_BKRX, store, rows_B, cpu=apart, default=together)
 
 
-def write_rows(slots_RKSH, new_BKTH, start_B, rows_B=None, here_B=None, axis: int = 2):
-  """Writes each row's new entries along `axis` from its own slot on; where `here` is false nothing changes."""
+def write_rows(slots_RKSH, new_BKTH, start_B, rows_B=None, mask_B=None, axis: int = 2):
+  """Writes each row's new entries along `axis` from its own slot on; where `mask` is false nothing changes."""
   B = new_BKTH.shape[0]
   at_slot = lambda row, start: (row, *(start if i == axis else 0 for i in range(1, 4)))
   if B > 1 and rows_B is None:
 
-    def write(slots, new, start, here=None):
+    def write(slots, new, start, mask=None):
       at = at_slot(0, start)[1:]
-      if here is not None:
-        new = jnp.where(here, new, jax.lax.dynamic_slice(slots, at, new.shape))
+      if mask is not None:
+        new = jnp.where(mask, new, jax.lax.dynamic_slice(slots, at, new.shape))
       return jax.lax.dynamic_update_slice(slots, new, at)
 
-    args = (slots_RKSH, new_BKTH, start_B) if here_B is None else (slots_RKSH, new_BKTH, start_B, here_B)
+    args = (slots_RKSH, new_BKTH, start_B) if mask_B is None else (slots_RKSH, new_BKTH, start_B, mask_B)
     return jax.vmap(write)(*args)
 
   def one(i, slots):
     new = jax.lax.dynamic_index_in_dim(new_BKTH, i, keepdims=True)
     at = at_slot(0 if rows_B is None else rows_B[i], start_B[i])
-    if here_B is not None:
-      new = jnp.where(here_B[i], new, jax.lax.dynamic_slice(slots, at, new.shape))
+    if mask_B is not None:
+      new = jnp.where(mask_B[i], new, jax.lax.dynamic_slice(slots, at, new.shape))
     return jax.lax.dynamic_update_slice(slots, new, at)
 
   if rows_B is not None:
     return one(0, slots_RKSH) if B == 1 else jax.lax.fori_loop(0, B, one, slots_RKSH)
   # XLA's CPU backend fuses an update into the product that reads it, which copies the whole cache at every step; it
-  # does not fuse through a conditional (here always true).
+  # does not fuse through a conditional (which is always true).
   apart = lambda slots: jax.lax.cond(start_B[0] >= 0, lambda slots: one(0, slots), lambda slots: slots, slots)
   return jax.lax.platform_dependent(slots_RKSH, cpu=apart, default=lambda slots: one(0, slots))

@@ -63,42 +63,42 @@ class Slots:
     """Returns the two functions that `attend_by` takes."""
     return (lambda q: score_rows(q, self.keys, rows)), (lambda w: mix_rows(w, self.values, rows))
 
-  def appended(self, k, v, positions, rows=None, here=None) -> 'Slots':
-    """Adds tokens [B, T, K, H], their positions rising by one; those that are not `here` [B, T] leave no trace.
+  def appended(self, k, v, positions, rows=None, mask=None) -> 'Slots':
+    """Adds tokens [B, T, K, H], their positions rising by one. `mask` [B, T]: the tokens to add; None: all.
 
-    In a memory that grows by appending they may leave one where later tokens will be, if any of their row is here.
+    Outside a ring, tokens outside `mask` write garbage into the next free slots of a row that adds any; later tokens overwrite it.
     """
     k, v = (heads_first(x).astype(self.keys.dtype) for x in (k, v))
     if self.recent is not None:
-      return append_each(self, k, v, positions, rows, here)
-    here = None if here is None else here.any(axis=1)
-    return self.written(k, v, positions, positions[:, 0] - of_rows(self.evicted, rows), rows, here)
+      return append_each(self, k, v, positions, rows, mask)
+    mask = None if mask is None else mask.any(axis=1)
+    return self.written(k, v, positions, positions[:, 0] - of_rows(self.evicted, rows), rows, mask)
 
-  def appended_one(self, k_BK1H, v_BK1H, positions_B1, rows, here) -> 'Slots':
+  def appended_one(self, k_BK1H, v_BK1H, positions_B1, rows, mask) -> 'Slots':
     slot_B = ring_slot(positions_B1[:, 0], self.initial, self.keys.shape[2] - self.initial)
-    return self.written(k_BK1H, v_BK1H, positions_B1, slot_B, rows, here)
+    return self.written(k_BK1H, v_BK1H, positions_B1, slot_B, rows, mask)
 
-  def written(self, k_BKTH, v_BKTH, positions_BT, slot_B, rows, here) -> 'Slots':
+  def written(self, k_BKTH, v_BKTH, positions_BT, slot_B, rows, mask) -> 'Slots':
     return self.replace(
-      keys=write_rows(self.keys, k_BKTH, slot_B, rows, here),
-      values=write_rows(self.values, v_BKTH, slot_B, rows, here),
-      positions=write_positions(self.positions, positions_BT, slot_B, rows, here),
+      keys=write_rows(self.keys, k_BKTH, slot_B, rows, mask),
+      values=write_rows(self.values, v_BKTH, slot_B, rows, mask),
+      positions=write_positions(self.positions, positions_BT, slot_B, rows, mask),
     )
 
 
-def write_positions(positions, new_BT, slot_B, rows, here):
+def write_positions(positions, new_BT, slot_B, rows, mask):
   """Writes positions as `write_rows` writes heads, of width 1."""
   by_head = positions.reshape(len(positions), -1, positions.shape[-1], 1)
   new = jnp.broadcast_to(new_BT[:, None, :, None], (len(new_BT), by_head.shape[1], new_BT.shape[1], 1))
-  return write_rows(by_head, new, slot_B, rows, here).reshape(positions.shape)
+  return write_rows(by_head, new, slot_B, rows, mask).reshape(positions.shape)
 
 
 def extend(memory: Any, q, k, v, positions, rule: AttentionRule, valid=None) -> tuple[jax.Array, Any]:
   """Returns the attention of new tokens, and the memory that has those that are `valid` [B, T]; None: all."""
   if q.shape[1] == 1:  # Written first, the new key needs no place beside the others.
-    memory = memory.appended(k, v, positions, here=valid)
+    memory = memory.appended(k, v, positions, mask=valid)
     return memory.attended(q, positions, rule), memory
-  return memory.attended_beside(q, positions, New(k, v, positions), rule), memory.appended(k, v, positions, here=valid)
+  return memory.attended_beside(q, positions, New(k, v, positions), rule), memory.appended(k, v, positions, mask=valid)
 
 
 def of_rows(x, rows_B):
@@ -133,17 +133,17 @@ def beside(score, mix, q, positions_BT, new: New, seen, rule: AttentionRule, nea
   return attend_by(both_score, both_mix, q, K, positions_BT, seen, rule, mask_BTS)
 
 
-def append_each(memory: Any, k_BKTH, v_BKTH, positions_BT, rows, here) -> Any:
+def append_each(memory: Any, k_BKTH, v_BKTH, positions_BT, rows, mask) -> Any:
   """Appends tokens one after the other."""
   if positions_BT.shape[1] == 1:
-    return memory.appended_one(k_BKTH, v_BKTH, positions_BT, rows, None if here is None else here[:, 0])
+    return memory.appended_one(k_BKTH, v_BKTH, positions_BT, rows, None if mask is None else mask[:, 0])
 
   def step(memory, new):
-    k_BKH, v_BKH, position_B, here_B = new
-    return memory.appended_one(k_BKH[:, :, None], v_BKH[:, :, None], position_B[:, None], rows, here_B), None
+    k_BKH, v_BKH, position_B, mask_B = new
+    return memory.appended_one(k_BKH[:, :, None], v_BKH[:, :, None], position_B[:, None], rows, mask_B), None
 
-  here_TB = None if here is None else here.T
-  each = (jnp.moveaxis(k_BKTH, 2, 0), jnp.moveaxis(v_BKTH, 2, 0), positions_BT.T, here_TB)
+  mask_TB = None if mask is None else mask.T
+  each = (jnp.moveaxis(k_BKTH, 2, 0), jnp.moveaxis(v_BKTH, 2, 0), positions_BT.T, mask_TB)
   return jax.lax.scan(step, memory, each)[0]
 
 

@@ -156,7 +156,7 @@ class Block(nn.Module):
       self.attention_out_norm = norm(c, 'attention_out_norm')
     self.attention, self.mlp = Attention(c, self.layer, name='attention'), MLP(c, name='mlp')
 
-  def attended(self, x_BTD, positions_BT, scheme, cache):
+  def attention_block(self, x_BTD, positions_BT, scheme, cache):
     """Returns (the residual stream after attention, the extended cache)."""
     placement = self.config.norm_placement
     read_BTD = x_BTD if placement == 'post' else self.attention_norm(x_BTD)
@@ -166,12 +166,12 @@ class Block(nn.Module):
     x_BTD = x_BTD + attended_BTD
     return self.attention_norm(x_BTD) if placement == 'post' else x_BTD, cache
 
-  def widened(self, x_BTD, before_BTD):
+  def mlp_block(self, x_BTD, before_BTD):
     """Returns the residual stream after the MLP; `before` is what attention read."""
     if self.config.norm_placement == 'post':
       return self.mlp_norm(x_BTD + self.mlp(x_BTD))
     return x_BTD + self.mlp(self.mlp_norm(before_BTD if self.config.parallel_residual else x_BTD))
 
   def __call__(self, x_BTD, positions_BT, scheme, cache):
-    after_BTD, cache = self.attended(x_BTD, positions_BT, scheme, cache)
-    return self.widened(after_BTD, x_BTD), cache
+    after_BTD, cache = self.attention_block(x_BTD, positions_BT, scheme, cache)
+    return self.mlp_block(after_BTD, x_BTD), cache

@@ -92,7 +92,7 @@ def test_a_text_ends_at_its_beginning(both, reverse):
     out = decoders.generate(lm, ['cde', ''], max_new_tokens=20, direction='reverse', eos_id=ord('f'))
     assert out.text[0] == 'fghab' and out.lengths[0] == 5
     assert out.text[1][0] == 'f' and out.text[1] in CYCLE and len(out.text[1]) == out.lengths[1]
-  assert directions.added(reverse, [256, 99], [98, 97, 257], 'reverse') == 'ab'  # EOS is no text.
+  assert directions.generated_text(reverse, [256, 99], [98, 97, 257], 'reverse') == 'ab'  # EOS is no text.
 
 
 def test_prompts_are_what_the_model_was_trained_on(both):
@@ -174,7 +174,7 @@ def test_spaces_and_characters_at_the_border():
       whole = tokenizer.encode(text)
       for n in range(len(whole) + 1):
         new, prompt = whole[:n], [tokenizer.bos_id, *whole[n:][::-1]]
-        added = directions.added(lm, prompt, new[::-1], 'reverse')
+        added = directions.generated_text(lm, prompt, new[::-1], 'reverse')
         assert added + tokenizer.decode(whole[n:]) == text or '\ufffd' in added
 
 

@@ -8,7 +8,7 @@ from trainers import command_line, pretrain
 if __name__ == '__main__':
   with console.command():
     command_line.run(
-      functools.partial(pretrain.main, said=command_line.said('model')),
+      functools.partial(pretrain.main, explicit=command_line.explicit_fields('model')),
       command_line.parse(
         pretrain.PRESETS, 'embedded', prog='python -m trainers.pretrain', description=pretrain.__doc__.split('\n')[0]
       ),

@@ -26,7 +26,7 @@ OURS = ('dtype', 'remat')
 """Fields of a model that say how it is computed, not what it is: those of the run count."""
 
 
-def begin(config: Any, directory: str | Path, said: Collection[str] = ()) -> tuple[Any, Any, Any]:
+def begin(config: Any, directory: str | Path, explicit: Collection[str] = ()) -> tuple[Any, Any, Any]:
   """Returns (config with the model's architecture, its tokenizer, its parameters on the run's devices).
 
   The parameters are None for a run that has a checkpoint already.
@@ -34,14 +34,14 @@ def begin(config: Any, directory: str | Path, said: Collection[str] = ()) -> tup
   Args:
     config: a PretrainConfig with a `start`.
     directory: of the run.
-    said: fields of `config.model` that the user asked for; all others come from the model.
+    explicit: fields of `config.model` that the user asked for; all others come from the model.
 
   Raises:
     ConfigError: what was asked for does not fit the model; both values are named.
     CheckpointError: the model cannot be loaded.
   """
   directory, signal, name = Path(directory), config.reverse.signal, config.start
-  said = set(said) - {
+  explicit = set(explicit) - {
     *OURS,
     'direction',
     'direction_signal',
@@ -55,8 +55,8 @@ def begin(config: Any, directory: str | Path, said: Collection[str] = ()) -> tup
   else:
     theirs = configs.model_config(checkpoint.run_config(directory)['model'])
     tokenizer, added = language_modeling.load_tokenizer(config.data, directory), 0
-    said.discard('vocab_size')  # It was the model's, and may have grown since.
-  model = _agreed(config.model, theirs, said, name)
+    explicit.discard('vocab_size')  # It was the model's, and may have grown since.
+  model = _agreed(config.model, theirs, explicit, name)
   model = model.replace(vocab_size=theirs.vocab_size + added, direction=config.direction, direction_signal=signal)
   config = dataclasses.replace(config, model=model)
   config.check_lengths()
@@ -65,10 +65,10 @@ def begin(config: Any, directory: str | Path, said: Collection[str] = ()) -> tup
   return config, tokenizer, params
 
 
-def _agreed(ours: ModelConfig, theirs: ModelConfig, said: Collection[str], name: str) -> ModelConfig:
+def _agreed(ours: ModelConfig, theirs: ModelConfig, explicit: Collection[str], name: str) -> ModelConfig:
   """Returns the model's config with the run's own fields put in. Raises ConfigError for any other that differs."""
   taken = {field: getattr(ours, field) for field in OURS}
-  for field in sorted(said):
+  for field in sorted(explicit):
     mine, other = getattr(ours, field), getattr(theirs, field)
     if mine == other:
       continue

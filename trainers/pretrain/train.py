@@ -7,12 +7,12 @@ from jaxlm.config import SIGNAL_IDS
 from trainers.pretrain.config import PretrainConfig
 
 
-def main(config: PretrainConfig, said: Collection[str] = ()):
+def main(config: PretrainConfig, explicit: Collection[str] = ()):
   """Trains, or resumes, the run in config.run.directory; returns the last TrainState.
 
   Args:
-    config: with a `start`, its `model` counts for nothing but dtype and remat, and for what is `said`.
-    said: fields of the model that the user asked for, which must fit `start`.
+    config: with a `start`, its `model` counts for nothing but dtype, remat and the `explicit` fields.
+    explicit: fields of the model that the user asked for, which must fit `start`.
 
   Raises:
     ConfigError, DataError, CheckpointError, DivergedError: see their messages.
@@ -28,7 +28,7 @@ def main(config: PretrainConfig, said: Collection[str] = ()):
   if config.start is not None:
     from trainers.pretrain import continued
 
-    config, tokenizer, params = continued.begin(config, directory, said)
+    config, tokenizer, params = continued.begin(config, directory, explicit)
     return loop.fit(task.LanguageModeling(config, tokenizer, params), config)
   tokenizer = task.load_tokenizer(config.data, directory)
   signal = config.reverse.signal

@@ -117,7 +117,7 @@ def test_programs_do_not_keep_a_draft_models_weights():
   lm, draft = tiny_model(), tiny_model.__wrapped__(TINY, 2)
   kept = weakref.ref(jax.tree.leaves(draft.params)[0])
   alone = speculative.DraftModel.of(draft)
-  for drafter in (alone, speculative.Together(alone, PromptLookup(3))):
+  for drafter in (alone, speculative.CombinedDrafter(alone, PromptLookup(3))):
     speculative.generate(lm, PROMPTS, drafter=drafter, max_new_tokens=6)
   del draft, drafter, alone
   gc.collect()
@@ -127,12 +127,12 @@ def test_programs_do_not_keep_a_draft_models_weights():
 def test_two_lookups_together():
   lm = tiny_model()
   plain = decoders.generate(lm, PROMPTS, max_new_tokens=30)
-  drafter = speculative.Together(PromptLookup(6, longest=5, shortest=4), PromptLookup(3))
+  drafter = speculative.CombinedDrafter(PromptLookup(6, longest=5, shortest=4), PromptLookup(3))
   out = speculative.generate(lm, PROMPTS, drafter=drafter, max_new_tokens=30)
   np.testing.assert_array_equal(out.tokens, plain.tokens)
   assert out.stats['accepted'] > 0
   with pytest.raises(ValueError, match='cannot be two drafters itself'):
-    speculative.Together(PromptLookup(), drafter)
+    speculative.CombinedDrafter(PromptLookup(), drafter)
   with pytest.raises(ValueError, match="use rule='match'"):
     speculative.generate(
       lm, PROMPTS, drafter=drafter, rule='residual', sampling=decoders.Sampling(temperature=1.0), max_new_tokens=4

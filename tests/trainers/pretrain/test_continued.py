@@ -52,9 +52,9 @@ def cache(tmp_path, monkeypatch):
   monkeypatch.setenv('JAXLM_CACHE', str(tmp_path / 'cache'))
 
 
-def begun(model, tmp_path, *flags, said=(), **mesh):
+def begun(model, tmp_path, *flags, explicit=(), **mesh):
   made = dataclasses.replace(config(model, tmp_path, *flags), mesh=MeshConfig(**mesh))
-  return continued.begin(made, tmp_path / 'run', said)
+  return continued.begin(made, tmp_path / 'run', explicit)
 
 
 def test_architecture_tokenizer_and_parameters_are_the_models(model, tmp_path):
@@ -141,8 +141,8 @@ def test_what_does_not_fit_the_model_is_refused_with_both_values(model, tmp_path
     if '--data.tokenizer' in flags:
       tokenizers.train_sentencepiece([f'{i} words and {i * 7} more of them' for i in range(200)], 300, tmp_path)
     with pytest.raises(ConfigError, match=message):
-      begun(model, tmp_path, *flags, said=command_line.said('model', flags))
-  lengthened, _, _ = begun(model, tmp_path, '--data.length', '64', '--model.max-length', '80', said={'max_length'})
+      begun(model, tmp_path, *flags, explicit=command_line.explicit_fields('model', flags))
+  lengthened, _, _ = begun(model, tmp_path, '--data.length', '64', '--model.max-length', '80', explicit={'max_length'})
   assert lengthened.model.max_length == 80
   signalled = dataclasses.replace(MODEL, direction='both', direction_signal='token')
   assert continued._added_ids(signalled, 'token', 'x') == continued._added_ids(signalled, 'none', 'x') == 0
@@ -152,7 +152,7 @@ def test_what_does_not_fit_the_model_is_refused_with_both_values(model, tmp_path
 
 def test_flags_say_fields_and_choose_the_directory():
   flags = ['--model.rope.theta=3', '--model.no-qkv-bias', '--model.num-layers', '3', '--data.length', '5']
-  assert command_line.said('model', flags) == {'rope', 'qkv_bias', 'num_layers'}
+  assert command_line.explicit_fields('model', flags) == {'rope', 'qkv_bias', 'num_layers'}
   assert parse('smoke', '--start', 'x').run.directory == 'runs/smoke-continued'
   assert parse('smoke', '--start=x', '--run.directory', 'y').run.directory == 'y'
   assert parse('smoke').start is None and parse('smoke').run.directory == 'runs/smoke'

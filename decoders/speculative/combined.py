@@ -10,7 +10,7 @@ from decoders.speculative.trees import NOWHERE, Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class Together(Drafter):
+class CombinedDrafter(Drafter):
   """A drafter; see `decoders.speculative.rounds.Drafter`.
 
   Raises:
@@ -24,9 +24,9 @@ class Together(Drafter):
   def __post_init__(self):
     if isinstance(self.second, DraftModel):
       raise ValueError('A draft model must read every token, so it cannot be the second of two drafters.')
-    if isinstance(self.second, Together):
+    if isinstance(self.second, CombinedDrafter):
       raise ValueError(
-        'The second of two drafters cannot be two drafters itself: give these as Together(Together(...), ...).'
+        'The second of two drafters cannot be two drafters itself: give these as CombinedDrafter(CombinedDrafter(...), ...).'
       )
 
   @property
@@ -41,8 +41,8 @@ class Together(Drafter):
     return (*sorted(smaller), (depth, most))
 
   @property
-  def traced(self) -> 'Together':
-    return Together(self.first.traced, self.second.traced)
+  def traced(self) -> 'CombinedDrafter':
+    return CombinedDrafter(self.first.traced, self.second.traced)
 
   def check(self, lm, longest, drawn) -> None:
     if drawn:
@@ -57,11 +57,13 @@ class Together(Drafter):
     memories = [d.begin(clock, lm, prompts, state, chunk) for d in (self.first, self.second)]
     return *memories, jnp.zeros(len(prompts), bool)
 
-  def propose(self, params, own, state, values, rule, config, idle_R=None) -> tuple[Tree, tuple]:
-    one, first = self.first.propose(params, own[0], state.replace(memory=state.memory[0]), values, rule, config)
+  def propose(self, params, draft_params, state, values, rule, config, idle_R=None) -> tuple[Tree, tuple]:
+    one, first = self.first.propose(
+      params, draft_params[0], state.replace(memory=state.memory[0]), values, rule, config
+    )
     found_R = one.length > 0
     rest = state.replace(memory=state.memory[1])
-    two, second = self.second.propose(params, own[1], rest, values, rule, config, idle_R=found_R)
+    two, second = self.second.propose(params, draft_params[1], rest, values, rule, config, idle_R=found_R)
     depth, most = self.buckets[-1]
     wide = lambda x, n, fill: jnp.pad(x, ((0, 0), (0, n - x.shape[1])), constant_values=fill)
     pick = lambda a, b, n, fill: jnp.where(found_R[:, None], wide(a, n, fill), wide(b, n, fill))
@@ -77,3 +79,6 @@ class Together(Drafter):
     first, second, found_R = memory
     first = self.first.learn(first, jnp.where(found_R, drafted_R, 0), accepted_R)
     return first, self.second.learn(second, jnp.where(found_R, 0, drafted_R), accepted_R), found_R
+
+
+Together = CombinedDrafter  # Its first name, which stays.
