@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decoders import plain
+from decoders import programs, strategies
 from decoders.fingerprint import fingerprint
 from decoders.prompts import PaddedPrompts
 from decoders.simlayerkv import KiviConfig
@@ -50,13 +50,15 @@ def read(
   lm: LanguageModel, ids: list[int], lazy: LazyConfig, room: int, chunk: int = 1024, question: Sequence[int] = ()
 ) -> Read:
   """Reads one prompt, and a question after it that is no part of it: both are seen by lazy ratios and votes."""
-  memory = plain.WholeMemory()
-  memory.wrap, memory.chunk = _Notes(Score.of(lazy, lm.config)), chunk
+  memory = strategies.WholeMemory()
+  memory.wrap = _Notes(Score.of(lazy, lm.config))
   both = [*ids, *question]
   tokens = np.zeros((1, bucket(len(both))), np.int32)
   tokens[0, : len(both)] = both
   padded, total = PaddedPrompts(tokens, np.array([len(both)], np.int32)), jnp.asarray([len(ids) + room])
-  logits, noted = memory.read(plain.Clock(), lm, padded, total, bucket(len(ids) + room))
+  logits, noted = memory.read(
+    programs.Clock(), lm, padded, total, strategies.Plan(chunk, slots=bucket(len(ids) + room))
+  )
   votes = {'h2o': noted.cache.votes, 'snapkv': noted.cache.cache.votes}
   return Read(ids, noted.whole, np.asarray(noted.ratios[0]), votes, room, logits)
 

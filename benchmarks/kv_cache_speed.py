@@ -11,11 +11,13 @@ import numpy as np
 
 from benchmarks import kv_cache_methods as km
 from benchmarks import report
-from decoders import plain
+from decoders import programs
+from decoders import state as decode_state
 from decoders.prompts import PaddedPrompts
 from decoders.simlayerkv import KiviConfig
 from decoders.simlayerkv.config import LazyConfig
 from decoders.simlayerkv.memory import LazyMemory
+from decoders.strategies import Plan
 from jaxlm.attention.rule import layer_rule
 from jaxlm.caches.scored import lazy_ratio
 from jaxlm.language_model import LanguageModel
@@ -28,9 +30,8 @@ def rows_of(lm: LanguageModel, text: list[int], length: int, recent: int, n_lazy
   # As kvpress scores and keeps: the query's own key does not count.
   lazy = LazyConfig(n_recent=recent, score_recent=recent + 1, include_self=False, stage='prefill')
   padded = PaddedPrompts(np.asarray([ids], np.int32), np.array([len(ids)], np.int32))
-  memory, clock, total = LazyMemory(lazy, c), plain.Clock(), jnp.asarray([length])
-  memory.chunk = 1024
-  logits, scored = memory.read(clock, lm, padded, total, bucket(length))
+  memory, clock, total = LazyMemory(lazy, c), programs.Clock(), jnp.asarray([length])
+  logits, scored = memory.read(clock, lm, padded, total, Plan(chunk=1024, slots=bucket(length)))
   jax.block_until_ready(logits)
   ratios, order = np.asarray(scored.ratios[0]), np.sort(np.asarray(scored.ratios[0]))
   threshold = float((order[-n_lazy] + order[-n_lazy - 1]) / 2)
@@ -54,9 +55,9 @@ def rows_of(lm: LanguageModel, text: list[int], length: int, recent: int, n_lazy
 
   def decode(name):
     state = again(states[name], len(ids))
-    clock = plain.Clock()
+    clock = programs.Clock()
     states[name], _ = clock.run(
-      'decode', plain.decode, lm.params, state, jnp.int32(steps), jnp.asarray([-1]), {}, config=c
+      'decode', decode_state.decode, lm.params, state, jnp.int32(steps), jnp.asarray([-1]), {}, config=c
     )
     return clock.seconds['decode'] / steps
 
@@ -82,16 +83,16 @@ def rows_of(lm: LanguageModel, text: list[int], length: int, recent: int, n_lazy
                 'threshold': threshold}  # fmt: skip
 
 
-def start(cache, logits, position: int, total: int) -> plain.DecodeState:
+def start(cache, logits, position: int, total: int) -> decode_state.DecodeState:
   one = lambda x: jnp.asarray([x], jnp.int32)
-  return plain.DecodeState(
+  return decode_state.DecodeState(
     tokens=jnp.zeros((1, total - position), jnp.int32), last=jnp.argmax(logits, axis=-1).astype(jnp.int32),
-    position=one(position), lengths=one(0), done=jnp.zeros(1, bool), keys=plain.row_keys(0, 0, 1), seen=None,
+    position=one(position), lengths=one(0), done=jnp.zeros(1, bool), keys=decode_state.row_keys(0, 0, 1), seen=None,
     total=one(total), cache=cache,
   )  # fmt: skip
 
 
-def again(state: plain.DecodeState, position: int) -> plain.DecodeState:
+def again(state: decode_state.DecodeState, position: int) -> decode_state.DecodeState:
   """Returns the state at its beginning: what was appended since is written over."""
   fresh = start(None, jnp.zeros((1, 2)), position, position + state.tokens.shape[1])
   return fresh.replace(cache=state.cache, last=state.last)

@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks import report
 from decoders import plain
+from decoders import state as decode_state
 from decoders.programs import Clock
 from decoders.speculative import SpeculativeLoop
 from decoders.speculative.rounds import Drafter, verify, with_accepted
@@ -69,14 +70,14 @@ class Probe(SpeculativeLoop):
     super().__init__(drafter)
     self.repeats, self.drafts = repeats, drafts
 
-  def begin(self, clock: Clock, lm: LanguageModel, prompts, state):
-    state = super().begin(clock, lm, prompts, state)
+  def begin(self, clock: Clock, lm: LanguageModel, prompts, state, plan):
+    state = super().begin(clock, lm, prompts, state, plan)
     drafter, config = self.drafter, lm.config
     none = jnp.full(1, -1)
 
     @jax.jit
     def step(params, state, steps):
-      return plain.decode(params, state, steps, none, {}, config=config)[0]
+      return decode_state.decode(params, state, steps, none, {}, config=config)[0]
 
     @functools.partial(jax.jit, static_argnames='depth')
     def draft(params, state, steps, depth):
@@ -85,7 +86,7 @@ class Probe(SpeculativeLoop):
 
       def both(_, s):
         s = s.replace(last=cut.propose(params, (), s, {}, 'match', config)[0].chain[:, -1])
-        return plain.decode(params, s, 1, none, {}, config=config)[0]
+        return decode_state.decode(params, s, 1, none, {}, config=config)[0]
 
       return jax.lax.fori_loop(0, steps, both, state)
 

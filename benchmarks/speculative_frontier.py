@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.speculative_streams import greedy_text
-from decoders.plain import prefill
+from decoders.prefill import prefill
 from decoders.swift import matchness, skipping
 from decoders.swift.config import SwiftConfig
 from decoders.swift.search import Search

@@ -17,7 +17,7 @@ class Watch:
     self.watching = bool(stop) or stream is not None
 
   def poll(self, state: Any, rows_R: np.ndarray) -> Any:
-    """Returns the state (`decoders.plain.DecodeState`), of rows `rows_R` of the batch, with those stopped that end here."""
+    """Returns the state (`decoders.state.DecodeState`), of rows `rows_R` of the batch, with those stopped that end here."""
     if not self.watching:
       return state
     tokens, lengths = np.asarray(state.tokens), np.array(state.lengths)

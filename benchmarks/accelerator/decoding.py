@@ -17,7 +17,8 @@ from benchmarks.accelerator import chip
 from benchmarks.accelerator.record import Case
 from benchmarks.accelerator.setting import Setting
 from benchmarks.accelerator.timing import Compiled, live_bytes, matrix_params, random_params, seconds
-from decoders import plain
+from decoders import prefill as prefill_lib
+from decoders import state as decode_state
 from decoders.simlayerkv import KiviConfig, LazyConfig
 from decoders.simlayerkv.memory import Keep, compact, compact_row
 from jaxlm.caches.full import FullCache
@@ -80,7 +81,7 @@ def layer(setting: Setting, batch: int, context: int, seed) -> tuple[jax.Array, 
   return tuple(jax.random.normal(key, shape, c.dtype) for key in jax.random.split(jax.random.key(seed)))
 
 
-def state_of(setting: Setting, at: tuple, keep: LazyConfig | None, programs: Compiled) -> plain.DecodeState:
+def state_of(setting: Setting, at: tuple, keep: LazyConfig | None, programs: Compiled) -> decode_state.DecodeState:
   """Returns rows that have read `context` tokens, over a cache of this kind."""
   (batch, context, kind), c = at, setting.decoded
   room, lengths = capacity(setting, context) - context, jnp.full(batch, context, jnp.int32)
@@ -103,7 +104,7 @@ def which_pool(config: ModelConfig, keep: LazyConfig, batch: int) -> np.ndarray:
   return np.repeat((np.arange(config.num_layers) >= keep.n_full)[:, None], batch, axis=1).astype(int)
 
 
-def abstract_state(setting: Setting, at: tuple, keep: LazyConfig | None) -> plain.DecodeState:
+def abstract_state(setting: Setting, at: tuple, keep: LazyConfig | None) -> decode_state.DecodeState:
   """Returns the shapes of `state_of`, without its arrays."""
   (batch, context, kind), c = at, setting.decoded
   room, arrays = capacity(setting, context) - context, abstract_layer(setting, at)
@@ -151,19 +152,19 @@ def lowered_cut(setting: Setting, at: tuple, keep: LazyConfig, cut: bool):
   return compact.lower(*arrays, **options)
 
 
-def begun(cache: Any, batch: int, context: int, room: int) -> plain.DecodeState:
+def begun(cache: Any, batch: int, context: int, room: int) -> decode_state.DecodeState:
   ints = lambda value: jnp.full(batch, value, jnp.int32)
-  return plain.DecodeState(
+  return decode_state.DecodeState(
     tokens=jnp.zeros((batch, room), jnp.int32), last=ints(1), position=ints(context), lengths=ints(0),
-    done=jnp.zeros(batch, bool), keys=plain.row_keys(0, 0, batch), seen=None, total=ints(context + room), cache=cache,
+    done=jnp.zeros(batch, bool), keys=decode_state.row_keys(0, 0, batch), seen=None, total=ints(context + room), cache=cache,
   )  # fmt: skip
 
 
 def lowered_for(setting: Setting, params: Any, state: Callable[[], Any]):
-  return plain.decode.lower(params, state(), jnp.int32(1), jnp.asarray([-1]), {}, config=setting.decoded)
+  return decode_state.decode.lower(params, state(), jnp.int32(1), jnp.asarray([-1]), {}, config=setting.decoded)
 
 
-def ours(program, setting: Setting, params: Any, state: plain.DecodeState, bandwidth: float) -> dict[str, Any]:
+def ours(program, setting: Setting, params: Any, state: decode_state.DecodeState, bandwidth: float) -> dict[str, Any]:
   held, batch, taken = state.cache.nbytes, len(state.last), []
   jax.block_until_ready(state)
   live = live_bytes()
@@ -189,7 +190,7 @@ def prefill_arguments(setting: Setting, params: Any, tokens: int) -> tuple:
 
 
 def lowered_prefill(setting: Setting, params: Any, tokens: int):
-  return plain.prefill.lower(*prefill_arguments(setting, params, tokens), config=setting.decoded, capacity=tokens)
+  return prefill_lib.prefill.lower(*prefill_arguments(setting, params, tokens), config=setting.decoded, capacity=tokens)
 
 
 def prefill(program, setting: Setting, params: Any, tokens: int) -> dict[str, float]:

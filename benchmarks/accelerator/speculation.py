@@ -17,7 +17,7 @@ from benchmarks.accelerator import decoding
 from benchmarks.accelerator.record import Case
 from benchmarks.accelerator.setting import Setting
 from benchmarks.accelerator.timing import Compiled, random_params
-from decoders import plain
+from decoders import state as decode_state
 from decoders.speculative import rounds
 from decoders.speculative.prompt_lookup import PromptLookup
 from decoders.speculative.trees import chain_of
@@ -83,9 +83,9 @@ def slope(run: Callable[[int, Any], Any], setting: Setting, make: Callable[[], A
   return max(float(np.median(taken[many]) - np.median(taken[few])), 1e-9) / (many - few)
 
 
-def round_state(state: plain.DecodeState) -> rounds.SpeculativeState:
+def round_state(state: decode_state.DecodeState) -> rounds.SpeculativeState:
   zeros = jnp.zeros_like(state.last)
-  fields = {name: getattr(state, name) for name in plain.DecodeState.__dataclass_fields__}
+  fields = {name: getattr(state, name) for name in decode_state.DecodeState.__dataclass_fields__}
   text = jnp.zeros((len(state.last), 1), jnp.int32)
   return rounds.SpeculativeState(
     **fields, text=text, memory=(), rounds=zeros, drafted=zeros, accepted=zeros, verified=zeros
@@ -106,7 +106,7 @@ def verify(setting: Setting, n: int, params: Any, state: rounds.SpeculativeState
   return jax.lax.fori_loop(0, steps, one, state).last
 
 
-def draft(setting: Setting, params: Any, state: plain.DecodeState, keep, steps):
+def draft(setting: Setting, params: Any, state: decode_state.DecodeState, keep, steps):
   """Drafts `steps` tokens, in drafts of DRAFTED."""
   branch = Branch.create(state.cache, setting.decoded, len(state.last), DRAFTED)
 

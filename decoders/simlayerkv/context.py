@@ -20,11 +20,14 @@ from decoders import prompts as prompt_lib
 from decoders.directions import resolve
 from decoders.fingerprint import fingerprint
 from decoders.output import Output
-from decoders.plain import DecodeState, WholeMemory, drafting, read
+from decoders.plain import drafting
 from decoders.plain import generate as generate_plain
+from decoders.prefill import read
 from decoders.programs import Clock
 from decoders.simlayerkv.config import LazyConfig
 from decoders.simlayerkv.memory import LazyMemory
+from decoders.state import DecodeState
+from decoders.strategies import Plan, WholeMemory
 from jaxlm.caches import files
 from jaxlm.caches.full import FullCache
 from jaxlm.config import ModelConfig
@@ -189,9 +192,9 @@ class _ContextMemory(WholeMemory):
     self.context, self.new, self.max_new_tokens, self.cache = context, new, max_new_tokens, None
     self.overran = False  # Some row's cache has tokens behind a stop string.
 
-  def read(self, clock, lm, padded, total_B, capacity):
+  def read(self, clock, lm, padded, total_B, plan: Plan):
     self.lengths = padded.lengths
-    return self.context._read(clock, lm, self.new, self.max_new_tokens, self.growth(self.max_new_tokens))
+    return self.context._read(clock, lm, self.new, self.max_new_tokens, self.growth(self.max_new_tokens, plan))
 
   def finished(self, rows_R, state: DecodeState) -> None:
     self.cache = state.cache

@@ -78,7 +78,7 @@ def prefill(
   """Returns (float32 logits [B, V] after each row's last token, the cut cache).
 
   Args:
-    clock, padded, total_B, capacity: as for `decoders.plain.WholeMemory.read`.
+    clock, padded, total_B, capacity: as for `decoders.strategies.WholeMemory.read`.
     score: wraps a layer's cache so that it notes its ratio.
     compact: (keys, values, lengths, votes, cut=bool) -> what a layer keeps.
 

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decoders.plain import DecodeState, WholeMemory
 from decoders.simlayerkv import layerwise
 from decoders.simlayerkv.config import LazyConfig, exempt, select_lazy
+from decoders.state import DecodeState
+from decoders.strategies import Plan, WholeMemory
 from jaxlm.caches.full import FullCache
 from jaxlm.caches.layered import LayeredCache, pooled
 from jaxlm.caches.packed import pack
@@ -117,23 +118,23 @@ class LazyMemory(WholeMemory):
     self.lazy_layers: list[list[int]] = []
     self.full_bytes = self.kept_bytes = 0
 
-  def read(self, clock, lm, padded, total_B, capacity: int):
+  def read(self, clock, lm, padded, total_B, plan: Plan):
     if self.lazy.prefill != 'layerwise':
-      return super().read(clock, lm, padded, total_B, capacity)
-    room = self.growth(int((np.asarray(total_B) - padded.lengths).max()))
+      return super().read(clock, lm, padded, total_B, plan)
+    room = self.growth(int((np.asarray(total_B) - padded.lengths).max()), plan)
     return layerwise.prefill(
       clock,
       lm,
       padded,
       total_B,
-      capacity,
+      plan.slots,
       self.lazy,
       self.score,
       functools.partial(compact, keep=Keep(self.lazy, room)),
     )
 
   def compress(
-    self, state: DecodeState, advance: Callable, config: ModelConfig
+    self, state: DecodeState, advance: Callable, config: ModelConfig, plan: Plan
   ) -> list[tuple[np.ndarray, DecodeState]]:
     rows_R = np.arange(len(state.lengths))
     if self.lazy.stage == 'decode':
@@ -146,7 +147,7 @@ class LazyMemory(WholeMemory):
     if self.lazy.stage == 'decode' and bool(jnp.all(state.done)):  # No step was taken, so nothing was scored.
       lengths_R, ratios_RL = np.zeros_like(lengths_R), np.zeros_like(ratios_RL)
     lazy_RL = select_lazy(ratios_RL, lengths_R, self.lazy, config)
-    parts = self.cut(state, lazy_RL, lengths_R)
+    parts = self.cut(state, lazy_RL, lengths_R, plan)
     self.note(ratios_RL, lazy_RL, state.cache.nbytes, sum(part.cache.nbytes for _, part in parts))
     return parts
 
@@ -156,14 +157,16 @@ class LazyMemory(WholeMemory):
     if full_bytes > self.full_bytes:
       self.full_bytes, self.kept_bytes = full_bytes, kept_bytes
 
-  def cut(self, state: DecodeState, lazy_RL: np.ndarray, lengths_R: np.ndarray) -> list[tuple[np.ndarray, DecodeState]]:
+  def cut(
+    self, state: DecodeState, lazy_RL: np.ndarray, lengths_R: np.ndarray, plan: Plan
+  ) -> list[tuple[np.ndarray, DecodeState]]:
     """Returns (rows, their state) of what is decoded together, the caches cut down; the whole cache is deleted."""
     rows_R, votes = np.arange(len(lazy_RL)), votes_of(state.cache)
     state = state.replace(cache=state.cache.whole)
     cache = state.cache
     if not lazy_RL.any() and self.lazy.quant is None:
       return [(rows_R, state)]  # And so the program is plain decoding's.
-    keep, lengths = Keep(self.lazy, self.growth(state.tokens.shape[1])), jnp.asarray(lengths_R, jnp.int32)
+    keep, lengths = Keep(self.lazy, self.growth(state.tokens.shape[1], plan)), jnp.asarray(lengths_R, jnp.int32)
     delete = lambda layer: (cache.keys[layer].delete(), cache.values[layer].delete())
     if self.lazy.layout == 'pooled':
 

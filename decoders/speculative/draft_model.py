@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoders import prompts as prompt_lib
-from decoders.plain import WholeMemory
 from decoders.sampling import ranked, warped
 from decoders.speculative.rounds import Drafter, SpeculativeState, own_key
 from decoders.speculative.trees import Rule, chain_of
+from decoders.strategies import Plan, WholeMemory
 from jaxlm.caches import FullCache
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
@@ -88,9 +88,10 @@ class DraftModel(Drafter):
   def begin(self, clock, lm: LanguageModel, prompts, state, chunk=None) -> FullCache:
     """Returns the draft model's cache."""
     memory, most = WholeMemory(), int(np.asarray(state.total).max()) + self.max_draft + 1
-    memory.chunk = chunk
     padded, capacity = prompt_lib.pad(prompts, self.config.max_length), max(bucket(most), state.text.shape[1])
-    return memory.read(clock, LanguageModel(self.config, self.params()), padded, state.total, capacity)[1]
+    return memory.read(
+      clock, LanguageModel(self.config, self.params()), padded, state.total, Plan(chunk, slots=capacity)
+    )[1]
 
   def propose(
     self, params, draft_params, state: SpeculativeState, values: dict, rule: Rule, config: ModelConfig, idle_R=None

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoders.output import Output
-from decoders.plain import DecodeState, PlainLoop, drafting
+from decoders.plain import drafting
 from decoders.plain import generate as generate_plain
 from decoders.programs import Clock
 from decoders.speculative import trees
 from decoders.speculative.rounds import Drafter, SpeculativeState, decode
+from decoders.state import DecodeState
+from decoders.strategies import PlainLoop, Plan
 from jaxlm.caches.kivi import Quantized
 from jaxlm.errors import unknown
 from jaxlm.language_model import LanguageModel
@@ -38,7 +40,7 @@ class SpeculativeLoop(PlainLoop):
     self.drafter.check(lm, longest, self.rule == 'residual' and 'temperature' in values)
 
   def begin(
-    self, clock: Clock, lm: LanguageModel, prompts: Sequence[Sequence[int]], state: DecodeState
+    self, clock: Clock, lm: LanguageModel, prompts: Sequence[Sequence[int]], state: DecodeState, plan: Plan
   ) -> SpeculativeState:
     R, M = state.tokens.shape
     if any(isinstance(x, Quantized) for x in jax.tree.leaves(state.cache, is_leaf=lambda x: isinstance(x, Quantized))):
@@ -46,7 +48,7 @@ class SpeculativeLoop(PlainLoop):
         'A quantised cache rounds tokens as they grow old, so a tree read at once would see other numbers than its tokens '
         'one by one: decode plainly, or leave quant out.'
       )
-    text = np.zeros((R, self.slots), np.int32)
+    text = np.zeros((R, plan.slots), np.int32)
     for row, ids, new, n in zip(text, prompts, np.asarray(state.tokens), np.asarray(state.lengths)):
       row[: len(ids)] = ids
       row[len(ids) : len(ids) + n] = new[:n]
@@ -54,7 +56,7 @@ class SpeculativeLoop(PlainLoop):
     zeros = lambda: jnp.zeros(R, jnp.int32)
     fields = {name: getattr(state, name) for name in DecodeState.__dataclass_fields__}
     state = SpeculativeState(**fields, text=jnp.asarray(text), memory=None, **{name: zeros() for name in COUNTED})
-    memory = self.drafter.begin(clock, lm, prompts, state, self.chunk)
+    memory = self.drafter.begin(clock, lm, prompts, state, plan.chunk)
     self.drafter_bytes = max(self.drafter_bytes, sum(x.nbytes for x in jax.tree.leaves(memory)))
     return state.replace(memory=memory)
 

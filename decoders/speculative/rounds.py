@@ -13,10 +13,10 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from decoders.plain import DecodeState
 from decoders.programs import Clock
 from decoders.sampling import noise, warped
 from decoders.speculative import trees
+from decoders.state import DecodeState
 from jaxlm.caches.branch import Branch
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel

@@ -12,14 +12,15 @@ import numpy as np
 
 from decoders.fingerprint import fingerprint
 from decoders.output import Output
-from decoders.plain import PlainLoop, prefill
 from decoders.plain import generate as generate_plain
+from decoders.prefill import prefill
 from decoders.programs import Clock
 from decoders.speculative import trees
 from decoders.speculative.combined import CombinedDrafter
 from decoders.speculative.loop import SpeculativeLoop
 from decoders.speculative.prompt_lookup import PromptLookup
 from decoders.speculative.rounds import Drafter, SpeculativeState
+from decoders.strategies import PlainLoop
 from decoders.swift import sets as skip_sets
 from decoders.swift import skipping
 from decoders.swift.config import SwiftConfig
@@ -182,8 +183,8 @@ class SwiftLoop(SpeculativeLoop):
     )
     return own if self.lookup is None else CombinedDrafter(self.lookup, own)
 
-  def begin(self, clock, lm, prompts, state):
-    state, self.stale = super().begin(clock, lm, prompts, state), False
+  def begin(self, clock, lm, prompts, state, plan):
+    state, self.stale = super().begin(clock, lm, prompts, state, plan), False
     self.prompt_lengths = np.array([len(p) for p in prompts])
     # A step of the search reads so many tokens at once, as reading the prompts did.
     read = (self.stream.swift.num_candidates + 1) * self.window

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import decoders
-from decoders.plain import PlainLoop
 from decoders.simlayerkv import Context, KiviConfig, LazyConfig, compress
 from decoders.speculative import PromptLookup, SpeculativeLoop
+from decoders.strategies import PlainLoop
 from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.errors import CheckpointError
 from jaxlm.language_model import LanguageModel

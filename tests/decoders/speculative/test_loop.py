@@ -11,11 +11,11 @@ import pytest
 
 import decoders
 from decoders import speculative
-from decoders.plain import decode as plain_decode
 from decoders.programs import _programs, forget
 from decoders.simlayerkv import KiviConfig, LazyConfig
 from decoders.speculative import rounds, trees
 from decoders.speculative.prompt_lookup import PromptLookup, found
+from decoders.state import decode as plain_decode
 import jaxlm
 from jaxlm.caches import FullCache
 from jaxlm.caches.branch import Branch
@@ -229,7 +229,7 @@ def test_a_capacity_has_room_for_a_padded_prompt(chunk):
 
 
 def test_a_memory_used_again_has_room_for_each_request():
-  lm, memory = tiny_model(), decoders.plain.WholeMemory()
+  lm, memory = tiny_model(), decoders.strategies.WholeMemory()
   loop = speculative.SpeculativeLoop(PromptLookup(4))
   for new in (2, 40):
     out = decoders.generate(lm, PROMPTS, max_new_tokens=new, memory=memory, loop=loop)
@@ -303,14 +303,14 @@ def test_a_round_copies_no_cache():
   found = {}
 
   class Look(speculative.SpeculativeLoop):
-    def begin(self, clock, lm, prompts, state):
-      state = super().begin(clock, lm, prompts, state)
+    def begin(self, clock, lm, prompts, state, plan):
+      state = super().begin(clock, lm, prompts, state, plan)
       args = lm.params, self.drafter.weights(), state, jnp.int32(9), jnp.asarray([-1]), {}
       static = {'config': lm.config, 'drafter': self.drafter, 'rule': 'match'}
       found['text'] = rounds.decode.lower(*args, **static).compile().as_text()
       return state
 
-  memory = decoders.plain.WholeMemory()
+  memory = decoders.strategies.WholeMemory()
   memory.room = slots
   decoders.generate(
     tiny_model(TINY.replace(max_length=slots)), PROMPTS, max_new_tokens=2, memory=memory, loop=Look(PromptLookup(4))

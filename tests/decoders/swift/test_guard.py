@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import decoders
-from decoders import plain
+from decoders import prefill as prefill_lib
+from decoders import state as decode_state
 from decoders.programs import Clock
 from decoders.speculative import rounds
 from decoders.speculative.prompt_lookup import PromptLookup
@@ -134,11 +135,11 @@ def seconds(monkeypatch):
 
   def timed(self, part, function, *args, **static):
     out = run(self, part, function, *args, **static)
-    if function in (plain.decode, rounds.decode):
-      spent[0] += (0.001 if function is plain.decode else 0.02) * int(out[1])
+    if function in (decode_state.decode, rounds.decode):
+      spent[0] += (0.001 if function is decode_state.decode else 0.02) * int(out[1])
     elif part == 'search':
       spent[0] += 0.02
-    elif function is plain.prefill:
+    elif function is prefill_lib.prefill:
       self.seconds['prefill'] = 0.002
     return out
 

@@ -9,7 +9,7 @@ import pytest
 
 import decoders
 from decoders import speculative, swift
-from decoders.plain import prefill
+from decoders.prefill import prefill
 from decoders.speculative import rounds
 from decoders.swift import Stream, SwiftConfig, skipping, stream
 from decoders.swift import drafter as swift_draft
