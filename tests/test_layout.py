@@ -44,7 +44,7 @@ FLOORS = (
   ('colab',),
   ('tests',),
 )
-KERNELS_MAY_IMPORT = ('jax', 'numpy', 'jaxtyping', 'pallas_kernels')
+KERNELS_MAY_IMPORT = ('jax', 'numpy', 'pallas_kernels')
 ROOMS = {
   'jaxlm': ('analysis', 'attention', 'caches', 'data', 'evaluation', 'io', 'losses', 'models'),
   'jaxlm/analysis': ('direction', 'lazy', 'sink'),
@@ -146,6 +146,11 @@ def test_what_is_imported_is_there(graph):
 
 def test_imports_run_downwards(graph):
   assert not upward(graph)
+
+
+def test_nothing_is_loaded_for_annotations(graph):
+  """jaxtyping is no dependency: it is imported under TYPE_CHECKING alone, which `imports` leaves out."""
+  assert not [name for name, targets in graph.items() for target, _ in targets if target == 'jaxtyping']
 
 
 def test_kernels_import_jax_alone(graph):

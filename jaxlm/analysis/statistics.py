@@ -1,9 +1,14 @@
 """Statistics that several analyses share."""
 
-import math
+from __future__ import annotations
 
-from jaxtyping import Float
+import math
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+  from jaxtyping import Float
 
 
 def rank_correlation(a: Float[np.ndarray, ' L'], b: Float[np.ndarray, ' L']) -> float:
