@@ -40,7 +40,8 @@ def lazy_scores(
 ) -> np.ndarray:
   """Returns the lazy ratio of each prompt's layers, float32 [B, L]; arguments as for `generate`."""
   memory = LazyMemory(lazy.replace(threshold=1.0, n_full=None, budget=None, quant=None), lm.config)
-  generate_plain(lm, prompts, max_new_tokens=2, eos_id=None, memory=memory, **options)
+  # The first token is the prefill's, the second is scored as it is read; a third, so that rows are not done by then.
+  generate_plain(lm, prompts, max_new_tokens=3, eos_id=None, memory=memory, **options)
   return np.stack(memory.ratios)
 
 

@@ -143,6 +143,15 @@ def test_both_layouts_decode_the_same(stage):
   assert outs[0].stats['lazy_layers'] == outs[1].stats['lazy_layers']
 
 
+@pytest.mark.parametrize('stage', ['prefill', 'decode'])
+def test_scores_are_the_ratios_that_layers_are_chosen_by(stage):
+  lm, lazy = tiny_model(MODEL), SMALL.replace(stage=stage)
+  ratios = decoders.simlayerkv.lazy_scores(lm, PROMPTS[:2], lazy)
+  out = decoders.simlayerkv.generate(lm, PROMPTS[:2], max_new_tokens=4, eos_id=None, lazy=lazy.replace(threshold=1.0))
+  assert ratios.all()
+  np.testing.assert_allclose(ratios, out.stats['lazy_ratios'], atol=1e-4)
+
+
 def test_a_calibrated_threshold_is_the_highest_that_compresses_enough():
   lm, lazy = tiny_model(MODEL), SMALL.replace(stage='prefill')
   texts = PROMPTS[:2]
