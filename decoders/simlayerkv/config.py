@@ -104,8 +104,8 @@ class LazyConfig:
     return dataclasses.replace(self, **changes)
 
 
-# As the authors' code, v2's summary and kvpress run them; the first three still need a threshold or a number of full
-# layers.
+# As the authors' code, v2's summary and kvpress run them. The first four cut half of the layers unless a threshold, n_full or
+# budget is given.
 PRESETS = {
   'authors-decode': LazyConfig(n_recent=1024),
   'authors-prefill': LazyConfig(n_recent=1024, stage='prefill', n_last=32, score_recent=512, include_self=False),
