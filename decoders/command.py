@@ -47,8 +47,8 @@ class GenerateConfig:
   several and verify them in one call, which gives the same tokens: what followed in the text before (prompt-lookup), a smaller
   model's (draft), or the model's own with sub-layers skipped (swift)."""
   preset: str | None = None
-  """Of simlayerkv: named settings, which --lazy changes: authors-decode, authors-prefill, kvpress, lighttransfer (these
-  cut half of the layers unless a threshold, n-full or budget is given), streaming, snapkv, h2o, kivi."""
+  """Of simlayerkv: named settings, which --lazy changes: authors-decode, authors-prefill, kvpress, lighttransfer (these cut
+  half of the layers unless a threshold, n-full or budget is given), streaming, snapkv, h2o, kivi."""
   lazy: LazyFlags = LazyFlags()
   """Of simlayerkv: which layers are lazy, and what they keep."""
   quant_bits: Literal[2, 4, 8] | None = None
