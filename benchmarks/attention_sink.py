@@ -52,7 +52,7 @@ class Row:
   attention: str = 'softmax'
   sink: str = 'none'
   first_token: Literal['fixed', 'random'] = 'fixed'
-  """Of gated retrieval. A fixed first token beats an added slot: two redundant sinks."""
+  """Sinks in gated retrieval. A fixed first token beats an added slot: two redundant sinks."""
 
   def model(self, base: ModelConfig) -> ModelConfig:
     return base.replace(attention=self.attention, sink=SinkConfig(kind=self.sink))

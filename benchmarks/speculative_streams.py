@@ -25,7 +25,7 @@ class Run:
   tokens: list[int]
   seconds: float
   calls: int
-  """Of the whole model, after the first token."""
+  """Calls of the whole model, after the first token."""
   timed: int
   """Tokens that the seconds are of."""
   search_seconds: float = 0.0

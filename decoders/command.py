@@ -12,6 +12,7 @@ from decoders.options import Sampling
 from decoders.simlayerkv.config import LazyConfig, preset
 from decoders.swift.config import SwiftConfig
 from decoders.swift.sets import SkipSet
+from jaxlm import console
 from jaxlm.cache_config import KiviConfig
 
 
@@ -47,30 +48,30 @@ class GenerateConfig:
   several and verify them in one call, which gives the same tokens: what followed in the text before (prompt-lookup), a smaller
   model's (draft), or the model's own with sub-layers skipped (swift)."""
   preset: str | None = None
-  """Of simlayerkv: named settings, which --lazy changes: authors-decode, authors-prefill, kvpress, lighttransfer (these cut
+  """For --decoder simlayerkv: named settings, which --lazy changes: authors-decode, authors-prefill, kvpress, lighttransfer (these cut
   half of the layers unless a threshold, n-full or budget is given), streaming, snapkv, h2o, kivi."""
   lazy: LazyFlags = LazyFlags()
-  """Of simlayerkv: which layers are lazy, and what they keep."""
+  """For --decoder simlayerkv: which layers are lazy, and what they keep."""
   quant_bits: Literal[2, 4, 8] | None = None
-  """Of simlayerkv: bits of each number in the cache but the newest (none: exact)."""
+  """For --decoder simlayerkv: bits of each cached number; the newest tokens stay exact (none: all are exact)."""
   quant_group: int = 32
   """Numbers that share a scale; a divisor of the head size."""
   swift: SwiftFlags = SwiftFlags()
-  """Of swift: what is skipped, how it is searched, how much is drafted."""
+  """For --decoder swift: what is skipped, how it is searched, how much is drafted."""
   lookup_first: bool = False
-  """Of swift: drafts by prompt lookup wherever that finds something."""
+  """For --decoder swift: drafts by prompt lookup wherever that finds something."""
   draft_model: str | None = None
-  """Of draft: where the smaller model is; it must have the same vocabulary."""
+  """For --decoder draft: where the smaller model is; it must have the same vocabulary."""
   draft_tokens: int | None = None
-  """Of prompt-lookup and draft: most tokens drafted at once (none: 10 and 5)."""
+  """For --decoder prompt-lookup and draft: most tokens drafted at once (none: 10 and 5)."""
   rule: Literal['match', 'residual'] = 'match'
-  """Of draft and swift in sampling. match: the tokens that plain decoding draws with this seed. residual: other ones of the same
+  """For --decoder draft and swift in sampling. match: the tokens that plain decoding draws with this seed. residual: other ones of the same
   law, of which more are accepted."""
   max_new_tokens: int = 128
   """Most tokens to generate for each text."""
   sampling: tyro.conf.OmitArgPrefixes[Sampling] = Sampling()
   seed: int = 0
-  """Of the sampling noise; the same seed gives the same text."""
+  """Seed for the sampling noise; the same seed gives the same text."""
   num_samples: int = 1
   """Continuations of each prompt."""
   stop: tuple[str, ...] = ()
@@ -81,7 +82,7 @@ class GenerateConfig:
   prefill_chunk: int | None = None
   """Tokens of a prompt read at once, which bounds the memory that long prompts need (none: all)."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
-  """Of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
+  """Type of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
   stats: bool = True
   """Print what happened to standard error."""
 
@@ -233,9 +234,5 @@ def summary(stats: dict) -> str:
 def run() -> None:
   """Parses the command line, and says what is wrong with it in one line."""
   config = tyro.cli(GenerateConfig, prog='python -m decoders.generate')
-  try:
+  with console.errors_in_one_line():
     main(config)
-  except BrokenPipeError:  # Nothing is wrong where a reader has read enough.
-    raise
-  except (ValueError, OSError) as error:
-    sys.exit(f'error: {error}')

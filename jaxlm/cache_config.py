@@ -8,7 +8,7 @@ class KiviConfig:
   """How coarsely, and how many of the newest tokens not at all."""
 
   bits: int = 4
-  """Of a code: 2, 4 or 8."""
+  """Bits of a code: 2, 4 or 8."""
   group: int = 32
   """Numbers that share a scale and a minimum: tokens of a key channel, channels of a value."""
   residual: int = 32

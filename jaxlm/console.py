@@ -50,3 +50,14 @@ def command(cleans_up: bool = False) -> Iterator[None]:
     raise SystemExit(128 + signal.SIGPIPE) from None
   except KeyboardInterrupt:
     raise SystemExit(128 + signal.SIGINT) from None
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+  """Ends the command with one line for an error whose message says what was wrong; a programming error keeps its traceback."""
+  try:
+    yield
+  except BrokenPipeError:  # Nothing is wrong where a reader has read enough: `command` ends it.
+    raise
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {error}')

@@ -110,7 +110,7 @@ class RunConfig:
   keep: int = 2
   """Newest checkpoints to keep, besides the best by evaluation loss."""
   seed: int = 0
-  """Of the parameters and of everything random in the loss."""
+  """Seed for the parameters and for everything random in the loss."""
   profile: int = 0
   """Trace this many steps after the first few into RUN/profile, for TensorBoard or Perfetto (0: none)."""
   tensorboard: bool = True

@@ -30,7 +30,7 @@ class Notes:
   evaluation_due: bool = False
   """A signal came during the evaluation of this step, which is still to be made."""
   learning_rate: float | None = None
-  """Of the next step."""
+  """Learning rate of the next step."""
   data: dict[str, Any] = dataclasses.field(default_factory=dict)
   """What the task says of its data, and how far it has been read."""
 

@@ -30,7 +30,7 @@ CHECKS = (
   ('float32', 64, 'all at once'),
 )
 LIMITS = {'bfloat16': 1e-2, 'float32': 1e-5}
-"""Of |x - exact| / |exact|, over all numbers of a result."""
+"""Largest |x - exact| / |exact| that is right, with norms over all numbers of a result."""
 
 
 def cases(setting: Setting) -> Iterator[Case]:

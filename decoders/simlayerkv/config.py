@@ -119,7 +119,7 @@ PRESETS = {
   'kivi': LazyConfig(threshold=1.0, quant=KiviConfig()),
 }
 
-# Of the authors' code, for 1024 recent tokens and stage `decode`.
+# Thresholds from the authors' code, for 1024 recent tokens and stage `decode`.
 THRESHOLDS = {
   'llama-2-7b-chat': 0.65,
   'llama-3-8b-instruct': 0.9,

@@ -42,7 +42,7 @@ class Context:
 
   cache: Any
   ids: list[list[int]]
-  """Of each row, in the order they were read; but `pending` of them are not yet."""
+  """Token ids of each row, in the order they were read; but `pending` of them are not yet."""
   pending: int
   """Last tokens of each row that are chosen and not read: after an answer 1."""
   room: int
@@ -50,7 +50,7 @@ class Context:
   model: dict[str, Any]
   """What the cache belongs to: see `fingerprint`."""
   stats: dict[str, Any]
-  """Of its making: lazy_layers, lazy_ratios, kv_bytes_full, compression, prefill_seconds."""
+  """What happened as it was made: lazy_layers, lazy_ratios, kv_bytes_full, compression, prefill_seconds."""
 
   @property
   def nbytes(self) -> int:

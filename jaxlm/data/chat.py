@@ -111,7 +111,7 @@ def render(
   try:
     try:
       return attempt(_Parts)
-    except Exception:
+    except Exception:  # The same kinds as below: first the template gets a second form of the content.
       if not in_parts:
         raise
       return attempt(_joined)  # a template that calls methods of a text

@@ -104,7 +104,7 @@ class Reading:
   direction: Direction
   bos_id: int
   vocab_size: int
-  """Of the model, whose last ids are the signal's."""
+  """Vocabulary size of the model; its last ids are the signal's."""
   signal: DirectionSignal = 'none'
   share: float = 0.5
   """both: probability that a document is read in reverse."""

@@ -44,7 +44,7 @@ def labelled(source: Iterable[str]) -> Iterator[tuple[str, str]]:
     return
   shorten = lambda name: Path(name).name if Path(name).is_file() else name
   short = [shorten(part.name) for part in parts]
-  # Of files that share a name, as in wiki/train.jsonl and code/train.jsonl, the path tells which.
+  # Where files share a name, as wiki/train.jsonl and code/train.jsonl do, the path tells which is meant.
   labels = [part.name if short.count(name) > 1 else name for part, name in zip(parts, short)]
   empty = True
   for part, label in zip(parts, labels):

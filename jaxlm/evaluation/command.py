@@ -6,11 +6,11 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
-import sys
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxlm import console
 from jaxlm.analysis.tables import aligned
 
 
@@ -32,7 +32,7 @@ class EvaluateConfig:
   against: Annotated[str | None, tyro.conf.arg(metavar='MODEL')] = None
   """A second model, evaluated alike."""
   direction: Literal['forward', 'reverse', 'both'] | None = None
-  """Of the documents (none: the model's own, forward for a model of both). Questions are read forward."""
+  """Direction in which documents are read (none: the model's own, forward for a model of both). Questions are read forward."""
   delimiter: str = ' '
   """Stands between context and choice where neither has white space there."""
   field: str = 'text'
@@ -48,11 +48,11 @@ class EvaluateConfig:
   max_length: int | None = None
   """Tokens of a row; longer documents are cut (none: the model's context)."""
   resamples: int = 2000
-  """Of the bootstrap."""
+  """Resamples of the bootstrap."""
   seed: int = 0
-  """Of the bootstrap."""
+  """Seed for the bootstrap."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
-  """Of the parameters and the products; losses are float32 (none: float32 on CPU, bfloat16 elsewhere)."""
+  """Type of the parameters and the products; losses are float32 (none: float32 on CPU, bfloat16 elsewhere)."""
   out: str | None = None
   """JSON file to write."""
   overwrite: bool = False
@@ -204,9 +204,5 @@ def tables(said: dict[str, Any]) -> list[list[list[str]]]:
 def run() -> None:
   """Parses the command line, and says what is wrong with it in one line."""
   config = tyro.cli(EvaluateConfig, prog='python -m jaxlm.analysis.evaluate')
-  try:
+  with console.errors_in_one_line():
     main(config)
-  except BrokenPipeError:  # Nothing is wrong where a reader has read enough.
-    raise
-  except (ValueError, OSError) as error:
-    sys.exit(f'error: {error}')

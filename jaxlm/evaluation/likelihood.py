@@ -32,7 +32,7 @@ Pair = tuple[Sequence[int], Sequence[int]]
 
 
 class Likelihood(NamedTuple):
-  """Of a continuation: log p, nats, and whether greedy decoding would yield it."""
+  """The log p of a continuation, in nats, and whether greedy decoding would yield it."""
 
   log_p: float
   greedy: bool

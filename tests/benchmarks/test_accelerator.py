@@ -58,7 +58,7 @@ def test_every_part_runs(part, tmp_path, capsys):
 
 @pytest.mark.parametrize('part', ['peers'])
 def test_the_peers_run_where_they_are_installed(part, tmp_path):
-  pytest.importorskip('transformers')
+  pytest.importorskip('transformers', reason='the peer is not installed: pip install jaxlm[parity]')
   out = tmp_path / 'out.json'
   assert command.main(['--tiny', '--parts', part, '--out', str(out)]) == 0
   assert {row['table'] for row in json.loads(out.read_text())['rows']} == {'training step', 'decoding'}

@@ -44,7 +44,7 @@ class DataConfig:
   replace_token: int = 1
   """Id of the fixed token."""
   seed: int = 0
-  """Of the order of the rows."""
+  """Seed for the order of the rows."""
 
   def __post_init__(self):
     for name in ('vocab_size', 'batch_size', 'length'):

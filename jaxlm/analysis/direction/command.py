@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from jaxlm import console
+
 if TYPE_CHECKING:
   from jaxlm.analysis.direction.files import Scores
 
@@ -50,7 +52,7 @@ class ScoreConfig:
   limit: int | None = None
   """Documents to read, from the first (none: all)."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
-  """Of the parameters and the products; losses are float32 (none: float32 on CPU, bfloat16 elsewhere)."""
+  """Type of the parameters and the products; losses are float32 (none: float32 on CPU, bfloat16 elsewhere)."""
   overwrite: bool = False
   """Discards what an earlier run left."""
 
@@ -85,9 +87,9 @@ class SelectConfig:
   target: str | None = None
   """dsir: a corpus of what is wanted."""
   order: Literal['shuffled', 'original'] = 'shuffled'
-  """Of the documents that are written."""
+  """Order of the documents that are written."""
   seed: int = 0
-  """Of everything that is random."""
+  """Seed for everything that is random."""
   corpus: str | None = None
   """Where the corpus is now (none: where it was scored)."""
   overwrite: bool = False
@@ -105,7 +107,7 @@ class ReportConfig:
   texts: int = 20
   """Texts of each tail and of the middle."""
   characters: int = 300
-  """Of each that are shown."""
+  """Characters of each text that are shown."""
   min_tokens: int = 32
   """Shorter documents are left out."""
   sample: int = 10_000
@@ -115,7 +117,7 @@ class ReportConfig:
   corpus: str | None = None
   """Where the corpus is now (none: where it was scored)."""
   seed: int = 0
-  """Of the sample."""
+  """Seed for the sample."""
 
 
 def score(config: ScoreConfig) -> Path:
@@ -312,9 +314,5 @@ def parse(args: list[str] | None = None) -> ScoreConfig | SelectConfig | ReportC
 def run() -> None:
   """Parses the command line, and says what is wrong with it in one line."""
   config = parse()
-  try:
+  with console.errors_in_one_line():
     {ScoreConfig: score, SelectConfig: select, ReportConfig: report}[type(config)](config)
-  except BrokenPipeError:  # Nothing is wrong where a reader has read enough.
-    raise
-  except (ValueError, OSError) as error:
-    sys.exit(f'error: {error}')

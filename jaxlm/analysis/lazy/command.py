@@ -5,10 +5,11 @@ import itertools
 import json
 import math
 from pathlib import Path
-import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+from jaxlm import console
 
 if TYPE_CHECKING:
   from jaxlm.analysis.lazy.report import LazinessReport
@@ -46,7 +47,7 @@ class LazinessConfig:
   """Folder to write to (none: laziness-MODEL here, with -text behind it for --continuation text). Files
   of the same names are replaced."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
-  """Of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
+  """Type of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
 
 
 def main(config: LazinessConfig) -> 'list[LazinessReport]':
@@ -179,9 +180,5 @@ def fields(value: Any) -> dict[str, Any]:
 def run() -> None:
   """Parses the command line, and says what is wrong with it in one line."""
   config = tyro.cli(LazinessConfig, prog='python -m jaxlm.analysis.laziness')
-  try:
+  with console.errors_in_one_line():
     main(config)
-  except BrokenPipeError:  # Nothing is wrong where a reader has read enough.
-    raise
-  except (ValueError, OSError) as error:
-    sys.exit(f'error: {error}')

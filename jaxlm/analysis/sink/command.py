@@ -3,11 +3,11 @@
 import dataclasses
 import json
 from pathlib import Path
-import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from jaxlm import console
 from jaxlm.analysis.tables import aligned
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ class SinksConfig:
   """Folder to write to (none: sinks-MODEL here, with -random or -repeated behind it for these inputs). What an earlier
   measurement wrote there is replaced."""
   seed: int = 0
-  """Of the random ids, and of the choice of documents."""
+  """Seed for the random ids and for the choice of documents."""
   batch_size: int = 16
   """Sequences computed at the same time."""
   chunk: int = 512
   """Queries whose attention maps exist at the same time; fewer for very long sequences."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
-  """Of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
+  """Type of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
 
 
 def main(config: SinksConfig) -> 'SinkReport':
@@ -101,9 +101,5 @@ def layer_table(report: 'SinkReport') -> str:
 def run() -> None:
   """Parses the command line, and says what is wrong with it in one line."""
   config = tyro.cli(SinksConfig, prog='python -m jaxlm.analysis.sinks')
-  try:
+  with console.errors_in_one_line():
     main(config)
-  except BrokenPipeError:  # Nothing is wrong where a reader has read enough.
-    raise
-  except (ValueError, OSError) as error:
-    sys.exit(f'error: {error}')
