@@ -24,8 +24,8 @@ from decoders.swift.config import SwiftConfig
 from decoders.swift.gaussian_process import GaussianProcess, ucb
 from decoders.swift.sets import SkipSet, draw, num_skippable, pack, spread, uniform, vary
 
-# Of every three new sets, once there is a process; before, every second one is drawn. Variants of good sets keep it honest where
-# it is sure of itself.
+# How three new sets in turn are proposed once the Gaussian process has scores; before that, every second one is drawn at random.
+# Variants of good sets correct the process where it is wrongly certain.
 KINDS = ('bayes', 'bayes', 'variant')
 CHALLENGES = 0.25  # Share of the candidates that may be challengers; more leave too few new sets.
 PARENTS = 8  # Sets of highest expected score, of which variants are made.
@@ -37,7 +37,8 @@ REMEMBERED = 500  # Sets that the process knows, the latest: its time grows with
 NOISE = (0.01, 0.1, 1.0)
 # What sub-layers cost nearly adds up, so most of the kernel is linear: few scores tell of each one.
 LENGTH_SCALES, LINEAR = (0.3, 1.0), (0.5, 0.95)
-# Of a window's difficulty, as the best set's nearness tells it, how much is taken off that of others: it is as noisy as theirs.
+# The best set's nearness tells how difficult a window is. Only this share of it is subtracted from other sets' nearness, because
+# it is as noisy as theirs.
 DIFFICULTY = 0.5
 SURE = 3.0  # Deviations by which a search is above max_score when it ends; many, as the tokens of a text depend on each other.
 BOX = 10_000  # Real vectors among which the paper's mode chooses, as the authors' library does.
@@ -324,7 +325,7 @@ class Search:
     """Returns what sets are ranked by."""
     if self.config.objective == 'matchness':
       return nearness
-    # Of all tokens near, so many are met.
+    # The share of near tokens that are the likeliest ones, from all windows so far.
     matchness = nearness * self._seen[MATCHNESS] / max(self._seen[NEARNESS], 1e-9)
     return predicted_speedup(np.clip(matchness, 0, 1), self._cost(vectors), self.config.max_draft)
 

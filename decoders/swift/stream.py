@@ -220,7 +220,7 @@ class SwiftLoop(SpeculativeLoop):
         self.stale, self.plain_steps = True, self.plain_steps + int(made)
       taken += int(made)
       new, rounds = (np.asarray(state.lengths) - had)[going], (np.asarray(state.rounds) - rounds)[going]
-      # Of a row that does not end meanwhile, whatever others do.
+      # Tokens of a row that does not end in this chunk; other rows do not count.
       tokens = float(made) if way == 'plain' else float(made) * new.sum() / max(rounds.sum(), 1)
       first = clock.compile_seconds > compiled
       account.note(way, self.now(clock) - before, tokens, max(int(made), 1), first)

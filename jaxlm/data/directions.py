@@ -70,7 +70,7 @@ class Headed:
     self.bos_id, self.eos_id = bos_of(tokenizer), tokenizer.eos_id
     tight = tokenizer.vocab_size + SIGNAL_IDS[signal]
     self.vocab_size = tight if vocab_size is None else vocab_size
-    # Of a BOS for reverse texts the corpus shows nothing.
+    # The corpus does not contain the BOS of reverse texts.
     self._first = head('forward', signal, None, self.vocab_size)
     if key := getattr(tokenizer, 'fingerprint', None):
       # In a vocabulary that is padded beyond the tokenizer's, the signal has other ids.
