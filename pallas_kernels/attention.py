@@ -91,6 +91,13 @@ def default_implementation(spec: calls.Spec, q: jax.Array, k: jax.Array, segment
   return 'cudnn' if nvidia and _cudnn_cannot(spec, q, k, segments) is None else None
 
 
+def chosen_implementation(spec: calls.Spec, q: jax.Array, k: jax.Array, segments=None) -> str:
+  """Returns the name of what a call without an `implementation` takes on this process's devices; q and k may be abstract."""
+  platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
+  kernels = 'xla' if calls.FASTEST[platform] == 'xla' else 'pallas'
+  return default_implementation(spec, q, k, segments) or kernels
+
+
 def _cudnn_cannot(spec: calls.Spec, q: jax.Array, k: jax.Array, segments) -> str | None:
   """Returns what of a call cuDNN's flash attention has no form for, or None."""
   (T, H), S = (q.shape[1], q.shape[3]), k.shape[1]

@@ -14,7 +14,9 @@ import numpy as np
 from benchmarks.accelerator.record import Case
 from benchmarks.accelerator.setting import Setting
 from benchmarks.accelerator.timing import Compiled, seconds
-from pallas_kernels import attention_calls, flash_attention
+from pallas_kernels import flash_attention
+from pallas_kernels.attention import chosen_implementation
+from pallas_kernels.attention_calls import Spec
 
 CHECKED = {
   'causal': {},
@@ -123,7 +125,7 @@ def in_float64(
 
 
 def times(setting: Setting) -> Iterator[Case]:
-  lowered, rows = {}, []
+  lowered, chosen = {}, {}
   for T, N, K, H in setting.attention:
     B = max(1, setting.attention_tokens // T)
     arrays = [jax.ShapeDtypeStruct((B, T, n, H), jnp.bfloat16) for n in (N, K, K, N)]
@@ -133,28 +135,19 @@ def times(setting: Setting) -> Iterator[Case]:
         del attends['xla']
       elif operation == 'softmax':
         attends['jax.nn, xla'] = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation='xla')
+      default = chosen_implementation(Spec(operation, True, None, H**-0.5, 0.0, False, None, None), *arrays[:2])
       for name, attend in attends.items():
-        rows.append((B, T, N, K, H, operation, name))
+        row = B, T, N, K, H, operation, name
+        chosen[row] = default
         for way, run in (('forward', attend), ('both', outputs_and_gradients(attend))):
           args = arrays if way == 'both' else arrays[:3]
-          lowered[(*rows[-1], way)] = lambda run=run, args=args: jax.jit(run).lower(*args)
+          lowered[*row, way] = lambda run=run, args=args: jax.jit(run).lower(*args)
   programs = Compiled(lowered)
   programs.wait()
-  for row in rows:
+  for row in chosen:
     labels = dict(zip(('batch', 'T', 'heads', 'key heads', 'head', 'operation', 'implementation'), row))
-    labels['default'] = row[-1] == default(row[-2])
+    labels['default'] = row[-1] == chosen[row]
     yield Case('attention, bfloat16, causal', labels, lambda row=row: time_of(programs, row, setting))
-
-
-def default(operation: str) -> str:
-  """Returns the implementation that `flash_attention` takes here for causal attention in bfloat16, where none is asked for."""
-  device = jax.devices()[0]
-  if operation == 'softmax' and device.device_kind.startswith('NVIDIA'):
-    return 'cudnn'
-  platform = (
-    'cuda' if device.device_kind.startswith('NVIDIA') else {'gpu': 'rocm'}.get(device.platform, device.platform)
-  )
-  return 'xla' if attention_calls.FASTEST[platform] == 'xla' else 'pallas'
 
 
 def time_of(programs: Compiled, row: tuple, setting: Setting) -> dict[str, float]:
