@@ -95,7 +95,9 @@ def text(held_out: bool) -> np.ndarray:
 def train(setting: Setting) -> tuple[Any, np.ndarray]:
   """Returns (parameters, the loss of each step)."""
   tx = make_optimizer(setting.optimizer, setting.steps).tx
-  step = jax.jit(make_train_step(functools.partial(loss, setting), tx, seed=setting.seed), donate_argnums=0)
+  step = jax.jit(
+    make_train_step(lambda p, b, context: loss(setting, p, b, context.key), tx, seed=setting.seed), donate_argnums=0
+  )
   params = jax.jit(functools.partial(init_params, setting.model))(jax.random.key(setting.seed))
   state: TrainState = init_state(params, tx)
   ids, rng, losses = text(False), np.random.default_rng(setting.seed), []

@@ -58,6 +58,8 @@ def load(
 ) -> LanguageModel:
   """Returns a model from a run of ours, a Hugging Face directory, a .gguf file, a fetched name or a Hub id.
 
+  A run of ours gives what its trainer makes (jaxlm.models.registry), everything else a LanguageModel.
+
   Host memory needed is the parameters' own size plus one block of a tensor.
 
   Args:
@@ -77,11 +79,12 @@ def load(
   place = Path(path).expanduser()
   if not place.exists():
     place = _find(str(path))
-  load_part = _load_directory if place.is_dir() else _load_file
-  return LanguageModel(*load_part(place, dtype, mesh, tokenizer))
+  if not place.is_dir():
+    return LanguageModel(*_load_file(place, dtype, mesh, tokenizer))
+  return _load_directory(place, dtype, mesh, tokenizer)
 
 
-def _load_directory(place: Path, dtype: str, mesh, tokenizer) -> tuple[ModelConfig, Any, Any]:
+def _load_directory(place: Path, dtype: str, mesh, tokenizer) -> Any:
   from jaxlm.io import huggingface
 
   config = place / huggingface.CONFIG
@@ -89,13 +92,13 @@ def _load_directory(place: Path, dtype: str, mesh, tokenizer) -> tuple[ModelConf
   if _is_run(place, files):
     from jaxlm.io import checkpoint
 
-    if tokenizer is FROM_FILES:
-      return checkpoint.load_run(place, dtype=dtype, mesh=mesh)
-    return checkpoint.load_run(place, dtype=dtype, mesh=mesh, load_tokenizer=lambda folder: tokenizer)
+    load_tokenizer = None if tokenizer is FROM_FILES else lambda folder: tokenizer
+    make = checkpoint.run_kind(place).result or LanguageModel
+    return make(*checkpoint.load_run(place, dtype=dtype, mesh=mesh, load_tokenizer=load_tokenizer))
   if config.is_file():
-    return huggingface.load(place, dtype, mesh, tokenizer)
+    return LanguageModel(*huggingface.load(place, dtype, mesh, tokenizer))
   if len(found := [p for p in files if p.suffix == '.gguf']) == 1:
-    return _load_file(found[0], dtype, mesh, tokenizer)
+    return LanguageModel(*_load_file(found[0], dtype, mesh, tokenizer))
   if found:
     raise CheckpointError(f'{place} holds {len(found)} GGUF files; name one of them: {", ".join(map(str, found))}.')
   if any(p.suffix == '.safetensors' for p in files):

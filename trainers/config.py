@@ -17,17 +17,21 @@ class OptimizerConfig:
 
   learning_rate: float = 4e-4
   """Peak of the schedule."""
-  schedule: Literal['cosine', 'constant', 'linear', 'wsd'] = 'constant'
-  """After the warm-up: cosine or linear decay to the last step, constant, or constant and then a linear decay (wsd)."""
+  schedule: Literal['cosine', 'constant', 'linear', 'wsd', 'inverse_sqrt'] = 'constant'
+  """After the warm-up: cosine or linear decay to the last step, constant, constant and then a linear decay (wsd), or proportional
+  to 1 / sqrt(step), as translation models are trained (inverse_sqrt)."""
   warmup_steps: int = 100
   """The learning rate rises linearly from 0 over these steps."""
   decay_fraction: float = 0.1
   """wsd: part of all steps that the final decay takes."""
   min_lr_ratio: float = 0.1
-  """The decaying schedules end at this times the peak."""
+  """cosine, linear, wsd: the learning rate of the last step is this times the peak."""
   beta1: float = 0.9
+  """Adam's decay of its average of the gradients, per step."""
   beta2: float = 0.95
+  """Adam's decay of its average of the squared gradients, per step. Small batches need a value nearer to 1."""
   eps: float = 1e-8
+  """Added to the root of the squared gradients that Adam divides by."""
   weight_decay: float = 0.1
   """Decoupled: parameters shrink by learning_rate * weight_decay per step."""
   decay_exempt: tuple[Literal['norm', 'bias', 'embedding'], ...] = ()
@@ -76,7 +80,9 @@ class DistributedConfig:
   coordinator: str | None = None
   """Address of process 0, host:port, where the environment does not say."""
   num_processes: int | None = None
+  """How many processes train together, where the environment does not say."""
   process_id: int | None = None
+  """Number of this process, 0 to num_processes - 1, where the environment does not say."""
 
   def __post_init__(self):
     explicit = (self.coordinator, self.num_processes, self.process_id)
@@ -108,7 +114,16 @@ class RunConfig:
   save_every: int = 200
   """Steps between checkpoints (0: only at the end)."""
   keep: int = 2
-  """Newest checkpoints to keep, besides the best by evaluation loss."""
+  """Number of newest checkpoints to keep, besides the best one and those that average_last needs."""
+  best_metric: str | None = None
+  """Held-out metric by which checkpoints are compared: the best one is kept (none: the trainer's own choice, often the loss)."""
+  best_mode: Literal['auto', 'min', 'max'] = 'auto'
+  """Whether the smallest or the largest value of that metric is the best (auto: the trainer knows its metrics)."""
+  patience: int = 0
+  """End the run early after this many evaluations in a row without a new best one (0: never)."""
+  average_last: int = 0
+  """At the end, average the parameters of this many last checkpoints, as translation models do; the average is what is loaded
+  (0: no average). Checkpoints between those of save_every do not count."""
   seed: int = 0
   """Seed for the parameters and for everything random in the loss."""
   profile: int = 0
@@ -122,9 +137,20 @@ class RunConfig:
     for name in ('steps', 'accumulate', 'log_every', 'keep'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
-    for name in ('eval_every', 'save_every', 'profile'):
+    for name in ('eval_every', 'save_every', 'profile', 'patience', 'average_last'):
       if getattr(self, name) < 0:
         raise ValueError(f'{name}={getattr(self, name)} must not be negative.')
+    check_choices(self)
+    if self.average_last > 1 and not self.save_every:
+      raise ValueError(
+        f'run.average_last={self.average_last} needs checkpoints to average: set run.save_every above 0.'
+      )
+    if self.average_last and self.ema_decay:
+      raise ValueError(
+        f'run.average_last={self.average_last} and run.ema_decay={self.ema_decay} are two averages of the parameters: choose one.'
+      )
+    if self.patience and not self.eval_every:
+      raise ValueError(f'run.patience={self.patience} counts evaluations: set run.eval_every above 0.')
     if not 0 <= self.ema_decay < 1:
       raise ValueError(f'{self.ema_decay=} must be within [0, 1).')
     if self.steps >= 2**31:
@@ -139,6 +165,9 @@ class RunConfig:
 class TrainConfig:
   """The part of a trainer's config that the loop reads. Trainers add their model and their data."""
 
+  start: str | None = None
+  """Begin with the parameters of this run of the same trainer and the same model; the optimizer and its warm-up begin anew.
+  (none: new parameters)"""
   optimizer: OptimizerConfig = OptimizerConfig()
   mesh: MeshConfig = MeshConfig()
   distributed: DistributedConfig = DistributedConfig()

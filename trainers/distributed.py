@@ -104,13 +104,22 @@ class Layout:
     """Returns `init(*args)`, computed straight into place: no device ever holds more than its part."""
     return jax.jit(init, out_shardings=self.shardings(jax.eval_shape(init, *args)))(*args)
 
+  def place(self, tree: Any) -> Any:
+    """Returns a tree of arrays on the devices, spread as parameters of these names are."""
+    return jax.device_put(tree, self.shardings(tree))
+
+  def local(self, tree: Any) -> Any:
+    """Returns a tree on one device where every device holds all of it, without a copy; otherwise the tree as it is."""
+    return jax.tree.map(lambda x: x.addressable_data(0), tree) if self.mapped else tree
+
   def compile(self, train_step: Callable) -> Callable:
-    """Returns step(state, batch) for states from `create` and batches from `put`; the state is donated."""
+    """Returns step(state, batch, frozen=()) for states from `create`, batches from `put` and frozen arrays from `place`; the
+    state is donated."""
     if self.mapped:
       return data_parallel(train_step)
 
-    def step(state, batch):
-      new, metrics = train_step(state, batch)
+    def step(state, batch, frozen=()):
+      new, metrics = train_step(state, batch, frozen)
       # Without this XLA may choose another layout for the result, and the next call would compile again.
       return jax.lax.with_sharding_constraint(new, self.shardings(new)), metrics
 

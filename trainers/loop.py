@@ -5,102 +5,40 @@ stopped after any checkpoint and started again leaves the same parameters and th
 never stopped. Stopping (SIGTERM, Ctrl-C) saves first and exits with 128 + the signal's number, as shells expect.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+import dataclasses
 import math
 from pathlib import Path
 import signal
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxlm import config as configs
+from jaxlm import errors
 from jaxlm.data.packing import prefetch
 from jaxlm.errors import CheckpointError, DivergedError
 from jaxlm.io import checkpoint
-from trainers import distributed, report, run_directory
-from trainers.config import TrainConfig
-from trainers.metrics import MetricLog, Progress, evaluated, plot_losses
+from trainers import averaging, best, distributed, metrics, report, run_directory, start
+from trainers.config import ConfigError, TrainConfig
+from trainers.evaluation import Evaluator
+from trainers.metrics import MetricLog
 from trainers.optimizer import make_optimizer
+from trainers.plots import plot_losses
 from trainers.profiling import Clock, Trace
+from trainers.progress import Progress
 from trainers.saved import Notes, RunCheckpoints
 from trainers.side import PATIENCE, left_out
+from trainers.step import Context as Context
+from trainers.step import Term as Term
 from trainers.step import TrainState as TrainState
 from trainers.step import data_parallel as data_parallel
 from trainers.step import init_state
 from trainers.step import make_train_step as make_train_step
 from trainers.stopping import StopOnSignal as StopOnSignal
 from trainers.stopping import Stopped as Stopped
-
-Batch = dict[str, np.ndarray]
-
-
-class Task:
-  """What differs between trainers. Rows are the part of a batch that this process reads."""
-
-  trainer: str
-  """Name of the command that made the run, kept in its config.json."""
-  batch_size: int
-  """Rows of a batch over all devices and hosts."""
-  kept: tuple[str, ...] = ()
-  """Settings that a resumed run ignores, because `save_assets` has written what they once said."""
-
-  def init_params(self, key: jax.Array) -> Any:
-    raise NotImplementedError
-
-  def given_params(self) -> Any:
-    """Returns parameters on the run's devices that a new run begins with, of the shapes of `init_params`; None: those."""
-    return None
-
-  def loss(self, params: Any, batch: Any, key: jax.Array | None) -> tuple:
-    """Returns (loss_sum, weight) or (loss_sum, weight, further sums); key is None in evaluation."""
-    raise NotImplementedError
-
-  def batch(self, step: int, rows: slice) -> Batch:
-    """Returns `rows` of the batch of a step: a function of the task's seed and the step, nothing else."""
-    raise NotImplementedError
-
-  def eval_batches(self, rows: slice) -> Iterable[Batch]:
-    """Yields `rows` of held-out batches of batch_size, padded with rows of weight 0; the same ones every time."""
-    return ()
-
-  def eval_sums(self, params: Any, batch: Any) -> dict[str, jax.Array]:
-    """Returns sums that `eval_metrics` makes metrics of."""
-    loss_sum, weight, *_ = self.loss(params, batch, None)
-    return {'loss': loss_sum, 'weight': weight}
-
-  def eval_metrics(self, sums: dict[str, float]) -> dict[str, float]:
-    """Returns metrics of the summed sums; 'loss' decides which checkpoint is the best."""
-    return {'loss': sums['loss'] / max(sums['weight'], 1e-8)}
-
-  def headline(self, metrics: dict[str, float]) -> dict[str, float]:
-    """Returns those metrics of an evaluation that are shown on the screen; all are logged."""
-    return metrics
-
-  def activation_bytes(self, rows: int) -> int | None:
-    """Returns about how much memory the forward pass keeps for `rows` rows on one device."""
-    return None
-
-  def describe(self) -> str:
-    """Returns a line about the data, for the start of a run."""
-    return ''
-
-  def data_notes(self, step: int) -> dict[str, Any]:
-    """Returns what a checkpoint notes, as JSON, of the data and of how far it has been read before `step`."""
-    return {}
-
-  def resume(self, step: int, notes: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """Goes on at `step` from where `data_notes` said the data was; returns what is to be said aloud of it.
-
-    `before` is the config of the run so far; notes are {} in checkpoints that are older than these.
-    """
-    return []
-
-  def save_assets(self, directory: Path) -> None:
-    """Writes what the run directory needs besides checkpoints, such as a tokenizer. May be called again on resuming."""
-
-  def finish(self, directory: Path, say: Callable[[str], None]) -> None:
-    """Runs in one process after the last step, with everything saved: samples, plots, the next command."""
+from trainers.task import Batch as Batch
+from trainers.task import Task as Task
 
 
 def fit(task: Task, config: TrainConfig) -> TrainState:
@@ -141,12 +79,18 @@ class _Run:
     self.optimizer = make_optimizer(config.optimizer, c.steps)
 
     self.lock, self.changed = distributed.on_first_host(self._open, CheckpointError) or (None, [])
-    self.checkpoints = RunCheckpoints(self.directory / 'checkpoints', keep=c.keep)
+    self.checkpoints = RunCheckpoints(self.directory / 'checkpoints', keep=c.keep, keep_also=self._kept_steps)
     self.step = self.checkpoints.latest() or 0
-    self.tokens, self.evaluation_due = 0.0, False
-    self.progress = Progress(self.step, c.steps, show=self.main)
+    self.seen, self.evaluation_due, self.best = 0.0, False, best.first(c, task)
+    self.progress = Progress(self.step, c.steps, show=self.main, unit=task.unit)
+    self.frozen = self.layout.place(task.frozen())
+    self.evaluator = Evaluator(task, self.layout, self.frozen, self.progress.say)
+
+  def _kept_steps(self, there: Sequence[int]) -> list[int]:
+    return [self.best.step, *averaging.averaged_steps(self.config.run, there)]
 
   def _open(self):
+    run_directory.check_start(self.directory, self.config.start)
     opened = run_directory.open_run(self.directory, self.config, self.task.trainer)
     self.task.save_assets(self.directory)
     return opened
@@ -157,8 +101,10 @@ class _Run:
   def state(self, params: Any) -> TrainState:
     return init_state(params, self.optimizer.tx, ema=self.config.run.ema_decay > 0)
 
-  def begin(self) -> TrainState:
+  def begin(self, abstract: TrainState) -> TrainState:
     given = self.task.given_params()
+    if given is None and self.config.start is not None:
+      given = start.parameters(self.config.start, self.task.trainer, abstract.params, self.layout)
     return self.layout.create(self.init) if given is None else self.layout.create(self.state, given)
 
   def restore(self, abstract: TrainState) -> TrainState:
@@ -169,8 +115,9 @@ class _Run:
     if self.step != newest:
       say(f'Resuming at step {self.step}.')
       self.progress.begin(self.step)
-    self.tokens = notes.tokens
-    self.evaluation_due = notes.evaluation_due and not evaluated(self.directory, self.step)
+    self.seen = notes.tokens
+    self.evaluation_due = notes.evaluation_due and not metrics.evaluated(self.directory, self.step)
+    self.best = self.best.noted(notes.best, [r for r in metrics.read(self.directory) if r['step'] <= self.step])
     rate = float(self.optimizer.schedule(self.step))
     for line in run_directory.news(self.changed, self.task.kept, self.step, notes.learning_rate, rate):
       say(line)
@@ -179,53 +126,56 @@ class _Run:
       say(line)
     return state
 
-  def save(self, state: TrainState, loss: float | None) -> None:
+  def save(self, state: TrainState) -> None:
     notes = Notes(
-      tokens=self.tokens,
+      tokens=self.seen,
       seed=self.config.run.seed,
       evaluation_due=self.evaluation_due,
       learning_rate=float(self.optimizer.schedule(self.step)),
+      best=dataclasses.asdict(self.best),
       data=self.task.data_notes(self.step),
     )
-    self.checkpoints.save(self.step, state, notes, loss)
+    self.checkpoints.save(self.step, state, notes)
 
-  def evaluate(self, state: TrainState, signals: StopOnSignal) -> float | None:
-    """Logs and shows the task's metrics of the held-out batches; returns the loss if it is finite.
+  def evaluate(self, state: TrainState, signals: StopOnSignal) -> bool:
+    """Logs and shows the metrics of the parameters that would be loaded; returns whether they are the best so far.
 
     A signal breaks it off, and leaves `evaluation_due` set: the run that resumes here begins with it.
     """
-    params = state.params if state.ema is None else state.ema
-    params = jax.device_put(params, self.layout.shardings(params))
-    sums: list[dict[str, jax.Array]] = []
-    self.evaluation_due = True
-    for batch in self.task.eval_batches(self.rows):
-      sums.append(self._eval_sums(params, self.layout.put_whole(batch, self.task.batch_size)))
-      # Without waiting all batches would be on their way at once, and no signal could stop them.
-      jax.block_until_ready(sums[-2:][0])
-      if signals.stop_evaluation(len(sums)):
-        return None
-    self.evaluation_due = False
-    if not sums:
-      return None
-    valid = self.task.eval_metrics({name: sum(float(s[name]) for s in sums) for name in sums[0]})
-    self.log.write(self.step, {f'valid/{k}': v for k, v in valid.items()})
-    shown = ', '.join(f'{k} {v:.4g}' for k, v in self.task.headline(valid).items())
-    self.progress.say(f'step {self.step}: validation {shown}')
-    return valid['loss'] if math.isfinite(valid.get('loss', math.nan)) else None
+    valid = self.evaluator(state.params if state.ema is None else state.ema, self.step, signals)
+    self.evaluation_due = valid is None
+    if not valid:
+      return False
+    self.best = self.best.after(self.step, valid)
+    self.log_evaluation('valid', 'validation', valid)
+    return self.best.step == self.step
+
+  def log_evaluation(self, prefix: str, what: str, found: dict[str, float]) -> None:
+    self.log.write(self.step, {f'{prefix}/{k}': v for k, v in found.items()})
+    shown = ', '.join(f'{k} {v:.4g}' for k, v in self.task.headline(found).items())
+    self.progress.say(f'step {self.step}: {what} {shown}')
+
+  @property
+  def waited_enough(self) -> bool:
+    return 0 < self.config.run.patience <= self.best.waited
 
   def train(self) -> TrainState:
     c = self.config.run
     abstract = self.layout.abstract(self.init)
     if self.main:
-      report.print_start(self.progress.say, self.task, self.config, self.layout, abstract, self.directory, self.step)
-    state = self.restore(abstract) if self.step else self.begin()
+      report.print_start(
+        self.progress.say, self.task, self.config, self.layout, abstract, self.frozen, self.directory, self.step
+      )
+    if c.best_metric is not None and c.best_metric not in (known := self.evaluator.metric_names(abstract.params)):
+      raise errors.unknown('run.best_metric', c.best_metric, known, ConfigError)
+    state = self.restore(abstract) if self.step else self.begin(abstract)
     write = lambda: run_directory.write_config(self.directory, self.config, self.task.trainer, self.task.kept)
     distributed.on_first_host(write, CheckpointError)
-    if self.step >= c.steps and not self.evaluation_due:
+    complete = self.step >= c.steps and not self.evaluation_due and self.is_averaged()
+    if complete:
       self.progress.say(f'{self.directory} is complete at step {self.step}; a larger --run.steps goes on from there.')
       self.finish()
       return state
-    self._eval_sums = jax.jit(self.task.eval_sums)
     settings, say = configs.to_dict(self.config), self.progress.say
     self.log = MetricLog(self.directory, c, step=self.step, settings=settings, write=self.main, say=say)
     signals = StopOnSignal()
@@ -235,12 +185,37 @@ class _Run:
           self.evaluate(state, signals)
           if self.evaluation_due:
             self.stop(signals.received)
-        state = self.steps(state, signals)
+        if self.step < c.steps and not self.waited_enough:
+          state = self.steps(state, signals)
+        if self.waited_enough:
+          say(
+            f'Ended at step {self.step}: the best {self.best.metric}, {self.best.value:.4g}, is that of step {self.best.step}, and '
+            f'{self.best.waited} evaluations since then were not better. A larger --run.patience goes on from there.'
+          )
+        self.average(abstract.params, signals)
     finally:
       # Who sent a signal does not wait for a service that is slow to answer.
       self.log.close(patience=SHORT_PATIENCE if signals.received else PATIENCE)
     self.finish()
     return state
+
+  def is_averaged(self) -> bool:
+    """Whether the average of the last checkpoints is there, if there is to be one."""
+    return not self.config.run.average_last or averaging.saved(self.directory, self.step)
+
+  def average(self, abstract_params: Any, signals: StopOnSignal) -> None:
+    """Evaluates and saves the average of the last checkpoints. What a signal breaks off, the same command does again."""
+    if self.is_averaged():
+      return
+    folder = self.directory / 'checkpoints'
+    chosen = averaging.averaged_steps(self.config.run, checkpoint.steps(folder))
+    params = averaging.average_checkpoints(folder, chosen, abstract_params)
+    found = self.evaluator(params, self.step, signals)
+    if found is None:
+      self.stop(signals.received)
+    if found and not metrics.evaluated(self.directory, self.step, 'average'):
+      self.log_evaluation('average', f'average of the checkpoints {", ".join(map(str, chosen))}:', found)
+    averaging.save(self.directory, self.step, params, chosen)
 
   def steps(self, state: TrainState, signals: StopOnSignal) -> TrainState:
     c = self.config.run
@@ -252,6 +227,7 @@ class _Run:
         seed=c.seed,
         accumulate=c.accumulate,
         ema_decay=c.ema_decay,
+        unit=self.task.unit,
       )
     )
     put = lambda batch: self.layout.put(batch, self.task.batch_size)
@@ -268,42 +244,44 @@ class _Run:
     for batch in batches:
       with left_out('The profile', self.progress.say):
         trace.at(self.step, state.step)
-      state, metrics = train_step(state, batch)
+      state, values = train_step(state, batch, self.frozen)
       # The metrics of the step before: the device already has this one to work on while we wait for them.
       if pending is not None:
         self.record(*pending, clock)
       self.step += 1
-      pending = self.step, metrics
+      pending = self.step, values
       last = self.step == c.steps
       stop = signals.stop(self.step, c.log_every)
       evaluate, save = last or due(c.eval_every), last or stop or due(c.save_every)
       if not (evaluate or save):
         continue
       self.record(*pending, clock)  # Also proves that what we are about to save is finite.
-      pending, loss = None, self.evaluate(state, signals) if evaluate else None
+      pending, improved = None, self.evaluate(state, signals) if evaluate else False
       stop = stop or self.evaluation_due
-      if save or stop:
-        self.save(state, loss)
+      if save or stop or improved or self.waited_enough:
+        self.save(state)
       clock.restart()
       if stop and (self.evaluation_due or not last):
         self.stop(signals.received)
+      if self.waited_enough:
+        break
     with left_out('The profile', self.progress.say):
       trace.at(math.inf, state.step)
     return state
 
-  def record(self, step: int, metrics: dict[str, jax.Array], clock: Clock) -> None:
+  def record(self, step: int, found: dict[str, jax.Array], clock: Clock) -> None:
     """Waits for a step's metrics, refuses those that are not finite, logs some."""
-    c = self.config.run
-    values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+    c, unit = self.config.run, self.task.unit
+    values = {name: float(x) for name, x in jax.device_get(found).items()}
     for name in ('loss', 'grad_norm', 'param_norm'):
       if not math.isfinite(values[name]):
         self.diverged(step, name, values)
-    self.tokens += values['tokens']
-    rate = clock.rate(values['tokens'])
+    self.seen += values[unit]
+    rate = clock.rate(values[unit])
     self.progress.update(step, values['loss'], rate)
     if step % c.log_every == 0 or step in (1, c.steps):
-      timing = {'seconds': clock.seconds, 'tokens_per_second': rate}
-      self.log.write(step, {**values, 'tokens_seen': self.tokens, **timing})
+      timing = {'seconds': clock.seconds, f'{unit}_per_second': rate}
+      self.log.write(step, {**values, f'{unit}_seen': self.seen, **timing})
 
   def diverged(self, step: int, name: str, values: dict[str, float]) -> None:
     self.checkpoints.wait()
@@ -338,5 +316,5 @@ class _Run:
     self.checkpoints.close()
     if self.main:
       with left_out('The loss curve', self.progress.say):
-        plot_losses(self.directory)
+        plot_losses(self.directory, label=self.task.loss_label)
       self.task.finish(self.directory, self.progress.say)

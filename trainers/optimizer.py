@@ -2,16 +2,18 @@
 
 Step s = 0, 1, ... of S, W of them warm-up, peak p, floor f = p * min_lr_ratio, u = (s - W) / (S - W):
 
-  s < W      p s / W
-  constant   p
-  linear     f + (p - f) (1 - u)
-  cosine     f + (p - f) (1 + cos(pi u)) / 2
-  wsd        p until the last `decay_fraction` of all steps, linear to f over those
+  s < W         p s / W
+  constant      p
+  linear        f + (p - f) (1 - u)
+  cosine        f + (p - f) (1 + cos(pi u)) / 2
+  wsd           p until the last `decay_fraction` of all steps, linear to f over those
+  inverse_sqrt  p sqrt(max(W, 1) / max(s, 1))         https://arxiv.org/abs/1706.03762
 """
 
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from trainers.config import OptimizerConfig
@@ -27,13 +29,14 @@ class Optimizer(NamedTuple):
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
   """Returns the learning rate as a function of the step (see the module's docstring)."""
   c, peak, floor = config, config.learning_rate, config.learning_rate * config.min_lr_ratio
-  rest = max(1, steps - c.warmup_steps)
+  rest, warm = max(1, steps - c.warmup_steps), max(1, c.warmup_steps)
   decay = max(1, min(rest, round(steps * c.decay_fraction)))
   after = {
     'constant': lambda: optax.constant_schedule(peak),
     'linear': lambda: optax.linear_schedule(peak, floor, rest),
     'cosine': lambda: optax.cosine_decay_schedule(peak, rest, alpha=c.min_lr_ratio),
     'wsd': lambda: optax.linear_schedule(peak, floor, decay, transition_begin=rest - decay),
+    'inverse_sqrt': lambda: lambda after_warmup: peak * jnp.sqrt(warm / jnp.maximum(after_warmup + c.warmup_steps, 1)),
   }[c.schedule]()
   if not c.warmup_steps:
     return after

@@ -21,9 +21,9 @@ def gigabytes(n: float) -> str:
 
 
 def print_start(
-  say: Callable[[str], None], task: Any, config: Any, layout: Any, state: Any, directory: Path, step: int
+  say: Callable[[str], None], task: Any, config: Any, layout: Any, state: Any, frozen: Any, directory: Path, step: int
 ) -> None:
-  """Prints the config, the devices, the parameter count and a memory estimate. `state` is abstract."""
+  """Prints the config, the devices, the parameter count and a memory estimate. `state` is abstract; `frozen` need not be."""
   flat = flatten(configs.to_dict(config))
   say('\n'.join(f'  {name} = {value}' for name, value in flat.items()))
   devices = list(layout.mesh.devices.flat)
@@ -36,6 +36,7 @@ def print_start(
     # Accumulation keeps a running sum beside each micro-batch's gradients.
     'gradients': nbytes_per_device(state.params) * (2 if config.run.accumulate > 1 else 1),
     'average': nbytes_per_device(state.ema),
+    'frozen arrays': nbytes_per_device(frozen),
   }
   rows = max(1, task.batch_size // layout.batch_parts // config.run.accumulate)
   if (activations := task.activation_bytes(rows)) is not None:

@@ -4,7 +4,7 @@ A run goes on from its newest checkpoint that is whole. One that is damaged is n
 the one before it is used: training again what is lost costs time, and a damaged number costs the run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 import dataclasses
 import math
 from pathlib import Path
@@ -31,6 +31,8 @@ class Notes:
   """A signal came during the evaluation of this step, which is still to be made."""
   learning_rate: float | None = None
   """Learning rate of the next step."""
+  best: dict[str, Any] = dataclasses.field(default_factory=dict)
+  """The best evaluation so far, and how many came after it: a trainers.best.Best as a dictionary."""
   data: dict[str, Any] = dataclasses.field(default_factory=dict)
   """What the task says of its data, and how far it has been read."""
 
@@ -38,7 +40,8 @@ class Notes:
   def read(cls, folder: Path) -> 'Notes':
     """Raises CheckpointError, naming the file and the field, if the notes are not those of a run."""
     found, kept = checkpoint.read_notes(folder), {}
-    kinds = {'tokens': (int, float), 'seed': int, 'evaluation_due': bool, 'learning_rate': (int, float), 'data': dict}
+    number = (int, float)
+    kinds = {'tokens': number, 'seed': int, 'evaluation_due': bool, 'learning_rate': number, 'best': dict, 'data': dict}
     for name, kind in kinds.items():
       value = found.get(name)
       if value is None:
@@ -55,8 +58,8 @@ class Notes:
 class RunCheckpoints:
   """Saves states of a run and restores the newest good one. Every process calls every method."""
 
-  def __init__(self, directory: Path, *, keep: int):
-    self.directory, self._keep = directory, keep
+  def __init__(self, directory: Path, *, keep: int, keep_also: Callable[[Sequence[int]], Collection[int]]):
+    self.directory, self._keep, self._keep_also = directory, keep, keep_also
     self._saver: checkpoint.Checkpointer | None = None
 
   def latest(self) -> int | None:
@@ -64,14 +67,13 @@ class RunCheckpoints:
     found = checkpoint.steps(self.directory)
     return found[-1] if found else None
 
-  def save(self, step: int, state: TrainState, notes: Notes, loss: float | None) -> None:
+  def save(self, step: int, state: TrainState, notes: Notes) -> None:
     """Saves in the background. Raises CheckpointError if this save, or the one before it, could not be written."""
     if self._saver is None:
-      self._saver = checkpoint.Checkpointer(self.directory, keep=self._keep)
+      self._saver = checkpoint.Checkpointer(self.directory, keep=self._keep, keep_also=self._keep_also)
     items = {'params': state.params, 'ema': state.ema, 'state': {'step': state.step, 'opt': state.opt_state}}
     found = {name: digest.digests(tree) for name, tree in items.items() if tree is not None}
-    metrics = None if loss is None else {'loss': loss}
-    self._saver.save(step, items, notes=dataclasses.asdict(notes) | {'digests': found}, metrics=metrics)
+    self._saver.save(step, items, notes=dataclasses.asdict(notes) | {'digests': found})
 
   def wait(self) -> None:
     if self._saver is not None:

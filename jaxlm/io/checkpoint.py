@@ -5,7 +5,8 @@ one), `state` (step and optimizer) and `notes` (JSON). Orbax writes into a tempo
 that bears a step number is complete, and a killed save leaves the earlier ones as they were.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -17,18 +18,19 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from jaxlm import config as configs
 from jaxlm.errors import CheckpointError
 from jaxlm.io import digest as digest_of_arrays
-from jaxlm.models import sharding, transformer
+from jaxlm.models import registry, sharding
 
 preservation = ocp.checkpoint_managers
 
 NOTES = 'notes'
+AVERAGE = 'average'
+"""Folder of a run that holds the average of its last checkpoints, as a checkpoint of its last step."""
 _DIGEST = re.compile('(bool|u?int(8|16|32)|float(16|32)|bfloat16):[0-9a-f]{8}')
 
-# Orbax warns of what is as it should be: checkpoints without an evaluation, items without a folder of their own above.
-_NOISE = re.compile('did not provide metrics|Metadata file does not exist|Failed to get item metadata')
+# Orbax warns of what is as it should be: items without a folder of their own above.
+_NOISE = re.compile('Metadata file does not exist|Failed to get item metadata')
 logging.getLogger('absl').addFilter(lambda record: not _NOISE.search(str(record.msg)))
 
 
@@ -40,22 +42,31 @@ def steps(directory: str | Path) -> list[int]:
   return sorted(int(p.name) for p in folder.iterdir() if re.fullmatch('0|[1-9][0-9]*', p.name) and p.is_dir())
 
 
+@dataclasses.dataclass
+class _KeepAlso(preservation.PreservationPolicy):
+  """Keeps the steps that a function chooses of those that are there."""
+
+  choose: Callable[[Sequence[int]], Collection[int]]
+
+  def should_preserve(self, checkpoints, *, context):
+    there = [info.step for info in checkpoints]
+    chosen = set(self.choose(there))
+    return [step in chosen for step in there]
+
+
 class Checkpointer:
-  """Saves in the background and keeps the newest `keep` checkpoints and the best by `metrics['loss']`.
+  """Saves in the background and keeps the newest `keep` checkpoints, and those that `keep_also` chooses of all steps.
 
   Every process of a run calls every method: each writes its own shards.
   """
 
-  def __init__(self, directory: str | Path, *, keep: int = 2):
+  def __init__(
+    self, directory: str | Path, *, keep: int = 2, keep_also: Callable[[Sequence[int]], Collection[int]] = lambda _: ()
+  ):
     self.directory = Path(directory).absolute()
-    policies = [
-      preservation.LatestN(n=keep),
-      preservation.BestN(n=1, get_metric_fn=lambda m: m['loss'], reverse=True, keep_checkpoints_without_metrics=False),
-    ]
+    policies = [preservation.LatestN(n=keep), _KeepAlso(keep_also)]
     options = ocp.CheckpointManagerOptions(
       preservation_policy=preservation.AnyPreservationPolicy(policies),
-      best_fn=lambda m: m['loss'],
-      best_mode='min',
       # A save that was killed leaves its temporary folder; nobody will finish it.
       cleanup_tmp_directories=True,
       enable_async_checkpointing=True,
@@ -66,9 +77,7 @@ class Checkpointer:
     """Step of the newest complete checkpoint."""
     return self._manager.latest_step()
 
-  def save(
-    self, step: int, items: dict[str, Any], notes: dict[str, Any], metrics: dict[str, float] | None = None
-  ) -> None:
+  def save(self, step: int, items: dict[str, Any], notes: dict[str, Any]) -> None:
     """Copies `items` (trees by name, None left out) off the devices and writes them in the background.
 
     Raises:
@@ -77,9 +86,7 @@ class Checkpointer:
     args = {name: ocp.args.StandardSave(tree) for name, tree in items.items() if tree is not None}
     with _writing(self.directory / str(step)):
       self._manager.wait_until_finished()
-      self._manager.save(
-        step, args=ocp.args.Composite(**args, **{NOTES: ocp.args.JsonSave(notes)}), metrics=metrics, force=True
-      )
+      self._manager.save(step, args=ocp.args.Composite(**args, **{NOTES: ocp.args.JsonSave(notes)}), force=True)
 
   def wait(self) -> None:
     """Returns when everything is written. Raises CheckpointError if it could not be."""
@@ -240,6 +247,29 @@ def run_config(directory: str | Path) -> dict[str, Any]:
   return found
 
 
+def run_kind(directory: str | Path) -> registry.RunKind:
+  """Returns how a run is read, by the trainer in its config.json. Raises CheckpointError if that is not a name."""
+  trainer = run_config(directory).get('trainer', 'pretrain')
+  if not isinstance(trainer, str):
+    raise CheckpointError(
+      f'{Path(directory) / "config.json"}: its "trainer" is {trainer!r}, not the name of a trainer.'
+    )
+  return registry.run_kind(trainer)
+
+
+def _read_config(path: Path, fields: dict[str, Any], kind: registry.RunKind) -> Any:
+  try:
+    return kind.read_config(fields['model'])
+  except (TypeError, ValueError) as e:
+    trainer, hint = fields.get('trainer', 'pretrain'), ''
+    if trainer not in registry.known():
+      hint = (
+        f' This is a run of {trainer!r}, which is none of {", ".join(registry.known())}, so it was read as one of '
+        f'{kind.what}. A trainer of your own makes its runs known with jaxlm.models.registry.register.'
+      )
+    raise CheckpointError(f'{path / "config.json"}: {e}{hint}') from e
+
+
 def _other_steps(path: Path, others: list[int]) -> str:
   if not others:
     return 'There is no other checkpoint.'
@@ -256,32 +286,34 @@ def load_run(
   *,
   step: int | None = None,
   load_tokenizer: Callable | None = None,
-) -> tuple[configs.ModelConfig, Any, Any]:
+) -> tuple[Any, Any, Any]:
   """Returns (config, parameters, tokenizer or None) of a run directory; neither optimizer nor anything else is read.
 
-  A run that keeps a moving average of its parameters (run.ema_decay) is loaded with that average.
+  A run that keeps a moving average of its parameters (run.ema_decay), or that has averaged its last checkpoints
+  (run.average_last), is loaded with the average.
 
   Args:
-    path: run directory.
+    path: run directory, of a trainer that `jaxlm.models.registry` knows.
     dtype: of the parameters and of the computation; None: float32 on a CPU, bfloat16 on accelerators.
     mesh: parameters are read straight into their parts of it (see `models.sharding`).
-    step: of the checkpoint; None: the newest complete one.
+    step: of the checkpoint; None: the newest complete one. The average of the last checkpoints belongs to None.
     load_tokenizer: reads the run's tokenizer folder; None: `data.tokenizers.from_directory`.
 
   Raises:
-    CheckpointError: not a run directory, no complete checkpoint, a checkpoint that is damaged or does not fit the config.
+    CheckpointError: not a run directory, no complete checkpoint, a checkpoint that is damaged or
+      does not fit the config.
   """
   path = Path(path)
-  try:
-    config = configs.model_config(run_config(path)['model'])
-  except (TypeError, ValueError) as e:
-    raise CheckpointError(f'{path / "config.json"}: {e}') from e
+  fields, kind = run_config(path), run_kind(path)
+  config = _read_config(path, fields, kind)
   found = steps(path / 'checkpoints')
   if not found:
     raise CheckpointError(f'{path} holds no complete checkpoint: the run was stopped before its first save.')
   if step is not None and step not in found:
     raise CheckpointError(f'{path} has no checkpoint of step {step}; there are {found}.')
   folder = path / 'checkpoints' / str(found[-1] if step is None else step)
+  if step is None and (average := path / AVERAGE / str(found[-1])).is_dir():
+    folder = average
   dtype = dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
   config = config.replace(dtype=dtype)
 
@@ -291,7 +323,7 @@ def load_run(
     where = device if mesh is None else sharding.sharding(keys, leaf.shape, mesh)
     return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=where)
 
-  abstract = jax.tree_util.tree_map_with_path(placed, transformer.abstract_params(config))
+  abstract = jax.tree_util.tree_map_with_path(placed, kind.abstract_params(config))
   try:
     # An average that the notes know of and that is gone is an error, not a reason to load something else.
     item = 'ema' if (folder / 'ema').is_dir() or 'ema' in read_notes(folder).get('digests', {}) else 'params'

@@ -9,6 +9,12 @@ the sequence; each slice's logits yield its loss and both gradients at once,
 
 so the head's product is computed once, not again in the backward pass, and only dh and dW outlive their slice.
 `token_nll` walks alike and keeps each token's loss apart.
+
+Label smoothing e (https://arxiv.org/abs/1512.00567) gives every token of the vocabulary the same share of the target:
+
+  -(1 - e) log p(target) - e / V sum_v log p(v)
+
+as PyTorch's `CrossEntropyLoss` has it; fairseq's e, which spares the target, is this one times (V - 1) / V.
 """
 
 from __future__ import annotations
@@ -45,7 +51,11 @@ def _is_target(logits, targets):
 
 
 def cross_entropy(
-  logits: Float[Array, '*rows V'], targets: Int[Array, '*rows'], mask: Num[Array, '*rows'] | None = None
+  logits: Float[Array, '*rows V'],
+  targets: Int[Array, '*rows'],
+  mask: Num[Array, '*rows'] | None = None,
+  *,
+  label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
   """Returns (sum of the masked negative log-likelihoods, sum of the mask), both float32 scalars.
 
@@ -53,15 +63,27 @@ def cross_entropy(
     logits: any float dtype; computed in float32.
     targets: token ids. What stands where the mask is zero does not matter.
     mask: weight of each target, 0 for none; None counts every one. Treated as a constant.
+    label_smoothing: e of the module's docstring, in [0, 1).
+
+  Raises:
+    ValueError: a label smoothing outside [0, 1).
   """
+  _check_smoothing(label_smoothing)
   mask = jnp.ones(targets.shape, jnp.float32) if mask is None else jax.lax.stop_gradient(mask.astype(jnp.float32))
-  return jnp.sum(_nll(logits, targets) * mask), jnp.sum(mask)
+  return jnp.sum(_nll(logits, targets, label_smoothing) * mask), jnp.sum(mask)
 
 
-def _nll(logits, targets):
+def _check_smoothing(label_smoothing: float) -> None:
+  if not 0 <= label_smoothing < 1:
+    raise ValueError(f'{label_smoothing=} must be at least 0 and less than 1.')
+
+
+def _nll(logits, targets, label_smoothing=0.0):
   logits = logits.astype(jnp.float32)
-  target_logits = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
-  return jax.nn.logsumexp(logits, axis=-1) - target_logits
+  expected = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
+  if label_smoothing:
+    expected = (1 - label_smoothing) * expected + label_smoothing * jnp.mean(logits, axis=-1)
+  return jax.nn.logsumexp(logits, axis=-1) - expected
 
 
 def _logits(hidden, output_matrix, softcap):
@@ -77,19 +99,20 @@ def _slices(x_BT, steps: int):
   return x_BT.reshape(B, steps, C, *rest).swapaxes(0, 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _loss_sum(hidden_BTD, output_DV, targets_BT, mask_BT, steps, softcap):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _loss_sum(hidden_BTD, output_DV, targets_BT, mask_BT, steps, softcap, smoothing):
   """The loss alone, for evaluation: nothing but a scalar outlives a slice."""
 
   def one_slice(loss, xs):
     h_BCD, targets_BC, mask_BC = xs
-    return loss + cross_entropy(_logits(h_BCD, output_DV, softcap), targets_BC, mask_BC)[0], None
+    logits_BCV = _logits(h_BCD, output_DV, softcap)
+    return loss + cross_entropy(logits_BCV, targets_BC, mask_BC, label_smoothing=smoothing)[0], None
 
   xs = tuple(_slices(x, steps) for x in (hidden_BTD, targets_BT, mask_BT))
   return jax.lax.scan(one_slice, jnp.zeros((), jnp.float32), xs)[0]
 
 
-def _loss_and_gradients(hidden_BTD, output_DV, targets_BT, mask_BT, steps, softcap):
+def _loss_and_gradients(hidden_BTD, output_DV, targets_BT, mask_BT, steps, softcap, smoothing):
   B, T, D = hidden_BTD.shape
   w_DV = output_DV.astype(hidden_BTD.dtype)
 
@@ -99,9 +122,13 @@ def _loss_and_gradients(hidden_BTD, output_DV, targets_BT, mask_BT, steps, softc
     logits_BCV = _logits(h_BCD, w_DV, softcap)
     log_z_BC1 = jax.nn.logsumexp(logits_BCV, axis=-1, keepdims=True)
     is_target_BCV = _is_target(logits_BCV, targets_BC)
-    target_logits_BC = jnp.sum(jnp.where(is_target_BCV, logits_BCV, 0.0), axis=-1)
-    loss = loss + jnp.sum((log_z_BC1[..., 0] - target_logits_BC) * mask_BC)
-    dz_BCV = (jnp.exp(logits_BCV - log_z_BC1) - is_target_BCV) * mask_BC[..., None]
+    expected_BC = jnp.sum(jnp.where(is_target_BCV, logits_BCV, 0.0), axis=-1)
+    share_BCV = is_target_BCV
+    if smoothing:
+      expected_BC = (1 - smoothing) * expected_BC + smoothing * jnp.mean(logits_BCV, axis=-1)
+      share_BCV = (1 - smoothing) * is_target_BCV + smoothing / logits_BCV.shape[-1]
+    loss = loss + jnp.sum((log_z_BC1[..., 0] - expected_BC) * mask_BC)
+    dz_BCV = (jnp.exp(logits_BCV - log_z_BC1) - share_BCV) * mask_BC[..., None]
     if softcap is not None:
       dz_BCV = dz_BCV * (1.0 - jnp.square(logits_BCV / softcap))
     dz_BCV = dz_BCV.astype(h_BCD.dtype)
@@ -116,7 +143,7 @@ def _loss_and_gradients(hidden_BTD, output_DV, targets_BT, mask_BT, steps, softc
   return loss, (dh_BTD, dw_DV.astype(output_DV.dtype))
 
 
-def _backward(steps, softcap, gradients, g):
+def _backward(steps, softcap, smoothing, gradients, g):
   # The loss is a scalar, so its cotangent only scales what the forward pass already computed.
   dh_BTD, dw_DV = gradients
   return (dh_BTD * g).astype(dh_BTD.dtype), (dw_DV * g).astype(dw_DV.dtype), None, None
@@ -133,6 +160,7 @@ def chunked_cross_entropy(
   *,
   chunk: int | None = None,
   softcap: float | None = None,
+  label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
   """`cross_entropy(cap(hidden @ output_matrix), targets, mask)` in little memory; same value, same gradients.
 
@@ -143,15 +171,17 @@ def chunked_cross_entropy(
     mask: weight of each target, a constant; None counts every one.
     chunk: about how many tokens (B times a slice of T) share their logits' memory; 0: all at once; None: by size.
     softcap: logits become softcap * tanh(logits / softcap).
+    label_smoothing: e of the module's docstring, in [0, 1).
 
   Raises:
-    ValueError: shapes that do not belong together, or a negative chunk.
+    ValueError: shapes that do not belong together, a negative chunk, or a label smoothing outside [0, 1).
   """
+  _check_smoothing(label_smoothing)
   steps = _steps(hidden, output_matrix, targets, chunk)
   if steps is None:
-    return cross_entropy(_logits(hidden, output_matrix, softcap), targets, mask)
+    return cross_entropy(_logits(hidden, output_matrix, softcap), targets, mask, label_smoothing=label_smoothing)
   mask = jnp.ones(targets.shape, jnp.float32) if mask is None else jax.lax.stop_gradient(mask.astype(jnp.float32))
-  return _loss_sum(hidden, output_matrix, targets, mask, steps, softcap), jnp.sum(mask)
+  return _loss_sum(hidden, output_matrix, targets, mask, steps, softcap, label_smoothing), jnp.sum(mask)
 
 
 def token_nll(

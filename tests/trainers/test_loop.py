@@ -17,7 +17,7 @@ from trainers.config import ConfigError, MeshConfig
 
 def logged(directory):
   rows = metrics.read(directory)
-  return [{k: v for k, v in row.items() if k not in metrics.TIMING} for row in rows]
+  return [{k: v for k, v in row.items() if not metrics.is_timing(k)} for row in rows]
 
 
 def interrupt_at(monkeypatch, step):

@@ -17,6 +17,7 @@ from trainers.optimizer import decay_mask, make_optimizer, make_schedule
     ('linear', {0: 0.0, 5: 0.5, 10: 1.0, 60: 0.6, 110: 0.2}),
     ('cosine', {0: 0.0, 5: 0.5, 10: 1.0, 60: 0.6, 35: 0.2 + 0.8 * (1 + 0.5**0.5) / 2, 110: 0.2}),
     ('wsd', {0: 0.0, 5: 0.5, 10: 1.0, 88: 1.0, 99: 0.6, 110: 0.2}),
+    ('inverse_sqrt', {0: 0.0, 5: 0.5, 10: 1.0, 40: 0.5, 90: 1 / 3}),
   ],
 )
 def test_schedule_at_key_steps(schedule, expected):
@@ -26,7 +27,9 @@ def test_schedule_at_key_steps(schedule, expected):
 
 
 def test_no_warmup_starts_at_the_peak():
-  assert make_schedule(OptimizerConfig(learning_rate=0.3, warmup_steps=0), 10)(0) == pytest.approx(0.3)
+  for schedule in ('constant', 'inverse_sqrt'):
+    config = OptimizerConfig(learning_rate=0.3, warmup_steps=0, schedule=schedule)
+    assert make_schedule(config, 10)(0) == pytest.approx(0.3)
 
 
 def test_weight_decay_reaches_all_parameters_unless_exempt():

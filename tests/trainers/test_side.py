@@ -17,7 +17,7 @@ from jaxlm import console
 from jaxlm.io import checkpoint
 from tests.trainers import tiny
 from tests.trainers.test_loop import logged
-from trainers import loop, metrics, side, stopping
+from trainers import loop, metrics, progress, side, stopping
 
 
 class Writer:
@@ -163,7 +163,7 @@ def test_text_that_the_terminal_has_no_letters_for_is_shown_escaped(monkeypatch)
 
   out = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
   monkeypatch.setattr(sys, 'stdout', out)
-  metrics.Progress(0, 1, show=True).say('a é')
+  progress.Progress(0, 1, show=True).say('a é')
   assert out.buffer.getvalue() == b'a \\xe9\n'
 
 

@@ -13,13 +13,13 @@ from trainers import distributed
 from trainers.config import ConfigError, MeshConfig, OptimizerConfig
 from trainers.next_token import next_token_loss
 from trainers.optimizer import make_optimizer
-from trainers.step import init_state, make_train_step
+from trainers.step import Context, Term, init_state, make_train_step, terms
 
 STEPS = 3
 PARAMS = jax.jit(lambda: init_params(tiny.MODEL, jax.random.key(1)))
 
 
-def loss(params, batch, key):
+def loss(params, batch, context):
   return next_token_loss(params, batch, tiny.MODEL)
 
 
@@ -84,20 +84,67 @@ def test_rows_that_are_all_padding_change_nothing():
   np.testing.assert_allclose(metrics['loss'], padded_metrics['loss'], rtol=1e-6)
 
 
-def test_keys_depend_on_the_step_and_extras_are_means():
-  def noisy(params, batch, key):
-    noise = jax.random.uniform(key)
-    return jnp.sum(params['w'] * batch['x']), jnp.sum(batch['x']), {'noise': noise * jnp.sum(batch['x'])}
+def test_keys_depend_on_the_step_and_terms_without_a_factor_are_reported_only():
+  def noisy(params, batch, context):
+    weight = jnp.sum(batch['x'])
+    noise = jax.random.uniform(context.key)
+    return {'main': Term(params['w'] * weight, weight), 'noise': Term(noise * params['w'], jnp.ones(()), None)}
 
   tx = optax.sgd(0.1)
   step = jax.jit(make_train_step(noisy, tx, seed=3))
   state, noise = init_state({'w': jnp.ones(())}, tx), []
   for _ in range(2):
     state, metrics = step(state, {'x': jnp.ones((4,))})
-    noise.append(float(metrics['noise']))
+    noise.append(float(metrics['noise'] / state.params['w']))
   again = init_state({'w': jnp.ones(())}, tx)
-  assert noise[0] != noise[1]
-  assert float(step(again, {'x': jnp.ones((4,))})[1]['noise']) == noise[0]
+  assert abs(noise[0] - noise[1]) > 1e-3
+  again, metrics = step(again, {'x': jnp.ones((4,))})
+  np.testing.assert_allclose(metrics['noise'] / again.params['w'], noise[0])
+  np.testing.assert_allclose(again.params['w'], 1 - 0.1)  # The noise has no part in the gradient.
+  assert metrics['loss'] == metrics['main'] == 1.0 and metrics['tokens'] == 4.0
+
+
+def several(params, batch, context):
+  """Two terms of weights that differ between devices and micro-batches; the second grows with the step, towards frozen arrays."""
+  x_BD, mask_B = batch['x'], batch['mask']
+  near_B = jnp.square(x_BD @ params['w'] - 1)
+  far_B = jnp.square(x_BD @ (params['w'] - context.frozen['teacher']))
+  return {
+    'fit': Term(jnp.sum(near_B * mask_B), jnp.sum(mask_B)),
+    'teacher': Term(jnp.sum(far_B * (1 - mask_B)), jnp.sum(1 - mask_B), 0.5 * (1 + context.step)),
+  }
+
+
+@pytest.mark.parametrize('devices, accumulate', [(1, 1), (4, 1), (1, 2), (4, 2)])
+def test_each_term_is_divided_by_the_weight_of_the_whole_batch(devices, accumulate):
+  rng = np.random.default_rng(0)
+  batch = {'x': rng.normal(size=(16, 3)).astype(np.float32), 'mask': (rng.random(16) < 0.7).astype(np.float32)}
+  frozen, tx = {'teacher': jnp.asarray([0.3, -0.2, 0.5])}, optax.sgd(0.1)
+  layout = distributed.make_layout(MeshConfig(), jax.devices()[:devices])
+  step = layout.compile(make_train_step(several, tx, accumulate=accumulate, unit='pairs'))
+  params = {'w': jnp.asarray([0.1, 0.2, 0.3])}
+  state = layout.create(lambda: init_state(params, tx))
+
+  def whole(params, number):
+    fit, teacher = several(params, batch, Context(number, None, frozen)).values()
+    return fit.total / fit.weight + 0.5 * (1 + number) * teacher.total / teacher.weight
+
+  for number in range(2):
+    expected, gradient = jax.value_and_grad(whole)(params, number)
+    state, metrics = step(state, layout.put(batch, 16), layout.place(frozen))
+    params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
+    np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
+    chex.assert_trees_all_close(jax.device_get(state.params), params, rtol=1e-5)
+  assert metrics['pairs'] == batch['mask'].sum()
+  np.testing.assert_allclose(metrics['loss'], metrics['fit'] + 1.0 * metrics['teacher'], rtol=1e-6)
+
+
+def test_a_loss_names_its_terms():
+  one = Term(jnp.ones(()), jnp.ones(()))
+  with pytest.raises(ValueError, match="loss, other .*'loss' is the name of their sum"):
+    terms({'loss': one, 'other': one})
+  with pytest.raises(ValueError, match='No term of the loss .other. has a factor'):
+    terms({'other': one._replace(factor=None)})
 
 
 def test_moving_average_follows_the_parameters():

@@ -78,7 +78,7 @@ def make_task(config: TinyConfig):
     def init_params(self, key):
       return init_params(config.model, key)
 
-    def loss(self, params, batch, key):
+    def loss(self, params, batch, context):
       return next_token_loss(params, batch, config.model)
 
     def batch(self, step, rows):

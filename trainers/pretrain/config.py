@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from jaxlm import errors
-from jaxlm.config import Direction, DirectionSignal, ModelConfig
+from jaxlm.config import Direction, DirectionSignal, ModelConfig, check_choices
 from trainers.config import ConfigError, TrainConfig
 
 
@@ -95,8 +95,12 @@ class EvalConfig:
   """Continued at the end of the run."""
   sample_tokens: int = 48
   """Tokens of each continuation (0: no samples)."""
+  samples: Literal['end', 'each'] = 'end'
+  """When the prompts are continued: at the end of the run, or at each evaluation as well, which then also measures how much of a
+  continuation repeats itself."""
 
   def __post_init__(self):
+    check_choices(self)
     if self.batches is not None and self.batches < 1:
       raise ConfigError(f'eval.batches={self.batches} must be at least 1, or none for all.')
     if self.sample_tokens < 0:
@@ -118,9 +122,13 @@ class PretrainConfig(TrainConfig):
   """Texts are read forward, from their end (reverse), or some so and some so (both). Other than forward, they begin with BOS and
   end with EOS."""
   reverse: ReverseConfig = ReverseConfig()
+  label_smoothing: float = 0.0
+  """Part of each training target that is shared out over the whole vocabulary (0: none). Evaluation does without."""
 
   def __post_init__(self):
     super().__post_init__()
+    if not 0 <= self.label_smoothing < 1:
+      raise ConfigError(f'label_smoothing={self.label_smoothing} must be at least 0 and less than 1.')
     self._check_direction()
     if self.start is None:  # With it, the model is not known yet.
       self.check_lengths()

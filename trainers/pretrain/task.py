@@ -18,14 +18,17 @@ from jaxlm.config import SIGNAL_IDS
 from jaxlm.data import corpus, directions, packing, sources, tokenizers
 from jaxlm.data.replaced import replace_tokens
 from jaxlm.errors import DataError
+from jaxlm.io import checkpoint
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import init_params
 from trainers import place_in_data, suggestion
 from trainers.config import ConfigError
 from trainers.loop import Batch, Task
-from trainers.metrics import plot_sinks
 from trainers.next_token import next_token_loss as next_token_loss
+from trainers.pretrain import samples
+from trainers.pretrain.plots import plot_sinks
 from trainers.side import left_out
+from trainers.step import Context
 
 DIRECTIONS = ('forward', 'reverse')
 # The attention-sink paper's metric is defined on sequences of this length; it falls as they grow.
@@ -136,8 +139,9 @@ class LanguageModeling(Task):
     given, self._given = self._given, None  # Not kept beside those that are trained.
     return given
 
-  def loss(self, params: Any, batch: Any, key: jax.Array | None) -> tuple:
-    return next_token_loss(params, batch, self.config.model)
+  def loss(self, params: Any, batch: Any, context: Context) -> tuple:
+    smoothing = 0.0 if context.key is None else self.config.label_smoothing
+    return next_token_loss(params, batch, self.config.model, label_smoothing=smoothing)
 
   def _inputs(self, batch: Batch) -> Batch:
     data, prefix = self.config.data, self.config.model.prefix
@@ -163,9 +167,10 @@ class LanguageModeling(Task):
           batch['reversed'] = np.full(len(batch['mask']), way == 'reverse', np.float32)
         yield batch
 
-  def eval_sums(self, params: Any, batch: Any) -> dict[str, jax.Array]:
+  def eval_sums(self, params: Any, batch: Any, context: Context) -> dict[str, jax.Array]:
     bytes_BT = jnp.asarray(self._bytes_V)[batch['targets']]
-    sums = {**super().eval_sums(params, batch), 'bytes': jnp.sum(bytes_BT * batch['mask'])}
+    loss_sum, weight = self.loss(params, batch, context)
+    sums = {'loss': loss_sum, 'weight': weight, 'bytes': jnp.sum(bytes_BT * batch['mask'])}
     if 'reversed' in batch:  # All rows of a batch alike.
       reverse = batch['reversed'][0]
       for way, part in zip(DIRECTIONS, (1 - reverse, reverse)):
@@ -188,8 +193,41 @@ class LanguageModeling(Task):
     numbers = {'loss': loss, 'perplexity': float(np.exp(min(loss, 100.0))), 'bits_per_byte': float(bits)}
     return {**numbers, **by_way, **sinks}
 
+  @property
+  def host_metrics(self) -> tuple[str, ...]:
+    return ('repetition',) if self._samples_each_time() else ()
+
+  def _samples_each_time(self) -> bool:
+    e = self.config.eval
+    return e.samples == 'each' and bool(e.prompts) and e.sample_tokens > 0 and jax.process_count() == 1
+
+  def evaluate_on_host(
+    self, params: Any, frozen: Any, stop: Callable[[], bool], say: Callable[[str], None]
+  ) -> dict[str, float] | None:
+    if not self._samples_each_time():
+      return {}
+    e, lm = self.config.eval, LanguageModel(self.config.model, params, self.tokenizer)
+    shown, added = [], []
+    for way in self.held_out:
+      if stop():
+        return None
+      more = samples.continuations(lm, e.prompts, [way], e.sample_tokens)
+      shown, added = shown + more[0], added + more[1]
+    say('\n\n'.join(shown))
+    return {'repetition': samples.repetition(added)}
+
   def headline(self, metrics: dict[str, float]) -> dict[str, float]:
-    shown = ('loss', 'loss_forward', 'loss_reverse', 'perplexity', 'bits_per_byte', 'sink_slot', 'sink_1', 'row_mass')
+    shown = (
+      'loss',
+      'loss_forward',
+      'loss_reverse',
+      'perplexity',
+      'bits_per_byte',
+      'sink_slot',
+      'sink_1',
+      'row_mass',
+      'repetition',
+    )
     return {name: metrics[name] for name in shown if name in metrics}
 
   def activation_bytes(self, rows: int) -> int:
@@ -215,27 +253,10 @@ class LanguageModeling(Task):
     prompts = list(self.config.eval.prompts)
     if prompts and self.config.eval.sample_tokens and jax.process_count() == 1:
       with left_out('The samples', say):
-        say('\n\n'.join(self.sample(directory, prompts)))
+        # Of the saved run, so that what is shown is what a user would load.
+        lm = LanguageModel(*checkpoint.load_run(directory))
+        say('\n\n'.join(samples.continuations(lm, prompts, self.held_out, self.config.eval.sample_tokens)[0]))
     say(f'Checkpoints, metrics.jsonl, loss.png and TensorBoard events: {directory}')
     with left_out('The next command', say):
       lm = LanguageModel(self.config.model, None, self.tokenizer)
       say(f'Generate from it: {suggestion.generate_command(directory, lm, prompts)}')
-
-  def sample(self, directory: Path, prompts: list[str]) -> list[str]:
-    """Returns prompts and what the saved run adds to them, so that what is shown is what a user would load.
-
-    In reading order: what a reverse model adds stands before the prompt.
-    """
-    import decoders
-    from decoders.prompts import encode
-    from jaxlm.io import checkpoint
-
-    lm = LanguageModel(*checkpoint.load_run(directory))
-    sampling = decoders.Sampling(temperature=0.8, top_k=40)
-    shown = []
-    for way in self.held_out:
-      room = lm.config.max_length - max(map(len, encode(lm, prompts, way)))
-      n = min(self.config.eval.sample_tokens, room)
-      texts = decoders.generate(lm, prompts, max_new_tokens=n, sampling=sampling, seed=0, direction=way).text
-      shown += [f'{p!r} -> {t}' if way == 'forward' else f'{t} <- {p!r}' for p, t in zip(prompts, texts, strict=True)]
-    return shown

@@ -23,11 +23,11 @@ def inputs(dtype=jnp.float32, B=B):
   return hidden, matrix, targets, mask
 
 
-def plain(hidden, matrix, targets, mask, softcap=None):
+def plain(hidden, matrix, targets, mask, softcap=None, smoothing=0.0):
   logits = jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
   if softcap is not None:
     logits = softcap * jnp.tanh(logits / softcap)
-  return cross_entropy(logits, targets, mask)
+  return cross_entropy(logits, targets, mask, label_smoothing=smoothing)
 
 
 def test_plain_loss_is_the_definition():
@@ -37,6 +37,18 @@ def test_plain_loss_is_the_definition():
   assert weight == 3.0
 
 
+def test_label_smoothing_is_the_cross_entropy_with_a_softened_target():
+  hidden, matrix, targets, mask = inputs()
+  logits, smoothing = hidden @ matrix, 0.3
+  target_BTV = (1 - smoothing) * jax.nn.one_hot(targets, V) + smoothing / V
+  expected = -jnp.sum(jnp.sum(target_BTV * jax.nn.log_softmax(logits), axis=-1) * mask)
+  loss, weight = cross_entropy(logits, targets, mask, label_smoothing=smoothing)
+  np.testing.assert_allclose(loss, expected, rtol=1e-6)
+  assert loss > cross_entropy(logits, targets, mask)[0] and weight == mask.sum()
+  with pytest.raises(ValueError, match='label_smoothing=1.0 must be'):
+    cross_entropy(logits, targets, mask, label_smoothing=1.0)
+
+
 def test_masked_targets_do_not_matter():
   hidden, matrix, targets, mask = inputs()
   logits = hidden @ matrix
@@ -44,14 +56,15 @@ def test_masked_targets_do_not_matter():
   chex.assert_trees_all_equal(cross_entropy(logits, targets, mask), cross_entropy(logits, junk, mask))
 
 
-@pytest.mark.parametrize('softcap', [None, 3.0])
+@pytest.mark.parametrize('softcap, smoothing', [(None, 0.0), (3.0, 0.0), (3.0, 0.1)])
 @pytest.mark.parametrize('chunk', [1, 5, 8, 27, 0, None])
 @pytest.mark.parametrize('dtype, tol', [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)])
-def test_chunked_equals_plain_in_value_and_gradients(chunk, softcap, dtype, tol):
+def test_chunked_equals_plain_in_value_and_gradients(chunk, softcap, smoothing, dtype, tol):
   hidden, matrix, targets, mask = inputs(dtype)
   value_and_grad = lambda f: jax.value_and_grad(lambda h, w: 0.7 * f(h, w)[0], argnums=(0, 1))(hidden, matrix)
-  chunked = lambda h, w: chunked_cross_entropy(h, w, targets, mask, chunk=chunk, softcap=softcap)
-  expected_loss, expected = value_and_grad(lambda h, w: plain(h, w, targets, mask, softcap))
+  options = dict(chunk=chunk, softcap=softcap, label_smoothing=smoothing)
+  chunked = lambda h, w: chunked_cross_entropy(h, w, targets, mask, **options)
+  expected_loss, expected = value_and_grad(lambda h, w: plain(h, w, targets, mask, softcap, smoothing))
   loss, grads = value_and_grad(chunked)
   np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
   np.testing.assert_allclose(chunked(hidden, matrix)[0] * 0.7, loss, rtol=1e-6)  # The gradient-free path.

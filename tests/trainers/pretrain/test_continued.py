@@ -75,7 +75,8 @@ def test_the_first_step_is_that_of_the_models_parameters_on_any_mesh(model, tmp_
   task = language_modeling.LanguageModeling(made, tokenizer, params)
   layout = distributed.make_layout(made.mesh)
   run = loop._Run(task, made)
-  state, fresh = run.begin(), run.layout.abstract(run.init)
+  fresh = run.layout.abstract(run.init)
+  state = run.begin(fresh)
   run.close()
   assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, fresh)
   if not layout.mapped:

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from tests.trainers import tiny
 from trainers import command_line, metrics, pretrain
 from trainers.config import ConfigError
 from trainers.pretrain import task as language_modeling
+from trainers.step import Context
 
 ALL_FIELDS = [
   f'--{part.name}.{field.name}'.replace('_', '-')
@@ -116,6 +118,41 @@ def test_a_run_learns_and_leaves_all_that_a_reader_needs(text, capsys, attention
   saved = json.loads((text / 'run' / 'config.json').read_text())
   model, params, tokenizer = checkpoint.load_run(text / 'run')
   assert model.vocab_size == saved['model']['vocab_size'] == tokenizer.vocab_size == params['head'].shape[1]
+
+
+def test_samples_of_each_evaluation_are_shown_and_say_how_much_is_repeated(text, capsys):
+  from jaxlm.io import checkpoint
+
+  flags = (
+    '--eval.samples',
+    'each',
+    '--eval.prompts',
+    'one two',
+    '--eval.sample-tokens',
+    '12',
+    '--label-smoothing',
+    '0.2',
+  )
+  config = smoke(text, *flags, '--run.steps', '6', '--run.eval-every', '3', '--run.best-metric', 'repetition')
+  state = pretrain.main(config)
+  valid = [row for row in metrics.read(text / 'run') if 'valid/loss' in row]
+  assert len(valid) == 2 and all(0 <= row['valid/repetition'] <= 1 for row in valid)
+  shown = capsys.readouterr().out
+  assert shown.count("'one two' -> ") == 3 and 'repetition' in shown  # Two evaluations, and the end of the run.
+  # Training is measured with the softened targets, evaluation without.
+  model, _, tokenizer = checkpoint.load_run(text / 'run')
+  task = language_modeling.LanguageModeling(dataclasses.replace(config, model=model), tokenizer)
+  batch = task.batch(0, slice(0, 8))
+  plain, soft = (task.loss(state.params, batch, Context(0, key))[0] for key in (None, jax.random.key(0)))
+  assert soft > plain + 1
+
+
+def test_repetition_is_the_share_of_ngrams_seen_before():
+  from trainers.pretrain.samples import repetition
+
+  assert repetition([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]) == 0.0  # Rows do not repeat each other.
+  assert repetition([[7] * 8]) == 4 / 5 and repetition([[1, 2, 1, 2, 1, 2]]) == 1 / 3
+  assert repetition([[1, 2]]) == 0.0
 
 
 def test_sinks_are_logged_while_a_model_trains_on_replaced_tokens_with_a_key_bias(text):
