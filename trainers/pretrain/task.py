@@ -137,7 +137,7 @@ class LanguageModeling(Task):
     return given
 
   def loss(self, params: Any, batch: Any, key: jax.Array | None) -> tuple:
-    return next_token_loss(params, batch, self.config.model)
+    return next_token_loss(params, batch, self.config.model, key)
 
   def _inputs(self, batch: Batch) -> Batch:
     data, prefix = self.config.data, self.config.model.prefix
