@@ -100,6 +100,25 @@ def test_keys_depend_on_the_step_and_extras_are_means():
   assert float(step(again, {'x': jnp.ones((4,))})[1]['noise']) == noise[0]
 
 
+def test_keys_are_of_the_seed_the_step_the_device_and_the_micro_batch():
+  def noisy(params, batch, key):
+    return (
+      jnp.sum(params['w'] * batch['x']),
+      jnp.sum(batch['x']),
+      {'noise': jax.random.uniform(key) * jnp.sum(batch['x'])},
+    )
+
+  layout, tx = distributed.make_layout(MeshConfig()), optax.sgd(0.1)
+  step = layout.compile(make_train_step(noisy, tx, seed=3, accumulate=2))
+  state = layout.create(lambda: init_state({'w': jnp.ones(())}, tx))
+  fold = jax.random.fold_in
+  for number in range(2):
+    state, metrics = step(state, layout.put({'x': np.ones((8,), np.float32)}, 8))
+    of_device = lambda d, number=number: fold(fold(jax.random.key(3), number), d)
+    noise = [jax.random.uniform(fold(of_device(d), micro)) for d in range(4) for micro in range(2)]
+    np.testing.assert_allclose(metrics['noise'], np.mean(noise), rtol=1e-6)
+
+
 def test_moving_average_follows_the_parameters():
   tx = optax.sgd(1.0)
   step = jax.jit(make_train_step(lambda p, b, k: (p['w'] * b['x'][0], jnp.ones(())), tx, ema_decay=0.75))
