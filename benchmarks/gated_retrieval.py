@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ModelConfig
-from jaxlm.models.transformer import Transformer, init_params
+from jaxlm.models import functions
+from jaxlm.models.transformer import init_params
 from trainers.config import OptimizerConfig
 from trainers.optimizer import make_optimizer
 from trainers.step import init_state, make_train_step
@@ -73,7 +74,7 @@ def init(config: ModelConfig, key: Array) -> dict[str, Any]:
 
 def squared_error(config: ModelConfig, params: Any, tokens, targets) -> tuple[Float[Array, ''], Float[Array, '']]:
   """Returns (sum of squared errors, number of predicted values)."""
-  hidden_BTD, _ = Transformer(config).apply({'params': params['transformer']}, tokens, method='hidden')
+  hidden_BTD, _ = functions.hidden(params['transformer'], config, tokens)
   error_BTC = hidden_BTD @ params['readout'] - targets
   return jnp.sum(error_BTC**2), jnp.asarray(error_BTC.size, jnp.float32)
 

@@ -33,7 +33,7 @@ def main(config: Config) -> None:
   from jaxlm.attention.positions import rope_tables
   from jaxlm.caches import FullCache
   from jaxlm.config import ModelConfig
-  from jaxlm.models.blocks import Block
+  from jaxlm.models import functions
   from jaxlm.models.transformer import init_params
 
   model = ModelConfig(
@@ -48,7 +48,7 @@ def main(config: Config) -> None:
   def layer(weights, x_B1D, position_B1, keys, values):
     cache = FullCache((keys,), (values,), empty=(False,))
     scheme = rope_tables(model, position_B1, 1), None
-    x_B1D, cache = Block(model, 0).apply({'params': weights}, x_B1D, position_B1, scheme, cache)
+    x_B1D, cache = functions.block(weights, model, 0, x_B1D, position_B1, scheme, cache)
     return x_B1D, cache.keys[0], cache.values[0]
 
   def unrolled(x_B1D, position_B1, layers, keys, values):

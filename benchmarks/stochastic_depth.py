@@ -28,8 +28,8 @@ from jaxlm.config import ModelConfig
 from jaxlm.data import embedded
 from jaxlm.data.corpus import cache_folder
 from jaxlm.data.tokenizers import ByteTokenizer
-from jaxlm.models.blocks import Block
-from jaxlm.models.transformer import Transformer, init_params
+from jaxlm.models import functions
+from jaxlm.models.transformer import init_params
 from trainers.config import OptimizerConfig
 from trainers.optimizer import make_optimizer
 from trainers.step import TrainState, init_state, make_train_step
@@ -60,27 +60,24 @@ def documents(held_out: bool) -> list[str]:
 
 def loss(setting: Setting, params, tokens_BT, key):
   """Returns (sum of -log p of the bytes, with sub-layers left out; their number)."""
-  config, variables = setting.model, {'params': params}
-  model, block, cache = Transformer(config), Block(config, 1), caches.Sequence()
+  config, cache = setting.model, caches.Sequence()
   rate_key, drop_key = jax.random.split(key)
   rate = jax.random.uniform(rate_key, maxval=setting.highest_rate)
   runs_2L = jax.random.bernoulli(drop_key, 1 - rate, (config.num_layers, 2)).at[jnp.array([0, -1])].set(True)
-  x_BTD, positions, scheme = model.apply(variables, tokens_BT[:, :-1], method=Transformer.embedded)
+  x_BTD, positions, scheme = functions.embedded(params, config, tokens_BT[:, :-1])
 
   # One compiled layer for all, and what is left out is not computed.
   def layer(x_BTD, weights_and_runs):
     weights, runs_2 = weights_and_runs
-    layer_params = {'params': weights}
-    attention_block = lambda x: block.apply(layer_params, x, positions, scheme, cache, method=Block.attention_block)[0]
+    attention_block = lambda x: functions.attention_block(weights, config, 1, x, positions, scheme, cache)[0]
     after_BTD = jax.lax.cond(runs_2[0], attention_block, lambda x: x, x_BTD)
-    mlp_block = lambda after: block.apply(layer_params, after, x_BTD, method=Block.mlp_block)
+    mlp_block = lambda after: functions.mlp_block(weights, config, 1, after, x_BTD)
     return jax.lax.cond(runs_2[1], mlp_block, lambda after: after, after_BTD), None
 
   layers = [params[f'layer_{i}'] for i in range(config.num_layers)]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
   x_BTD, _ = jax.lax.scan(layer, x_BTD, (stacked, runs_2L))
-  hidden_BTD = model.apply(variables, x_BTD, method=Transformer.normed)
-  logits = model.apply(variables, hidden_BTD, method=Transformer.logits)
+  logits = functions.logits(params, config, functions.normed(params, config, x_BTD))
   nll_BT = optax.softmax_cross_entropy_with_integer_labels(logits, tokens_BT[:, 1:])
   return nll_BT.sum(), jnp.float32(nll_BT.size)
 

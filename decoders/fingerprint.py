@@ -17,7 +17,7 @@ def fingerprint(lm: LanguageModel) -> dict[str, Any]:
   Weights in float32 and the same rounded to bfloat16 have one checksum.
   """
   return {
-    **configs.to_dict(lm.config),
+    **configs.computing_fields(lm.config),
     'checksum of weights': zlib.crc32(np.asarray(_some_of_each(lm.params)).tobytes()),
   }
 

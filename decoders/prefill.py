@@ -9,7 +9,7 @@ from decoders.programs import Clock
 from jaxlm.caches import FullCache
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
-from jaxlm.models.transformer import Transformer
+from jaxlm.models import functions
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'capacity', 'wrap'))
@@ -25,13 +25,11 @@ def read(params, tokens_BT, start_B, lengths_B, total_B, cache, *, config: Model
 
   Returns (float32 logits [B, V] after each row's last one, cache).
   """
-  model, rows = Transformer(config), jnp.arange(len(tokens_BT))
+  rows = jnp.arange(len(tokens_BT))
   positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
-  hidden_BTD, cache = model.apply(
-    {'params': params}, tokens_BT, positions_BT, cache, total_B, method=Transformer.hidden
-  )
+  hidden_BTD, cache = functions.hidden(params, config, tokens_BT, positions_BT, cache, total_B)
   last_BD = hidden_BTD[rows, jnp.clip(lengths_B - 1, 0, tokens_BT.shape[1] - 1)]
-  return model.apply({'params': params}, last_BD, method=Transformer.logits), cache
+  return functions.logits(params, config, last_BD), cache
 
 
 read_on = jax.jit(read, static_argnames='config', donate_argnames='cache')

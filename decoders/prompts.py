@@ -23,8 +23,9 @@ def encode(
 
   Raises:
     ValueError: what is no prompt: empty, text without a tokenizer, ids outside the vocabulary; a direction that the model was
-      not trained for.
+      not trained for; a model that is not causal.
   """
+  lm.config.check_causal('Reading a prompt to generate what follows')
   direction = resolve(lm.config, direction)
   if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], (int, np.integer))):
     raise ValueError('`prompts` is a list of prompts: wrap a single one in a list.')

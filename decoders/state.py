@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from decoders.sampling import choose
 from jaxlm.config import ModelConfig
-from jaxlm.models.transformer import Transformer
+from jaxlm.models import functions
 
 
 @struct.dataclass
@@ -75,7 +75,6 @@ def emit(state: DecodeState, logits_RV, eos_E, values) -> DecodeState:
 @functools.partial(jax.jit, static_argnames=('config',), donate_argnums=(1,))
 def decode(params, state: DecodeState, steps, eos_E, values, *, config: ModelConfig) -> tuple[DecodeState, Any]:
   """Takes at most `steps` steps, fewer when every row is done. Returns (state, steps taken)."""
-  model = Transformer(config)
 
   def unfinished(carry):
     state, taken = carry
@@ -83,15 +82,10 @@ def decode(params, state: DecodeState, steps, eos_E, values, *, config: ModelCon
 
   def body(carry):
     state, taken = carry
-    hidden_R1D, cache = model.apply(
-      {'params': params},
-      state.last[:, None],
-      state.position[:, None],
-      state.cache,
-      state.total,
-      method=Transformer.hidden,
+    hidden_R1D, cache = functions.hidden(
+      params, config, state.last[:, None], state.position[:, None], state.cache, state.total
     )
-    logits_RV = model.apply({'params': params}, hidden_R1D[:, 0], method=Transformer.logits)
+    logits_RV = functions.logits(params, config, hidden_R1D[:, 0])
     return emit(state.replace(cache=cache), logits_RV, eos_E, values), taken + 1
 
   return jax.lax.while_loop(unfinished, body, (state, jnp.int32(0)))

@@ -84,6 +84,28 @@ class SinkConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DropoutConfig:
+  """Dropout, in training only: numbers are set to 0 at random, and those that stay are divided by 1 - rate.
+
+  It hinders a model from learning its training text by heart; 0.1 to 0.3 helps where the text is read many times.
+  """
+
+  residual: float = 0.0
+  """Rate for what attention and the MLP add to the residual stream, and for the embeddings that the first layer reads."""
+  attention: float = 0.0
+  """Rate for the attention weights. Above 0, training computes them without the fused kernels, which takes more memory."""
+  mlp: float = 0.0
+  """Rate for the hidden layer of the MLP."""
+
+  def __post_init__(self):
+    for name in ('residual', 'attention', 'mlp'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(
+          f'dropout.{name}={getattr(self, name)} must be within [0, 1): it is the share that is set to 0.'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """Shape of a decoder-only transformer."""
 
@@ -125,6 +147,9 @@ class ModelConfig:
   head_mixing: Literal['concat', 'sum'] = 'concat'
   """Heads are concatenated before the output projection, or added up."""
   sink: SinkConfig = SinkConfig()
+  causal: bool = True
+  """A token sees itself and earlier tokens. Without it, a token sees the whole sequence, as in an encoder or a
+  non-autoregressive decoder; such a model cannot be trained to predict the next token."""
   prefix: int = 0
   """Prefix LM: the first so many tokens are seen by every token, also by earlier ones (0: causal)."""
   qk_norm: bool = False
@@ -136,11 +161,19 @@ class ModelConfig:
   tied_embeddings: bool = False
   """The output layer is the transposed embedding."""
   windows: tuple[int, ...] = ()
-  """Sliding window of each layer in tokens, itself included (0: unlimited); a shorter tuple repeats over the layers."""
+  """Sliding window of each layer in tokens, itself included (0: unlimited); a shorter tuple repeats over the layers. A model
+  that is not causal sees as many tokens on the other side, too."""
   attention_softcap: float | None = None
   """Attention logits become cap * tanh(logits / cap)."""
   logit_softcap: float | None = None
   """Output logits become cap * tanh(logits / cap)."""
+  init: Literal['sink', 'normal', 'xavier'] = 'sink'
+  """Distribution of new weight matrices. sink: N(0, 0.4 / fan_in), narrower at the end of a gated MLP, as in the attention-sink
+  paper. normal: N(0, init_std^2) as in GPT-2 and Llama. xavier: Xavier uniform, and N(0, 1 / model_dim) for the embedding and
+  output layer, as in translation models."""
+  init_std: float = 0.02
+  """normal: standard deviation of the weights."""
+  dropout: DropoutConfig = DropoutConfig()
   dtype: Literal['float32', 'bfloat16', 'float16'] = 'bfloat16'
   """Computation dtype; parameters and attention logits stay float32 in training."""
   remat: Literal['none', 'dots', 'full'] = 'none'
@@ -179,6 +212,12 @@ class ModelConfig:
       raise ValueError(f'{self.attention_power=} and {self.attention_row_sum=} must be positive.')
     if not 0 <= self.prefix <= self.max_length:
       raise ValueError(f'{self.prefix=} must be within 0 .. {self.max_length=}.')
+    if not self.causal and (self.prefix or self.sink.kind == 'token'):
+      raise ValueError(
+        f'{self.prefix=} and {self.sink.kind=} need causal=True: without it every token sees the whole sequence.'
+      )
+    if not self.init_std > 0:
+      raise ValueError(f'{self.init_std=} must be positive.')
     if self.parallel_residual and self.norm_placement != 'pre':
       raise ValueError(f"parallel_residual needs norm_placement='pre', not {self.norm_placement!r}.")
     if self.sink.learned_dims is not None and not 0 <= self.sink.learned_dims <= self.head_dim:
@@ -197,12 +236,30 @@ class ModelConfig:
   def logit_offset(self) -> float:
     return -math.log(self.max_length) if self.attention_offset == 'neg_log_n' else self.attention_offset
 
+  def check_causal(self, what: str) -> None:
+    """Raises ValueError if the model sees later tokens; `what` names the thing that needs one that does not."""
+    if not self.causal:
+      raise ValueError(f'{what} needs a causal model; this one has causal=False, so its tokens see later ones.')
+
   def window(self, layer: int) -> int | None:
     """Sliding window of `layer` in tokens, or None."""
     return (self.windows[layer % len(self.windows)] or None) if self.windows else None
 
   def replace(self, **changes) -> 'ModelConfig':
     return dataclasses.replace(self, **changes)
+
+
+TRAINING_ONLY = ('init', 'init_std', 'dropout')
+"""Fields of a ModelConfig that only training reads: what a trained model computes does not depend on them."""
+
+
+def computing_fields(config: ModelConfig) -> dict[str, Any]:
+  """Returns, as JSON, the fields that what a trained model computes may depend on: what saved files know a model by.
+
+  `causal` is among them only where it is False, since files from before it was a field know causal models without it.
+  """
+  omitted = (*TRAINING_ONLY, 'causal') if config.causal else TRAINING_ONLY
+  return {name: value for name, value in to_dict(config).items() if name not in omitted}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -219,6 +276,8 @@ def model_config(fields: dict[str, Any]) -> ModelConfig:
     fields['rope'] = RopeConfig(**fields['rope'])
   if 'sink' in fields:
     fields['sink'] = SinkConfig(**fields['sink'])
+  if 'dropout' in fields:
+    fields['dropout'] = DropoutConfig(**fields['dropout'])
   if 'windows' in fields:
     fields['windows'] = tuple(fields['windows'])
   return ModelConfig(**fields)

@@ -6,21 +6,32 @@ import jax
 
 from jaxlm import caches, losses
 from jaxlm.config import ModelConfig
-from jaxlm.models.transformer import Transformer
+from jaxlm.models import functions
 
 
 def next_token_loss(
-  params: Any, batch: dict[str, jax.Array], config: ModelConfig, *, label_smoothing: float = 0.0
+  params: Any,
+  batch: dict[str, jax.Array],
+  config: ModelConfig,
+  key: jax.Array | None = None,
+  *,
+  label_smoothing: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns (sum of the negative log-likelihoods of batch['targets'], sum of batch['mask']).
 
-  batch: tokens, targets int32 [B, T] and mask float32 [B, T]; segments and positions int32 [B, T] where documents that
-  share a row must not see each other. label_smoothing: see `jaxlm.losses.cross_entropy`.
+  Args:
+    batch: tokens, targets int32 [B, T] and mask float32 [B, T]; segments and positions int32 [B, T] where documents that
+      share a row must not see each other.
+    key: random key for dropout (`config.dropout`); None, as in evaluation, drops nothing.
+    label_smoothing: see `jaxlm.losses.cross_entropy`.
+
+  Raises:
+    ValueError: a model that is not causal, whose tokens see what they are to predict.
   """
-  model, variables = Transformer(config), {'params': params}
+  config.check_causal('Predicting the next token')
   cache = caches.Sequence(batch.get('segments'))
-  hidden_BTD, _ = model.apply(variables, batch['tokens'], batch.get('positions'), cache, method='hidden')
-  matrix_DV = model.apply(variables, method='output_matrix')
+  hidden_BTD, _ = functions.hidden(params, config, batch['tokens'], batch.get('positions'), cache, key=key)
+  matrix_DV = functions.output_matrix(params, config)
   return losses.chunked_cross_entropy(
     hidden_BTD,
     matrix_DV,

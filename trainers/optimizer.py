@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxlm.models.parameters import kind_of
 from trainers.config import OptimizerConfig
 
 
@@ -46,16 +47,12 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def decay_mask(config: OptimizerConfig, params: Any) -> Any:
   """Returns a tree of booleans: which parameters weight decay shrinks."""
 
-  def kind(path) -> str:
+  def decays(path, _) -> bool:
     names = [str(getattr(k, 'key', k)) for k in path]
-    if names[-1] == 'embedding':
-      return 'embedding'
-    owner = names[-2] if len(names) > 1 else ''
-    if 'norm' in owner:
-      return 'norm'
-    return 'bias' if names[-1] == 'bias' else 'matrix'
+    # A caller's own parameter, which the table does not know, is a matrix.
+    return (kind_of(names) or 'matrix') not in config.decay_exempt
 
-  return jax.tree_util.tree_map_with_path(lambda path, _: kind(path) not in config.decay_exempt, params)
+  return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:

@@ -17,8 +17,8 @@ from jaxlm.errors import CheckpointError
 from jaxlm.io import checkpoint
 from jaxlm.io.atomic import write_atomically
 
-MAY_CHANGE = ('remat',)
-"""Fields of a model that a resumed run may change: they say how it is computed, and not what."""
+MAY_CHANGE = ('remat', 'dropout')
+"""Fields of a model that a resumed run may change: they say how it is computed or trained, and not what it is."""
 HIDDEN = ('.lock', '.config.json.tmp')
 """What a process that was killed at once may leave before its config.json."""
 
@@ -114,7 +114,7 @@ def open_run(path: str | Path, config: Any, trainer: str) -> tuple[TextIO, list[
     if old.get('trainer') != trainer:
       raise CheckpointError(f'{path} is a run of {old.get("trainer")!r}, not of {trainer!r}: another --run.directory?')
     for field, before, now in changes(old['model'], new['model']):
-      if field in MAY_CHANGE:
+      if field.split('.')[0] in MAY_CHANGE:
         continue
       raise CheckpointError(
         f'{path} was begun with model.{field} = {before!r}; it cannot be resumed with {now!r}. To start anew, pass '

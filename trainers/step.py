@@ -170,11 +170,13 @@ def data_parallel(train_step: Callable, axis_name: str = 'data') -> Callable:
 
   def step(state, batch, frozen):
     with flash.on_each_device():
-      return train_step(state, batch, frozen, axis_name=axis_name)
+      return train_step(state, batch, *frozen, axis_name=axis_name)
 
-  mapped = jax.pmap(step, axis_name=axis_name, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
+  # Frozen arrays go in as a tuple: where all arguments together have as many leaves as there are axes, jax 0.10 takes each axis
+  # for that of one leaf.
+  mapped = jax.pmap(step, axis_name=axis_name, in_axes=(None, 0, (None,)), out_axes=None, donate_argnums=0)
 
   def on_devices(state, batch, frozen=()):
-    return mapped(state, batch, frozen)
+    return mapped(state, batch, (frozen,))
 
   return on_devices

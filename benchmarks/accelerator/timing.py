@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config import ModelConfig
+from jaxlm.models.parameters import kind_of
 from jaxlm.models.transformer import abstract_params
 
 
@@ -76,4 +77,5 @@ def random_params(config: ModelConfig, dtype: str) -> Any:
 def matrix_params(config: ModelConfig) -> int:
   """Returns the parameters that a token is multiplied with: all but the norms and an embedding that is only looked up."""
   leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config))
-  return sum(x.size for path, x in leaves if x.ndim > 1 and (config.tied_embeddings or path[-1].key != 'embedding'))
+  looked_up = lambda path: not config.tied_embeddings and kind_of([k.key for k in path]) == 'embedding'
+  return sum(x.size for path, x in leaves if x.ndim > 1 and not looked_up(path))

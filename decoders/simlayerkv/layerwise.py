@@ -21,8 +21,7 @@ from jaxlm.caches.full import FullCache
 from jaxlm.caches.layered import LayeredCache
 from jaxlm.caches.voted import votes_of
 from jaxlm.config import ModelConfig
-from jaxlm.models.blocks import Block
-from jaxlm.models.transformer import Transformer
+from jaxlm.models import functions
 
 
 @struct.dataclass
@@ -53,23 +52,22 @@ class CompressedPrompt:
 
 @functools.partial(jax.jit, static_argnames='config')
 def embed(params, tokens_BT, total_B, *, config: ModelConfig):
-  return Transformer(config).apply({'params': params}, tokens_BT, None, True, total_B, method=Transformer.embedded)
+  return functions.embedded(params, config, tokens_BT, length=total_B)
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'index', 'capacity', 'score'), donate_argnames='x_BTD')
 def one_layer(params, x_BTD, positions_BT, scheme, lengths_B, *, config: ModelConfig, index: int, capacity: int, score):
   """Returns (the states after the layer, its cache with ratios [B, 1])."""
   cache = score(FullCache.create(config.replace(num_layers=1, windows=()), len(x_BTD), capacity), lengths_B)
-  x_BTD, alone = Block(config, index).apply({'params': params}, x_BTD, positions_BT, scheme, SingleLayerCache(cache))
+  x_BTD, alone = functions.block(params, config, index, x_BTD, positions_BT, scheme, SingleLayerCache(cache))
   return x_BTD, alone.cache
 
 
 @functools.partial(jax.jit, static_argnames='config')
 def finish(params, x_BTD, last_B, *, config: ModelConfig):
   """Returns logits [B, V] after each row's last token."""
-  model = Transformer(config)
-  last_BD = model.apply({'params': params}, x_BTD[jnp.arange(len(last_B)), last_B], method=Transformer.normed)
-  return model.apply({'params': params}, last_BD, method=Transformer.logits)
+  last_BD = functions.normed(params, config, x_BTD[jnp.arange(len(last_B)), last_B])
+  return functions.logits(params, config, last_BD)
 
 
 def prefill(

@@ -20,7 +20,7 @@ from decoders.state import DecodeState
 from jaxlm.caches.branch import Branch
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
-from jaxlm.models.transformer import Transformer
+from jaxlm.models import functions
 
 
 @struct.dataclass
@@ -99,15 +99,14 @@ def verify(params, state: SpeculativeState, tree: trees.Tree, values, config: Mo
   Returns (what is accepted; the keys and values of its path, of each layer [R, P, K, H]; the cache's position of the first
   node [R, 1]). All are P = 1 + the drafter's largest depth nodes wide, whatever the tree's size.
   """
-  (R, D), model = tree.chain.shape, Transformer(config)
+  R, D = tree.chain.shape
   tokens_RN, depth_RN, seen_RNN = trees.nodes(tree, state.last)
   N = tokens_RN.shape[1]
   branch = Branch.create(state.cache, config, R, N).replace(seen=seen_RNN)
   # Nodes that only pad a tree stand no further than the row may reach, where there may be no embedding.
   positions_RN = jnp.minimum(state.position[:, None] + depth_RN, state.total[:, None] - 1)
-  variables = {'params': params}
-  hidden_RND, branch = model.apply(variables, tokens_RN, positions_RN, branch, state.total, method=Transformer.hidden)
-  logits_RNV = model.apply(variables, hidden_RND, method=Transformer.logits)
+  hidden_RND, branch = functions.hidden(params, config, tokens_RN, positions_RN, branch, state.total)
+  logits_RNV = functions.logits(params, config, hidden_RND)
   flat = lambda x: x.reshape(R * N, *x.shape[2:])
   seen = None
   if state.seen is not None:  # Each node's own path counts as seen.

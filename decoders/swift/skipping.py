@@ -17,8 +17,7 @@ import numpy as np
 
 from jaxlm.caches.branch import Branch
 from jaxlm.config import ModelConfig
-from jaxlm.models.blocks import Block
-from jaxlm.models.transformer import Transformer
+from jaxlm.models import functions
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, Int
@@ -40,13 +39,12 @@ def hidden(
   """Returns (states after the final norm, the extended branch).
 
   Args:
-    tokens, positions, length: as for `Transformer.hidden`.
+    tokens, positions, length: as for `functions.hidden`.
     branch: what is skipped neither reads nor needs what it has of that layer.
     keep: [2, L] bool, whether attention (row 0) and MLP (row 1) of each layer run; NumPy's if `how` is static. The first and
       the last layer run whatever it says.
   """
-  model, variables = Transformer(config), {'params': params}
-  x, positions, scheme = model.apply(variables, tokens, positions, False, length, method=Transformer.embedded)
+  x, positions, scheme = functions.embedded(params, config, tokens, positions, False, length)
   branch = branch.placed(positions)
 
   def either(runs, sublayer, x, rest):
@@ -59,28 +57,26 @@ def hidden(
     return jnp.where(runs, y, x), rest
 
   for i in range(config.num_layers):
-    block, layer_params = Block(config, i), {'params': params[f'layer_{i}']}
+    layer_params = params[f'layer_{i}']
     runs = (True, True) if i in (0, config.num_layers - 1) else (keep[0, i], keep[1, i])
 
     # Only the branch's own keys and values go through a conditional: what it returned of the cache would be copied.
-    def attention_block(x, rest, block=block, layer_params=layer_params, branch=branch, i=i):
-      x, after = block.apply(
-        layer_params, x, positions, scheme, branch.with_layer(i, *rest), method=Block.attention_block
-      )
+    def attention_block(x, rest, layer_params=layer_params, branch=branch, i=i):
+      x, after = functions.attention_block(layer_params, config, i, x, positions, scheme, branch.with_layer(i, *rest))
       return x, (after.keys[i], after.values[i])
 
-    def mlp_block(after, before, block=block, layer_params=layer_params):
-      return block.apply(layer_params, after, before, method=Block.mlp_block), before
+    def mlp_block(after, before, layer_params=layer_params, i=i):
+      return functions.mlp_block(layer_params, config, i, after, before), before
 
     before = x
     x, rest = either(runs[0], attention_block, x, (branch.keys[i], branch.values[i]))
     branch = branch.with_layer(i, *rest)
     x, _ = either(runs[1], mlp_block, x, before)
-  return model.apply(variables, x, method=Transformer.normed), branch
+  return functions.normed(params, config, x), branch
 
 
 def logits(params: Any, states: Float[Array, '... D'], config: ModelConfig) -> Float[Array, '... V']:
-  return Transformer(config).apply({'params': params}, states, method=Transformer.logits)
+  return functions.logits(params, config, states)
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'window'))
@@ -98,7 +94,7 @@ def scores(params, keep_C2L, text_RS, first_R, valid_R, total_R, cache, *, confi
     text_RS: tokens at their positions.
     first_R: the position of y_0 in each row.
     valid_R: rows that count.
-    total_R: as for `Transformer.hidden`.
+    total_R: as `length` of `hidden`.
     cache: of the rows; tokens from y_0 on are not seen.
   """
   R = len(text_RS)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 from jaxlm.attention.distance import distance_scores
+from jaxlm.attention.dropout import dropped
 from jaxlm.attention.operations import OPERATIONS
 from jaxlm.attention.rule import AttentionRule, distances
 
@@ -84,13 +85,15 @@ def weigh(
   w_BKGTS = OPERATIONS[rule.operation](logits_BKGTS, visible, **options)
   if rule.row_sum != 1.0:
     w_BKGTS = rule.row_sum * w_BKGTS
+  if rule.dropout:
+    w_BKGTS = dropped(w_BKGTS, rule.dropout, rule.dropout_key)
   return (w_BKGTS[..., 1:], w_BKGTS[..., 0]) if rule.has_slot else (w_BKGTS, None)
 
 
 def _by_distance(rule: AttentionRule, distance, K: int, G: int):
   """Returns what the position scheme adds, [B, K, G, T, S]; `distance` as `distances` returns it."""
   rows = distance.reshape(-1, *distance.shape[-2:])
-  scores = distance_scores(rule.position, rows, K * G, rule.distance_table)
+  scores = distance_scores(rule.position, rows, K * G, rule.distance_table, rule.causal)
   scores = jnp.broadcast_to(scores, (len(rows), K * G, *rows.shape[1:]))
   if distance.ndim == 3:
     return scores.reshape(-1, K, G, *rows.shape[1:])

@@ -23,21 +23,34 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
   return 2.0 ** (-8.0 * np.arange(1, num_heads + 1) / num_heads)
 
 
-def bucket(distance: Int[Array, '...']) -> Int[Array, '...']:
-  """Returns T5's bucket, 0 .. 31, of a distance: exact up to 15, then logarithmic up to 128."""
-  exact = BUCKETS // 2
+def bucket(distance: Int[Array, '...'], buckets: int = BUCKETS) -> Int[Array, '...']:
+  """Returns T5's bucket of a distance: the first half are exact, the others logarithmic up to a distance of 128."""
+  exact = buckets // 2
   distance = jnp.maximum(distance, 0)
-  steps = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(MAX_DISTANCE / exact) * (BUCKETS - exact)
-  return jnp.where(distance < exact, distance, jnp.minimum(exact + steps.astype(jnp.int32), BUCKETS - 1))
+  steps = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(MAX_DISTANCE / exact) * (buckets - exact)
+  return jnp.where(distance < exact, distance, jnp.minimum(exact + steps.astype(jnp.int32), buckets - 1))
+
+
+def both_sides_bucket(distance: Int[Array, '...']) -> Int[Array, '...']:
+  """Returns T5's bucket where queries see both sides: 0 .. 15 for keys up to the query, 16 .. 31 for later ones."""
+  half = BUCKETS // 2
+  return bucket(jnp.abs(distance), half) + jnp.where(distance < 0, half, 0)
 
 
 def distance_scores(
-  scheme: str, distance: Int[Array, 'B T S'], num_heads: int, table: Float[Array, 'N 32'] | None
+  scheme: str, distance: Int[Array, 'B T S'], num_heads: int, table: Float[Array, 'N 32'] | None, causal: bool = True
 ) -> Float[Array, 'B N T S'] | None:
   """Returns what a scheme adds to the logits, float32, or None for a scheme that adds nothing there.
 
-  distance: query position minus key position. table: of relative_t5. One head stands for all where they are equal.
+  Args:
+    distance: query position minus key position. One head stands for all where they are equal.
+    table: of relative_t5.
+    causal: whether queries see no later keys. If they do, relative_t5 has other buckets for these (`both_sides_bucket`), and
+      the other schemes take |distance|.
   """
+  if not causal and scheme == 'relative_t5':
+    return jnp.moveaxis(table.T[both_sides_bucket(distance)], -1, 1).astype(jnp.float32)
+  distance = distance if causal else jnp.abs(distance)
   if scheme == 'alibi':
     slopes_N = jnp.asarray(alibi_slopes(num_heads), jnp.float32)
     return -slopes_N[None, :, None, None] * distance[:, None].astype(jnp.float32)

@@ -36,7 +36,9 @@ def on_each_device():
 def knows(rule: AttentionRule) -> bool:
   """Whether the kernels compute what the rule says, of queries and keys in order."""
   plain = rule.power == rule.row_sum == 1.0 and rule.softcap is None and not rule.prefix and not rule.has_slot
-  return plain and rule.operation in ('softmax', 'sigmoid') and not rule.position.startswith('relative')
+  return (
+    plain and not rule.dropout and rule.operation in ('softmax', 'sigmoid') and not rule.position.startswith('relative')
+  )
 
 
 def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
@@ -49,8 +51,9 @@ def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
 def attend(
   q: Float[Array, 'B T N H'], k: Float[Array, 'B T K H'], v: Float[Array, 'B T K H'], rule: AttentionRule, **options
 ) -> Float[Array, 'B T N H']:
-  """Causal attention of a sequence from its first token on. options: of `flash_attention`."""
+  """Attention of a sequence from its first token on, causal if the rule is. options: of `flash_attention`."""
   slopes = alibi_slopes(q.shape[2]) if rule.position == 'alibi' else None
   return flash_attention(
-    q, k, v, operation=rule.operation, window=rule.window, scale=rule.scale, bias=rule.offset, alibi_slopes=slopes, **options
+    q, k, v, operation=rule.operation, causal=rule.causal, window=rule.window, scale=rule.scale, bias=rule.offset,
+    alibi_slopes=slopes, **options,
   )  # fmt: skip

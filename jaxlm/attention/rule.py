@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flax import struct
+import jax.numpy as jnp
 
 from jaxlm.config import ModelConfig
 
@@ -19,16 +20,19 @@ class AttentionRule:
   operation: str = struct.field(pytree_node=False)
   scale: float = struct.field(pytree_node=False)
   softcap: float | None = struct.field(pytree_node=False, default=None)
+  causal: bool = struct.field(pytree_node=False, default=True)
   window: int | None = struct.field(pytree_node=False, default=None)
   prefix: int = struct.field(pytree_node=False, default=0)
   power: float = struct.field(pytree_node=False, default=1.0)
   row_sum: float = struct.field(pytree_node=False, default=1.0)
   offset: float = struct.field(pytree_node=False, default=0.0)
   position: str = struct.field(pytree_node=False, default='none')
+  dropout: float = struct.field(pytree_node=False, default=0.0)  # rate for the weights; above 0 only in training
   slot_key: Array | None = None  # [K, H]: a key that every query sees, at no position
   slot_value: Array | None = None  # [K, H]; None is 0
   slot_logit: Array | None = None  # [N]: a logit instead of a key
   distance_table: Array | None = None  # [N, 32], of relative_t5
+  dropout_key: Array | None = None  # random key; needed where dropout is above 0
 
   @property
   def has_slot(self) -> bool:
@@ -37,12 +41,14 @@ class AttentionRule:
   def visible(self, q_positions_BT, k_positions) -> Bool[Array, '...']:
     """Which keys each query may see: not in its future, not before its window; and always the prefix.
 
+    Without `causal` the future is visible as well, and a window reaches as far into it: |distance| < window.
+
     [B, T, S], or [B, K, T, S] if the keys stand at other positions in each head.
     """
     distance = distances(q_positions_BT, k_positions)
-    visible = distance >= 0
+    visible = distance >= 0 if self.causal else jnp.ones_like(distance, bool)
     if self.window is not None:
-      visible &= distance < self.window
+      visible &= (distance if self.causal else jnp.abs(distance)) < self.window
     return visible | (k_positions < self.prefix)[..., None, :] if self.prefix else visible
 
 
@@ -60,6 +66,7 @@ def layer_rule(config: ModelConfig, layer: int) -> AttentionRule:
     operation=config.attention,
     scale=config.head_dim**-0.5,
     softcap=config.attention_softcap,
+    causal=config.causal,
     window=config.window(layer),
     prefix=config.prefix + shift if config.prefix else 0,
     power=config.attention_power,

@@ -14,7 +14,7 @@ from jaxlm.config import ModelConfig
 
 @struct.dataclass
 class Sequence:
-  """No memory: each token sees its own sequence up to itself, and with `segments` only its own document."""
+  """No memory: each token sees its own sequence as the rule says, and with `segments` only its own document."""
 
   segments: jax.Array | None = None  # [B, T] int32, equal within a document; 0 is padding
 
@@ -55,7 +55,8 @@ class FullCache:
 
   @classmethod
   def create(cls, config: ModelConfig, batch: int, capacity: int, dtype=None) -> 'FullCache':
-    """Returns an empty cache with `capacity` slots per row."""
+    """Returns an empty cache with `capacity` slots per row. Raises ValueError for a model that is not causal."""
+    config.check_causal('A cache that grows token by token')
     capacity += config.sink.kind == 'token'
     shape = (batch, config.num_kv_heads, capacity, config.head_dim)
     zeros = lambda: tuple(jnp.zeros(shape, dtype or config.dtype) for _ in range(config.num_layers))
@@ -112,13 +113,14 @@ class FullCache:
 
 
 def in_order(q, k_BKTH, v_BKTH, rule: AttentionRule):
-  """Causal attention of a sequence from its first token on.
+  """Attention of a sequence from its first token on.
 
-  A long one is taken in pieces, each over the keys up to its end: half the work, and an eighth of the memory.
+  A long causal one is taken in pieces, each over the keys up to its end: half the work, and an eighth of the memory. Under
+  dropout it is taken whole, since pieces would share their masks.
   """
   T, pieces = q.shape[1], 8
   index_1T = jnp.arange(T)[None]
-  if T < 1024:
+  if T < 1024 or not rule.causal or rule.dropout:
     return attend(q, k_BKTH, v_BKTH, index_1T, index_1T, rule)
   size, out = -(-T // pieces), []
   for start in range(0, T, size):

@@ -22,7 +22,8 @@ from jaxlm.data import directions
 from jaxlm.language_model import LanguageModel
 from jaxlm.lengths import bucket
 from jaxlm.losses import slice_logits
-from jaxlm.models.transformer import Transformer, cap
+from jaxlm.models import functions
+from jaxlm.models.transformer import cap
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int
@@ -114,9 +115,10 @@ def likelihoods(
 
   Raises:
     ValueError: an empty context or continuation, a continuation longer than a row, ids beyond the vocabulary, a
-      context shorter than a prefix LM's prefix, or numbers that are not finite.
+      context shorter than a prefix LM's prefix, a model that is not causal, or numbers that are not finite.
   """
   c = lm.config
+  c.check_causal('A likelihood token by token')
   length = c.max_length if max_length is None else max_length
   if not 1 <= length <= c.max_length or batch_size < 1:
     raise ValueError(f'{max_length=} must be within 1 .. {c.max_length}, the context of the model, {batch_size=} at least 1.')  # fmt: skip
@@ -199,9 +201,8 @@ def _batch(
   *,
   config: ModelConfig,
 ) -> tuple[Float[Array, 'B K'], Bool[Array, 'B K']]:
-  model, variables = Transformer(config), {'params': params}
-  hidden_BTD, _ = model.apply(variables, tokens_BT, None, None, lengths_B, method='hidden')
-  matrix_DV = model.apply(variables, method='output_matrix').astype(hidden_BTD.dtype)
+  hidden_BTD, _ = functions.hidden(params, config, tokens_BT, length=lengths_B)
+  matrix_DV = functions.output_matrix(params, config).astype(hidden_BTD.dtype)
 
   def scored(h_BcD, targets_BcK):
     logits_BcV = cap(jnp.matmul(h_BcD, matrix_DV, preferred_element_type=jnp.float32), config.logit_softcap)

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from jaxlm import errors
-from jaxlm.config import ModelConfig
+from jaxlm.config import TRAINING_ONLY, ModelConfig
 from jaxlm.io import layernorm_families as layernorm
 from jaxlm.io import rms_families as rms
 from jaxlm.io.fields import Fields
@@ -79,7 +79,7 @@ def parameter_paths(config: ModelConfig) -> list[str]:
 
 def meaning(config: ModelConfig) -> dict[str, Any]:
   """Returns a config's fields with everything that changes no logit in one normal form."""
-  silent = ('dtype', 'remat', 'direction', 'direction_signal')
+  silent = ('dtype', 'remat', 'direction', 'direction_signal', *TRAINING_ONLY)
   fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in silent}
   fields['windows'] = tuple(config.window(i) or 0 for i in range(config.num_layers))
   del fields['rope']

@@ -2,7 +2,8 @@
 
   x = x + attention(norm(x));  x = x + mlp(norm(x))
 
-or both at once from the same x (`parallel_residual`). Attention is whatever the cache makes of (layer, q, k, v).
+or both at once from the same x (`parallel_residual`). Attention is whatever the cache makes of (layer, q, k, v). With a key,
+dropout applies; each place of a layer that drops numbers folds a number of its own into the key.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.attention import positions as rope
+from jaxlm.attention.dropout import dropped
 from jaxlm.attention.operations import KERNELS
 from jaxlm.attention.rule import layer_rule
 from jaxlm.config import ModelConfig
+from jaxlm.models.initializers import initializers
 
 ACTIVATIONS = {
   'silu': jax.nn.silu,
@@ -26,10 +29,19 @@ ACTIVATIONS = {
   'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
   'relu': jax.nn.relu,
 }
-# Initialisation of the attention-sink paper's code: N(0, 0.4 / fan_in), and for a gated MLP's down-projection
-# N(0, 1 / (F L^2)), which keeps the residual stream from growing with depth.
-fan_in_init = nn.initializers.variance_scaling(0.4, 'fan_in', 'normal')
-embed_init = nn.initializers.variance_scaling(0.4, 'fan_in', 'normal', in_axis=1, out_axis=0)
+
+# Places of a layer whose numbers are dropped, folded into its key.
+ATTENTION_WEIGHTS, ATTENTION_OUTPUT, MLP_HIDDEN, MLP_OUTPUT = range(4)
+
+
+def folded(key, place: int):
+  """Returns the key of a place or layer, None of None."""
+  return None if key is None else jax.random.fold_in(key, place)
+
+
+def dropped_at(x, rate: float, key, place: int):
+  """Returns x after dropout with the key of this place; x itself without a key or a rate."""
+  return x if key is None or not rate else dropped(x, rate, folded(key, place))
 
 
 def norm(config: ModelConfig, name: str) -> nn.Module:
@@ -48,7 +60,7 @@ class Dense(nn.Module):
   features: tuple[int, ...]
   use_bias: bool
   dtype: Any
-  init: Callable = fan_in_init
+  init: Callable
 
   @nn.compact
   def __call__(self, x):
@@ -64,51 +76,91 @@ class Dense(nn.Module):
 
 
 class Attention(nn.Module):
+  """Attention in parts: project and position, attend, mix the heads. `__call__` joins them for a layer that reads itself."""
+
   config: ModelConfig
   layer: int
 
-  @nn.compact
-  def __call__(self, x_BTD, positions_BT, scheme, cache):
+  def setup(self):
     c = self.config
-    rotation, table = scheme
-    project = lambda heads, name: Dense((c.model_dim,), (heads, c.head_dim), c.qkv_bias, c.dtype, name=name)
-    q_BTNH = project(c.num_heads, 'q')(x_BTD)
-    k_BTKH = project(c.num_kv_heads, 'k')(x_BTD)
-    v_BTKH = project(c.num_kv_heads, 'v')(x_BTD)
+    init = initializers(c).matrix
+    project = lambda heads: Dense((c.model_dim,), (heads, c.head_dim), c.qkv_bias, c.dtype, init)
+    self.q, self.k, self.v = project(c.num_heads), project(c.num_kv_heads), project(c.num_kv_heads)
     if c.qk_norm:
-      q_BTNH = nn.RMSNorm(epsilon=c.norm_eps, dtype=c.dtype, name='q_norm')(q_BTNH)
-      k_BTKH = nn.RMSNorm(epsilon=c.norm_eps, dtype=c.dtype, name='k_norm')(k_BTKH)
-    if rotation is not None:
-      q_BTNH, k_BTKH = rope.rotate(q_BTNH, *rotation), rope.rotate(k_BTKH, *rotation)
+      self.q_norm = nn.RMSNorm(epsilon=c.norm_eps, dtype=c.dtype)
+      self.k_norm = nn.RMSNorm(epsilon=c.norm_eps, dtype=c.dtype)
+    if KERNELS.get(c.attention) == 'mlp':
+      make = lambda: Dense((c.head_dim,), (c.head_dim,), False, c.dtype, init)
+      self.kernel_in, self.kernel_out = make(), make()
+    if c.sink.kind == 'logit':
+      self.slot_logit = self.param('slot_logit', nn.initializers.zeros, (c.num_heads,))
+    # A learned [K, H], or [1, H] for all heads; N(0, 0.02^2) as in the attention-sink paper's code.
+    per_head = nn.initializers.normal(0.02), (1 if c.sink.shared else c.num_kv_heads, c.head_dim)
+    if c.sink.kind in ('kv', 'k'):
+      self.slot_key = self.param('slot_key', *per_head)
+    if c.sink.kind in ('kv', 'v'):
+      self.slot_value = self.param('slot_value', *per_head)
+    mixed = (c.head_dim,) if c.head_mixing == 'sum' else (c.num_heads, c.head_dim)
+    self.o = Dense(mixed, (c.model_dim,), c.out_bias, c.dtype, init)
+
+  def project_queries(self, x_BTD, rotation):
+    """Returns q [B, T, N, H] as attention meets them: normed, rotated (`rotation`: None, or cos and sin), put through phi."""
+    q_BTNH = self.q(x_BTD)
+    if self.config.qk_norm:
+      q_BTNH = self.q_norm(q_BTNH)
+    return self.feature_map(q_BTNH if rotation is None else rope.rotate(q_BTNH, *rotation))
+
+  def project_keys_values(self, x_BSD, rotation):
+    """Returns k and v, each [B, S, K, H], of what may be another sequence than the queries'; k as for `project_queries`."""
+    k_BSKH, v_BSKH = self.k(x_BSD), self.v(x_BSD)
+    if self.config.qk_norm:
+      k_BSKH = self.k_norm(k_BSKH)
+    return self.feature_map(k_BSKH if rotation is None else rope.rotate(k_BSKH, *rotation)), v_BSKH
+
+  def feature_map(self, x):
+    """Returns phi(x) of kernel attention, x itself of others; after the positions, as in the attention-sink paper's code."""
+    phi = KERNELS.get(self.config.attention)
+    if phi is None:
+      return x
+    return jax.nn.elu(x) + 1 if phi == 'elu1' else self.kernel_out(jax.nn.relu(self.kernel_in(x)))
+
+  def rule(self, table, key=None):
+    """Returns the layer's AttentionRule with its parameters. `table`: of relative_t5; `key`: for dropout, None for none."""
+    c = self.config
     rule = layer_rule(c, self.layer).replace(distance_table=table)
     if c.sink.kind in ('kv', 'k', 'logit'):
       rule = rule.replace(**self.slot())
-    if c.attention in KERNELS:  # After the positions, as in the attention-sink paper's code.
-      phi = self.kernel()
-      q_BTNH, k_BTKH = phi(q_BTNH), phi(k_BTKH)
-      rule = rule if rule.slot_key is None else rule.replace(slot_key=phi(rule.slot_key.astype(q_BTNH.dtype)))
-    out_BTNH, cache = cache.attend(self.layer, q_BTNH, k_BTKH, v_BTKH, positions_BT, rule)
-    if c.sink.kind == 'v':
-      value_NH = jnp.repeat(self.per_head('slot_value'), c.num_heads // c.num_kv_heads, axis=0)
-      out_BTNH = out_BTNH + value_NH[None, None].astype(c.dtype)
-    if c.head_mixing == 'sum':
-      return Dense((c.head_dim,), (c.model_dim,), c.out_bias, c.dtype, name='o')(out_BTNH.sum(axis=2)), cache
-    return Dense((c.num_heads, c.head_dim), (c.model_dim,), c.out_bias, c.dtype, name='o')(out_BTNH), cache
+    if rule.slot_key is not None and c.attention in KERNELS:
+      rule = rule.replace(slot_key=self.feature_map(rule.slot_key.astype(c.dtype)))
+    if key is not None and c.dropout.attention:
+      rule = rule.replace(dropout=c.dropout.attention, dropout_key=key)
+    return rule
 
-  def per_head(self, name: str):
-    """A learned [K, H]; N(0, 0.02^2) as in the attention-sink paper's code."""
+  def mix(self, out_BTNH):
+    """Returns what the heads' outputs give together, [B, T, D]."""
     c = self.config
-    rows = 1 if c.sink.shared else c.num_kv_heads
-    vector = self.param(name, nn.initializers.normal(0.02), (rows, c.head_dim))
-    return jnp.broadcast_to(vector, (c.num_kv_heads, c.head_dim))
+    if c.sink.kind == 'v':
+      value_NH = jnp.repeat(self.per_head(self.slot_value), c.num_heads // c.num_kv_heads, axis=0)
+      out_BTNH = out_BTNH + value_NH[None, None].astype(c.dtype)
+    return self.o(out_BTNH.sum(axis=2) if c.head_mixing == 'sum' else out_BTNH)
+
+  def __call__(self, x_BTD, positions_BT, scheme, cache, key=None):
+    rotation, table = scheme
+    q_BTNH = self.project_queries(x_BTD, rotation)
+    k_BTKH, v_BTKH = self.project_keys_values(x_BTD, rotation)
+    out_BTNH, cache = cache.attend(self.layer, q_BTNH, k_BTKH, v_BTKH, positions_BT, self.rule(table, key))
+    return self.mix(out_BTNH), cache
+
+  def per_head(self, vector):
+    return jnp.broadcast_to(vector, (self.config.num_kv_heads, self.config.head_dim))
 
   def slot(self) -> dict[str, Any]:
     c = self.config
     if c.sink.kind == 'logit':
-      return {'slot_logit': self.param('slot_logit', nn.initializers.zeros, (c.num_heads,))}
-    key_KH = self.per_head('slot_key')
+      return {'slot_logit': self.slot_logit}
+    key_KH = self.per_head(self.slot_key)
     if c.sink.kind == 'kv':
-      return {'slot_key': key_KH, 'slot_value': self.per_head('slot_value')}
+      return {'slot_key': key_KH, 'slot_value': self.per_head(self.slot_value)}
     if c.sink.learned_dims is not None:
       key_KH = jnp.where(jnp.arange(c.head_dim) < c.sink.learned_dims, key_KH, 0.0)
     directions = {'unit': jnp.eye(c.head_dim)[0], 'ones': jnp.ones(c.head_dim) / c.head_dim**0.5}
@@ -117,30 +169,21 @@ class Attention(nn.Module):
     value_KH = jnp.broadcast_to(c.sink.value_scale * directions[c.sink.value], key_KH.shape)
     return {'slot_key': key_KH, 'slot_value': value_KH}
 
-  def kernel(self) -> Callable:
-    """The feature map of queries and keys; one pair of matrices for all heads and for both."""
-    c = self.config
-    if KERNELS[c.attention] == 'elu1':
-      return lambda x: jax.nn.elu(x) + 1
-    make = lambda name: Dense((c.head_dim,), (c.head_dim,), False, c.dtype, name=name)
-    first, second = make('kernel_in'), make('kernel_out')
-    return lambda x: second(jax.nn.relu(first(x)))
-
 
 class MLP(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x_BTD):
-    c = self.config
-    widen = lambda name: Dense((c.model_dim,), (c.mlp_dim,), c.mlp_bias, c.dtype, name=name)
+  def __call__(self, x_BTD, key=None):
+    c, init = self.config, initializers(self.config)
+    widen = lambda name: Dense((c.model_dim,), (c.mlp_dim,), c.mlp_bias, c.dtype, init.matrix, name=name)
     hidden_BTF = widen('up')(x_BTD)
     if c.gated_mlp:
       hidden_BTF = ACTIVATIONS[c.activation](widen('gate')(x_BTD)) * hidden_BTF
-      init = nn.initializers.normal(1.0 / (c.mlp_dim**0.5 * c.num_layers))
     else:
-      hidden_BTF, init = ACTIVATIONS[c.activation](hidden_BTF), fan_in_init
-    return Dense((c.mlp_dim,), (c.model_dim,), c.mlp_bias, c.dtype, init, name='down')(hidden_BTF)
+      hidden_BTF = ACTIVATIONS[c.activation](hidden_BTF)
+    hidden_BTF = dropped_at(hidden_BTF, c.dropout.mlp, key, MLP_HIDDEN)
+    return Dense((c.mlp_dim,), (c.model_dim,), c.mlp_bias, c.dtype, init.mlp_out, name='down')(hidden_BTF)
 
 
 class Block(nn.Module):
@@ -156,22 +199,28 @@ class Block(nn.Module):
       self.attention_out_norm = norm(c, 'attention_out_norm')
     self.attention, self.mlp = Attention(c, self.layer, name='attention'), MLP(c, name='mlp')
 
-  def attention_block(self, x_BTD, positions_BT, scheme, cache):
+  def attention_input(self, x_BTD):
+    """Returns what attention reads of the residual stream."""
+    return x_BTD if self.config.norm_placement == 'post' else self.attention_norm(x_BTD)
+
+  def attention_block(self, x_BTD, positions_BT, scheme, cache, key=None):
     """Returns (the residual stream after attention, the extended cache)."""
-    placement = self.config.norm_placement
-    read_BTD = x_BTD if placement == 'post' else self.attention_norm(x_BTD)
-    attended_BTD, cache = self.attention(read_BTD, positions_BT, scheme, cache)
-    if placement == 'hybrid':
+    c = self.config
+    attended_BTD, cache = self.attention(
+      self.attention_input(x_BTD), positions_BT, scheme, cache, folded(key, ATTENTION_WEIGHTS)
+    )
+    if c.norm_placement == 'hybrid':
       attended_BTD = self.attention_out_norm(attended_BTD)
-    x_BTD = x_BTD + attended_BTD
-    return self.attention_norm(x_BTD) if placement == 'post' else x_BTD, cache
+    x_BTD = x_BTD + dropped_at(attended_BTD, c.dropout.residual, key, ATTENTION_OUTPUT)
+    return self.attention_norm(x_BTD) if c.norm_placement == 'post' else x_BTD, cache
 
-  def mlp_block(self, x_BTD, before_BTD):
+  def mlp_block(self, x_BTD, before_BTD, key=None):
     """Returns the residual stream after the MLP; `before` is what attention read."""
-    if self.config.norm_placement == 'post':
-      return self.mlp_norm(x_BTD + self.mlp(x_BTD))
-    return x_BTD + self.mlp(self.mlp_norm(before_BTD if self.config.parallel_residual else x_BTD))
+    c, post = self.config, self.config.norm_placement == 'post'
+    read_BTD = x_BTD if post else self.mlp_norm(before_BTD if c.parallel_residual else x_BTD)
+    x_BTD = x_BTD + dropped_at(self.mlp(read_BTD, key), c.dropout.residual, key, MLP_OUTPUT)
+    return self.mlp_norm(x_BTD) if post else x_BTD
 
-  def __call__(self, x_BTD, positions_BT, scheme, cache):
-    after_BTD, cache = self.attention_block(x_BTD, positions_BT, scheme, cache)
-    return self.mlp_block(after_BTD, x_BTD), cache
+  def __call__(self, x_BTD, positions_BT, scheme, cache, key=None):
+    after_BTD, cache = self.attention_block(x_BTD, positions_BT, scheme, cache, key)
+    return self.mlp_block(after_BTD, x_BTD, key), cache

@@ -1,7 +1,7 @@
 """How parameters lie on a mesh of devices.
 
-A mesh has some of the axes `data`, `fsdp`, `tensor`. `tensor` splits heads, MLP width and vocabulary; `fsdp` splits the
-model width of every matrix. A dimension that an axis does not divide stays whole. XLA's partitioner does the rest.
+A mesh has some of the axes `data`, `fsdp`, `tensor`; the table in `jaxlm.models.parameters` says which splits what. A dimension
+that an axis does not divide stays whole. XLA's partitioner does the rest.
 """
 
 from collections.abc import Sequence
@@ -11,26 +11,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-AXES = ('data', 'fsdp', 'tensor')
+from jaxlm.models.parameters import axes_of
 
-# Last two path entries -> the mesh axis of each dimension.
-_RULES = {
-  ('embed', 'embedding'): ('tensor', 'fsdp'),
-  ('position_embed', 'embedding'): (None, 'fsdp'),
-  ('q', 'kernel'): ('fsdp', 'tensor', None),
-  ('k', 'kernel'): ('fsdp', 'tensor', None),
-  ('v', 'kernel'): ('fsdp', 'tensor', None),
-  ('q', 'bias'): ('tensor', None),
-  ('k', 'bias'): ('tensor', None),
-  ('v', 'bias'): ('tensor', None),
-  ('o', 'kernel'): ('tensor', None, 'fsdp'),
-  ('up', 'kernel'): ('fsdp', 'tensor'),
-  ('gate', 'kernel'): ('fsdp', 'tensor'),
-  ('up', 'bias'): ('tensor',),
-  ('gate', 'bias'): ('tensor',),
-  ('down', 'kernel'): ('tensor', 'fsdp'),
-}
-_HEAD = ('fsdp', 'tensor')
+AXES = ('data', 'fsdp', 'tensor')
 
 
 def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -44,8 +27,8 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequenc
 
 
 def spec(path: Sequence[str], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-  """Returns how the parameter at `path` (names from the root) is split; replicated when no rule is known."""
-  axes = _HEAD if path[-1] == 'head' else _RULES.get(tuple(path[-2:]), (None,) * len(shape))
+  """Returns how the parameter at `path` (names from the root) is split; replicated if it is not in the table of parameters."""
+  axes = axes_of(path, len(shape)) or (None,) * len(shape)
   fits = lambda axis, size: axis is not None and mesh.shape.get(axis, 1) > 1 and size % mesh.shape[axis] == 0
   return PartitionSpec(*(axis if fits(axis, size) else None for axis, size in zip(axes, shape, strict=True)))
 
@@ -59,9 +42,6 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
   def leaf_sharding(path, leaf):
     names = [str(getattr(k, 'key', getattr(k, 'name', ''))) for k in path]
-    try:
-      return sharding(names, leaf.shape, mesh)
-    except ValueError:  # A leaf of another rank than the parameter it belongs to, such as a counter.
-      return NamedSharding(mesh, PartitionSpec())
+    return sharding(names, leaf.shape, mesh)
 
   return jax.tree_util.tree_map_with_path(leaf_sharding, tree)

@@ -1,13 +1,15 @@
-"""The decoder-only transformer of every family we read: Llama, Mistral, Qwen, GPT-2, GPT-NeoX, OPT.
+"""The transformer of every family we read: Llama, Mistral, Qwen, GPT-2, GPT-NeoX, OPT; with causal=False an encoder.
 
   x = x + attention(norm(x));  x = x + mlp(norm(x));  logits = head(norm(x))
 
 or both at once from the same x (`parallel_residual`). Layers are unrolled (`layer_0`, `layer_1`, ...) and attention is
-whatever the cache makes of (layer, q, k, v): training passes `caches.Sequence`, decoding a cache that grows.
+whatever the cache makes of (layer, q, k, v): training passes `caches.Sequence`, decoding a cache that grows. Its methods as
+pure functions of the parameters are in `jaxlm.models.functions`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from flax import linen as nn
@@ -18,7 +20,8 @@ from jaxlm import caches
 from jaxlm.attention.distance import BUCKETS
 from jaxlm.attention.positions import rope_tables, sinusoids
 from jaxlm.config import ModelConfig
-from jaxlm.models.blocks import Block, embed_init, fan_in_init, norm
+from jaxlm.models.blocks import Block, dropped_at, folded, norm
+from jaxlm.models.initializers import initializers
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, Int
@@ -28,19 +31,19 @@ REMAT_POLICIES = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_bat
 
 
 class Transformer(nn.Module):
-  """Decoder-only transformer; see the module's docstring."""
+  """One stack of layers; see the module's docstring."""
 
   config: ModelConfig
 
   def setup(self):
-    c = self.config
-    self.embed = nn.Embed(c.vocab_size, c.model_dim, dtype=c.dtype, embedding_init=embed_init)
+    c, init = self.config, initializers(self.config)
+    self.embed = nn.Embed(c.vocab_size, c.model_dim, dtype=c.dtype, embedding_init=init.embedding)
     before = int(c.sink.kind == 'token')
     if before:
       self.sink_token = self.param('sink_token', nn.initializers.normal(0.02), (c.model_dim,))
     if c.position == 'learned':
       length = c.max_length + before
-      self.position_embed = nn.Embed(length, c.model_dim, dtype=c.dtype, embedding_init=embed_init)
+      self.position_embed = nn.Embed(length, c.model_dim, dtype=c.dtype, embedding_init=init.embedding)
     if c.position == 'relative_t5':  # One table for all layers, as in T5.
       self.distance_table = self.param('distance_table', nn.initializers.normal(0.02), (c.num_heads, BUCKETS))
     block = Block
@@ -50,10 +53,15 @@ class Transformer(nn.Module):
     if c.norm_placement != 'post':
       self.final_norm = norm(c, 'final_norm')
     if not c.tied_embeddings:
-      self.head = self.param('head', fan_in_init, (c.model_dim, c.vocab_size))
+      self.head = self.param('head', init.head, (c.model_dim, c.vocab_size))
 
   def hidden(
-    self, tokens: Int[Array, 'B T'], positions: Int[Array, 'B T'] | None = None, cache: Any = None, length=None
+    self,
+    tokens: Int[Array, 'B T'],
+    positions: Int[Array, 'B T'] | None = None,
+    cache: Any = None,
+    length=None,
+    key: Array | None = None,
   ) -> tuple[Float[Array, 'B T D'], Any]:
     """Returns (states after the final norm, the extended cache).
 
@@ -62,24 +70,28 @@ class Transformer(nn.Module):
       positions: position of each token; 0, 1, ... when None.
       cache: a `caches.Cache`; `caches.Sequence()` when None.
       length: [B] tokens that each sequence will reach, read by dynamic RoPE scaling only; T when None.
+      key: random key for dropout in training; None, as in evaluation and decoding, drops nothing.
     """
-    states, cache = self.states(tokens, positions, cache, length)
+    states, cache = self.states(tokens, positions, cache, length, key)
     return self.normed(states[-1])[:, -tokens.shape[1] :], cache
 
   def normed(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
     """Returns the states after the final norm, if there is one."""
     return x if self.config.norm_placement == 'post' else self.final_norm(x)
 
-  def states(self, tokens, positions=None, cache=None, length=None) -> tuple[list[Float[Array, 'B T D']], Any]:
+  def states(
+    self, tokens, positions=None, cache=None, length=None, key=None
+  ) -> tuple[list[Float[Array, 'B T D']], Any]:
     """Returns (the residual stream before each layer and after the last, the extended cache); arguments as for `hidden`.
 
     With a sink token and a fresh cache the states are those of T + 1 tokens.
     """
     cache = caches.Sequence() if cache is None else cache
     x_BTD, positions, scheme = self.embedded(tokens, positions, cache.fresh, length)
-    states = [x_BTD]
-    for layer in self.layers:
-      x_BTD, cache = layer(states[-1], positions, scheme, cache)
+    key = key if any(dataclasses.astuple(self.config.dropout)) else None
+    states = [dropped_at(x_BTD, self.config.dropout.residual, key, len(self.layers))]
+    for i, layer in enumerate(self.layers):
+      x_BTD, cache = layer(states[-1], positions, scheme, cache, folded(key, i))
       states.append(x_BTD)
     return states, cache
 
@@ -113,9 +125,9 @@ class Transformer(nn.Module):
       jnp.matmul(hidden, self.output_matrix().astype(c.dtype), preferred_element_type=jnp.float32), c.logit_softcap
     )
 
-  def __call__(self, tokens, positions=None, cache=None, length=None) -> tuple[Float[Array, 'B T V'], Any]:
+  def __call__(self, tokens, positions=None, cache=None, length=None, key=None) -> tuple[Float[Array, 'B T V'], Any]:
     """Returns (float32 logits, the extended cache); arguments as for `hidden`."""
-    hidden_BTD, cache = self.hidden(tokens, positions, cache, length)
+    hidden_BTD, cache = self.hidden(tokens, positions, cache, length, key)
     return self.logits(hidden_BTD), cache
 
 

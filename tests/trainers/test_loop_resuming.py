@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxlm.config import DropoutConfig
 from jaxlm.errors import CheckpointError
 from jaxlm.io import checkpoint
 from tests.trainers import tiny
@@ -203,6 +204,14 @@ def test_only_settings_of_how_a_model_is_computed_may_change(tmp_path):
   assert json.loads((tmp_path / 'run' / 'config.json').read_text())['model']['remat'] == 'none'
   run_directory.write_config(tmp_path / 'run', dataclasses.replace(remat, batch_size=16), 'tiny')
   assert json.loads((tmp_path / 'run' / 'config.json').read_text())['model']['remat'] == 'full'
+  dropout = dataclasses.replace(config, model=tiny.MODEL.replace(remat='full', dropout=DropoutConfig(mlp=0.1)))
+  held, changed = run_directory.open_run(tmp_path / 'run', dropout, 'tiny')
+  held.close()
+  assert ('model.dropout.mlp', 0.0, 0.1) in changed
+  with pytest.raises(CheckpointError, match="begun with model.init = 'sink'; it cannot be resumed with 'xavier'"):
+    run_directory.open_run(
+      tmp_path / 'run', dataclasses.replace(config, model=tiny.MODEL.replace(init='xavier')), 'tiny'
+    )
 
 
 def test_checkpoints_of_runs_before_these_notes_go_on_bit_for_bit(half, whole):

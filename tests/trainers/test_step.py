@@ -147,6 +147,23 @@ def test_a_loss_names_its_terms():
     terms({'other': one._replace(factor=None)})
 
 
+def test_keys_are_of_the_seed_the_step_the_device_and_the_micro_batch():
+  def noisy(params, batch, context):
+    weight = jnp.sum(batch['x'])
+    noise = Term(jax.random.uniform(context.key) * weight, weight, None)
+    return {'main': Term(jnp.sum(params['w'] * batch['x']), weight), 'noise': noise}
+
+  layout, tx = distributed.make_layout(MeshConfig()), optax.sgd(0.1)
+  step = layout.compile(make_train_step(noisy, tx, seed=3, accumulate=2))
+  state = layout.create(lambda: init_state({'w': jnp.ones(())}, tx))
+  fold = jax.random.fold_in
+  for number in range(2):
+    state, metrics = step(state, layout.put({'x': np.ones((8,), np.float32)}, 8))
+    of_device = lambda d, number=number: fold(fold(jax.random.key(3), number), d)
+    noise = [jax.random.uniform(fold(of_device(d), micro)) for d in range(4) for micro in range(2)]
+    np.testing.assert_allclose(metrics['noise'], np.mean(noise), rtol=1e-6)
+
+
 def test_moving_average_follows_the_parameters():
   tx = optax.sgd(1.0)
   step = jax.jit(make_train_step(lambda p, b, k: (p['w'] * b['x'][0], jnp.ones(())), tx, ema_decay=0.75))

@@ -79,7 +79,7 @@ def make_task(config: TinyConfig):
       return init_params(config.model, key)
 
     def loss(self, params, batch, context):
-      return next_token_loss(params, batch, config.model)
+      return next_token_loss(params, batch, config.model, context.key)
 
     def batch(self, step, rows):
       time.sleep(config.slow)

@@ -113,8 +113,8 @@ class PretrainConfig(TrainConfig):
 
   start: str | None = None
   """Train this model further: a run directory, a Hugging Face directory, a .gguf file, a fetched name or a Hub id. Architecture,
-  parameters and tokenizer are its own; the optimizer and its warm-up begin anew. Of model.*, dtype and remat count, and
-  max_length where nothing depends on it. (none: new parameters)"""
+  parameters and tokenizer are its own; the optimizer and its warm-up begin anew. Of model.*, dtype, remat and dropout count,
+  and max_length where nothing depends on it. (none: new parameters)"""
   model: ModelConfig = ModelConfig()
   data: DataConfig = DataConfig()
   eval: EvalConfig = EvalConfig()
@@ -136,7 +136,11 @@ class PretrainConfig(TrainConfig):
       raise ConfigError(f'eval.sinks needs rows of at least 16 tokens, not data.length={self.data.length}.')
 
   def check_lengths(self):
-    """Raises ConfigError if rows do not fit the model."""
+    """Raises ConfigError if the model does not predict next tokens, or rows do not fit it."""
+    if not self.model.causal:
+      raise ConfigError(
+        'model.causal=False lets tokens see the next ones, which pretraining has them predict: leave it out.'
+      )
     if self.data.length > self.model.max_length:
       raise ConfigError(
         f'data.length={self.data.length} is longer than the model: model.max_length={self.model.max_length}.'

@@ -22,8 +22,8 @@ from trainers import distributed
 from trainers.config import ConfigError
 from trainers.pretrain import task as language_modeling
 
-OURS = ('dtype', 'remat')
-"""Fields of a model that say how it is computed, not what it is: those of the run count."""
+OURS = ('dtype', 'remat', 'dropout')
+"""Fields of a model that say how it is computed or trained, not what it is: those of the run count."""
 
 
 def begin(config: Any, directory: str | Path, explicit: Collection[str] = ()) -> tuple[Any, Any, Any]:

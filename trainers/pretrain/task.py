@@ -141,7 +141,7 @@ class LanguageModeling(Task):
 
   def loss(self, params: Any, batch: Any, context: Context) -> tuple:
     smoothing = 0.0 if context.key is None else self.config.label_smoothing
-    return next_token_loss(params, batch, self.config.model, label_smoothing=smoothing)
+    return next_token_loss(params, batch, self.config.model, context.key, label_smoothing=smoothing)
 
   def _inputs(self, batch: Batch) -> Batch:
     data, prefix = self.config.data, self.config.model.prefix

@@ -11,7 +11,7 @@ def main(config: PretrainConfig, explicit: Collection[str] = ()):
   """Trains, or resumes, the run in config.run.directory; returns the last TrainState.
 
   Args:
-    config: with a `start`, its `model` counts for nothing but dtype, remat and the `explicit` fields.
+    config: with a `start`, its `model` counts for nothing but dtype, remat, dropout and the `explicit` fields.
     explicit: fields of the model that the user asked for, which must fit `start`.
 
   Raises:

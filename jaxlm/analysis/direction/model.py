@@ -16,7 +16,7 @@ from jaxlm.analysis.direction.rows import Ends, Nll, Rows
 from jaxlm.config import ModelConfig
 from jaxlm.data import directions
 from jaxlm.language_model import LanguageModel
-from jaxlm.models.transformer import Transformer
+from jaxlm.models import functions
 
 
 def token_losses(
@@ -31,9 +31,11 @@ def token_losses(
   `only`, that of `lm` is computed, and what is returned for the other one means nothing.
 
   Raises:
-    ValueError: a prefix LM, whose first tokens see what they are to predict.
+    ValueError: a prefix LM, or a model that is not causal, whose tokens see what they are to predict.
   """
   models = [lm] if reverse_lm is None else [lm, reverse_lm]
+  for m in models:
+    m.config.check_causal('A loss token by token')
   if prefixes := [m.config.prefix for m in models if m.config.prefix]:
     raise ValueError(f'A prefix LM (prefix={prefixes[0]}) sees its first tokens at once: it cannot be scored with.')
   mesh = jax.sharding.Mesh(np.array(jax.local_devices() if devices is None else devices), ('data',))
@@ -60,10 +62,9 @@ def _both(params: list, forward: Any, reverse: Any, *, models: tuple[ModelConfig
 
 def _one(params, rows, config: ModelConfig):
   """Returns -log p of rows['targets'], float32 [B, T]."""
-  model, variables = Transformer(config), {'params': params}
   cache = caches.Sequence(rows['segments'])
-  hidden_BTD, _ = model.apply(variables, rows['tokens'], rows['positions'], cache, method='hidden')
-  matrix_DV = model.apply(variables, method='output_matrix')
+  hidden_BTD, _ = functions.hidden(params, config, rows['tokens'], rows['positions'], cache)
+  matrix_DV = functions.output_matrix(params, config)
   return losses.token_nll(hidden_BTD, matrix_DV, rows['targets'], softcap=config.logit_softcap)
 
 
@@ -111,7 +112,7 @@ def doubt(lm: LanguageModel, reverse_lm: LanguageModel | None = None) -> str:
 
 def digest(lm: LanguageModel) -> str:
   """Returns a digest of a model's config and of a sample of every parameter, which any training changes."""
-  hashed = hashlib.sha256(json.dumps(configs.to_dict(lm.config), sort_keys=True).encode())
+  hashed = hashlib.sha256(json.dumps(configs.computing_fields(lm.config), sort_keys=True).encode())
   for path, x in jax.tree_util.tree_leaves_with_path(lm.params):
     hashed.update(f'{jax.tree_util.keystr(path)} {x.shape} {x.dtype}'.encode())
     hashed.update(np.asarray(jnp.ravel(x)[:: max(1, x.size // 1024)]).tobytes())

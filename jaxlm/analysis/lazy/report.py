@@ -24,7 +24,7 @@ from jaxlm.caches.full import FullCache
 from jaxlm.caches.scored import UNSCORED, Scored
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
-from jaxlm.models.transformer import Transformer
+from jaxlm.models import functions
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Int
@@ -190,8 +190,7 @@ def _read(
   F, (P, Q), G = head_1F.shape[1], windows_PQ.shape, len(new_G)
   total = F + P * Q + G
   before = int(config.sink.kind == 'token')
-  model = Transformer(config.replace(remat='none'))
-  apply = functools.partial(model.apply, {'params': params}, length=jnp.array([total]), method='hidden')
+  apply = functools.partial(functions.hidden, params, config.replace(remat='none'), length=jnp.array([total]))
 
   def read(cache, start, tokens_T):
     """Returns (the last hidden state [1, D], the mean ratios [L] of these tokens, the extended cache)."""
@@ -209,7 +208,7 @@ def _read(
   def step(carry, token):
     cache, start, last_1D = carry
     if greedy:
-      token = model.apply({'params': params}, last_1D, method='logits').argmax(axis=-1)[0].astype(jnp.int32)
+      token = functions.logits(params, config, last_1D).argmax(axis=-1)[0].astype(jnp.int32)
     last_1D, ratio_L, cache = read(cache, start, token[None])
     return (cache, start + 1, last_1D), (ratio_L, token)
 

@@ -17,9 +17,9 @@ import numpy as np
 from jaxlm.analysis.sink import scores as sink_scores
 from jaxlm.attention.attend import attend, attention_weights
 from jaxlm.attention.rule import AttentionRule
-from jaxlm.caches.full import Sequence, heads_first
+from jaxlm.caches.rows import heads_first
 from jaxlm.language_model import LanguageModel
-from jaxlm.models.transformer import Transformer
+from jaxlm.models import functions
 
 if TYPE_CHECKING:
   from jaxtyping import Int
@@ -86,23 +86,6 @@ class Probe:
     return out, self.replace(layers=(*self.layers, notes))
 
 
-@struct.dataclass
-class Capture:
-  """A cache without memory that keeps one layer's queries and keys, as attention meets them."""
-
-  layer: int = struct.field(pytree_node=False)
-  q: jax.Array | None = None  # [B, T, N, H]
-  k: jax.Array | None = None  # [B, T, K, H]
-
-  @property
-  def fresh(self) -> bool:
-    return True
-
-  def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
-    out = Sequence().attend(layer, q, k, v, positions, rule)[0]
-    return out, self.replace(q=q, k=k) if layer == self.layer else self
-
-
 def qk_angles(lm: LanguageModel, tokens: Int[np.ndarray, ' T'], layer: int, head: int) -> tuple[np.ndarray, ...]:
   """Returns q_t . k_j, cos(q_t, k_j) and |q_t| |k_j|, each [T, T] float32 with NaN where j > t.
 
@@ -132,12 +115,21 @@ def qk_angles(lm: LanguageModel, tokens: Int[np.ndarray, ' T'], layer: int, head
 
 @functools.partial(jax.jit, static_argnames=('config', 'layer'))
 def _queries_and_keys(params, tokens, *, config, layer):
-  capture = Transformer(config).apply({'params': params}, tokens, cache=Capture(layer), method='states')[1]
-  return capture.q, capture.k
+  """Returns q [B, T, N, H] and k [B, T, K, H] of a layer, as attention meets them."""
+  states, layer_params = functions.states(params, config, tokens)[0], params[f'layer_{layer}']
+  *_, (rotation, _) = functions.embedded(params, config, tokens)
+  read_BTD = functions.attention_input(layer_params, config, layer, states[layer])
+  k_BTKH, _ = functions.project_keys_values(layer_params, config, layer, read_BTD, rotation)
+  return functions.project_queries(layer_params, config, layer, read_BTD, rotation), k_BTKH
 
 
 def check_tokens(tokens: Any, config) -> np.ndarray:
-  """Returns tokens as an int32 array [B, T]. Raises ValueError for another shape or kind, or an id beyond the vocabulary."""
+  """Returns tokens as an int32 array [B, T].
+
+  Raises:
+    ValueError: another shape or kind, an id beyond the vocabulary, or a model that is not causal.
+  """
+  config.check_causal('What attention does to earlier tokens')
   tokens = np.asarray(tokens)
   if tokens.ndim != 2 or not tokens.size or tokens.dtype.kind not in 'iu':
     raise ValueError(f'Tokens are integers [sequences, length], got {tokens.dtype} of the shape {tokens.shape}.')

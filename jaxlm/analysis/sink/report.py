@@ -19,7 +19,7 @@ from jaxlm.analysis.sink import scores as sink_scores
 from jaxlm.analysis.sink.probe import Probe, check_tokens
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
-from jaxlm.models.transformer import Transformer
+from jaxlm.models import functions
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, Int
@@ -126,8 +126,8 @@ def report_sums(
   config: ModelConfig, params: Any, tokens: Int[Array, 'B T'], row_weight: Float[Array, ' B'], eps, chunk: int
 ) -> dict[str, Array]:
   """Returns the arrays of a SinkReport as sums over rows times their weight; traceable."""
-  apply = functools.partial(Transformer(config.replace(remat='none')).apply, {'params': params}, method='states')
-  states, probe = apply(tokens, cache=Probe(chunk=chunk))
+  config.check_causal('The sink metric')
+  states, probe = functions.states(params, config.replace(remat='none'), tokens, cache=Probe(chunk=chunk))
   notes = jax.tree.map(lambda *layers: jnp.stack(layers), *probe.layers)  # [L, B, ...]
   weight_B = row_weight.astype(jnp.float32)
 
@@ -161,7 +161,7 @@ def sink_sums(
   and sink_slot for a model with a slot or sink token; sink_1 is the first token's in any case. Traceable.
 
   Raises:
-    ValueError: fewer than 16 tokens.
+    ValueError: fewer than 16 tokens, or a model that is not causal.
   """
   sink_scores.check_length(tokens.shape[1])
   sums, first = report_sums(config, params, tokens, row_weight, (EPS,), chunk), int(has_slot(config))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm import caches
+from jaxlm import caches, models
 from jaxlm.attention import flash
 from jaxlm.attention.rule import layer_rule
 from jaxlm.config import RopeConfig, SinkConfig
@@ -20,6 +20,8 @@ KNOWN = [
   {'attention': 'sigmoid', 'attention_offset': 'neg_log_n', 'position': 'alibi', 'windows': (0, 7)},
   {'sink': SinkConfig('token')},
   {'sink': SinkConfig('v'), 'rope': RopeConfig(fraction=0.5)},
+  {'causal': False},
+  {'causal': False, 'attention': 'sigmoid', 'position': 'alibi', 'windows': (3, 0)},
 ]
 UNKNOWN = [
   {'attention': 'sigmoid_norm'},
@@ -49,8 +51,17 @@ def test_losses_and_gradients_are_the_dense_ones(changes, through_kernels, monke
   params = init(config, jax.random.key(1))
   packed = {} if config.sink.kind == 'token' else {'segments': SEGMENTS}
   batch = {'tokens': TOKENS, 'targets': TOKENS[:, ::-1], 'mask': jnp.ones(TOKENS.shape), **packed}
+
   # Traced anew each time: the fixture is no part of what a program is compiled for.
-  loss = lambda: jax.jit(jax.value_and_grad(lambda p: next_token_loss(p, batch, config)[0]))(params)
+  def loss():
+    def of_hidden(p):
+      hidden_BTD, _ = models.hidden(p, config, TOKENS, cache=caches.Sequence(SEGMENTS))
+      log_p_BTV = jax.nn.log_softmax(models.logits(p, config, hidden_BTD))
+      return -jnp.take_along_axis(log_p_BTV, batch['targets'][..., None], -1).sum()
+
+    of = (lambda p: next_token_loss(p, batch, config)[0]) if config.causal else of_hidden
+    return jax.jit(jax.value_and_grad(of))(params)
+
   actual = loss()
   assert through_kernels
   monkeypatch.setattr(flash, 'is_default', lambda rule, q: False)

@@ -10,6 +10,7 @@ import time
 import jax
 import pytest
 
+from jaxlm.config import DropoutConfig
 from tests.trainers import tiny
 from trainers import command_line, metrics, pretrain
 from trainers.config import ConfigError
@@ -76,6 +77,9 @@ def test_presets_and_flags():
   assert config.data.batch_size * config.data.length == 2**20
   assert parse().run.directory == 'runs/embedded' and parse('--run.steps', '50').run.steps == 50
   assert parse('smoke', '--model.windows', '8', '0').model.windows == (8, 0)
+  dropout = '--model.dropout.residual', '0.1', '--model.dropout.attention', '0.2', '--model.dropout.mlp', '0.3'
+  model = parse('smoke', '--model.init', 'normal', '--model.init-std', '0.01', *dropout).model
+  assert (model.init, model.init_std, model.dropout) == ('normal', 0.01, DropoutConfig(0.1, 0.2, 0.3))
 
 
 @pytest.fixture

@@ -1,0 +1,134 @@
+"""A transformer as pure functions of (params, config, arrays): what its Linen modules compute, without the modules.
+
+  hidden_BTD, cache = hidden(params, config, tokens)
+  logits_BTV = logits(params, config, hidden_BTD)
+
+The first group takes the parameters of a whole model, the second those of one layer, `params['layer_0']` say. Shapes, arguments
+and results are those of the methods of the same names in `jaxlm.models.transformer` and `jaxlm.models.blocks`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jaxlm.config import ModelConfig
+from jaxlm.models.blocks import Block
+from jaxlm.models.transformer import Transformer
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
+
+
+def hidden(
+  params: Any,
+  config: ModelConfig,
+  tokens: Int[Array, 'B T'],
+  positions: Int[Array, 'B T'] | None = None,
+  cache: Any = None,
+  length: Int[Array, ' B'] | None = None,
+  key: Array | None = None,
+) -> tuple[Float[Array, 'B T D'], Any]:
+  """Returns (states after the final norm in the config's dtype, the extended cache).
+
+  Args:
+    params: of the model, as `init_params` makes them.
+    config: the model's.
+    tokens: int32 token ids.
+    positions: int32 position of each token; 0, 1, ... when None.
+    cache: a `caches.Cache`; `caches.Sequence()` when None.
+    length: int32 tokens that each sequence will reach, read by dynamic RoPE scaling only; T when None.
+    key: random key for dropout in training; None, as in evaluation and decoding, drops nothing.
+  """
+  return _model(params, config, Transformer.hidden, tokens, positions, cache, length, key)
+
+
+def states(
+  params: Any, config: ModelConfig, tokens: Int[Array, 'B T'], positions=None, cache=None, length=None, key=None
+) -> tuple[list[Float[Array, 'B T D']], Any]:
+  """Returns (the residual stream before each layer and after the last, the extended cache); arguments as for `hidden`."""
+  return _model(params, config, Transformer.states, tokens, positions, cache, length, key)
+
+
+def embedded(
+  params: Any, config: ModelConfig, tokens: Int[Array, 'B T'], positions=None, fresh: bool = True, length=None
+) -> tuple[Float[Array, 'B T D'], Int[Array, 'B T'], Any]:
+  """Returns (what the first layer reads, its positions, what all layers need of the position scheme).
+
+  `fresh`: whether the tokens are the first of their sequence, so that a sink token stands before them.
+  """
+  return _model(params, config, Transformer.embedded, tokens, positions, fresh, length)
+
+
+def normed(params: Any, config: ModelConfig, x: Float[Array, '... D']) -> Float[Array, '... D']:
+  """Returns the states after the final norm, if there is one."""
+  return _model(params, config, Transformer.normed, x)
+
+
+def logits(params: Any, config: ModelConfig, hidden: Float[Array, '... D']) -> Float[Array, '... V']:
+  """Returns the float32 logits of states after the final norm."""
+  return _model(params, config, Transformer.logits, hidden)
+
+
+def output_matrix(params: Any, config: ModelConfig) -> Float[Array, 'D V']:
+  """Returns the matrix of the output layer, float32 as the parameters are: the transposed embedding if they are tied."""
+  return _model(params, config, Transformer.output_matrix)
+
+
+def block(
+  layer_params: Any, config: ModelConfig, layer: int, x: Float[Array, 'B T D'], positions, scheme, cache, key=None
+) -> tuple[Float[Array, 'B T D'], Any]:
+  """Returns (the residual stream after layer number `layer`, the extended cache)."""
+  return _layer(layer_params, config, layer, Block.__call__, x, positions, scheme, cache, key)
+
+
+def attention_block(
+  layer_params: Any, config: ModelConfig, layer: int, x: Float[Array, 'B T D'], positions, scheme, cache, key=None
+) -> tuple[Float[Array, 'B T D'], Any]:
+  """Returns (the residual stream after the attention of layer number `layer`, the extended cache)."""
+  return _layer(layer_params, config, layer, Block.attention_block, x, positions, scheme, cache, key)
+
+
+def mlp_block(
+  layer_params: Any, config: ModelConfig, layer: int, x: Float[Array, '... D'], before: Float[Array, '... D'], key=None
+) -> Float[Array, '... D']:
+  """Returns the residual stream after the MLP of layer number `layer`; `before` is the stream before its attention."""
+  return _layer(layer_params, config, layer, Block.mlp_block, x, before, key)
+
+
+def project_queries(
+  layer_params: Any, config: ModelConfig, layer: int, x: Float[Array, 'B T D'], rotation
+) -> Float[Array, 'B T N H']:
+  """Returns the queries that attention makes of x, which is read as it is: norms are the caller's.
+
+  rotation: cos and sin of the positions, the first part of what `embedded` returns last; None for no rotation.
+  """
+  project = lambda block, x, rotation: block.attention.project_queries(x, rotation)
+  return _layer(layer_params, config, layer, project, x, rotation)
+
+
+def project_keys_values(
+  layer_params: Any, config: ModelConfig, layer: int, x: Float[Array, 'B S D'], rotation
+) -> tuple[Float[Array, 'B S K H'], Float[Array, 'B S K H']]:
+  """Returns keys and values of x; arguments as for `project_queries`. x may be another sequence than the queries'."""
+  project = lambda block, x, rotation: block.attention.project_keys_values(x, rotation)
+  return _layer(layer_params, config, layer, project, x, rotation)
+
+
+def attention_input(
+  layer_params: Any, config: ModelConfig, layer: int, x: Float[Array, '... D']
+) -> Float[Array, '... D']:
+  """Returns what the attention of a layer reads of the residual stream before it: the stream after the layer's norm."""
+  return _layer(layer_params, config, layer, Block.attention_input, x)
+
+
+def mix(layer_params: Any, config: ModelConfig, layer: int, out: Float[Array, 'B T N H']) -> Float[Array, 'B T D']:
+  """Returns what the heads' outputs give together: the output projection."""
+  return _layer(layer_params, config, layer, lambda block, out: block.attention.mix(out), out)
+
+
+def _model(params, config, method, *args):
+  return Transformer(config).apply({'params': params}, *args, method=method)
+
+
+def _layer(params, config, layer, method, *args):
+  return Block(config, layer).apply({'params': params}, *args, method=method)

@@ -1,0 +1,65 @@
+"""What each parameter is and how it lies on a mesh: one table for sharding, weight decay and whatever else asks.
+
+A pattern is matched with the last names of a parameter's path, as many as the pattern has. The mesh axis of each dimension is
+`tensor`, which splits heads, MLP width and vocabulary, `fsdp`, which splits the model width, or None, which leaves it whole.
+"""
+
+from collections.abc import Sequence
+import fnmatch
+from typing import Literal, NamedTuple
+
+Kind = Literal['embedding', 'norm', 'bias', 'matrix']
+
+
+class Rule(NamedTuple):
+  """What the parameters that fit `pattern` are; `kind` is a name of `decay_exempt`, or matrix for all others."""
+
+  pattern: str
+  kind: Kind
+  axes: tuple[str | None, ...]
+
+
+RULES = (
+  Rule('embed/embedding', 'embedding', ('tensor', 'fsdp')),
+  Rule('position_embed/embedding', 'embedding', (None, 'fsdp')),
+  Rule('head', 'matrix', ('fsdp', 'tensor')),
+  Rule('*norm/scale', 'norm', (None,)),
+  Rule('*norm/bias', 'norm', (None,)),
+  Rule('[qkv]/kernel', 'matrix', ('fsdp', 'tensor', None)),
+  Rule('[qkv]/bias', 'bias', ('tensor', None)),
+  Rule('o/kernel', 'matrix', ('tensor', None, 'fsdp')),
+  Rule('o/kernel', 'matrix', (None, None)),  # head_mixing='sum': [H, D]
+  Rule('o/bias', 'bias', (None,)),
+  Rule('up/kernel', 'matrix', ('fsdp', 'tensor')),
+  Rule('up/bias', 'bias', ('tensor',)),
+  Rule('gate/kernel', 'matrix', ('fsdp', 'tensor')),
+  Rule('gate/bias', 'bias', ('tensor',)),
+  Rule('down/kernel', 'matrix', ('tensor', 'fsdp')),
+  Rule('down/bias', 'bias', (None,)),
+  Rule('kernel_in/kernel', 'matrix', (None, None)),
+  Rule('kernel_out/kernel', 'matrix', (None, None)),
+  Rule('distance_table', 'matrix', (None, None)),
+  Rule('slot_key', 'matrix', (None, None)),
+  Rule('slot_value', 'matrix', (None, None)),
+  Rule('slot_logit', 'matrix', (None,)),
+  Rule('sink_token', 'matrix', (None,)),
+)
+
+
+def rules_of(path: Sequence[str]) -> list[Rule]:
+  """Returns the rules, one for each rank, of the parameter at `path` (names from any root); none for a name not in the table."""
+  fits = lambda pattern: fnmatch.fnmatchcase('/'.join(path[-1 - pattern.count('/') :]), pattern)
+  return [rule for rule in RULES if fits(rule.pattern)]
+
+
+def kind_of(path: Sequence[str]) -> Kind | None:
+  """Returns what the parameter at `path` is, or None for a name that is not in the table."""
+  return next((rule.kind for rule in rules_of(path)), None)
+
+
+def axes_of(path: Sequence[str], ndim: int) -> tuple[str | None, ...] | None:
+  """Returns the mesh axis of each of the `ndim` dimensions of the parameter at `path`, or None if no rule has that rank.
+
+  An optimizer's averages have the paths and ranks of their parameters; its counters have no rule.
+  """
+  return next((rule.axes for rule in rules_of(path) if len(rule.axes) == ndim), None)
