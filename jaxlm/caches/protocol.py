@@ -72,6 +72,8 @@ class Readable(Protocol):
       lengths: the row's tokens are those at positions 0 .. lengths - 1; later ones are hidden, such as drafted tokens that were
         not accepted. A model's sink token counts. None: all tokens count. `FullCache` does not know which of its slots are
         used, so a rule that is not causal needs `lengths` there.
+
+    The softmax of a query that sees no token is the mean over all slots and has no meaning.
     """
     ...
 
