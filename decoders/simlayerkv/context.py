@@ -29,7 +29,6 @@ from decoders.simlayerkv.memory import LazyMemory
 from decoders.state import DecodeState
 from decoders.strategies import Plan, WholeMemory
 from jaxlm.caches import files
-from jaxlm.caches.full import FullCache
 from jaxlm.config import ModelConfig
 from jaxlm.errors import CheckpointError
 from jaxlm.language_model import LanguageModel
@@ -147,12 +146,10 @@ class Context:
     for row, ids in zip(tokens, new):
       row[: len(ids)] = ids
     starts = np.array([len(row) - self.pending for row in self.ids], np.int32)
-    cache = self.cache
-    if not isinstance(cache, FullCache):
-      cache = cache.replace(valid=jnp.asarray(np.arange(width)[None] < lengths[:, None]))
+    cache = self.cache.with_valid(jnp.asarray(np.arange(width)[None] < lengths[:, None]))
     args = jnp.asarray(tokens), jnp.asarray(starts), jnp.asarray(lengths), jnp.asarray(starts + lengths + total)
     logits_BV, cache = clock.run('prefill', _read, lm.params, *args, cache, config=lm.config)
-    return logits_BV, cache if isinstance(cache, FullCache) else cache.replace(valid=None)
+    return logits_BV, cache.with_valid(None)
 
   def _answered(self, lm: LanguageModel, questions, max_new_tokens: int, options) -> tuple[Output, 'Context']:
     if options.get('batch_size') is not None or options.get('num_samples', 1) != 1:

@@ -19,7 +19,6 @@ import numpy as np
 from decoders.simlayerkv.config import LazyConfig, exempt, full_layers
 from jaxlm.caches.full import FullCache
 from jaxlm.caches.layered import LayeredCache
-from jaxlm.caches.voted import votes_of
 from jaxlm.config import ModelConfig
 from jaxlm.models import functions
 
@@ -118,7 +117,7 @@ def prefill(
     if not np.isfinite(ratio_B).all():
       raise ValueError(f'The lazy ratio of layer {layer} is {ratio_B.tolist()}: activations are not finite.')
     ratio = float(ratio_B.min() if lazy.batch == 'all' else ratio_B.mean())
-    layers[layer] = cache.whole, votes_of(cache)[0]
+    layers[layer] = cache.whole, cache.votes[0]
     ratios.append(ratio_B)
     full_bytes += cache.whole.nbytes
     del cache

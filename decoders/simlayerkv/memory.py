@@ -18,7 +18,7 @@ from jaxlm.caches.layered import LayeredCache, pooled
 from jaxlm.caches.packed import pack
 from jaxlm.caches.scored import UNSCORED, Scored
 from jaxlm.caches.slots import everything_of, window_of
-from jaxlm.caches.voted import Voted, heavy_of, votes_of
+from jaxlm.caches.voted import Voted, heavy_of
 from jaxlm.config import ModelConfig
 
 
@@ -141,7 +141,7 @@ class LazyMemory(WholeMemory):
       state = advance(state.replace(cache=self.score(state.cache, state.position + 1)), 1, rows_R)
     lengths_R = np.asarray(state.position) + self.score.before
     ratios_RL = np.asarray(state.cache.ratios)
-    if isinstance(state.cache, layerwise.CompressedPrompt):  # Each prompt's samples have its rows.
+    if self.lazy.prefill == 'layerwise':  # The layers are cut already; each prompt's samples have its rows.
       self.note(ratios_RL, np.tile(state.cache.lazy, (len(rows_R), 1)), state.cache.full_bytes, state.cache.nbytes)
       return [(rows_R, state.replace(cache=state.cache.cache))]
     if self.lazy.stage == 'decode' and bool(jnp.all(state.done)):  # No step was taken, so nothing was scored.
@@ -161,7 +161,7 @@ class LazyMemory(WholeMemory):
     self, state: DecodeState, lazy_RL: np.ndarray, lengths_R: np.ndarray, plan: Plan
   ) -> list[tuple[np.ndarray, DecodeState]]:
     """Returns (rows, their state) of what is decoded together, the caches cut down; the whole cache is deleted."""
-    rows_R, votes = np.arange(len(lazy_RL)), votes_of(state.cache)
+    rows_R, votes = np.arange(len(lazy_RL)), state.cache.votes
     state = state.replace(cache=state.cache.whole)
     cache = state.cache
     if not lazy_RL.any() and self.lazy.quant is None:

@@ -15,7 +15,6 @@ from decoders.speculative import trees
 from decoders.speculative.rounds import Drafter, SpeculativeState, decode
 from decoders.state import DecodeState
 from decoders.strategies import PlainLoop, Plan
-from jaxlm.caches.kivi import Quantized
 from jaxlm.errors import unknown
 from jaxlm.language_model import LanguageModel
 
@@ -43,7 +42,7 @@ class SpeculativeLoop(PlainLoop):
     self, clock: Clock, lm: LanguageModel, prompts: Sequence[Sequence[int]], state: DecodeState, plan: Plan
   ) -> SpeculativeState:
     R, M = state.tokens.shape
-    if any(isinstance(x, Quantized) for x in jax.tree.leaves(state.cache, is_leaf=lambda x: isinstance(x, Quantized))):
+    if not state.cache.exact:
       raise ValueError(
         'A quantised cache rounds tokens as they grow old, so a tree read at once would see other numbers than its tokens '
         'one by one: decode plainly, or leave quant out.'

@@ -27,7 +27,7 @@ def attention_weights(
   q_positions: Int[Array, 'B T'],
   k_positions: Int[Array, 'B S'] | Int[Array, 'B K S'],
   rule: AttentionRule,
-  mask: Bool[Array, 'B T S'] | None = None,
+  mask: Bool[Array, 'B T S'] | Bool[Array, 'B K T S'] | None = None,
 ) -> tuple[Float[Array, 'B K G T S'], Float[Array, 'B K G T'] | None]:
   """Returns the float32 weights of the keys, and of the rule's slot if it has one.
 
@@ -35,7 +35,7 @@ def attention_weights(
     q, k: queries, and keys with heads first; N = K G.
     q_positions, k_positions: where they stand; the batch axes may be 1.
     rule: see AttentionRule.
-    mask: further keys to hide, such as other documents'.
+    mask: keys that are not hidden, such as those of the query's document; all axes but the last may be 1.
   """
   q_BKRH = by_key_head(q, k.shape[1])
   return weigh(dot(q_BKRH, k), q_BKRH, q_positions, k_positions, rule, mask)
@@ -61,7 +61,7 @@ def weigh(
   q_positions: Int[Array, 'B T'],
   k_positions: Int[Array, 'B S'] | Int[Array, 'B K S'],
   rule: AttentionRule,
-  mask: Bool[Array, 'B T S'] | None = None,
+  mask: Bool[Array, 'B T S'] | Bool[Array, 'B K T S'] | None = None,
 ) -> tuple[Float[Array, 'B K G T S'], Float[Array, 'B K G T'] | None]:
   """Returns what `attention_weights` does, of products that are already taken."""
   B, K, R, S = logits.shape
@@ -72,7 +72,8 @@ def weigh(
     logits_BKGTS = logits_BKGTS + _by_distance(rule, distances(q_positions, k_positions), K, G)
   visible = rule.visible(q_positions, k_positions)
   visible = visible[:, :, None] if k_positions.ndim == 3 else visible[:, None, None]
-  visible = visible if mask is None else visible & mask[:, None, None]
+  if mask is not None:
+    visible &= mask[:, :, None] if mask.ndim == 4 else mask[:, None, None]
   if rule.has_slot:
     if rule.slot_key is not None:
       slot_BKR = jnp.einsum('BKRH,KH->BKR', q, rule.slot_key.astype(q.dtype), preferred_element_type=jnp.float32)
@@ -115,7 +116,7 @@ def attend(
   q_positions: Int[Array, 'B T'],
   k_positions: Int[Array, 'B S'] | Int[Array, 'B K S'],
   rule: AttentionRule,
-  mask: Bool[Array, 'B T S'] | None = None,
+  mask: Bool[Array, 'B T S'] | Bool[Array, 'B K T S'] | None = None,
 ) -> Float[Array, 'B T N H']:
   """Grouped-query attention over heads-first keys and values; arguments as for `attention_weights`."""
   products = (lambda q: dot(q, k)), (lambda w: jnp.matmul(w.astype(v.dtype), v))
@@ -130,7 +131,7 @@ def attend_by(
   q_positions: Int[Array, 'B T'],
   k_positions: Int[Array, 'B S'] | Int[Array, 'B K S'],
   rule: AttentionRule,
-  mask: Bool[Array, 'B T S'] | None = None,
+  mask: Bool[Array, 'B T S'] | Bool[Array, 'B K T S'] | None = None,
 ) -> Float[Array, 'B T N H']:
   """Attention over keys and values that only two functions know.
 

@@ -7,5 +7,7 @@ from jaxlm.caches.layered import LayeredCache as LayeredCache
 from jaxlm.caches.layered import PooledCache as PooledCache
 from jaxlm.caches.packed import Packed as Packed
 from jaxlm.caches.protocol import Cache as Cache
+from jaxlm.caches.protocol import Draftable as Draftable
+from jaxlm.caches.protocol import Readable as Readable
 from jaxlm.caches.slots import New as New
 from jaxlm.caches.slots import Slots as Slots

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 
 from jaxlm.attention.rule import AttentionRule
+from jaxlm.caches import sizes
+from jaxlm.caches.protocol import Draftable
 from jaxlm.caches.slots import New
 from jaxlm.config import ModelConfig
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 class Branch:
   """A cache and N tokens beside it, read in any number of calls. `at` and `seen` are for the T tokens of the next one."""
 
-  cache: Any
+  cache: Draftable
   keys: tuple[jax.Array, ...]  # per layer [B, N, K, H]
   values: tuple[jax.Array, ...]  # per layer [B, N, K, H]
   positions: jax.Array  # [B, N] int32
@@ -28,7 +30,7 @@ class Branch:
   seen: jax.Array  # [B, T, N] bool, which of the N each of them sees
 
   @classmethod
-  def create(cls, cache: Any, config: ModelConfig, batch: int, size: int) -> 'Branch':
+  def create(cls, cache: Draftable, config: ModelConfig, batch: int, size: int) -> 'Branch':
     shape = (batch, size, config.num_kv_heads, config.head_dim)
     zeros = tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
     seen = jnp.zeros((batch, size, size), bool)
@@ -37,6 +39,13 @@ class Branch:
   @property
   def fresh(self) -> bool:
     return False
+
+  @property
+  def nbytes(self) -> int:
+    return sizes.nbytes(self)
+
+  def __repr__(self) -> str:
+    return sizes.line(self, f'{self.positions.shape[1]} tokens beside {self.cache}')
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     branch = self.placed(positions).with_layer(layer, self._put(self.keys[layer], k), self._put(self.values[layer], v))

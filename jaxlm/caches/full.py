@@ -1,5 +1,9 @@
 """The two plain memories: none beyond the sequence itself (training), and every key and value so far (decoding)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -7,9 +11,13 @@ import jax.numpy as jnp
 from jaxlm.attention import flash
 from jaxlm.attention.attend import attend, dot
 from jaxlm.attention.rule import AttentionRule
+from jaxlm.caches import sizes
 from jaxlm.caches.rows import heads_first, write_rows
 from jaxlm.caches.slots import New, beside
 from jaxlm.config import ModelConfig
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Bool, Int
 
 
 @struct.dataclass
@@ -67,12 +75,34 @@ class FullCache:
     return self.empty[0]
 
   @property
+  def exact(self) -> bool:
+    return True
+
+  @property
   def nbytes(self) -> int:
-    return sum(x.nbytes for x in self.keys + self.values)
+    return sizes.nbytes(self)
 
   @property
   def whole(self) -> 'FullCache':
     return self
+
+  @property
+  def votes(self) -> tuple[None, ...]:
+    """The tokens' votes per layer (`jaxlm.caches.voted`): none are counted here."""
+    return (None,) * len(self.keys)
+
+  def __repr__(self) -> str:
+    rows, _, slots, _ = self.keys[0].shape
+    return sizes.line(self, f'{len(self.keys)} layers, {rows} rows of {slots} slots')
+
+  def with_valid(self, valid: Bool[Array, 'B T'] | None) -> 'FullCache':
+    """Returns the cache itself: it need not know which new tokens are padding."""
+    del valid
+    return self
+
+  def reordered(self, index: Int[Array, ' B']) -> 'FullCache':
+    """Returns a cache whose row b is what row `index[b]` was, as beams need it."""
+    return jax.tree.map(lambda x: x[index], self)
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     k, v = (x.astype(self.keys[layer].dtype) for x in (k, v))
@@ -82,15 +112,18 @@ class FullCache:
     if in_prompt:
       write = lambda slots, new: jax.lax.dynamic_update_slice(slots, new, (0, 0, 0, 0))
       out = in_order(q, k, v, rule) if out is None else out
-      keys, values = write(self.keys[layer], k), write(self.values[layer], v)
     else:
-      keys, values = (
-        write_rows(slots, new, positions[:, 0]) for slots, new in ((self.keys[layer], k), (self.values[layer], v))
-      )
-      slot_1S = jnp.arange(keys.shape[2])[None]
-      out = attend(q, keys, values, positions, slot_1S, rule)
+      write = lambda slots, new: write_rows(slots, new, positions[:, 0])
+    keys, values = write(self.keys[layer], k), write(self.values[layer], v)
     replaced = lambda layers, new: layers[:layer] + (new,) + layers[layer + 1 :]
-    return out, FullCache(replaced(self.keys, keys), replaced(self.values, values), replaced(self.empty, False))
+    cache = FullCache(replaced(self.keys, keys), replaced(self.values, values), replaced(self.empty, False))
+    return cache.read(layer, q, positions, rule) if out is None else out, cache
+
+  def read(self, layer: int, q, positions, rule: AttentionRule, lengths: Int[Array, ' B'] | None = None):
+    """See `jaxlm.caches.protocol.Readable`. Without `lengths`, unused slots are hidden by a causal rule only."""
+    slot_1S = jnp.arange(self.keys[layer].shape[2])[None]
+    mask_B1S = None if lengths is None else (slot_1S < lengths[:, None])[:, None]
+    return attend(q, self.keys[layer], self.values[layer], positions, slot_1S, rule, mask_B1S)
 
   def beside(self, layer: int, q, positions, new: New, rule: AttentionRule):
     """Returns the attention of queries over what is there and over new tokens, which are not."""

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.cache_config import KiviConfig as KiviConfig
+from jaxlm.caches import sizes
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, UInt8
@@ -33,7 +34,7 @@ class Quantized:
 
   @property
   def nbytes(self) -> int:
-    return self.codes.nbytes + self.scale.nbytes + self.minimum.nbytes
+    return sizes.nbytes(self)
 
   @property
   def by_token(self) -> 'Quantized':

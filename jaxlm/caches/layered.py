@@ -5,9 +5,12 @@ for all rows of a kind, and data that say which layer and sequence has which row
 many rows of each kind, at the price of a loop over the sequences.
 """
 
+from __future__ import annotations
+
+from collections import Counter
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flax import struct
 import jax
@@ -15,7 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.attention.rule import AttentionRule
-from jaxlm.caches.slots import New, extend
+from jaxlm.caches import sizes
+from jaxlm.caches.slots import New, Slots, extend
+from jaxlm.config import ModelConfig
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Bool, Int
 
 
 @struct.dataclass
@@ -24,18 +32,46 @@ class LayeredCache:
 
   layers: tuple[Any, ...]
   valid: jax.Array | None = None  # [B, T] bool: new tokens that are no padding; None: all
+  fresh: bool = struct.field(pytree_node=False, default=False)  # Whether the model's sink token is still to come.
+
+  @classmethod
+  def create(cls, config: ModelConfig, batch: int, *, recent: int, initial: int = 0, dtype=None) -> 'LayeredCache':
+    """Returns an empty cache that keeps each row's first `initial` and latest `recent` tokens: a `Slots.ring` for each layer.
+
+    Needs no prefill: decoding may begin with the first token, and the bytes stay as they are. With `initial` 0 it equals a full
+    cache of a model with windows=(recent,). Without a sink token the cache keeps its structure from the first token on, so
+    it may be the carry of a loop; the sink token is read in a first call outside of the loop. Raises as `Slots.ring`.
+    """
+    ring = lambda: Slots.ring(config, batch, recent=recent, initial=initial, dtype=dtype)
+    return cls(tuple(ring() for _ in range(config.num_layers)), fresh=config.sink.kind == 'token')
 
   @property
-  def fresh(self) -> bool:
-    return False
+  def exact(self) -> bool:
+    return all(memory.exact for memory in self.layers)
 
   @property
   def nbytes(self) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(self))
+    return sizes.nbytes(self)
+
+  def __repr__(self) -> str:
+    kinds = Counter(type(memory).__name__ for memory in self.layers)
+    return sizes.line(self, f'{len(self.layers)} layers: ' + ', '.join(f'{n} {kind}' for kind, n in kinds.items()))
+
+  def with_valid(self, valid: Bool[Array, 'B T'] | None) -> 'LayeredCache':
+    """Returns the cache for a call whose tokens outside `valid` are padding; None: there is none."""
+    return self.replace(valid=valid)
+
+  def reordered(self, index: Int[Array, ' B']) -> 'LayeredCache':
+    """Returns a cache whose row b is what row `index[b]` was, as beams need it."""
+    return jax.tree.map(lambda x: x[index], self)
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     out, memory = extend(self.layers[layer], q, k, v, positions, rule, self.valid)
-    return out, self.replace(layers=self.layers[:layer] + (memory,) + self.layers[layer + 1 :])
+    return out, self.replace(layers=self.layers[:layer] + (memory,) + self.layers[layer + 1 :], fresh=False)
+
+  def read(self, layer: int, q, positions, rule: AttentionRule, lengths: Int[Array, ' B'] | None = None):
+    """See `jaxlm.caches.protocol.Readable`."""
+    return self.layers[layer].read(q, positions, rule, lengths=lengths)
 
   def beside(self, layer: int, q, positions, new: New, rule: AttentionRule):
     """Returns the attention of queries over what is there and over new tokens, which are not."""
@@ -44,7 +80,7 @@ class LayeredCache:
   def appended(self, keys, values, positions, mask) -> 'LayeredCache':
     """Adds tokens to all layers: keys and values of each [B, T, K, H], positions, and `mask` [B, T], the tokens to add."""
     added = [m.appended(k, v, positions, mask=mask) for m, k, v in zip(self.layers, keys, values)]
-    return self.replace(layers=tuple(added))
+    return self.replace(layers=tuple(added), fresh=False)
 
 
 @struct.dataclass
@@ -61,21 +97,52 @@ class PooledCache:
     return False
 
   @property
+  def exact(self) -> bool:
+    return all(pool.exact for pool in self.pools)
+
+  @property
   def nbytes(self) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(self))
+    return sizes.nbytes(self)
+
+  def __repr__(self) -> str:
+    layers, rows = self.kind.shape
+    return sizes.line(self, f'{layers} layers of {rows} rows in {len(self.pools)} pools')
+
+  def with_valid(self, valid: Bool[Array, 'B T'] | None) -> 'PooledCache':
+    """Returns the cache for a call whose tokens outside `valid` are padding; None: there is none."""
+    return self.replace(valid=valid)
+
+  def reordered(self, index: Int[Array, ' B']) -> 'PooledCache':
+    """Returns a cache whose row b is what row `index[b]` was, as beams need it.
+
+    Rows that change places must have the same kinds of layers, which beams of one prompt have.
+    """
+
+    def pool_of(i, pool):
+      rows = len(jax.tree.leaves(pool)[0])
+      to = jnp.where(self.kind == i, self.row, rows).ravel()
+      source = jnp.arange(rows).at[to].set(self.row[:, index].ravel(), mode='drop')
+      return jax.tree.map(lambda x: x[source], pool)
+
+    return self.replace(pools=tuple(pool_of(i, pool) for i, pool in enumerate(self.pools)))
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     new = New(k, v, positions)
     if q.shape[1] > 1:
       return self.beside(layer, q, positions, new, rule), self._with(layer, new, self.valid)
     cache = self._with(layer, new, self.valid)  # Written first, the new key needs no place beside the others.
-    read = lambda pool, q, positions, row_B: pool.attended(q, positions, rule, row_B)
-    return cache._read(layer, read, q, positions), cache
+    attended = lambda pool, q, positions, row_B: pool.attended(q, positions, rule, row_B)
+    return cache._in_pools(layer, attended, q, positions), cache
+
+  def read(self, layer: int, q, positions, rule: AttentionRule, lengths: Int[Array, ' B'] | None = None):
+    """See `jaxlm.caches.protocol.Readable`."""
+    read = lambda pool, q, positions, lengths, row_B: pool.read(q, positions, rule, row_B, lengths)
+    return self._in_pools(layer, read, q, positions, lengths)
 
   def beside(self, layer: int, q, positions, new: New, rule: AttentionRule):
     """Returns the attention of queries over what is there and over new tokens, which are not."""
-    read = lambda pool, q, positions, new, row_B: pool.attended_beside(q, positions, new, rule, row_B)
-    return self._read(layer, read, q, positions, new)
+    attended = lambda pool, q, positions, new, row_B: pool.attended_beside(q, positions, new, rule, row_B)
+    return self._in_pools(layer, attended, q, positions, new)
 
   def appended(self, keys, values, positions, mask) -> 'PooledCache':
     """Adds tokens to all layers: keys and values of each [B, T, K, H], positions, and `mask` [B, T], the tokens to add."""
@@ -96,7 +163,7 @@ class PooledCache:
 
     return self.replace(pools=tuple(append(i, pool) for i, pool in enumerate(self.pools)))
 
-  def _read(self, layer: int, read: Callable, *args):
+  def _in_pools(self, layer: int, read: Callable, *args):
     """Applies `read(pool, *args, rows)` to the pool that each sequence has its row of `layer` in."""
     kind_B, row_B = self.kind[layer], self.row[layer]
     if len(self.pools) == 1:
@@ -109,24 +176,6 @@ class PooledCache:
     if len(kind_B) == 1:
       return sequence(0)[None]
     return jax.lax.map(sequence, jnp.arange(len(kind_B)))
-
-
-def reorder(cache: Any, index_B) -> Any:
-  """Returns a cache whose row b is what row `index[b]` was, as beams need it.
-
-  The rows of a `PooledCache` that change places must have the same lazy layers, which beams of one prompt have.
-  """
-  if not isinstance(cache, PooledCache):
-    return jax.tree.map(lambda x: x[index_B], cache)
-
-  def pool_of(i, pool):
-    rows = len(jax.tree.leaves(pool)[0])
-    of_kind_LB = cache.kind == i
-    to = jnp.where(of_kind_LB, cache.row, rows).ravel()
-    source = jnp.arange(rows).at[to].set(cache.row[:, index_B].ravel(), mode='drop')
-    return jax.tree.map(lambda x: x[source], pool)
-
-  return cache.replace(pools=tuple(pool_of(i, pool) for i, pool in enumerate(cache.pools)))
 
 
 def pooled(kind_LB: np.ndarray, kinds: int, row: Callable[[int, int], Any], done: Callable[[int], None]) -> PooledCache:

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 from jaxlm.attention.attend import attend_by, dot
 from jaxlm.attention.rule import AttentionRule
+from jaxlm.caches import sizes
 from jaxlm.caches.kivi import KiviConfig, Quantized, quantize_keys, quantize_values
 from jaxlm.caches.rows import heads_first, mix_rows, score_rows, write_rows
-from jaxlm.caches.slots import EMPTY, New, Slots, append_each, beside, of_rows, take_slots, write_positions
+from jaxlm.caches.slots import EMPTY, New, Slots, append_each, beside, held, of_rows, take_slots, write_positions
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Int
@@ -39,10 +40,31 @@ class Packed:
   def heads(self) -> int:
     return self.key_tail.shape[1]
 
+  @property
+  def exact(self) -> bool:
+    return False
+
+  @property
+  def nbytes(self) -> int:
+    return sizes.nbytes(self)
+
+  def __repr__(self) -> str:
+    rows, slots = self.positions.shape[0], self.positions.shape[-1]
+    return sizes.line(self, f'{rows} rows of {slots} slots in {self.config.bits} bits')
+
+  def read(self, q, positions, rule: AttentionRule, rows=None, lengths=None):
+    """Returns the attention of queries over tokens before `lengths` [B]; see `jaxlm.caches.protocol.Readable`."""
+    seen = of_rows(self.positions, rows)
+    filled_B = (seen != EMPTY).sum(axis=-1).reshape(len(seen), -1)[:, 0]  # Each head holds as many tokens.
+    return self._attended(q, positions, rule, rows, filled_B, held(seen, lengths))
+
   def attended(self, q, positions, rule: AttentionRule, rows=None):
-    """Returns the attention of queries over what is there."""
-    filled_B = positions[:, 0] + 1 - of_rows(self.evicted, rows)
-    return attend_by(*self.products(filled_B, rows), q, self.heads, positions, of_rows(self.positions, rows), rule)
+    """Returns the attention of the newest token's query over what is there."""
+    return self._attended(q, positions, rule, rows, positions[:, 0] + 1 - of_rows(self.evicted, rows))
+
+  def _attended(self, q, positions, rule: AttentionRule, rows, filled_B, mask=None):
+    seen = of_rows(self.positions, rows)
+    return attend_by(*self.products(filled_B, rows), q, self.heads, positions, seen, rule, mask)
 
   def attended_beside(self, q, positions, new: New, rule: AttentionRule, rows=None):
     """Returns the attention of queries over what is there and over new tokens, which are exact to each other."""

@@ -85,6 +85,11 @@ class Scored:
   def whole(self) -> FullCache:
     return self.cache.whole
 
+  @property
+  def votes(self) -> tuple[jax.Array | None, ...]:
+    """The tokens' votes per layer, of the cache within; None where none are counted."""
+    return self.cache.votes
+
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     empty, T = self.cache.whole.empty[layer], q.shape[1]
     out, cache = self.cache.attend(layer, q, k, v, positions, rule)

@@ -14,12 +14,14 @@ import jax.numpy as jnp
 
 from jaxlm.attention.attend import attend_by, dot
 from jaxlm.attention.rule import AttentionRule
+from jaxlm.caches import sizes
 from jaxlm.caches.rows import heads_first, mix_rows, score_rows, write_rows
+from jaxlm.config import ModelConfig
 
 if TYPE_CHECKING:
-  from jaxtyping import Array, Float, Int
+  from jaxtyping import Array, Bool, Float, Int
 
-EMPTY = 1 << 30  # The position of a slot without a token: in the future of every query, so that none sees it.
+EMPTY = 1 << 30  # The position of a slot without a token: in the future of every query, so that a causal rule hides it.
 
 
 @struct.dataclass
@@ -38,14 +40,51 @@ class Slots:
   initial: int = struct.field(pytree_node=False, default=0)
   recent: int | None = struct.field(pytree_node=False, default=None)
 
+  @classmethod
+  def ring(cls, config: ModelConfig, batch: int, *, recent: int, initial: int = 0, dtype=None) -> 'Slots':
+    """Returns an empty ring for one layer of `batch` rows: `initial` + `recent` slots, however many tokens come.
+
+    Args:
+      recent: each query sees its latest so many tokens, its own included.
+      initial: the first tokens of the row, which every query sees too; a model's sink token is one of them.
+      dtype: of keys and values; None: the model's.
+
+    Raises:
+      ValueError: `recent` is less than 1 or `initial` negative.
+    """
+    if recent < 1 or initial < 0:
+      raise ValueError(f'{recent=} must be at least 1, as a token sees itself, and {initial=} at least 0.')
+    C = initial + recent
+    zeros = lambda: jnp.zeros((batch, config.num_kv_heads, C, config.head_dim), dtype or config.dtype)
+    positions = jnp.full((batch, C), EMPTY, jnp.int32)
+    return cls(zeros(), zeros(), positions, jnp.zeros(batch, jnp.int32), initial, recent)
+
   @property
   def heads(self) -> int:
     return self.keys.shape[1]
 
-  def attended(self, q, positions, rule: AttentionRule, rows=None):
-    """Returns the attention of queries over what is there."""
+  @property
+  def exact(self) -> bool:
+    return True
+
+  @property
+  def nbytes(self) -> int:
+    return sizes.nbytes(self)
+
+  def __repr__(self) -> str:
+    rows, _, slots, _ = self.keys.shape
+    seen = '' if self.recent is None else f', a ring: the first {self.initial} and the latest {self.recent} tokens'
+    return sizes.line(self, f'{rows} rows of {slots} slots{seen}')
+
+  def read(self, q, positions, rule: AttentionRule, rows=None, lengths=None):
+    """Returns the attention of queries over tokens before `lengths` [B]; see `jaxlm.caches.protocol.Readable`."""
+    return self.attended(q, positions, rule, rows, held(of_rows(self.positions, rows), lengths))
+
+  def attended(self, q, positions, rule: AttentionRule, rows=None, mask=None):
+    """Returns the attention of queries over what is there. `mask` as for `attend_by`."""
     seen = of_rows(self.positions, rows)
-    return attend_by(*self.products(rows), q, self.heads, positions, seen, rule, self.near(seen, positions))
+    mask = both(self.near(seen, positions), mask)
+    return attend_by(*self.products(rows), q, self.heads, positions, seen, rule, mask)
 
   def near(self, seen_BS, positions_BT):
     """Returns which tokens are not forgotten yet, [B, T, S]; None: all."""
@@ -105,6 +144,17 @@ def of_rows(x, rows_B):
   return x if rows_B is None else x[rows_B]
 
 
+def held(positions, lengths_B=None) -> Bool[Array, '...']:
+  """Returns which slots hold a token, with `lengths` one of the row's first so many: [B, 1, S], or [B, K, 1, S] by head."""
+  end = EMPTY if lengths_B is None else lengths_B.reshape(-1, *(1,) * (positions.ndim - 1))
+  return (positions < end)[..., None, :]
+
+
+def both(mask, other):
+  """Returns what two masks show; None shows all."""
+  return mask if other is None else other if mask is None else mask & other
+
+
 @struct.dataclass
 class New:
   """N tokens that are not in a memory, the first of them the next one: what comes later in the memory is not seen."""
@@ -128,7 +178,7 @@ def beside(score, mix, q, positions_BT, new: New, seen, rule: AttentionRule, nea
   mask_BTS = near
   if new.seen is not None:
     mask_BTS = jnp.pad(new.seen, ((0, 0), (0, 0), (S, 0)), constant_values=True)
-    mask_BTS = mask_BTS if near is None else mask_BTS & near
+    mask_BTS = both(mask_BTS, near)
   seen = jnp.concatenate([seen, positions], axis=-1)
   return attend_by(both_score, both_mix, q, K, positions_BT, seen, rule, mask_BTS)
 

@@ -116,10 +116,3 @@ def heavy_of(
     positions=jnp.pad(positions, ((0, 0), (0, 0), (0, more)), constant_values=EMPTY),
     evicted=jnp.maximum(lengths - total, 0),
   )
-
-
-def votes_of(cache: Any) -> list[Any]:
-  """Returns the votes of each layer, None where none were taken."""
-  while not isinstance(cache, FullCache | Voted):
-    cache = cache.cache
-  return list(cache.votes) if isinstance(cache, Voted) else [None] * len(cache.keys)

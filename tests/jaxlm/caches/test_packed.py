@@ -26,6 +26,7 @@ BITS = pytest.mark.parametrize('bits', [2, 4, 8])
 KINDS = {'keys': quantize_keys, 'values': quantize_values}
 pack = jax.jit(packed.pack, static_argnums=2)
 extend, attend = jax.jit(slots.extend), jax.jit(attend_densely)
+read_codes = jax.jit(packed.Packed.read)
 
 
 def normal(*shape, seed=0, dtype=jnp.float32):
@@ -185,6 +186,19 @@ def test_attention_over_codes_is_that_over_what_they_mean(T, bits, group):
     one_by_one = extend(one_by_one, *new, rule)[1]
   for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(one_by_one)):
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('lengths', [None, (35, 18)])
+def test_a_read_of_codes_anywhere_is_that_of_what_they_mean(lengths):
+  """Queries before, among and behind the tokens that are there, which are as many as before."""
+  config, rule, filled = KiviConfig(4, group=8, residual=8), layer_rule(TINY, 0), jnp.asarray([37, 20])
+  memory = pack(everything_of(normal(2, 2, 64, 8), normal(2, 2, 64, 8, seed=1), filled), filled, config)
+  q, positions = normal(2, 4, 4, 8, seed=2), jnp.asarray([[12, 36, 0, 50], [19, 3, 25, 18]])
+  counted = None if lengths is None else jnp.asarray(lengths)
+  keys, values, seen = read(memory)
+  mask = None if lengths is None else jnp.broadcast_to((seen < counted[:, None])[:, None], (2, 4, seen.shape[1]))
+  expected = attend(q, keys, values, positions, seen, rule, mask)
+  np.testing.assert_allclose(read_codes(memory, q, positions, rule, None, counted), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from jaxlm.attention.attend import attend
 from jaxlm.attention.rule import layer_rule
 from jaxlm.caches import FullCache, LayeredCache
 from jaxlm.caches.kivi import KiviConfig
-from jaxlm.caches.layered import pooled, reorder
+from jaxlm.caches.layered import pooled
 from jaxlm.caches.packed import pack
 from jaxlm.caches.rows import write_rows
 from jaxlm.caches.slots import EMPTY, everything_of, extend, window_of
@@ -190,7 +190,7 @@ def test_reordered_rows_go_on_as_the_rows_they_were(kind):
   new_BT = jnp.asarray(np.random.default_rng(2).integers(0, 50, (3, 9)))
   index = jnp.asarray([2, 0, 0])
   expected = forced(lm.params, made, lengths, new_BT, config=MODEL)
-  actual = forced(lm.params, reorder(made, index), lengths, new_BT[index], config=MODEL)
+  actual = forced(lm.params, made.reordered(index), lengths, new_BT[index], config=MODEL)
   np.testing.assert_allclose(actual, expected[index], atol=1e-5)
   assert abs(expected[index] - expected).max() > 1e-3
 
