@@ -109,7 +109,7 @@ def draft(
     # The noise that the target will choose with is the best guess of its choice; but what is drawn needs noise of its own.
     key = independent_key if drawn else jax.random.fold_in
     noise_R = jax.vmap(key)(state.keys, state.position + t + 1)
-    scores_RW, top_RW = highest(ranked(logits_RV, noise_R, state.seen, values), W)
+    scores_RW, top_RW = jax.lax.top_k(ranked(logits_RV, noise_R, state.seen, values), W)
     logit_R = jnp.take_along_axis(logits_RV, top_RW[:, :1], axis=1)[:, 0]
     probability_R = jnp.exp(logit_R - jax.nn.logsumexp(logits_RV, axis=-1))
     # Tokens that a sampling filter drops have a score of -inf, and are no candidates.
@@ -139,14 +139,6 @@ def draft(
   ((_, most_leaves),) = policy.sizes([D])
   chain_RD, beside_RDW = s.candidates[:, :, 0], s.candidates[:, :, 1:]
   return with_leaves(chain_RD, s.length, beside_RDW, s.widths - 1, most_leaves, s.odds), s.read
-
-
-def highest(scores: Float[Array, 'R V'], count: int) -> tuple[Float[Array, 'R W'], Int[Array, 'R W']]:
-  """Returns (the `count` highest scores of each row, falling; their tokens, int32). Of equal scores the first token leads."""
-  if count > 1:
-    return jax.lax.top_k(scores, count)
-  top_R1 = jnp.argmax(scores, axis=-1, keepdims=True).astype(jnp.int32)
-  return jnp.take_along_axis(scores, top_R1, axis=1), top_R1
 
 
 def adapted_threshold(
