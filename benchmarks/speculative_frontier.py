@@ -17,6 +17,7 @@ from decoders.prefill import prefill
 from decoders.swift import matchness, skipping
 from decoders.swift.config import SwiftConfig
 from decoders.swift.search import Search
+from decoders.swift.search_base import SearchBase
 from decoders.swift.sets import SkipSet, uniform
 from jaxlm.language_model import LanguageModel
 
@@ -77,7 +78,7 @@ def rows(
   return sorted(made, key=lambda r: r[f'skipped of {total}'])
 
 
-def searched(lm: LanguageModel, swift: SwiftConfig, texts: Sequence[list[int]], seed: int) -> Search:
+def searched(lm: LanguageModel, swift: SwiftConfig, texts: Sequence[list[int]], seed: int) -> SearchBase:
   """Returns a search that has ended, over the last NEW - 1 tokens of texts, again and again."""
   length, window = max(map(len, texts)), swift.context_window
   search, position = Search(swift, lm.config.num_layers, seed=seed), 0

@@ -44,29 +44,35 @@ class GenerateConfig:
   system: str | None = None
   """System message before --chat."""
   decoder: Literal['plain', 'simlayerkv', 'prompt-lookup', 'draft', 'swift'] = 'plain'
-  """How tokens are found; plain is one model call for each, simlayerkv the same with lazy layers' caches cut down. The others draft
-  several and verify them in one call, which gives the same tokens: what followed in the text before (prompt-lookup), a smaller
-  model's (draft), or the model's own with sub-layers skipped (swift)."""
+  """How tokens are generated. plain: one call of the model for each token. simlayerkv: the same, with smaller caches in the layers
+  that need little of the text (lazy layers). The others draft several tokens and verify them in one call, which gives the same
+  text as plain. prompt-lookup drafts what followed the last tokens earlier in the text; draft asks a smaller model; swift asks the
+  model itself with some sub-layers skipped."""
   preset: str | None = None
-  """For --decoder simlayerkv: named settings, which --lazy changes: authors-decode, authors-prefill, kvpress, lighttransfer (these cut
-  half of the layers unless a threshold, n-full or budget is given), streaming, snapkv, h2o, kivi."""
+  """For --decoder simlayerkv: named settings, which flags of --lazy then change. authors-decode, authors-prefill, kvpress and
+  lighttransfer make half of the layers lazy, unless a threshold, n-full or budget is given. streaming, snapkv, h2o and kivi are
+  the methods of these names, to compare with."""
   lazy: LazyFlags = LazyFlags()
-  """For --decoder simlayerkv: which layers are lazy, and what they keep."""
+  """For --decoder simlayerkv: which layers are lazy, and which tokens they keep."""
   quant_bits: Literal[2, 4, 8] | None = None
-  """For --decoder simlayerkv: bits of each cached number; the newest tokens stay exact (none: all are exact)."""
+  """For --decoder simlayerkv: number of bits for each number in the cache; those of the newest tokens stay exact (none: all stay
+  exact). Fewer bits: less memory, larger errors."""
   quant_group: int = 32
-  """Numbers that share a scale; a divisor of the head size."""
+  """For --quant-bits: how many cached numbers share one scale. Fewer: smaller errors, more memory. It must divide the head size."""
   swift: SwiftFlags = SwiftFlags()
-  """For --decoder swift: what is skipped, how it is searched, how much is drafted."""
+  """For --decoder swift: what is skipped, how the set to skip is searched, and how much is drafted."""
   lookup_first: bool = False
-  """For --decoder swift: drafts by prompt lookup wherever that finds something."""
+  """For --decoder swift: draft by prompt lookup where that finds something, and by SWIFT elsewhere. For texts that repeat
+  themselves."""
   draft_model: str | None = None
-  """For --decoder draft: where the smaller model is; it must have the same vocabulary."""
+  """For --decoder draft: the smaller model, given as MODEL is; it must have the same vocabulary."""
   draft_tokens: int | None = None
-  """For --decoder prompt-lookup and draft: most tokens drafted at once (none: 10 and 5)."""
+  """For --decoder prompt-lookup and draft: largest number of tokens drafted at once (none: 10 for prompt-lookup, 5 for draft).
+  Raise it where most drafted tokens are accepted."""
   rule: Literal['match', 'residual'] = 'match'
-  """For --decoder draft and swift in sampling. match: the tokens that plain decoding draws with this seed. residual: other ones of the same
-  law, of which more are accepted."""
+  """For --decoder draft and swift with a temperature: which drafted tokens are accepted. match: those that plain decoding would
+  choose, so the text is the same as with plain. residual: more of them; the text is another one, drawn from the same
+  distribution."""
   max_new_tokens: int = 128
   """Most tokens to generate for each text."""
   sampling: tyro.conf.OmitArgPrefixes[Sampling] = Sampling()
@@ -77,14 +83,14 @@ class GenerateConfig:
   stop: tuple[str, ...] = ()
   """Strings that end the text."""
   direction: Literal['forward', 'reverse'] | None = None
-  """reverse: generate what comes before the prompt, with a model that reads texts from their end (none: as the model was trained;
-  one of both directions goes forward)."""
+  """forward: generate what follows the prompt. reverse: generate what comes before it, with a model that was trained to read texts
+  from their end. (none: the direction that the model was trained for; forward if it was trained for both.)"""
   prefill_chunk: int | None = None
-  """Tokens of a prompt read at once, which bounds the memory that long prompts need (none: all)."""
+  """Number of a prompt's tokens that are read at once (none: all). Set it where a long prompt does not fit in memory."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
   """Type of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
   stats: bool = True
-  """Print what happened to standard error."""
+  """Print speed, memory and how many drafted tokens were accepted, to standard error."""
 
 
 def main(config: GenerateConfig) -> None:

@@ -16,47 +16,55 @@ from jaxlm.errors import unknown
 
 @dataclasses.dataclass(frozen=True)
 class LazyConfig:
-  """What a lazy layer keeps, and which layers are lazy: by `threshold`, `n_full` or `budget`, at most one of them."""
+  """What a lazy layer keeps, and which layers are lazy: by `threshold`, `n_full` or `budget`, at most one of them.
+
+  The lazy ratio of a layer is the share of attention that goes to the first n_initial and the latest score_recent tokens."""
 
   n_initial: int = 4
-  """First tokens that a lazy layer keeps."""
+  """Number of the first tokens of a text that a lazy layer keeps."""
   n_recent: int = 1020
-  """Latest tokens that a lazy layer keeps."""
+  """Number of the latest tokens that a lazy layer keeps. Fewer: less memory, and more of the text is forgotten."""
   threshold: float | None = None
-  """Layers whose ratio is above this are lazy, 1 is none (none: see n_full)."""
+  """Layers whose lazy ratio, in [0, 1], is above this are lazy. 1: no layer is. (none: n_full or budget decides.)"""
   n_full: int | None = None
-  """Layers that keep everything (none: by threshold or budget if given, else half of them)."""
+  """Number of layers that are not lazy and keep every token: those with the lowest lazy ratios. Fewer: less memory.
+  (none: threshold or budget decides if one is given; otherwise half of the layers are full.)"""
   budget: int | None = None
-  """Bytes of KV cache per row after the prompt; as many layers keep everything as fit."""
+  """Bytes that the cache of a row may take after its prompt: as many layers keep every token as fit. (none: n_full decides.)"""
   stage: Literal['decode', 'prefill'] = 'decode'
-  """Score the first generated token as it is read, or the prompt's last n_last tokens."""
+  """When lazy layers are found and cut. decode: after the first generated token was read, from its attention. prefill: after the
+  prompt, from the attention of its last n_last tokens."""
   n_last: int = 1
-  """prefill: queries that are scored."""
+  """For stage prefill: number of the prompt's last tokens whose attention gives the lazy ratio."""
   score_recent: int | None = None
-  """Latest tokens that count for the ratio (none: n_recent)."""
+  """Number of latest tokens that count for the lazy ratio (none: as many as n_recent)."""
   include_self: bool = True
-  """A scored query's own key counts as recent."""
+  """Count the attention of a token to itself as attention to a recent token."""
   growth: Literal['append', 'ring'] = 'append'
-  """Lazy layers keep every new token, or forget the oldest recent one for each."""
+  """What lazy layers do with generated tokens. append: they keep all. ring: each new token replaces the oldest of the n_recent,
+  so that memory stays constant."""
   batch: Literal['all', 'mean', 'group'] = 'group'
-  """How rows agree. all: a layer is as lazy as in its least lazy row. mean: the rows' mean ratio decides. group: every row
-  for itself."""
+  """How the lazy layers of several rows are found. group: each row has its own. all: a layer's lowest ratio of any row counts for
+  all rows. mean: the mean of the rows' ratios counts for all."""
   keep: Literal['window', 'snapkv', 'h2o'] = 'window'
-  """What a cut layer keeps, as many tokens each. window: the first and the latest. snapkv and h2o, of each head: those to which
-  the prompt's last n_observed queries, or all of them, attend most, and the latest ones. With n_full 0 these are the methods
-  of that name."""
+  """Which tokens a lazy layer keeps, n_initial + n_recent in each case. window: the first and the latest ones. snapkv: in each head
+  the latest n_observed, and those to which these attend most. h2o: in each head the latest half, and those to which all tokens of
+  the prompt attend most. With n_full 0 snapkv and h2o are the methods of these names."""
   n_observed: int = 32
-  """snapkv: latest tokens that choose, and that stay; h2o keeps half of all for the latest."""
+  """For keep snapkv: number of the prompt's latest tokens whose attention chooses what is kept; they are kept too."""
   prefill: Literal['whole', 'layerwise'] = 'whole'
-  """layerwise: a layer is cut before the next one is computed, so that no more than the kept cache and one layer are ever
-  there; for one row at a time, or rows that agree."""
+  """How the prompt is read. whole: by all layers, then lazy ones are cut. layerwise: each layer is cut before the next one is
+  computed, so that at most one layer is whole at a time: for long prompts. It needs stage prefill and layout static, and rows
+  that are read together must share their lazy layers."""
   layout: Literal['pooled', 'static'] = 'pooled'
-  """pooled: which layers are lazy is data, so one compiled program serves all prompts with equally many. static: it is part of
-  the program, compiled for each choice, and sequences with other lazy layers are decoded apart."""
+  """How the program knows which layers are lazy. pooled: they are data, and one compiled program serves all prompts with the same
+  number of lazy layers. static: they are part of the program, which is compiled for each choice, and rows with different lazy
+  layers are decoded apart."""
   exempt_layers: tuple[int, ...] = ()
-  """Layers that are never lazy; negative ones count from the last."""
+  """Numbers of layers that are never lazy, from 0; negative ones count from the last layer."""
   quant: KiviConfig | None = None
-  """Quantises what every layer keeps, lazy or not (none: exact). With threshold 1 no layer is cut."""
+  """Bits and groups with which the caches of all layers, lazy or not, are quantised (none: they are exact). With threshold 1 no
+  layer is lazy, and quantising alone saves memory."""
 
   def __post_init__(self):
     for name, least in (

@@ -1,20 +1,20 @@
 """Drafting with a smaller model of the same vocabulary, as in https://arxiv.org/abs/2211.17192.
 
-Its cache has every token but the last two; these are read at the start of a round, whatever was accepted before.
+Its cache is sure to hold every token but the last two: of a draft that was wholly accepted, the last token was never read. So
+each round begins by reading the last two tokens.
 """
 
 from collections.abc import Callable
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from decoders import prompts as prompt_lib
-from decoders.sampling import ranked, warped
-from decoders.speculative.rounds import Drafter, SpeculativeState, own_key
-from decoders.speculative.trees import Rule, chain_of
+from decoders.speculative.draft_loop import DraftPolicy, draft
+from decoders.speculative.rounds import Drafter, SpeculativeState
+from decoders.speculative.trees import Rule, Tree
 from decoders.strategies import Plan, WholeMemory
 from jaxlm.caches import FullCache
 from jaxlm.config import ModelConfig
@@ -30,18 +30,19 @@ class DraftModel(Drafter):
   """A drafter; see `decoders.speculative.rounds.Drafter`.
 
   Raises:
-    ValueError: settings without sense; and when it is used, if the draft model has another vocabulary or reads in another
-      direction, or if its context is shorter than the texts.
+    ValueError: max_draft below 1, or a threshold outside [0, 1]. When it is used: a draft model with another vocabulary or
+      direction, or with a context shorter than the texts.
   """
 
   config: ModelConfig
   params: Callable[[], Any] = dataclasses.field(compare=False)
-  """Returns the draft model's parameters, which are no part of the value."""
+  """Returns the draft model's parameters. Drafters are compared without them."""
   max_draft: int = 5
+  """Tokens drafted in a round at most."""
   threshold: float = 0.4
   """Drafting stops after a token less probable than this."""
   tokenizer: Any = dataclasses.field(default=None, compare=False)
-  """The draft model's, where it has one, so that another vocabulary of the same size is noticed."""
+  """The draft model's tokenizer, if it has one, so that another vocabulary of the same size is noticed."""
 
   def __post_init__(self):
     if self.max_draft < 1:
@@ -95,41 +96,16 @@ class DraftModel(Drafter):
 
   def propose(
     self, params, draft_params, state: SpeculativeState, values: dict, rule: Rule, config: ModelConfig, idle_R=None
-  ):
-    R, D = len(state.last), self.max_draft
-    drawn, model = rule == 'residual' and 'temperature' in values, Transformer(self.config)
-    idle_R = state.done if idle_R is None else state.done | idle_R
-    before_R1 = jnp.take_along_axis(state.text, jnp.maximum(state.position - 1, 0)[:, None], axis=1)
-    zeros = {'chain': jnp.zeros((R, D), jnp.int32)}
-    if drawn:
-      zeros['odds'] = jnp.zeros((R, D, config.vocab_size), jnp.float32)
+  ) -> tuple[Tree, FullCache]:
+    model = Transformer(self.config)
 
-    room_R = state.tokens.shape[1] - state.lengths - 1  # One token of a round is the target's own.
-
-    def read(tokens_RT, position_R, cache):
-      positions_RT = jnp.minimum(position_R[:, None] + jnp.arange(tokens_RT.shape[1])[None], state.total[:, None] - 1)
+    def step(tokens_RT, positions_RT, cache):
       logits_RTV, cache = model.apply({'params': draft_params}, tokens_RT, positions_RT, cache, state.total)
       return logits_RTV[:, -1], cache
 
-    def chosen(s, logits_RV, cache):
-      t = s['t']
-      noise = jax.vmap(own_key if drawn else jax.random.fold_in)(state.keys, state.position + t + 1)
-      next_R = jnp.argmax(ranked(logits_RV, noise, state.seen, values), axis=-1).astype(jnp.int32)
-      logit_R = jnp.take_along_axis(logits_RV, next_R[:, None], axis=1)[:, 0]
-      sure_R = jnp.exp(logit_R - jax.nn.logsumexp(logits_RV, axis=-1))
-      put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, t, 1)
-      new = {'chain': put(s['chain'], next_R)}
-      if drawn:
-        new['odds'] = put(s['odds'], jax.nn.softmax(warped(logits_RV, state.seen, values), axis=-1))
-      on_R = s['on'] & (sure_R >= self.threshold) & (t + 1 < room_R)
-      length_R = jnp.where(s['on'], t + 1, s['length'])
-      return {'t': t + 1, 'last': next_R, 'cache': cache, 'on': on_R, 'length': length_R, **new}
-
-    begin = {'t': jnp.int32(0), 'on': ~idle_R & (room_R > 0), 'length': jnp.zeros(R, jnp.int32), **zeros}
+    position_R2 = jnp.minimum(state.position[:, None] + jnp.array([[-1, 0]]), state.total[:, None] - 1)
+    before_R1 = jnp.take_along_axis(state.text, jnp.maximum(state.position - 1, 0)[:, None], axis=1)
     latest_R2 = jnp.concatenate([before_R1, state.last[:, None]], axis=1)
-    s = jax.lax.while_loop(
-      lambda s: (s['t'] < D) & jnp.any(s['on']),
-      lambda s: chosen(s, *read(s['last'][:, None], state.position + s['t'], s['cache'])),
-      chosen(begin, *read(latest_R2, state.position - 1, state.memory)),
-    )
-    return dataclasses.replace(chain_of(s['chain'], s['length']), odds=s.get('odds')), s['cache']
+    first_logits_RV, cache = step(latest_R2, position_R2, state.memory)
+    policy = DraftPolicy(self.max_draft, self.threshold)
+    return draft(step, cache, state, values, rule, policy, config.vocab_size, idle=idle_R, first_logits=first_logits_RV)

@@ -60,14 +60,7 @@ class SpeculativeLoop(PlainLoop):
     return state.replace(memory=memory)
 
   def advance(self, clock: Clock, lm: LanguageModel, state: SpeculativeState, steps: int, eos_E, values):
-    return self.rounds(clock, lm, state, steps, eos_E, values, self.drafter)
-
-  def rounds(
-    self, clock: Clock, lm: LanguageModel, state: SpeculativeState, steps: int, eos_E, values, drafter: Drafter
-  ):
-    """Advances with this drafter, whose memory the state has."""
-    static = {'config': lm.config, 'drafter': drafter.traced, 'rule': self.rule}
-    return clock.run('decode', decode, lm.params, drafter.weights(), state, jnp.int32(steps), eos_E, values, **static)
+    return run_rounds(clock, lm, state, steps, eos_E, values, self.drafter, self.rule)
 
   def finished(self, rows_R: np.ndarray, state: SpeculativeState) -> None:
     for name, counts in self.counts.items():
@@ -75,6 +68,21 @@ class SpeculativeLoop(PlainLoop):
 
   def stats(self) -> dict[str, Any]:
     return drafting(*(sum(self.counts[name]) for name in COUNTED)) | {'drafter_bytes': self.drafter_bytes}
+
+
+def run_rounds(
+  clock: Clock,
+  lm: LanguageModel,
+  state: SpeculativeState,
+  most: int,
+  eos_E: jax.Array,
+  values: dict,
+  drafter: Drafter,
+  rule: trees.Rule,
+) -> tuple[SpeculativeState, jax.Array]:
+  """Returns (the state after at most so many rounds with this drafter, whose memory it has; the rounds taken)."""
+  static = {'config': lm.config, 'drafter': drafter.traced, 'rule': rule}
+  return clock.run('decode', decode, lm.params, drafter.weights(), state, jnp.int32(most), eos_E, values, **static)
 
 
 def generate(

@@ -115,7 +115,7 @@ def verify(params, state: SpeculativeState, tree: trees.Tree, values, config: Mo
     seen = flat(jax.vmap(jax.vmap(put, (None, 0, 0)))(state.seen, path_RNN, seen_RNN))
   scores_RNV = warped(flat(logits_RNV), seen, values).reshape(logits_RNV.shape)
   if rule == 'residual' and 'temperature' in values and tree.odds is not None:
-    keys_R, probabilities = jax.vmap(own_key)(state.keys, state.position), jax.nn.softmax(scores_RNV, axis=-1)
+    keys_R, probabilities = jax.vmap(independent_key)(state.keys, state.position), jax.nn.softmax(scores_RNV, axis=-1)
     accepted = trees.residual(tree, probabilities, keys_R, 1 + drafter.most_beside)
   else:
     if 'temperature' in values:
@@ -135,8 +135,8 @@ def noise_of(state: SpeculativeState, depth_RN, depths: int, size: int):
   return jnp.take_along_axis(jax.vmap(of_row)(state.keys, at_RP), depth_RN[:, :, None], axis=1)
 
 
-def own_key(key, position):
-  """Noise of a round that neither target nor drafter has seen."""
+def independent_key(key, position):
+  """Returns a random key that is independent of the noise which chooses the token at this position."""
   return jax.random.fold_in(jax.random.fold_in(key, position), 1)
 
 

@@ -14,16 +14,18 @@ from jaxlm.exports import lazily
 
 if TYPE_CHECKING:
   from decoders.swift.config import SwiftConfig as SwiftConfig
+  from decoders.swift.loop import SwiftLoop as SwiftLoop
+  from decoders.swift.measures import draft_bytes as draft_bytes
+  from decoders.swift.measures import matchness as matchness
   from decoders.swift.sets import SkipSet as SkipSet
   from decoders.swift.stream import Stream as Stream
-  from decoders.swift.stream import SwiftLoop as SwiftLoop
-  from decoders.swift.stream import draft_bytes as draft_bytes
   from decoders.swift.stream import generate as generate
-  from decoders.swift.stream import matchness as matchness
 
 _PUBLIC = {
   **dict.fromkeys(('SwiftConfig',), 'decoders.swift.config'),
   **dict.fromkeys(('SkipSet',), 'decoders.swift.sets'),
-  **dict.fromkeys(('Stream', 'SwiftLoop', 'draft_bytes', 'generate', 'matchness'), 'decoders.swift.stream'),
+  **dict.fromkeys(('SwiftLoop',), 'decoders.swift.loop'),
+  **dict.fromkeys(('draft_bytes', 'matchness'), 'decoders.swift.measures'),
+  **dict.fromkeys(('Stream', 'generate'), 'decoders.swift.stream'),
 }
 __getattr__, __dir__ = lazily(__name__, _PUBLIC)

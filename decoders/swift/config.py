@@ -14,61 +14,75 @@ from jaxlm.errors import unknown
 
 @dataclasses.dataclass(frozen=True)
 class SwiftConfig:
-  """Which sub-layers are skipped, how the set is searched, and how much is drafted; the numbers are the authors'."""
+  """Which sub-layers are skipped, how the set is searched, and how much is drafted. The default numbers are the authors'."""
 
   skip_ratio: float = 0.45
-  """Share of the sub-layers that is skipped; the first and the last layer do not count, and always run."""
+  """Share of the sub-layers (attention and MLP blocks) that a draft skips; the first and the last layer always run and do not
+  count. Higher: cheaper drafts, of which fewer are accepted. Small models allow 0.1 to 0.2."""
   ratio_of: Literal['count', 'bytes'] = 'count'
-  """What skip_ratio is a share of: the number of sub-layers, or the bytes of their weights."""
+  """What skip_ratio is a share of: the number of sub-layers (count), or the bytes of their weights (bytes), which suits models
+  whose attention and MLP differ much in size."""
   search: bool = True
-  """Search while generating; without, draft with the set given or saved, else with every second layer left out."""
+  """Search for a better set to skip while generating. Off: draft with the set that is given or saved, else with every second
+  layer skipped."""
   context_window: int = 32
-  """Generated tokens on which a set is scored."""
+  """Number of generated tokens on which each set is scored. More: less noisy scores, but each takes longer, and requests shorter
+  than this are not searched on."""
   opt_interval: int = 1
-  """Rounds of decoding between two steps of the search; the guard looks up every 8 rounds or later."""
+  """Rounds of decoding between two steps of the search. Raise it to spend less time on the search. With guard on, steps are at
+  least 8 rounds apart in any case."""
   bayes_interval: int = 25
-  """Sets scored between two updates of the Gaussian process (0: none, sets are drawn at random)."""
+  """Number of scored sets after which the Gaussian process, which proposes promising sets, is fitted again. 0: no process, all
+  sets are drawn at random."""
   max_opt_iter: int = 1000
-  """The search ends after more scored sets than this."""
+  """The search ends once more than this number of sets was scored. Lower it for short streams of requests."""
   max_tolerance_iter: int = 300
-  """The search ends after more scored sets than this without a better one."""
+  """The search ends once more than this number of sets in a row was scored without finding a better one."""
   max_score: float = 0.95
-  """The search ends with a set that surely predicts a larger share of tokens than this (1: does not)."""
+  """The search ends once the best set's matchness, its share of correctly predicted tokens in [0, 1], is above this beyond doubt
+  (with fidelity paper: in one window). 1: the search never ends for this reason."""
   candidates: int | None = None
-  """Sets that are scored together in one pass (none: 8, or the paper's 1)."""
+  """Number of sets scored together in one pass of the model (none: 8, or 1 with fidelity paper). Lower it where memory is
+  short."""
   objective: Literal['matchness', 'speedup'] = 'matchness'
-  """What the best set has most of: tokens predicted, or speed-up as predicted from these and from the bytes it skips."""
+  """What the search maximises. matchness: the share of tokens that the skipped model predicts. speedup: the speed-up expected from
+  that share and from the bytes that the set skips; use it with ratio_of bytes."""
   compare: Literal['nearness', 'matchness'] = 'nearness'
-  """What sets are compared by, as far as they predict tokens. nearness: matchness, but a token that a set does not find likeliest
-  counts by its probability in units of the likeliest one's, which tells sets apart in fewer tokens. matchness: as the paper."""
+  """How well a set predicts tokens, as far as sets are compared. matchness: the share of tokens predicted, as in the paper. nearness:
+  a token that is not predicted counts too, by its probability divided by that of the likeliest token, so that fewer tokens are
+  enough to tell sets apart."""
   fidelity: Literal['corrected', 'paper'] = 'corrected'
-  """paper: as the authors' code, which does not score the first set, takes the first tokens of a request as its window, and
-  keeps the highest score of any window; with guard=False it also drafts and searches from the first token on. corrected: sets are compared on the same, latest tokens, and confirmed on new ones."""
+  """Whose rules the search follows. corrected: sets are compared on the same, latest tokens, and a better one is confirmed on new
+  tokens. paper: as the authors' code, to repeat the paper: the first set is never scored, the window is the first tokens of a
+  request, and the highest score of any window wins; add guard off to draft and search from the first token on."""
   max_draft: int = 25
-  """Tokens drafted in a round at most."""
+  """Largest number of tokens drafted in a round. Lower it on a CPU, where verifying many tokens is slow."""
   threshold: float = 0.8
-  """Drafting stops after a token less probable than this."""
+  """Drafting stops after a token whose probability is below this. Raise it where few drafted tokens are accepted."""
   adapt_threshold: bool = False
-  """Adapt the threshold to how many drafted tokens are accepted (Draft & Verify, https://arxiv.org/abs/2309.08168)."""
+  """Move the threshold from round to round with the share of drafted tokens that are accepted (Draft & Verify,
+  https://arxiv.org/abs/2309.08168). For texts of changing difficulty."""
   width_bounds: tuple[float, float, float] = (0.95, 0.8, 0.5)
-  """Probabilities of a drafted token above which fewer candidates are verified beside it, falling."""
+  """Falling probabilities of a drafted token, which decide how many candidates are verified at its place: see greedy_widths."""
   greedy_widths: tuple[int, int, int, int] = (3, 5, 8, 10)
-  """Candidates above each of width_bounds, and below the last of them, in greedy decoding."""
+  """In greedy decoding: number of candidates for a place, the drafted token included, where its probability is above the first,
+  second and third of width_bounds, and below all. 1 1 1 1 on a CPU, where each candidate costs time."""
   sampling_widths: tuple[int, int, int, int] = (1, 3, 5, 10)
-  """The same in sampling."""
+  """The same as greedy_widths, when tokens are sampled."""
   draft: Literal['cond', 'mask', 'static'] = 'cond'
-  """How a sub-layer is skipped. cond: by a branch. mask: computed and discarded. static: the set is part of the program,
-  compiled for each."""
+  """How the program skips a sub-layer. cond: it branches around it. mask: it computes it and discards the result, which saves no
+  time. static: the set is part of the program, which is fastest and is compiled again for each set: for a set that stays."""
   static_when_found: bool = True
-  """Compile a program for the set found when the search has ended."""
+  """When the search has ended, compile a program for the set found, as with draft static. Off: save the time to compile."""
   guard: bool = True
-  """Go on without drafting where it does not pay."""
+  """Measure which is fastest, drafting or plain decoding, use that, and limit the time spent on searching and trying. Off: always
+  draft, for studies."""
   skip: SkipSet | None = None
-  """Set to start from (none: every second layer; where skip_ratio is far from a half, as many as it says, evenly spread)."""
+  """Set to start from (none: every second layer, or where skip_ratio is far from a half, evenly spread layers of that share)."""
   sets: str | None = None
-  """JSON file of sets found, read at the start and written when a search ends."""
+  """JSON file that keeps sets: this model's and task's is read at the start, and written when a search ends."""
   task: str = 'default'
-  """Name under which the file keeps this model's set: sets of one task rarely suit another."""
+  """Name of the kind of text, under which the file `sets` keeps this model's set. A set of one task rarely suits another."""
 
   def __post_init__(self):
     if not 0 < self.skip_ratio < 1:

@@ -1,7 +1,6 @@
-"""SWIFT's drafter: the model itself, some of its sub-layers skipped, drafts until it is no longer sure.
+"""SWIFT's drafter: the model itself with some of its sub-layers skipped (https://arxiv.org/abs/2410.06916).
 
-After each drafted token its own probability says how many other candidates are verified beside it, and whether drafting
-goes on. See https://arxiv.org/abs/2410.06916.
+The probability of each drafted token says how many other candidates are verified beside it, and whether drafting goes on.
 """
 
 import dataclasses
@@ -11,22 +10,24 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from decoders.sampling import ranked, warped
-from decoders.speculative.rounds import Drafter, SpeculativeState, own_key
-from decoders.speculative.trees import Rule, Tree, with_leaves
+from decoders.speculative.draft_loop import DraftPolicy, adapted_threshold, draft
+from decoders.speculative.rounds import Drafter, SpeculativeState
+from decoders.speculative.trees import Rule, Tree
 from decoders.swift import skipping
 from decoders.swift.sets import SkipSet
 from jaxlm.caches.branch import Branch
 from jaxlm.config import ModelConfig
 
-DEPTHS = (1, 4, 10)  # Chains up to which trees are verified by programs of their own.
+DEPTHS = (1, 4, 10)  # Lengths of chains for which there are smaller verifying programs than that for `max_draft`.
 
 
 @struct.dataclass
 class Memory:
+  """What the drafter keeps between rounds."""
+
   keep: jax.Array  # [2, L] bool, sub-layers that run
   threshold: jax.Array  # [R] float32
-  smoothed: jax.Array  # [R] float32, share of drafted tokens that were accepted, of late
+  smoothed: jax.Array  # [R] float32, the smoothed acceptance rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class SkipDrafter(Drafter):
   """A drafter; see `decoders.speculative.rounds.Drafter`. Its fields are those of `SwiftConfig`."""
 
   start: SkipSet
-  """Skipped at first; what is skipped later is in its memory, unless `how` is static."""
+  """The set skipped at first. Unless `how` is static, the memory says what is skipped later."""
   how: skipping.How = 'cond'
   max_draft: int = 25
   threshold: float = 0.8
@@ -43,16 +44,16 @@ class SkipDrafter(Drafter):
   widths: tuple[int, ...] = (3, 5, 8, 10)
 
   @property
+  def policy(self) -> DraftPolicy:
+    return DraftPolicy(self.max_draft, self.threshold, self.adapt, self.width_bounds, self.widths)
+
+  @property
   def buckets(self) -> tuple[tuple[int, int], ...]:
-    # All tokens of a chain but the last are at least as probable as the threshold, unless that moves.
-    least = 0.0 if self.adapt else self.threshold
-    before = max((w for b, w in zip((1.0, *self.width_bounds), self.widths) if b > least), default=self.widths[0])
-    depths = [d for d in DEPTHS if d < self.max_draft] + [self.max_draft]
-    return tuple((d, (d - 1) * (before - 1) + self.widths[-1] - 1) for d in depths)
+    return self.policy.sizes([*(depth for depth in DEPTHS if depth < self.max_draft), self.max_draft])
 
   @property
   def most_beside(self) -> int:
-    return self.widths[-1] - 1
+    return self.policy.most_beside
 
   def begin(self, clock, lm, prompts, state, chunk=None) -> Memory:
     fill = lambda value: jnp.full(len(prompts), value, jnp.float32)
@@ -68,65 +69,27 @@ class SkipDrafter(Drafter):
     config: ModelConfig,
     idle_R=None,
   ) -> tuple[Tree, Memory]:
-    memory, R, D, W = state.memory, len(state.last), self.max_draft, min(self.widths[-1], config.vocab_size)
-    room_R = state.tokens.shape[1] - state.lengths - 1  # One token of a round is the target's own.
+    memory, R, D = state.memory, len(state.last), self.max_draft
     keep = self.start.keep(config.num_layers) if self.how == 'static' else memory.keep
-    drawn = rule == 'residual' and 'temperature' in values
-    branch = Branch.create(state.cache, config, R, D)
-    idle_R = state.done if idle_R is None else state.done | idle_R
-    ints = lambda *shape: jnp.zeros((R, D, *shape), jnp.int32)
-    begin = {
-      't': jnp.int32(0), 'last': state.last, 'on': ~idle_R & (room_R > 0), 'length': jnp.zeros(R, jnp.int32), 'top': ints(W), 'width': ints(),
-      'keys': branch.keys, 'values': branch.values, 'positions': branch.positions,
-    }  # fmt: skip
-    if drawn:
-      begin['odds'] = jnp.zeros((R, D, config.vocab_size), jnp.float32)
+    beside = Branch.create(state.cache, config, R, D)
+    # The loop carries the drafted tokens' keys and values without the cache, which is only read: it might be copied.
+    carried = lambda branch: branch.replace(cache=None, seen=None)
 
-    def step(s):
-      t, position_R = s['t'], state.position + s['t']
-      seen_R1D = jnp.broadcast_to(jnp.arange(D)[None, None] <= t, (R, 1, D))
-      here = branch.replace(keys=s['keys'], values=s['values'], positions=s['positions'], at=t, seen=seen_R1D)
-      hidden_R1D, here = skipping.hidden(
-        params, s['last'][:, None], position_R[:, None], here, state.total, keep, config, self.how
-      )
-      logits_RV = skipping.logits(params, hidden_R1D[:, 0], config)
-      # The noise that the target will choose with is the best guess of its choice; but what is drawn needs noise of its own.
-      noise = jax.vmap(own_key if drawn else jax.random.fold_in)(state.keys, position_R + 1)
-      scores_RW, top_RW = jax.lax.top_k(ranked(logits_RV, noise, state.seen, values), W)
-      first_R = top_RW[:, 0].astype(jnp.int32)
-      logit_R = jnp.take_along_axis(logits_RV, top_RW[:, :1], axis=1)[:, 0]
-      sure_R = jnp.exp(logit_R - jax.nn.logsumexp(logits_RV, axis=-1))
-      # What a filter has dropped is no candidate.
-      width_R = jnp.minimum(self.width(sure_R), jnp.isfinite(scores_RW).sum(axis=1))
-      put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new.astype(x.dtype), t, 1)
-      new = {
-        't': t + 1, 'last': first_R, 'on': s['on'] & (sure_R >= memory.threshold) & (t + 1 < room_R), 'length': jnp.where(s['on'], t + 1, s['length']),
-        'top': put(s['top'], top_RW), 'width': put(s['width'], width_R),
-        'keys': here.keys, 'values': here.values, 'positions': here.positions,
-      }  # fmt: skip
-      if drawn:
-        new['odds'] = put(s['odds'], jax.nn.softmax(warped(logits_RV, state.seen, values), axis=-1))
-      return new
+    def step(tokens_R1, positions_R1, drafted):
+      seen_R1D = jnp.broadcast_to(jnp.arange(D)[None, None] <= drafted.at, (R, 1, D))
+      branch = drafted.replace(cache=state.cache, seen=seen_R1D)
+      hidden_R1D, branch = skipping.hidden(params, tokens_R1, positions_R1, branch, state.total, keep, config, self.how)
+      return skipping.logits(params, hidden_R1D[:, 0], config), carried(branch.replace(at=drafted.at + 1))
 
-    s = jax.lax.while_loop(lambda s: (s['t'] < D) & jnp.any(s['on']), step, begin)
-    most = self.buckets[-1][1]
-    tree = with_leaves(s['top'][:, :, 0], s['length'], s['top'][:, :, 1:], s['width'] - 1, most, s.get('odds'))
+    tree, _ = draft(
+      step, carried(beside), state, values, rule, self.policy, config.vocab_size, threshold=memory.threshold, idle=idle_R
+    )  # fmt: skip
     return tree, memory
-
-  def width(self, sure_R):
-    """Returns the candidates at a depth whose first one is so probable."""
-    width_R = jnp.full(sure_R.shape, self.widths[-1])
-    for bound, width in reversed(list(zip(self.width_bounds, self.widths))):
-      width_R = jnp.where(sure_R > bound, width, width_R)
-    return width_R
 
   def learn(self, memory: Memory, drafted_R, accepted_R) -> Memory:
     if not self.adapt:
       return memory
-    some_R = drafted_R > 0
-    share_R = accepted_R / jnp.maximum(drafted_R, 1)
-    smoothed_R = jnp.where(some_R, 0.5 * memory.smoothed + 0.5 * share_R, memory.smoothed)
-    to_R = jnp.where(smoothed_R < 0.9, memory.threshold + 0.01, memory.threshold - 0.01)
-    moved_R = 0.9 * memory.threshold + 0.1 * to_R
-    still_R = ~some_R | (drafted_R >= self.max_draft)
-    return memory.replace(smoothed=smoothed_R, threshold=jnp.where(still_R, memory.threshold, moved_R))
+    threshold_R, smoothed_R = adapted_threshold(
+      memory.threshold, memory.smoothed, drafted_R, accepted_R, self.max_draft
+    )
+    return memory.replace(threshold=threshold_R, smoothed=smoothed_R)

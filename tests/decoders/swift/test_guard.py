@@ -11,7 +11,7 @@ from decoders.speculative import rounds
 from decoders.speculative.prompt_lookup import PromptLookup
 from decoders.swift import Stream, SwiftConfig, SwiftLoop
 from decoders.swift.guard import Account
-from decoders.swift.search import Search
+from decoders.swift.search_base import SearchBase
 from decoders.swift.sets import SkipSet
 from tests.models import TINY, tiny_model
 
@@ -151,7 +151,7 @@ def seconds(monkeypatch):
 def test_a_stream_of_short_requests_is_searched_on_and_loses_no_more_than_its_share(seconds, monkeypatch):
   """With a step of a millisecond a chunk would be a whole request, after which there is nothing left to score sets on."""
   lm = tiny_model(TINY.replace(num_layers=5))
-  monkeypatch.setattr(Search, 'cost', lambda self, skip_set: 0.1)  # So that sets are tried, and turn out dear.
+  monkeypatch.setattr(SearchBase, 'cost', lambda self, skip_set: 0.1)  # So that sets are tried, and turn out dear.
   stream, searched, tried = Stream(lm, SwiftConfig(max_draft=4)), 0, 0
   for request in range(120):
     out = stream.generate([[1 + request % 40, 2, 3]], max_new_tokens=50, eos_id=None)

@@ -9,7 +9,7 @@ import pytest
 
 from decoders.swift.config import SwiftConfig
 from decoders.swift.search import Search, predicted_speedup, wilson_lower_bound
-from decoders.swift.sets import SkipSet, draw, uniform, vary
+from decoders.swift.sets import draw, uniform, vary
 
 ENDLESS = {'max_score': 1.0, 'max_tolerance_iter': 10_000}
 PAPER = SwiftConfig(fidelity='paper')
@@ -80,22 +80,6 @@ def test_predicted_speedup_is_the_best_of_all_lengths():
   assert predicted_speedup(np.array([0.2, 0.9]), np.array([0.5, 0.5]), 25).shape == (2,)
 
 
-@pytest.mark.parametrize('fidelity', ['corrected', 'paper'])
-def test_proposed_sets_skip_as_many_as_they_should(fidelity):
-  L, d = 9, 14
-  search = Search(SwiftConfig(fidelity=fidelity, bayes_interval=5, **ENDLESS), L)
-  rng, seen = np.random.default_rng(0), []
-  for _ in range(40):
-    sets = search.propose()
-    assert len(sets) == search.config.num_candidates == len(set(sets))
-    for skip_set in sets:
-      skip_set.check(L)
-      assert len(skip_set) == int(d * 0.45)
-    seen += sets
-    search.observe(sets, rng.random(len(sets)), 0.5)
-  assert len(set(seen)) > len(seen) // 2
-
-
 def test_bytes_are_spent_to_the_last_sublayer_that_fits():
   L, costs = 8, np.array([2.0] * 6 + [5.0] * 6)
   search = Search(SwiftConfig(ratio_of='bytes', bayes_interval=5, **ENDLESS), L, costs)
@@ -113,96 +97,6 @@ def test_small_spaces_do_not_block():
   search = Search(SwiftConfig(**ENDLESS), 4)
   run(search, lambda z: np.full(len(z), 0.5), steps=5)
   assert search.iterations == 40
-
-
-def test_best_set_is_the_start_until_another_is_found():
-  start = SkipSet((2,), (3,))
-  assert Search(SwiftConfig(), 8).best == uniform(8)
-  assert Search(SwiftConfig(skip=start), 8).best == start
-  search = Search(SwiftConfig(skip=start, search=False), 8, start=SkipSet())
-  assert search.best == SkipSet() and not search.active and search.stopped is None
-  with pytest.raises(RuntimeError, match='config.search is off'):
-    search.propose()
-
-
-@pytest.mark.parametrize(
-  'config, kwargs, message',
-  [
-    (SwiftConfig(), {'start': SkipSet((7,))}, 'layer 7'),
-    (SwiftConfig(ratio_of='bytes'), {}, 'costs are missing'),
-    (SwiftConfig(objective='speedup'), {}, 'costs are missing'),
-    (SwiftConfig(), {'costs': np.ones(5)}, 'costs must be 12 positive'),
-    (SwiftConfig(skip_ratio=0.05), {}, 'skip_ratio=0.05 of 8 layers skips no sub-layer'),
-  ],
-)
-def test_searches_without_sense_are_refused(config, kwargs, message):
-  with pytest.raises(ValueError, match=message):
-    Search(config, 8, **kwargs)
-
-
-@pytest.mark.parametrize(
-  'scores, incumbent, message',
-  [
-    ([float('nan')] * 8, 0.5, 'A score is nan'),
-    ([1.1] * 8, 0.5, 'A score is 1.1'),
-    ([0.5] * 8, -0.1, 'A score is -0.1'),
-    ([0.5] * 7, 0.5, '8 sets have 7 scores'),
-    ([0.5] * 8, None, 'incumbent is missing'),
-    ([0.5] * 8, 0.5, 'A score is 2'),
-    ([0.5] * 8, 0.5, 'values of nearness'),
-  ],
-)
-def test_broken_scores_are_refused(scores, incumbent, message):
-  search = Search(SwiftConfig(), 8)
-  near = {'A score is 2': [0.5] * 8 + [2], 'values of nearness': [0.5] * 8}.get(message)
-  with pytest.raises(ValueError, match=message):
-    search.observe(search.propose(), scores, incumbent, near)
-  assert search.iterations == 0 and search.history == []
-
-
-def test_paper_keeps_the_highest_score_of_any_window():
-  scores = [0.0, 0.3, 0.2, 0.3, 0.6, 0.5, 0.5, 0.5, 0.9]
-  search = Search(PAPER.replace(max_tolerance_iter=2), 8)
-  best, best_score, tolerance = uniform(8), 0.0, 0
-  for i, score in enumerate(scores, 1):
-    (candidate,) = search.propose()
-    search.observe([candidate], [score])
-    if score > best_score:
-      best, best_score, tolerance = candidate, score, 0
-    else:
-      tolerance += 1
-    assert (search.best, search.best_score, search.tolerance, search.iterations) == (best, best_score, tolerance, i)
-    assert search.history[-1].best == best
-    if tolerance > 2:
-      break
-  assert i == 8 and search.stopped == 'tolerance' and not search.active
-  with pytest.raises(RuntimeError, match='tolerance'):
-    search.propose()
-
-
-def test_paper_registers_the_real_vector_of_every_bayes_interval_th_set():
-  search = Search(PAPER.replace(bayes_interval=4), 8)
-  for i in range(1, 13):
-    (candidate,) = search.propose()
-    search.observe([candidate], [i / 100])
-    vector, score = search._registered[-1]
-    assert score == i / 100
-    if i % 4:
-      np.testing.assert_array_equal(vector, candidate.vector(8))
-    else:
-      assert len(np.unique(vector)) == 12
-      assert set(np.argsort(-vector)[: len(candidate)]) == set(np.flatnonzero(candidate.vector(8)))
-
-
-def test_paper_stops_above_the_score_and_after_the_iterations():
-  search = Search(PAPER, 8)
-  for score in (0.95, 0.96):
-    assert search.active
-    search.observe(search.propose(), [score])
-  assert search.stopped == 'max_score'
-  search = Search(PAPER.replace(max_opt_iter=3), 8)
-  run(search, lambda z: np.full(len(z), 0.5))
-  assert search.stopped == 'max_iter' and search.iterations == 4
 
 
 def test_corrected_stops():
@@ -297,7 +191,7 @@ def test_search_finds_sublayers_that_do_nothing():
 @pytest.mark.slow
 def test_in_noise_the_corrected_rule_ends_with_a_better_set(monkeypatch):
   """The paper's rule keeps the luckiest window, whichever way its sets were found."""
-  monkeypatch.setattr('decoders.swift.search.BOX', 1000)
+  monkeypatch.setattr('decoders.swift.paper_search.BOX', 1000)
   ends = {}
   for name, config in (('corrected', SwiftConfig()), ('paper', PAPER), ('random', PAPER.replace(bayes_interval=0))):
     config = config.replace(max_opt_iter=300, **ENDLESS)

@@ -11,9 +11,8 @@ import decoders
 from decoders import speculative, swift
 from decoders.prefill import prefill
 from decoders.speculative import rounds
-from decoders.swift import Stream, SwiftConfig, skipping, stream
+from decoders.swift import Stream, SwiftConfig, skipping
 from decoders.swift import drafter as swift_draft
-from decoders.swift.guard import Account
 from decoders.swift.sets import SkipSet
 import jaxlm
 from jaxlm.caches import FullCache
@@ -203,7 +202,7 @@ def test_thresholds_follow_what_is_accepted():
 
 def test_widths_are_the_papers():
   drafter = swift_draft.SkipDrafter(SkipSet())
-  assert drafter.width(jnp.asarray([0.99, 0.95, 0.81, 0.8, 0.6, 0.5, 0.1])).tolist() == [3, 5, 5, 8, 8, 10, 10]
+  assert drafter.policy.width(jnp.asarray([0.99, 0.95, 0.81, 0.8, 0.6, 0.5, 0.1])).tolist() == [3, 5, 5, 8, 8, 10, 10]
   assert drafter.buckets[-1] == (25, 24 * 4 + 9)
 
 
@@ -216,17 +215,6 @@ def test_a_context_has_no_more_room_than_the_model():
   loop = speculative.SpeculativeLoop(speculative.PromptLookup(6))
   with pytest.raises(ValueError, match='room for 88'):
     context.ask(lm, [[1, 2]], max_new_tokens=85, loop=loop)
-
-
-def test_plain_steps_between_rounds(monkeypatch):
-  """The guard may change its mind at any time."""
-  lm = tiny_model(MODEL)
-  plain = decoders.generate(lm, PROMPTS, max_new_tokens=60)
-  monkeypatch.setattr(Account, 'decides', lambda self, ways: ways[int(self.spent * 1e9) % len(ways)])
-  monkeypatch.setattr(stream, 'CHUNK', 3)
-  out = Stream(lm, SMALL).generate(PROMPTS, max_new_tokens=60, lookup=speculative.PromptLookup(4))
-  np.testing.assert_array_equal(out.tokens, plain.tokens)
-  assert 0 < out.stats['plain_steps'] < 60 and out.stats['rounds'] > 0
 
 
 def test_bad_input_is_refused():
