@@ -1,5 +1,8 @@
 """Drafting with a smaller model of the same vocabulary, as in https://arxiv.org/abs/2211.17192.
 
+Models of one family may pad their vocabulary to different sizes behind the tokens that their tokenizer has (Qwen2.5: 151936 and
+152064 of 151665). Padding is never drafted; the target chooses as it does alone.
+
 Its cache has every token but the last two; these are read at the start of a round, whatever was accepted before.
 """
 
@@ -30,8 +33,8 @@ class DraftModel(Drafter):
   """A drafter; see `decoders.speculative.rounds.Drafter`.
 
   Raises:
-    ValueError: settings without sense; and when it is used, if the draft model has another vocabulary or reads in another
-      direction, or if its context is shorter than the texts.
+    ValueError: settings without sense; and when it is used, if the draft model has another vocabulary (another size is fine
+      where both have the same tokens and pad them) or reads in another direction, or if its context is shorter than the texts.
   """
 
   config: ModelConfig
@@ -42,6 +45,8 @@ class DraftModel(Drafter):
   """Drafting stops after a token less probable than this."""
   tokenizer: Any = dataclasses.field(default=None, compare=False)
   """The draft model's, where it has one, so that another vocabulary of the same size is noticed."""
+  most_ids: int | None = None
+  """Ids from here on are never drafted (None: the smaller model has a token for each); the tokenizer's size, in `traced`."""
 
   def __post_init__(self):
     if self.max_draft < 1:
@@ -59,7 +64,8 @@ class DraftModel(Drafter):
 
   @property
   def traced(self) -> 'DraftModel':
-    return dataclasses.replace(self, params=None, tokenizer=None)
+    most_ids = self.most_ids if self.tokenizer is None else self.tokenizer.vocab_size
+    return dataclasses.replace(self, params=None, tokenizer=None, most_ids=most_ids)
 
   def check(self, lm: LanguageModel, longest: int, drawn: bool) -> None:
     for name in ('direction', 'direction_signal'):
@@ -67,9 +73,10 @@ class DraftModel(Drafter):
         raise ValueError(
           f'The draft model was trained with {name}={theirs!r} and the model with {ours!r}: they must agree.'
         )
-    if lm.config.vocab_size != self.config.vocab_size:
+    if lm.config.vocab_size != self.config.vocab_size and not self._pads_the_vocabulary_of(lm):
       raise ValueError(
-        f'The draft model has {self.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a vocabulary.'
+        f'The draft model has {self.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a '
+        'vocabulary. Other sizes work only where both have a tokenizer, and these have the same tokens.'
       )
     if self.tokenizer is not None and lm.tokenizer is not None:
       ours, theirs = lm.tokenizer.encode(PROBE), self.tokenizer.encode(PROBE)
@@ -82,6 +89,20 @@ class DraftModel(Drafter):
         f'Texts of {longest} tokens are longer than the {self.config.max_length} that the draft model reads.'
       )
 
+  def _pads_the_vocabulary_of(self, lm: LanguageModel) -> bool:
+    """Returns whether both models have the same tokens, so that their vocabularies differ in padding alone."""
+    ours, theirs = lm.tokenizer, self.tokenizer
+    if (
+      ours is None or theirs is None or lm.config.direction_signal != 'none'
+    ):  # Signals are the last ids of a vocabulary.
+      return False
+    if ours is theirs or getattr(ours, 'fingerprint', None) == getattr(theirs, 'fingerprint', ''):
+      return True
+    text = lambda tokenizer, id: tokenizer.decode([id], skip_special=False)
+    return ours.vocab_size == theirs.vocab_size and all(
+      text(ours, id) == text(theirs, id) for id in range(ours.vocab_size)
+    )
+
   def weights(self) -> Any:
     return self.params()
 
@@ -89,9 +110,19 @@ class DraftModel(Drafter):
     """Returns the draft model's cache."""
     memory, most = WholeMemory(), int(np.asarray(state.total).max()) + self.max_draft + 1
     padded, capacity = prompt_lib.pad(prompts, self.config.max_length), max(bucket(most), state.text.shape[1])
+    padded = dataclasses.replace(padded, tokens=np.minimum(padded.tokens, self.config.vocab_size - 1))
     return memory.read(
       clock, LanguageModel(self.config, self.params()), padded, state.total, Plan(chunk, slots=capacity)
     )[1]
+
+  def _for_the_target(self, logits_RV, size: int) -> jax.Array:
+    """Returns draft logits [R, size] in the target's vocabulary; what may not be drafted is -inf."""
+    V = self.config.vocab_size
+    if size == V:
+      return logits_RV
+    most = min(size, V, V if self.most_ids is None else self.most_ids)
+    known_RV = logits_RV[:, :most]
+    return jnp.pad(known_RV, ((0, 0), (0, size - most)), constant_values=-jnp.inf)
 
   def propose(
     self, params, draft_params, state: SpeculativeState, values: dict, rule: Rule, config: ModelConfig, idle_R=None
@@ -108,8 +139,10 @@ class DraftModel(Drafter):
 
     def read(tokens_RT, position_R, cache):
       positions_RT = jnp.minimum(position_R[:, None] + jnp.arange(tokens_RT.shape[1])[None], state.total[:, None] - 1)
+      # A padding id that only the target has reads as the last one of the draft model.
+      tokens_RT = jnp.minimum(tokens_RT, self.config.vocab_size - 1)
       logits_RTV, cache = model.apply({'params': draft_params}, tokens_RT, positions_RT, cache, state.total)
-      return logits_RTV[:, -1], cache
+      return self._for_the_target(logits_RTV[:, -1], config.vocab_size), cache
 
     def chosen(s, logits_RV, cache):
       t = s['t']

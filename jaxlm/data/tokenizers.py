@@ -37,6 +37,9 @@ class Tokenizer(Protocol):
   def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
     """Returns the text of ids; ids outside the vocabulary have none."""
 
+  def token_id(self, text: str) -> int | None:
+    """Returns the id of the token whose text this is, special ones first; None if there is none."""
+
   def chat(self, messages: list[dict] | str, *, add_generation_prompt: bool = True, **variables: Any) -> list[int]:
     """Returns the ids of a conversation in the model's own format. Raises ValueError when it has none.
 
