@@ -87,8 +87,8 @@ def start(cache, logits, position: int, total: int) -> decode_state.DecodeState:
   one = lambda x: jnp.asarray([x], jnp.int32)
   return decode_state.DecodeState(
     tokens=jnp.zeros((1, total - position), jnp.int32), last=jnp.argmax(logits, axis=-1).astype(jnp.int32),
-    position=one(position), lengths=one(0), done=jnp.zeros(1, bool), keys=decode_state.row_keys(0, 0, 1), seen=None,
-    total=one(total), cache=cache,
+    position=one(position), lengths=one(0), done=jnp.zeros(1, bool), finite=jnp.ones(1, bool),
+    keys=decode_state.row_keys(0, 0, 1), seen=None, total=one(total), cache=cache,
   )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import functools
+import re
 import sys
 from typing import Annotated, Literal
 
@@ -81,7 +82,9 @@ class GenerateConfig:
   num_samples: int = 1
   """Continuations of each prompt."""
   stop: tuple[str, ...] = ()
-  """Strings that end the text."""
+  """Strings that end the text; they may hold the texts of special tokens."""
+  eos_id: Annotated[tuple[str, ...], tyro.conf.arg(metavar='TOKEN ...')] = ()
+  """Tokens that end the text, by id or by text (none given: the tokenizer's)."""
   direction: Literal['forward', 'reverse'] | None = None
   """forward: generate what follows the prompt. reverse: generate what comes before it, with a model that was trained to read texts
   from their end. (none: the direction that the model was trained for; forward if it was trained for both.)"""
@@ -127,6 +130,7 @@ def main(config: GenerateConfig) -> None:
     seed=config.seed,
     num_samples=config.num_samples,
     stop=config.stop,
+    eos_id=end_tokens(config.eos_id),
     prefill_chunk=config.prefill_chunk,
     direction=direction,
     # Text is held back while a stop string may still end it, so with --stop it is printed whole.
@@ -186,6 +190,11 @@ def decoder(config: GenerateConfig) -> Callable:
     lookup = decoders.speculative.PromptLookup() if config.lookup_first else None
     return functools.partial(decoders.swift.generate, swift=config.swift, rule=config.rule, lookup=lookup)
   return decoders.generate
+
+
+def end_tokens(given: tuple[str, ...]) -> str | list[int | str]:
+  """Returns `eos_id` of `decoders.generate`: whole numbers are ids, anything else is a token's text."""
+  return [int(x) if re.fullmatch('-?[0-9]+', x) else x for x in given] or 'tokenizer'
 
 
 def lazy_config(config: GenerateConfig) -> LazyConfig:

@@ -7,6 +7,7 @@ Only prompts are turned round before generation and texts after it, so every way
 """
 
 from collections.abc import Sequence
+import functools
 from typing import Any, Literal
 
 from jaxlm.config import ModelConfig
@@ -46,15 +47,21 @@ def in_model_order(lm: LanguageModel, ids: Sequence[int], direction: Way, *, tex
   return first + (content[::-1] if direction == 'reverse' else content)
 
 
-def generated_text(lm: LanguageModel, prompt: Sequence[int], ids: Sequence[int], direction: Way) -> str:
-  """Returns the text that `ids`, in the order of generation, add to a prompt in the model's order: behind it, or before it."""
+def generated_text(
+  lm: LanguageModel, prompt: Sequence[int], ids: Sequence[int], direction: Way, skip_special: bool = True
+) -> str:
+  """Returns the text that `ids`, in the order of generation, add to a prompt in the model's order: behind it, or before it.
+
+  `skip_special`: special tokens have no text; otherwise they are written out.
+  """
   if direction == 'forward':
-    stream = TextStream(lm.tokenizer, prompt=prompt)
+    stream = TextStream(lm.tokenizer, prompt=prompt, skip_special=skip_special)
     return stream.push(ids) + stream.flush()
   content, new = _content(lm, prompt)[::-1], [int(i) for i in ids][::-1]
   # The prompt's own text is what it is at the end, so that a space before it belongs to what is added.
-  whole, end = (lm.tokenizer.decode(x) for x in (new + content, content))
-  return whole.removesuffix(end) if whole.endswith(end) else lm.tokenizer.decode(new)
+  decode = functools.partial(lm.tokenizer.decode, skip_special=skip_special)
+  whole, end = (decode(x) for x in (new + content, content))
+  return whole.removesuffix(end) if whole.endswith(end) else decode(new)
 
 
 def cut(text: str, stop: Sequence[str], direction: Way) -> str:

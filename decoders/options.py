@@ -2,6 +2,10 @@
 
 import dataclasses
 
+SMALLEST = 2.0**-126
+"""The smallest float32 that no device takes for 0."""
+SMALLEST_PENALTY = 1e-30
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -27,15 +31,23 @@ class Sampling:
       raise ValueError(f'{self.top_p=} must be in (0, 1].')
     if not 0 <= self.min_p <= 1:
       raise ValueError(f'{self.min_p=} must be in [0, 1].')
-    if not self.repetition_penalty > 0:
-      raise ValueError(f'{self.repetition_penalty=} must be positive.')
+    if not SMALLEST_PENALTY <= self.repetition_penalty <= 1 / SMALLEST_PENALTY:
+      raise ValueError(
+        f'{self.repetition_penalty=} must be within {SMALLEST_PENALTY:g} .. {1 / SMALLEST_PENALTY:g}: beyond, logits overflow.'
+      )
 
   @property
   def active(self) -> dict[str, float]:
-    """The settings that have an effect. Programs are compiled for their names; the values are free to change."""
+    """The settings that have an effect. Programs are compiled for their names; the values are free to change.
+
+    Values that the types of the device cannot hold become the nearest that they can: a temperature so small that it would be
+    0 there, or more tokens than int32 counts.
+    """
     penalty = {} if self.repetition_penalty == 1 else {'repetition_penalty': self.repetition_penalty}
     if self.temperature == 0:
       return penalty
     off = {'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
     filters = {name: getattr(self, name) for name in off if getattr(self, name) != off[name]}
-    return {'temperature': self.temperature, **filters, **penalty}
+    filters |= {'top_p': max(filters['top_p'], SMALLEST)} if 'top_p' in filters else {}
+    filters |= {'top_k': min(filters['top_k'], 2**31 - 1)} if 'top_k' in filters else {}
+    return {'temperature': min(max(self.temperature, SMALLEST), 1 / SMALLEST), **filters, **penalty}

@@ -6,21 +6,21 @@ decoders pass other strategies (`decoders.strategies`).
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decoders import directions
+from decoders import directions, endings
 from decoders import prompts as prompt_lib
 from decoders.options import Sampling
 from decoders.output import Output
 from decoders.programs import Clock
-from decoders.state import fan_out, row_keys, start
+from decoders.state import DecodeState, fan_out, row_keys, start
 from decoders.strategies import PlainLoop, Plan, WholeMemory
 from decoders.watch import Watch
+from jaxlm.errors import NotFiniteError, check_seed
 from jaxlm.language_model import LanguageModel
 from jaxlm.lengths import bucket
 
@@ -36,8 +36,8 @@ def generate(
   sampling: Sampling = Sampling(),
   seed: int = 0,
   num_samples: int = 1,
-  eos_id: int | Sequence[int] | None | str = 'tokenizer',
-  stop: Sequence[str] = (),
+  eos_id: int | str | Sequence[int | str] | None = 'tokenizer',
+  stop: str | Sequence[str] = (),
   stream: Callable[[int, list[int]], None] | None = None,
   batch_size: int | None = None,
   prefill_chunk: int | None = None,
@@ -54,8 +54,9 @@ def generate(
     sampling: how tokens are chosen; greedy by default.
     seed: the same seed gives a row the same tokens at any batch size.
     num_samples: continuations of each prompt; they share one prefill and are rows side by side.
-    eos_id: token id(s) that end a row; by default the tokenizer's, None for none.
-    stop: strings that end a row; the text ends before them, in reverse it begins behind them.
+    eos_id: tokens that end a row: an id, a token's text, or a list of these; by default the tokenizer's, None for none.
+    stop: strings that end a row, or one string; the text ends before them, in reverse it begins behind them. A string may hold
+      the text of special tokens, such as '<|im_end|>', which `text` leaves out.
     stream: called as stream(row, new_ids) while rows grow; ids come in the order of generation.
     batch_size: prompts decoded together (None: all).
     prefill_chunk: tokens of a prompt read at once (None: all); bounds the memory that long prompts need.
@@ -70,11 +71,15 @@ def generate(
 
   Raises:
     ValueError: for an empty prompt, ids outside the vocabulary, prompts that with max_new_tokens exceed the model's
-      context, or a direction that the model was not trained for.
+      context, an empty stop string, an eos_id that is no token, a seed beyond 32 bits, or a direction that the model was not
+      trained for.
+    NotFiniteError: for logits that are not finite.
   """
   direction = directions.resolve(lm.config, direction)
   if num_samples < 1 or (batch_size is not None and batch_size < 1):
     raise ValueError(f'{num_samples=} and {batch_size=} must be at least 1.')
+  check_seed('seed', seed)
+  stop = endings.stop_strings(stop)
   if stop and lm.tokenizer is None:
     raise ValueError(f'{stop=} needs a model with a tokenizer.')
   if prefill_chunk is not None and prefill_chunk < 1:
@@ -84,7 +89,7 @@ def generate(
   ids = prompt_lib.encode(lm, prompts, direction)
   prompt_lib.check_room(max(map(len, ids)), max_new_tokens, lm.config.max_length)
   prompt_lib.check_prefix(min(map(len, ids)), lm.config.prefix)
-  eos, pad_id = ending(lm, eos_id)
+  eos, pad_id = endings.ending(lm, eos_id)
   values = jax.tree.map(jnp.asarray, sampling.active)
   clock, calls, kv_bytes, memory = Clock(), [], 0, memory or WholeMemory()
   loop, plain = loop or PlainLoop(), PlainLoop()
@@ -97,7 +102,7 @@ def generate(
     first_row = first * num_samples
     keys_R = row_keys(seed, first_row, len(padded.lengths) * num_samples)
     watch = Watch(
-      functools.partial(directions.generated_text, lm, direction=direction),
+      lambda prompt, new, skip_special: directions.generated_text(lm, prompt, new, direction, skip_special),
       [ids[first + row // num_samples] for row in range(len(keys_R))],
       stop,
       stream and (lambda row, new, base=first_row: stream(base + row, new)),
@@ -120,12 +125,14 @@ def generate(
       'prefill', start, *rows, keys_R, jnp.int32(pad_id), eos_E, values, max_new_tokens=max_new_tokens
     ).replace(cache=cache)
 
-    def advance(state, steps, rows_R, loop=plain, eos_E=eos_E, watch=watch):
+    def advance(state, steps, rows_R, loop=plain, eos_E=eos_E, watch=watch, first_row=first_row):
       state, taken = loop.advance(clock, lm, state, steps, eos_E, values)
       calls.append(int(taken))
+      check_finite(lm, state, first_row + rows_R)
       return watch.poll(state, rows_R)
 
     calls.append(1)  # the prefill
+    check_finite(lm, state, first_row + np.arange(len(keys_R)))
     state = watch.poll(state, np.arange(len(keys_R)))
     parts = memory.compress(state, advance, lm.config, plan)
     del state, cache, rows
@@ -154,10 +161,26 @@ def generate(
   text = None
   if lm.tokenizer is not None:
     grown = zip(np.repeat(np.arange(len(ids)), num_samples), tokens, lengths)
-    text = [
-      directions.cut(directions.generated_text(lm, ids[i], row[:n], direction), stop, direction) for i, row, n in grown
-    ]
+    added = lambda prompt: lambda new, skip_special: directions.generated_text(lm, prompt, new, direction, skip_special)
+    text = [endings.before_stop(added(ids[i]), row[:n].tolist(), stop, direction) for i, row, n in grown]
   return Output(tokens, lengths, text, stats)
+
+
+def check_finite(lm: LanguageModel, state: DecodeState, rows_R: np.ndarray) -> None:
+  """Raises NotFiniteError if a token was to be chosen from logits that are not finite. `rows_R`: of the output."""
+  finite_R = np.asarray(state.finite)
+  if finite_R.all():
+    return
+  row, dtype = int(np.argmin(finite_R)), lm.config.dtype
+  fix = (
+    "numbers above 65504 overflow in float16, so load the model with dtype='bfloat16' or 'float32'"
+    if dtype == 'float16'
+    else 'check that its weights are finite and were read in the right format'
+  )
+  raise NotFiniteError(
+    f'Row {rows_R[row]}: the logits after position {int(state.position[row])} are not finite. The model computes in {dtype}: '
+    f'{fix}.'
+  )
 
 
 def drafting(rounds: int, drafted: int, accepted: int, verified: int) -> dict[str, Any]:
@@ -165,14 +188,3 @@ def drafting(rounds: int, drafted: int, accepted: int, verified: int) -> dict[st
   counts = {'rounds': rounds, 'drafted': drafted, 'accepted': accepted, 'verified': verified}
   per_round = (accepted + rounds) / rounds if rounds else 0.0
   return counts | {'tokens_per_round': per_round, 'acceptance': accepted / drafted if drafted else 0.0}
-
-
-def ending(lm: LanguageModel, eos_id) -> tuple[list[int], int]:
-  """Returns (ids that end a row, the padding id)."""
-  tokenizer = lm.tokenizer
-  if isinstance(eos_id, str):
-    eos = list(tokenizer.stop_ids) if tokenizer is not None else []
-  else:
-    eos = [] if eos_id is None else [int(e) for e in np.atleast_1d(eos_id)]
-  pad_id = next((p for p in (getattr(tokenizer, 'pad_id', None), *eos) if p is not None), 0)
-  return eos or [-1], pad_id

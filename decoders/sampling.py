@@ -38,7 +38,16 @@ def warped(logits, seen, values) -> Float[Array, 'B V']:
   """Returns the logits that are sampled from: penalty, temperature and filters applied."""
   if 'repetition_penalty' in values:
     logits = penalise(logits, seen, values['repetition_penalty'])
-  return keep(logits / values['temperature'], values) if 'temperature' in values else logits
+  return keep(heated(logits, values['temperature']), values) if 'temperature' in values else logits
+
+
+def heated(logits: Float[Array, 'B V'], temperature) -> Float[Array, 'B V']:
+  """Returns logits / temperature; where that overflows, what each one is below its row's largest, over the temperature.
+
+  Both have the same law, and the smallest temperatures choose the largest logit.
+  """
+  largest = jnp.max(logits, axis=-1, keepdims=True)
+  return (logits - jnp.where(jnp.isfinite(largest / temperature), 0.0, largest)) / temperature
 
 
 def penalise(logits: Float[Array, 'B V'], seen: Bool[Array, 'B V'], penalty) -> Float[Array, 'B V']:

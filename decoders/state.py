@@ -25,6 +25,9 @@ class DecodeState:
   position: jax.Array  # [R] int32, its position
   lengths: jax.Array  # [R] int32, tokens generated
   done: jax.Array  # [R] bool
+  finite: (
+    jax.Array
+  )  # [R] bool, all logits that tokens of the row were to be chosen from; once one is False, all rows are done
   keys: jax.Array  # [R] random keys, one per row
   seen: jax.Array | None  # [R, V] bool, tokens of prompt and output, for the repetition penalty
   total: jax.Array  # [R] int32, the length each row may reach
@@ -47,14 +50,16 @@ def start(logits_RV, tokens_RT, lengths_R, total_R, keys_R, pad_id, eos_E, value
     seen = jnp.zeros((R, V), bool).at[jnp.arange(R)[:, None], tokens_RT].max(real_RT)
   state = DecodeState(
     tokens=jnp.full((R, max_new_tokens), pad_id, jnp.int32), last=tokens_RT[:, 0], position=lengths_R - 1,
-    lengths=jnp.zeros(R, jnp.int32), done=jnp.zeros(R, bool), keys=keys_R, seen=seen, total=total_R, cache=None,
+    lengths=jnp.zeros(R, jnp.int32), done=jnp.zeros(R, bool), finite=jnp.ones(R, bool), keys=keys_R, seen=seen, total=total_R, cache=None,
   )  # fmt: skip
   return emit(state, logits_RV, eos_E, values)
 
 
 def emit(state: DecodeState, logits_RV, eos_E, values) -> DecodeState:
-  """Chooses the token after `state.position` of each unfinished row."""
+  """Chooses the token after `state.position` of each unfinished row. A row whose logits are not finite stays where it is."""
   rows = jnp.arange(logits_RV.shape[0])
+  finite = state.finite & (state.done | jnp.isfinite(logits_RV).all(axis=-1))
+  state = state.replace(finite=finite, done=state.done | ~finite.all())
   position = state.position + 1
   noise_keys = jax.vmap(jax.random.fold_in)(state.keys, position)
   chosen = choose(logits_RV, noise_keys, state.seen, values)

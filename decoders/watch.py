@@ -1,17 +1,20 @@
 """The host's look at a batch that grows on the device: it streams what is new, and ends rows at a stop string."""
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+
+from decoders.endings import stopped
 
 
 class Watch:
   """Streams and stops the rows of one batch, whose tokens it reads between two chunks of steps."""
 
   def __init__(self, text, prompts: Sequence[Sequence[int]], stop: Sequence[str], stream):
-    """`text(prompt, ids)` is what the ids add to a prompt's text."""
+    """`text(prompt, ids, skip_special)` is what the ids add to a prompt's text."""
     self.text, self.prompts, self.stop, self.stream = text, prompts, stop, stream
     self.sent = [0] * len(prompts)
     self.watching = bool(stop) or stream is not None
@@ -39,8 +42,7 @@ class Watch:
     """The number of tokens after which a stop string is complete, or None."""
 
     def contains(n):
-      text = self.text(self.prompts[row], ids[:n])
-      return any(s in text for s in self.stop)
+      return stopped(functools.partial(self.text, self.prompts[row]), ids[:n], self.stop)
 
     if not self.stop or not contains(len(ids)):
       return None

@@ -5,7 +5,7 @@ import json
 import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from jaxlm import errors
+from jaxlm import config_fields, errors
 
 Operation = Literal[
   'softmax', 'sigmoid', 'sigmoid_norm', 'sigmoid_len', 'sigmoid_sqrtlen', 'elu1', 'elu1_norm', 'identity', 'identity_norm',
@@ -59,6 +59,11 @@ class RopeConfig:
     check_choices(self)
     if self.theta <= 0 or self.factor <= 0:
       raise ValueError(f'RoPE needs theta > 0 and factor > 0, got {self.theta=} and {self.factor=}.')
+    for name in ('low_freq_factor', 'high_freq_factor', 'beta_fast', 'beta_slow', 'attention_factor'):
+      if getattr(self, name) is not None and not getattr(self, name) > 0:
+        raise ValueError(f'RoPE needs {name} > 0, got {getattr(self, name)}.')
+    if self.original_length < 0:
+      raise ValueError(f'{self.original_length=} must be 0 (the max_length of the model) or more.')
     if not 0 < self.fraction <= 1:
       raise ValueError(f'{self.fraction=}: the rotated part of a head is in (0, 1].')
 
@@ -202,6 +207,8 @@ class ModelConfig:
       raise ValueError(f"{self.direction_signal=} needs direction='reverse' or 'both', not 'forward'.")
     if self.vocab_size <= (extra := SIGNAL_IDS[self.direction_signal]):
       raise ValueError(f'{self.vocab_size=} leaves no room beside the {extra} ids of {self.direction_signal=}.')
+    if not self.norm_eps >= 0:
+      raise ValueError(f'{self.norm_eps=} must not be negative.')
     if self.num_heads % self.num_kv_heads:
       raise ValueError(f'{self.num_heads=} is not a multiple of {self.num_kv_heads=}.')
     if self.position == 'rope' and self.rotated_dim % 2:
@@ -267,17 +274,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def model_config(fields: dict[str, Any]) -> ModelConfig:
-  """Returns the ModelConfig that `to_dict` wrote. Raises ValueError for a field this version does not know."""
-  fields = dict(fields)
-  for name in fields:
-    if name not in (known := {f.name for f in dataclasses.fields(ModelConfig)}):
-      raise errors.unknown('model config field', name, known)
-  if 'rope' in fields:
-    fields['rope'] = RopeConfig(**fields['rope'])
-  if 'sink' in fields:
-    fields['sink'] = SinkConfig(**fields['sink'])
-  if 'dropout' in fields:
-    fields['dropout'] = DropoutConfig(**fields['dropout'])
-  if 'windows' in fields:
-    fields['windows'] = tuple(fields['windows'])
-  return ModelConfig(**fields)
+  """Returns the ModelConfig that `to_dict` wrote.
+
+  Raises:
+    ValueError: a field that this version does not know, or whose value has another type or is out of range.
+  """
+  return config_fields.read(ModelConfig, fields, 'model')

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 import difflib
+import operator
 
 
 class DataError(ValueError):
@@ -14,6 +15,25 @@ class CheckpointError(ValueError):
 
 class DivergedError(ArithmeticError):
   """A training loss that is no longer finite."""
+
+
+class NotFiniteError(ArithmeticError, ValueError):
+  """Logits of a decoder that are not finite; the message names the row, the position and the dtype."""
+
+
+def check_seed(name: str, seed: object) -> None:
+  """Raises ValueError for a seed that is no whole number from 0 to 2**32 - 1.
+
+  JAX makes keys of 32 bits, so that another seed would repeat the numbers of one within.
+  """
+  try:
+    good = not isinstance(seed, bool) and 0 <= operator.index(seed) < 2**32
+  except TypeError:
+    good = False
+  if not good:
+    raise ValueError(
+      f'{name}={shown(seed)} must be a whole number within 0 .. 2**32 - 1: JAX takes 32 bits, and others would repeat.'
+    )
 
 
 def shown(value: object, most: int = 100) -> str:

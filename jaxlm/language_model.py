@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ModelConfig
-from jaxlm.errors import CheckpointError
+from jaxlm.errors import CheckpointError, DataError
 from jaxlm.io import FROM_FILES
 from jaxlm.models.transformer import Transformer
 
@@ -139,7 +139,11 @@ def _find(name: str) -> Path:
 
   names = fetch.models()
   if name in names:
-    if (place := fetch.locate(name)) is not None:
+    try:
+      place = fetch.verified(name)
+    except DataError as e:
+      raise CheckpointError(str(e)) from e
+    if place is not None:
       return place
     raise CheckpointError(f'{name!r} has not been fetched yet: python -m jaxlm.data.fetch {name}')
   # A first part that is a local folder means a mistyped path, not a Hub organisation.

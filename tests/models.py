@@ -3,6 +3,8 @@
 import functools
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
@@ -26,3 +28,15 @@ def apply(config, params, *args, method=None, **kwargs):
 @functools.cache
 def tiny_model(config: ModelConfig = TINY, seed: int = 0) -> LanguageModel:
   return LanguageModel(config, init(config, jax.random.key(seed)))
+
+
+def scripted_model(follow: dict[int, int], vocab_size: int, tokenizer=None, num_layers: int = 4) -> LanguageModel:
+  """Returns a model whose likeliest token after each token of `follow` is the one named there, whatever came before."""
+  D = vocab_size + vocab_size % 2
+  config = TINY.replace(vocab_size=vocab_size, num_layers=num_layers, model_dim=D, max_length=128)
+  params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), init(config, jax.random.key(0)))
+  params['embed']['embedding'][np.arange(vocab_size), np.arange(vocab_size)] = 1
+  params['final_norm']['scale'][:] = 1
+  for before, after in follow.items():
+    params['head'][before, after] = 1
+  return LanguageModel(config, jax.tree.map(jnp.asarray, params), tokenizer)

@@ -19,6 +19,7 @@ TREES = ('pallas_kernels', 'jaxlm', 'decoders', 'trainers', 'benchmarks', 'colab
 FLOORS = (
   ('pallas_kernels',),
   ('jaxlm.errors', 'jaxlm.exports', 'jaxlm.lengths', 'jaxlm.cache_config', 'jaxlm.console'),
+  ('jaxlm.config_fields',),
   ('jaxlm.config',),
   ('jaxlm.attention',),
   ('jaxlm.caches',),

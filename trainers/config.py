@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from jaxlm import errors
 from jaxlm.config import check_choices
 
 
@@ -155,10 +156,7 @@ class RunConfig:
       raise ValueError(f'{self.ema_decay=} must be within [0, 1).')
     if self.steps >= 2**31:
       raise ValueError(f'steps={self.steps} must be less than 2**31: they are counted in 32 bits.')
-    if not 0 <= self.seed < 2**32:
-      raise ValueError(
-        f'run.seed={self.seed} must be within 0 .. 2**32 - 1: JAX takes 32 bits, and others would repeat.'
-      )
+    errors.check_seed('run.seed', self.seed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -156,7 +156,8 @@ def begun(cache: Any, batch: int, context: int, room: int) -> decode_state.Decod
   ints = lambda value: jnp.full(batch, value, jnp.int32)
   return decode_state.DecodeState(
     tokens=jnp.zeros((batch, room), jnp.int32), last=ints(1), position=ints(context), lengths=ints(0),
-    done=jnp.zeros(batch, bool), keys=decode_state.row_keys(0, 0, batch), seen=None, total=ints(context + room), cache=cache,
+    done=jnp.zeros(batch, bool), finite=jnp.ones(batch, bool), keys=decode_state.row_keys(0, 0, batch), seen=None,
+    total=ints(context + room), cache=cache,
   )  # fmt: skip
 
 

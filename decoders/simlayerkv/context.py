@@ -24,11 +24,12 @@ from decoders.plain import drafting
 from decoders.plain import generate as generate_plain
 from decoders.prefill import read
 from decoders.programs import Clock
+from decoders.simlayerkv import context_notes
 from decoders.simlayerkv.config import LazyConfig
 from decoders.simlayerkv.memory import LazyMemory
 from decoders.state import DecodeState
 from decoders.strategies import Plan, WholeMemory
-from jaxlm.caches import files
+from jaxlm.caches import described, files
 from jaxlm.config import ModelConfig
 from jaxlm.errors import CheckpointError
 from jaxlm.language_model import LanguageModel
@@ -106,13 +107,19 @@ class Context:
   @classmethod
   def load(cls, folder: str | Path, lm: LanguageModel) -> 'Context':
     """Returns a saved context. Raises CheckpointError if it is damaged or was made with another model."""
-    cache, notes = files.load(folder)
-    context = cls(cache=cache, **notes)
-    try:
-      context._check_model(lm)
-    except ValueError as e:
-      raise CheckpointError(f'{folder}: {e}') from e
-    return context
+
+    def check(cache: Any, notes: Any) -> None:
+      context_notes.check_names(notes)
+      try:
+        cls(cache=cache, **notes)._check_model(lm)
+      except ValueError as e:
+        raise CheckpointError(f'{folder}: {e}') from e
+      context_notes.check(notes, lm.config)
+      described.check(cache, lm.config, len(notes['ids']))
+      context_notes.check_room(cache, notes)
+
+    cache, notes = files.load(folder, check)
+    return cls(cache=cache, **notes)
 
   def _check_model(self, lm: LanguageModel) -> None:
     for name, value in fingerprint(lm).items():

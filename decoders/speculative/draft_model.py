@@ -1,5 +1,8 @@
 """Drafting with a smaller model of the same vocabulary, as in https://arxiv.org/abs/2211.17192.
 
+Models of one family may pad their vocabulary to different sizes behind the tokens that their tokenizer has (Qwen2.5: 151936 and
+152064 of 151665). Padding is never drafted; the target chooses as it does alone.
+
 Its cache is sure to hold every token but the last two: of a draft that was wholly accepted, the last token was never read. So
 each round begins by reading the last two tokens.
 """
@@ -8,6 +11,7 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,8 +34,8 @@ class DraftModel(Drafter):
   """A drafter; see `decoders.speculative.rounds.Drafter`.
 
   Raises:
-    ValueError: max_draft below 1, or a threshold outside [0, 1]. When it is used: a draft model with another vocabulary or
-      direction, or with a context shorter than the texts.
+    ValueError: max_draft below 1, or a threshold outside [0, 1]. When it is used: a draft model with another vocabulary (another
+      size is fine where both have the same tokens and pad them) or direction, or with a context shorter than the texts.
   """
 
   config: ModelConfig
@@ -42,7 +46,9 @@ class DraftModel(Drafter):
   threshold: float = 0.4
   """Drafting stops after a token less probable than this."""
   tokenizer: Any = dataclasses.field(default=None, compare=False)
-  """The draft model's tokenizer, if it has one, so that another vocabulary of the same size is noticed."""
+  """The draft model's tokenizer, if it has one, so that another vocabulary is noticed."""
+  most_ids: int | None = None
+  """Ids from here on are never drafted (None: the smaller model has a token for each); `traced` sets the tokenizer's size."""
 
   def __post_init__(self):
     if self.max_draft < 1:
@@ -60,7 +66,8 @@ class DraftModel(Drafter):
 
   @property
   def traced(self) -> 'DraftModel':
-    return dataclasses.replace(self, params=None, tokenizer=None)
+    most_ids = self.most_ids if self.tokenizer is None else self.tokenizer.vocab_size
+    return dataclasses.replace(self, params=None, tokenizer=None, most_ids=most_ids)
 
   def check(self, lm: LanguageModel, longest: int, drawn: bool) -> None:
     for name in ('direction', 'direction_signal'):
@@ -68,9 +75,10 @@ class DraftModel(Drafter):
         raise ValueError(
           f'The draft model was trained with {name}={theirs!r} and the model with {ours!r}: they must agree.'
         )
-    if lm.config.vocab_size != self.config.vocab_size:
+    if lm.config.vocab_size != self.config.vocab_size and not self._pads_the_vocabulary_of(lm):
       raise ValueError(
-        f'The draft model has {self.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a vocabulary.'
+        f'The draft model has {self.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a '
+        'vocabulary. Other sizes work only where both have a tokenizer, and these have the same tokens.'
       )
     if self.tokenizer is not None and lm.tokenizer is not None:
       ours, theirs = lm.tokenizer.encode(PROBE), self.tokenizer.encode(PROBE)
@@ -83,6 +91,20 @@ class DraftModel(Drafter):
         f'Texts of {longest} tokens are longer than the {self.config.max_length} that the draft model reads.'
       )
 
+  def _pads_the_vocabulary_of(self, lm: LanguageModel) -> bool:
+    """Returns whether both models have the same tokens, so that their vocabularies differ in padding alone."""
+    ours, theirs = lm.tokenizer, self.tokenizer
+    if (
+      ours is None or theirs is None or lm.config.direction_signal != 'none'
+    ):  # Signals are the last ids of a vocabulary.
+      return False
+    if ours is theirs or getattr(ours, 'fingerprint', None) == getattr(theirs, 'fingerprint', ''):
+      return True
+    text = lambda tokenizer, id: tokenizer.decode([id], skip_special=False)
+    return ours.vocab_size == theirs.vocab_size and all(
+      text(ours, id) == text(theirs, id) for id in range(ours.vocab_size)
+    )
+
   def weights(self) -> Any:
     return self.params()
 
@@ -90,9 +112,19 @@ class DraftModel(Drafter):
     """Returns the draft model's cache."""
     memory, most = WholeMemory(), int(np.asarray(state.total).max()) + self.max_draft + 1
     padded, capacity = prompt_lib.pad(prompts, self.config.max_length), max(bucket(most), state.text.shape[1])
+    padded = dataclasses.replace(padded, tokens=np.minimum(padded.tokens, self.config.vocab_size - 1))
     return memory.read(
       clock, LanguageModel(self.config, self.params()), padded, state.total, Plan(chunk, slots=capacity)
     )[1]
+
+  def _for_the_target(self, logits_RV, size: int) -> jax.Array:
+    """Returns draft logits [R, size] in the target's vocabulary; what may not be drafted is -inf."""
+    V = self.config.vocab_size
+    if size == V:
+      return logits_RV
+    most = min(size, V, V if self.most_ids is None else self.most_ids)
+    known_RV = logits_RV[:, :most]
+    return jnp.pad(known_RV, ((0, 0), (0, size - most)), constant_values=-jnp.inf)
 
   def propose(
     self, params, draft_params, state: SpeculativeState, values: dict, rule: Rule, config: ModelConfig, idle_R=None
@@ -100,8 +132,10 @@ class DraftModel(Drafter):
     model = Transformer(self.config)
 
     def step(tokens_RT, positions_RT, cache):
+      # A padding id that only the target has reads as the last one of the draft model.
+      tokens_RT = jnp.minimum(tokens_RT, self.config.vocab_size - 1)
       logits_RTV, cache = model.apply({'params': draft_params}, tokens_RT, positions_RT, cache, state.total)
-      return logits_RTV[:, -1], cache
+      return self._for_the_target(logits_RTV[:, -1], config.vocab_size), cache
 
     position_R2 = jnp.minimum(state.position[:, None] + jnp.array([[-1, 0]]), state.total[:, None] - 1)
     before_R1 = jnp.take_along_axis(state.text, jnp.maximum(state.position - 1, 0)[:, None], axis=1)

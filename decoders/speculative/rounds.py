@@ -96,8 +96,8 @@ class Drafter:
 def verify(params, state: SpeculativeState, tree: trees.Tree, values, config: ModelConfig, drafter: Drafter, rule):
   """Reads a tree beside the cache.
 
-  Returns (what is accepted; the keys and values of its path, of each layer [R, P, K, H]; the cache's position of the first
-  node [R, 1]). All are P = 1 + the drafter's largest depth nodes wide, whatever the tree's size.
+  Returns (what is accepted; the keys and values of its path, of each layer [R, P, K, H]; where on the path logits are not
+  finite [R, P]; the cache's position of the first node [R, 1]). All are P = 1 + the drafter's largest depth nodes wide, whatever the tree's size.
   """
   R, D = tree.chain.shape
   tokens_RN, depth_RN, seen_RNN = trees.nodes(tree, state.last)
@@ -122,10 +122,12 @@ def verify(params, state: SpeculativeState, tree: trees.Tree, values, config: Mo
       scores_RNV += noise_of(state, depth_RN, D + 2, logits_RNV.shape[-1])
     accepted = trees.match(tree, jnp.argmax(scores_RNV, axis=-1).astype(jnp.int32))
   kept = branch.along(accepted.path)
+  finite_RP = jnp.take_along_axis(jnp.isfinite(logits_RNV).all(axis=-1), accepted.path, axis=1)
+  broken_RP = ~finite_RP & (jnp.arange(D + 1)[None] <= accepted.count[:, None])
   more = drafter.buckets[-1][0] - D
   widen = lambda x: jnp.pad(x, ((0, 0), (0, more), *((0, 0),) * (x.ndim - 2)))
-  wide = jax.tree.map(widen, (accepted.path, accepted.tokens, kept))
-  return trees.Accepted(wide[0], wide[1], accepted.count), wide[2], branch.positions[:, :1]
+  wide = jax.tree.map(widen, (accepted.path, accepted.tokens, kept, broken_RP))
+  return trees.Accepted(wide[0], wide[1], accepted.count), *wide[2:], branch.positions[:, :1]
 
 
 def noise_of(state: SpeculativeState, depth_RN, depths: int, size: int):
@@ -158,19 +160,24 @@ def one_round(
     for size in drafter.buckets
   ]
   size = jnp.argmax(fits)
-  accepted, kept, first_R1 = jax.lax.switch(size, sizes, tree)
+  accepted, kept, broken_RP, first_R1 = jax.lax.switch(size, sizes, tree)
   nodes = jnp.array([1 + d + m for d, m in drafter.buckets])[size]
   state = state.replace(verified=state.verified + jnp.where(state.done, 0, nodes))
-  return with_accepted(state, accepted, kept, first_R1, length_R, eos_E, drafter)
+  return with_accepted(state, accepted, kept, broken_RP, first_R1, length_R, eos_E, drafter)
 
 
-def with_accepted(state: SpeculativeState, accepted: trees.Accepted, kept, first_R1, drafted_R, eos_E, drafter):
-  """Adds accepted tokens to the output and to the cache, up to the end of a row."""
+def with_accepted(
+  state: SpeculativeState, accepted: trees.Accepted, kept, broken_RP, first_R1, drafted_R, eos_E, drafter
+):
+  """Adds accepted tokens to the output and to the cache, up to the end of a row, or to logits that are not finite."""
   R, P = accepted.tokens.shape
   index_1P, rows_R1 = jnp.arange(P)[None], jnp.arange(R)[:, None]
   offered_RP = index_1P <= accepted.count[:, None]
   ends_RP = offered_RP & jnp.isin(accepted.tokens, eos_E)
   until_R = jnp.where(ends_RP.any(axis=1), jnp.argmax(ends_RP, axis=1), accepted.count) + 1
+  sound_R = jnp.where(broken_RP.any(axis=1), jnp.argmax(broken_RP, axis=1), P)
+  finite_R = state.finite & (state.done | (sound_R >= until_R))
+  until_R = jnp.minimum(until_R, sound_R)
   M = state.tokens.shape[1]
   new_R = jnp.where(state.done, 0, jnp.minimum(until_R, M - state.lengths))
   new_RP = index_1P < new_R[:, None]
@@ -187,7 +194,8 @@ def with_accepted(state: SpeculativeState, accepted: trees.Accepted, kept, first
     last=jnp.where(new_R > 0, newest_R, state.last),
     position=state.position + new_R,
     lengths=lengths,
-    done=state.done | ended_R | (lengths >= M),
+    done=state.done | ended_R | (lengths >= M) | ~finite_R.all(),
+    finite=finite_R,
     seen=None if state.seen is None else state.seen.at[rows_R1, accepted.tokens].max(new_RP),
     # The slots behind are written too, and hidden by their positions until later tokens overwrite them.
     cache=state.cache.appended(*kept, first_R1 + index_1P, new_RP),

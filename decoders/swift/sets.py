@@ -11,10 +11,11 @@ import fcntl
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from jaxlm.errors import DataError
+from jaxlm.errors import DataError, shown
 from jaxlm.io.atomic import write_atomically
 
 
@@ -143,17 +144,35 @@ def load(
   if entry is None:
     return None
   try:
-    found, skip_set = dict(entry['model']), SkipSet(tuple(entry['attention']), tuple(entry['mlp']))
-    score = None if entry.get('score') is None else float(entry['score'])
-  except (TypeError, KeyError, ValueError) as e:
-    raise DataError(f'{path} has no skip set under {key!r}, but {str(entry)[:80]}: {e!r}.') from e
+    found, skip_set, score = _entry(entry)
+  except ValueError as e:
+    raise DataError(f'{path} has no skip set under {key!r}, but {shown(entry, 80)}: {e}.') from e
   if (model := _model(num_layers, fingerprint)) != found:
     raise ValueError(
       f'The skip set {key!r} of {path} was found for another model, {json.dumps(found)}; this one is '
       f'{json.dumps(model)}. Use another key, or search anew.'
     )
-  skip_set.check(num_layers)
+  try:
+    skip_set.check(num_layers)
+  except ValueError as e:
+    raise DataError(f'{path} has no skip set of this model under {key!r}: {e}') from e
   return skip_set, score
+
+
+def _entry(entry: Any) -> tuple[dict, SkipSet, float | None]:
+  """Returns (model, set, score) of an entry of the file. Raises ValueError, naming the field, for what `save` did not write."""
+  if not isinstance(entry, dict):
+    raise ValueError('expected an object')
+  for name in ('attention', 'mlp'):
+    layers = entry.get(name)
+    if not isinstance(layers, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in layers):
+      raise ValueError(f'{name} is {shown(layers, 80)}, expected a list of layers')
+  model, score = entry.get('model'), entry.get('score')
+  if not isinstance(model, dict):
+    raise ValueError(f'model is {shown(model, 80)}, expected an object')
+  if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1):
+    raise ValueError(f'score is {shown(score, 80)}, expected a number from 0 to 1, or null')
+  return model, SkipSet(tuple(entry['attention']), tuple(entry['mlp'])), score
 
 
 def check_writable(path: str | Path) -> None:

@@ -48,9 +48,16 @@ class Branch:
     return sizes.line(self, f'{self.positions.shape[1]} tokens beside {self.cache}')
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
+    # A token that is not seen has the weight 0, and 0 times infinity is NaN. So values that are not finite are put in as 0, and
+    # only the tokens that see them lose their output: a wrong draft that overflows must not spoil what stands beside it.
+    lost_BT = ~jnp.isfinite(v).all(axis=(2, 3))
+    sees_BTT = jax.lax.dynamic_slice_in_dim(self.seen, self.at, v.shape[1], axis=2)
+    spoilt_BT = (sees_BTT & lost_BT[:, None]).any(axis=2)
+    v = jnp.where(lost_BT[:, :, None, None], 0, v)
     branch = self.placed(positions).with_layer(layer, self._put(self.keys[layer], k), self._put(self.values[layer], v))
     new = New(branch.keys[layer], branch.values[layer], branch.positions, self.seen)
-    return self.cache.beside(layer, q, positions, new, rule), branch
+    out = self.cache.beside(layer, q, positions, new, rule)
+    return jnp.where(spoilt_BT[:, :, None, None], jnp.nan, out), branch
 
   def placed(self, positions) -> 'Branch':
     """Notes the positions of the next tokens."""

@@ -1,6 +1,6 @@
 """Caches on disk: a folder with cache.json, which says what is where, and the arrays as Orbax writes them."""
 
-import dataclasses
+from collections.abc import Callable
 import json
 from pathlib import Path
 import shutil
@@ -8,15 +8,8 @@ from typing import Any
 
 import jax
 
-from jaxlm.cache_config import KiviConfig
-from jaxlm.caches.full import FullCache
-from jaxlm.caches.kivi import Quantized
-from jaxlm.caches.layered import LayeredCache, PooledCache
-from jaxlm.caches.packed import Packed
-from jaxlm.caches.slots import Slots
+from jaxlm.caches import described
 from jaxlm.errors import CheckpointError
-
-KINDS = {kind.__name__: kind for kind in (FullCache, LayeredCache, PooledCache, Slots, Packed, Quantized, KiviConfig)}
 
 
 def save(folder: str | Path, cache: Any, notes: dict[str, Any]) -> None:
@@ -28,8 +21,8 @@ def save(folder: str | Path, cache: Any, notes: dict[str, Any]) -> None:
   shutil.rmtree(half, ignore_errors=True)
   half.mkdir(parents=True)
   arrays: dict[str, jax.Array] = {}
-  described = _described(cache, arrays)
-  (half / 'cache.json').write_text(json.dumps({'cache': described, 'notes': notes}) + '\n')
+  saved = {'cache': described.described(cache, arrays), 'notes': notes}
+  (half / 'cache.json').write_text(json.dumps(saved) + '\n')
   import orbax.checkpoint as ocp  # Here, so that decoding needs no Orbax.
 
   with ocp.StandardCheckpointer() as checkpointer:
@@ -37,55 +30,48 @@ def save(folder: str | Path, cache: Any, notes: dict[str, Any]) -> None:
   half.rename(folder)
 
 
-def load(folder: str | Path) -> tuple[Any, dict[str, Any]]:
-  """Returns (cache, notes). Raises CheckpointError naming the folder if it holds no cache or a damaged one."""
+def load(folder: str | Path, check: Callable[[Any, Any], None]) -> tuple[Any, dict[str, Any]]:
+  """Returns (cache, notes).
+
+  Args:
+    check: called with the cache as `described.read` returns it and the notes before any array is read; raises ValueError
+      where these are not what the caller can use.
+
+  Raises:
+    CheckpointError: the folder holds no cache or a damaged one, or `check` refuses it; the message names the folder.
+  """
   import orbax.checkpoint as ocp
 
   folder = Path(folder).absolute()
   try:
-    saved = json.loads((folder / 'cache.json').read_text())
-    abstract: dict[str, jax.ShapeDtypeStruct] = {}
-    _collect(saved['cache'], abstract)
+    saved = json.loads((folder / 'cache.json').read_text(encoding='utf-8'))
+    if not isinstance(saved, dict) or set(saved) != {'cache', 'notes'}:
+      raise ValueError('cache.json is no object of "cache" and "notes"')
+    found: list[jax.ShapeDtypeStruct] = []
+    abstract = described.read(saved['cache'], found)
+    check(abstract, saved['notes'])
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {str(i): jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device) for i, x in enumerate(found)}
     with ocp.StandardCheckpointer() as checkpointer:
-      arrays = checkpointer.restore(folder / 'arrays', abstract)
-    return _built(saved['cache'], arrays), saved['notes']
+      _check_stored(checkpointer.metadata(folder / 'arrays'), wanted)
+      arrays = checkpointer.restore(folder / 'arrays', wanted)
+    names = {id(x): str(i) for i, x in enumerate(found)}
+    return jax.tree.map(lambda x: arrays[names[id(x)]], abstract), saved['notes']
   except FileNotFoundError as e:
     raise CheckpointError(f'{folder} holds no saved cache: {e}.') from e
+  except CheckpointError:
+    raise
   except Exception as e:  # Orbax and TensorStore raise whatever their storage does for bytes that are damaged.
     raise CheckpointError(f'{folder} is no whole saved cache: {e}. Make it again.') from e
 
 
-def _described(x: Any, arrays: dict[str, jax.Array]) -> Any:
-  """Returns x as JSON, its arrays put aside under numbers."""
-  if dataclasses.is_dataclass(x):
-    fields = {f.name: _described(getattr(x, f.name), arrays) for f in dataclasses.fields(x)}
-    return {'kind': type(x).__name__, 'fields': fields}
-  if isinstance(x, tuple):
-    return [_described(item, arrays) for item in x]
-  if isinstance(x, jax.Array):
-    arrays[name] = x if (name := str(len(arrays))) else x
-    return {'array': name, 'shape': x.shape, 'dtype': str(x.dtype)}
-  return x
-
-
-def _collect(x: Any, abstract: dict[str, jax.ShapeDtypeStruct]) -> None:
-  if isinstance(x, list):
-    for item in x:
-      _collect(item, abstract)
-  elif isinstance(x, dict) and 'array' in x:
-    abstract[x['array']] = jax.ShapeDtypeStruct(
-      tuple(x['shape']), x['dtype'], sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    )
-  elif isinstance(x, dict):
-    for item in x['fields'].values():
-      _collect(item, abstract)
-
-
-def _built(x: Any, arrays: dict[str, jax.Array]) -> Any:
-  if isinstance(x, list):
-    return tuple(_built(item, arrays) for item in x)
-  if isinstance(x, dict) and 'array' in x:
-    return arrays[x['array']]
-  if isinstance(x, dict):
-    return KINDS[x['kind']](**{name: _built(item, arrays) for name, item in x['fields'].items()})
-  return x
+def _check_stored(metadata: Any, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+  """Raises ValueError unless the arrays on disk have the shapes that cache.json says: others would be padded or cut."""
+  tree = getattr(metadata, 'item_metadata', metadata)
+  tree = getattr(tree, 'tree', tree)
+  found = {name: tuple(x.shape) for name, x in (tree or {}).items()}
+  for name, x in wanted.items():
+    if found.get(name) != x.shape:
+      raise ValueError(f'array {name} has shape {found.get(name)} on disk, and cache.json says {x.shape}')
+  if more := sorted(set(found) - set(wanted)):
+    raise ValueError(f'array {more[0]} is on disk, and cache.json does not say what it is')

@@ -17,7 +17,7 @@ class TextStream:
   def __init__(self, tokenizer: Any, *, prompt: Sequence[int] = (), skip_special: bool = True):
     """`prompt`: ids that came before; their text is not emitted, but a space that follows them is kept."""
     self._tokenizer, self._skip = tokenizer, skip_special
-    # A tokenizer whose decoder is more than joining bytes (WordPiece) is decoded anew at each push.
+    # A tokenizer whose decoder is more than joining bytes (WordPiece) is decoded anew at each push, and says what is settled.
     self._joins = getattr(tokenizer, '_joins_bytes', hasattr(tokenizer, 'token_bytes'))
     self._strip = getattr(tokenizer, 'strips_first_space', False)
     self._decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')
@@ -41,11 +41,16 @@ class TextStream:
   def _push_whole(self, ids: list[int]) -> str:
     self._ids += ids
     before, self._text = self._text, self._tokenizer.decode(self._ids, skip_special=self._skip)
-    # What two decodings agree on is settled: a later token may change the end (a character's missing bytes, a space).
-    settled = next((i for i, (a, b) in enumerate(zip(before, self._text)) if a != b), min(len(before), len(self._text)))
-    settled = max(settled, len(self._sent))
+    # A later token may change the end (a character's missing bytes, a space): what two decodings agree on is likely settled.
+    agreed = next((i for i, (a, b) in enumerate(zip(before, self._text)) if a != b), min(len(before), len(self._text)))
+    settled = max(min(agreed, self._settled()), len(self._sent))
     new, self._sent = self._text[len(self._sent) : settled], self._text[:settled]
     return new
+
+  def _settled(self) -> int:
+    if hasattr(self._tokenizer, 'settled'):
+      return self._tokenizer.settled(self._ids, self._text, skip_special=self._skip)
+    return len(self._text.rstrip('\ufffd'))
 
   def flush(self) -> str:
     """Returns what was held back, ill-formed bytes as U+FFFD."""

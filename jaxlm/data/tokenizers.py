@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from jaxlm.data import added_tokens, byte_level_bpe, piece_bytes, sentencepiece_models, tokenizer_files
+from jaxlm.data import added_tokens, byte_level_bpe, decoder_steps, piece_bytes, sentencepiece_models, tokenizer_files
 from jaxlm.data.byte_table import ByteTable
 from jaxlm.data.sentencepiece_models import SentencePieceTokenizer as SentencePieceTokenizer
 from jaxlm.data.sentencepiece_models import train_sentencepiece as train_sentencepiece
@@ -36,6 +37,9 @@ class Tokenizer(Protocol):
 
   def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
     """Returns the text of ids; ids outside the vocabulary have none."""
+
+  def token_id(self, text: str) -> int | None:
+    """Returns the id of the token whose text this is, special ones first; None if there is none."""
 
   def chat(self, messages: list[dict] | str, *, add_generation_prompt: bool = True, **variables: Any) -> list[int]:
     """Returns the ids of a conversation in the model's own format. Raises ValueError when it has none.
@@ -95,6 +99,7 @@ class HuggingFaceTokenizer(ByteTable):
     kind, self.strips_first_space = piece_bytes.decoder_kind(spec.get('decoder'))
     self._bytes = [b''] * (max(vocab.values(), default=-1) + 1)
     self._joins_bytes = kind != 'other'
+    self._settling = decoder_steps.settling(spec.get('decoder'))
     if self._joins_bytes:
       for piece, id in vocab.items():
         self._bytes[id] = piece_bytes.byte_level(piece) if kind == 'byte_level' else piece_bytes.metaspace(piece)
@@ -131,7 +136,20 @@ class HuggingFaceTokenizer(ByteTable):
   def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
     if self._joins_bytes:
       return super().decode(ids, skip_special=skip_special)
-    return self._plain.decode([int(i) for i in ids if i >= 0], skip_special_tokens=skip_special)
+    with _rules_that_end():
+      return self._plain.decode([int(i) for i in ids if i >= 0], skip_special_tokens=skip_special)
+
+  def settled(self, ids: Sequence[int], text: str, *, skip_special: bool = True) -> int:
+    """Returns how many characters of the text of these ids stay whatever ids follow, for a decoder that joins no bytes."""
+    steps, n = self._settling, len(ids)
+    piece = lambda id: None if id < 0 or (skip_special and id in self.special_ids) else self._plain.id_to_token(id)
+    while n and ((last := piece(ids[n - 1])) is None or (steps.byte_runs and decoder_steps.is_byte_piece(last))):
+      n -= 1
+    n = max(n - steps.last, 0)
+    if n == 0:
+      return 0
+    before = self.decode(ids[:n], skip_special=skip_special)
+    return steps.settled(os.path.commonprefix([before, text]))
 
   def save(self, directory: str | Path) -> None:
     directory = Path(directory)
@@ -147,13 +165,13 @@ class HuggingFaceTokenizer(ByteTable):
 
 @contextlib.contextmanager
 def _rules_that_end() -> Iterator[None]:
-  """A regular expression of a tokenizer.json that takes for ever is a panic of the tokenizers package."""
+  """A rule of a tokenizer.json that takes for ever, or fails on a text, is a panic of the tokenizers package."""
   try:
     yield
   except BaseException as e:
     if type(e).__name__ != 'PanicException':
       raise
-    raise ValueError(f'This tokenizer.json has a rule for cutting text that fails on this text: {e}.') from e
+    raise ValueError(f'This tokenizer.json has a rule that fails on this text: {e}.') from e
 
 
 # ---- making tokenizers ----

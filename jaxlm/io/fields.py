@@ -8,6 +8,8 @@ from typing import Any
 
 from jaxlm import errors
 from jaxlm.config import ModelConfig
+from jaxlm.config_fields import LARGEST as LARGEST
+from jaxlm.config_fields import MOST_LAYERS as MOST_LAYERS
 
 ACTIVATIONS = {  # all their names for what we compute; the first of each is what we write
   'silu': 'silu',
@@ -21,9 +23,6 @@ ACTIVATIONS = {  # all their names for what we compute; the first of each is wha
 }
 
 _REQUIRED = object()
-LARGEST = 100_000_000
-"""No size of a model is larger: widths and vocabularies are a hundredth of it, positions a tenth."""
-MOST_LAYERS = 10_000
 
 
 class Fields:

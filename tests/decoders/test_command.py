@@ -32,6 +32,14 @@ def test_the_command_decodes_as_the_functions_do(monkeypatch, capsys):
     assert ('lazy layers [[' in notes) == (decoder == 'simlayerkv')
   assert said['plain'].startswith(text)
   assert said['plain'] == text + decoders.generate(lm, [text], max_new_tokens=8).text[0] + '\n'
+  whole = decoders.generate(lm, [text], max_new_tokens=8, eos_id=None)
+  first = int(whole.tokens[0, 0])
+  for ends, left in (({'eos_id': ('<bos>', str(first))}, whole.text[0][:1]), ({'stop': (whole.text[0][:2],)}, '')):
+    main(GenerateConfig('m', prompt=(text,), max_new_tokens=8, **ends))
+    assert capsys.readouterr().out == f'{text}{left}\n'
+  for ends, message in (({'eos_id': ('259',)}, 'eos_id=259 is no token'), ({'eos_id': ('ab',)}, "eos_id='ab'"), ({'stop': ('',)}, 'stop string')):  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+      main(GenerateConfig('m', prompt=(text,), max_new_tokens=8, **ends))
   with pytest.raises(ValueError, match='--preset is for --decoder simlayerkv, not for plain'):
     main(GenerateConfig('m', prompt=('a',), preset='kivi'))
 

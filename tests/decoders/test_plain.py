@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import decoders
+from jaxlm.errors import NotFiniteError
 from jaxlm.language_model import LanguageModel, forward
 from jaxlm.models.sharding import make_mesh, tree_shardings
 from tests.models import TINY, tiny_model
@@ -156,3 +157,9 @@ def test_sharded_parameters_give_the_same_tokens(axes):
 def test_bad_prompts_are_refused_with_the_reason(prompts, settings, message):
   with pytest.raises(ValueError, match=message):
     decoders.generate(tiny_model(), prompts, **settings)
+
+
+def test_what_overflows_in_float16_is_told_and_so_is_the_way_out():
+  params = jax.tree.map(lambda x: (x * 3000).astype(jnp.float16), tiny_model().params)
+  with pytest.raises(NotFiniteError, match="Row 0: .* in float16: numbers above 65504 .* dtype='bfloat16'"):
+    decoders.generate(LanguageModel(TINY.replace(dtype='float16'), params), PROMPTS, max_new_tokens=4)

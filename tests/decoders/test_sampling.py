@@ -1,10 +1,12 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import decoders
-from decoders.sampling import choose, keep
+from decoders.sampling import choose, keep, warped
 
 
 def brute_force(logits, top_k=0, top_p=1.0, min_p=0.0):
@@ -65,6 +67,30 @@ def test_penalty_lowers_seen_tokens_only():
   assert choose(logits, None, seen, {'repetition_penalty': jnp.asarray(1.1)})[0] == 0
 
 
+def test_the_smallest_temperature_is_the_limit_of_greedy():
+  logits = np.random.default_rng(0).normal(size=(64, 50)).astype(np.float32) * 1000
+  logits[:2] *= [[1e-3], [1e30]]
+  logits[2] -= 5000
+  keys = jax.random.split(jax.random.key(1), 64)
+  for temperature in (1e-300, 1e-45, 1e-38, 2e-38, 1e-20, 1e-9):
+    for more in ({}, {'top_k': 2**40}, {'top_p': 1e-300}, {'top_p': 0.999999999}, {'min_p': 1e-300}, {'min_p': 1.0}):
+      values = jax.tree.map(jnp.asarray, decoders.Sampling(temperature, **more).active)
+      np.testing.assert_array_equal(choose(jnp.asarray(logits), keys, None, values), logits.argmax(axis=1))
+  tied = jnp.zeros((64, 50)).at[:, 20:22].set(3.0)
+  drawn = choose(tied, keys, None, jax.tree.map(jnp.asarray, decoders.Sampling(1e-45).active))
+  assert set(drawn.tolist()) <= {20, 21}
+
+
+def test_the_least_top_p_keeps_the_likeliest_tokens_alone():
+  logits = jnp.asarray([[1.0, 3.0, 3.0, -2.0], [0.0, 1.0, 2.0, 3.0]])
+  for top_p in (5e-324, 1e-45, 1e-38, 1e-7):
+    values = jax.tree.map(jnp.asarray, decoders.Sampling(1.0, top_p=top_p).active)
+    np.testing.assert_array_equal(jnp.isfinite(keep(logits, values)), logits == logits.max(axis=1, keepdims=True))
+  hot = jax.tree.map(jnp.asarray, decoders.Sampling(float('inf')).active)
+  padded = logits.at[:, 0].set(-jnp.inf)
+  assert np.isneginf(warped(padded, None, hot)).sum() == 2 and not np.isnan(warped(padded, None, hot)).any()
+
+
 @pytest.mark.parametrize(
   'bad',
   [
@@ -75,8 +101,10 @@ def test_penalty_lowers_seen_tokens_only():
     {'top_p': 1.5},
     {'min_p': -0.1},
     {'repetition_penalty': 0.0},
+    {'repetition_penalty': float('inf')},
+    {'repetition_penalty': 1e31},
   ],
 )
 def test_bad_settings_name_the_value(bad):
-  with pytest.raises(ValueError, match=f'{next(iter(bad))}={next(iter(bad.values()))}'):
+  with pytest.raises(ValueError, match=re.escape(f'{next(iter(bad))}={next(iter(bad.values()))}')):
     decoders.Sampling(**bad)

@@ -121,13 +121,21 @@ class ReportConfig:
 
 
 def score(config: ScoreConfig) -> Path:
-  """Scores a corpus; returns the file."""
+  """Scores a corpus; returns the file. Raises DataError if another run writes it."""
   _check_least(config, batch_size=1, min_tokens=1, document=0, limit=1)
   from jaxlm.analysis.direction import files as direction_files
-  from jaxlm.data import corpus, sources
 
   direction_files.pyarrow()
   out = _outside(config.out, config.corpus)
+  with direction_files.locked(out):
+    return _score(config, out)
+
+
+def _score(config: ScoreConfig, out: Path) -> Path:
+  """Scores a corpus into a file that no other run writes."""
+  from jaxlm.analysis.direction import files as direction_files
+  from jaxlm.data import corpus, sources
+
   source = sources.documents(config.corpus, field=config.field, download=config.download, document=config.document)
   facts = {'format': direction_files.FORMAT, 'corpus': config.corpus, 'source': sources.fingerprint(source)[:16]}
   import jax

@@ -6,6 +6,7 @@ is told which. The merged file does not depend on where a run was interrupted.
 """
 
 from collections.abc import Iterable, Sequence
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,6 +19,7 @@ import numpy as np
 
 from jaxlm import errors
 from jaxlm.analysis.direction.records import COLUMNS, Score, text_digest
+from jaxlm.io import locks
 
 FORMAT = 1
 """To be raised when the same texts get other scores."""
@@ -50,6 +52,15 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
   same = lambda key: before.get(key) == now.get(key)
   changed = [key for key in dict.fromkeys((*now, *before)) if not same(key) and not same(NAMES.get(key, key))]
   return ', '.join(f'{WORDS.get(key, key)} ({before.get(key)} then, {now.get(key)} now)' for key in changed)
+
+
+def locked(out: str | Path) -> contextlib.AbstractContextManager[None]:
+  """Keeps other runs from writing the same scores; raises DataError at once if one is. A killed run holds nothing."""
+  out = Path(out)
+  error = errors.DataError(
+    f'Another run is writing {out}. Wait for it, or choose another --out; nothing was changed here.'
+  )
+  return locks.exclusive(out.with_name(out.name + '.lock'), error)
 
 
 class Parts:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import decoders
 from decoders.simlayerkv import Context, KiviConfig, LazyConfig, compress
 from decoders.speculative import PromptLookup, SpeculativeLoop
 from decoders.strategies import PlainLoop
+from jaxlm.caches import files
 from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.errors import CheckpointError
 from jaxlm.language_model import LanguageModel
@@ -138,3 +140,58 @@ def test_what_a_context_cannot_do_is_refused():
     context.ask(lm, TURNS, num_samples=2)
   with pytest.raises(ValueError, match="use layout='pooled'"):
     compress(lm, PROMPTS, lazy=LAZY.replace(layout='static'))
+
+
+VALUES = (None, True, 'text', -1, 10**30, 0.5, [], [1], {})
+
+
+def edits(tree, path=()):
+  """Yields (path, edit) for every field and item, of which at most two of each list."""
+  items = tree.items() if isinstance(tree, dict) else enumerate(tree[:2]) if isinstance(tree, list) else ()
+  for key, value in items:
+    yield (*path, key), None
+    yield from (((*path, key), new) for new in map(lambda x: (x,), VALUES))
+    yield from edits(value, (*path, key))
+
+
+def test_every_field_of_a_saved_context_is_checked_before_arrays_are_read(tmp_path, monkeypatch):
+  lm = tiny_model(MODEL)
+
+  def stop(metadata, wanted):
+    raise ValueError('arrays would be read')
+
+  monkeypatch.setattr(files, '_check_stored', stop)
+  for kind in ('whole', 'pooled', 'packed'):
+    compress(lm, PROMPTS, lazy=KINDS[kind], room=16).save(tmp_path / kind)
+    file = tmp_path / kind / 'cache.json'
+    whole = file.read_text()
+    for path, edit in edits(json.loads(whole)):
+      saved = json.loads(whole)
+      place = functools.reduce(lambda x, key: x[key], path[:-1], saved)
+      if edit is None:
+        del place[path[-1]]
+      else:
+        place[path[-1]] = edit[0]
+      file.write_text(json.dumps(saved))
+      with pytest.raises(CheckpointError, match=str(tmp_path / kind)) as refused:
+        Context.load(tmp_path / kind, lm)
+      # What is left is no damage that a file shows: a field of the model that is not there had its default when the context was
+      # saved, and other ids, sizes and statistics could have been.
+      default = edit is None and (
+        path[:2] == ('notes', 'model') or path[-1] in ('recent', 'initial', 'tokens_last', 'valid')
+      )
+      other = path[-1] in ('recent', 'initial') or path[:2] in [('notes', x) for x in ('ids', 'pending', 'stats')]
+      passed = 'arrays would be read' in str(refused.value)
+      assert passed <= (default or other or json.loads(whole) == saved), (path, edit)
+      assert not (
+        passed and edit is not None and (edit[0] in (None, 'text', -1) or edit[0] == {})
+      ) or saved == json.loads(whole)
+
+
+def test_arrays_of_other_shapes_on_disk_are_refused(tmp_path):
+  lm = tiny_model(MODEL)
+  for name, room in (('less', 8), ('more', 24)):
+    compress(lm, PROMPTS, lazy=WHOLE, room=room).save(tmp_path / name)
+  (tmp_path / 'less' / 'cache.json').write_text((tmp_path / 'more' / 'cache.json').read_text())
+  with pytest.raises(CheckpointError, match='on disk, and cache.json says'):
+    Context.load(tmp_path / 'less', lm)

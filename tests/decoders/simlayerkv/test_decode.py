@@ -10,7 +10,8 @@ import pytest
 
 import decoders
 from decoders.simlayerkv import KiviConfig, LazyConfig
-from decoders.simlayerkv.config import cache_bytes
+from decoders.simlayerkv.config import cache_bytes, select_lazy
+from jaxlm.errors import NotFiniteError
 from jaxlm.language_model import LanguageModel
 from tests.lazy_models import MODEL, PROMPTS
 from tests.models import TINY, tiny_model
@@ -186,5 +187,7 @@ def test_what_does_not_fit_the_model_is_refused():
     decoders.simlayerkv.generate(tiny_model(MODEL.replace(attention='identity')), PROMPTS)
   lm = tiny_model(MODEL)
   broken = jax.tree.map(lambda x: x * jnp.nan, lm.params)
-  with pytest.raises(ValueError, match='row 0, layer 0 is nan: activations are not finite'):
+  with pytest.raises(NotFiniteError, match='Row 0: the logits after position 39 are not finite'):
     decoders.simlayerkv.generate(LanguageModel(MODEL, broken), PROMPTS, max_new_tokens=3, lazy=SMALL)
+  with pytest.raises(ValueError, match='row 0, layer 0 is nan: activations are not finite'):
+    select_lazy(np.full((1, 3), np.nan), [40], SMALL, MODEL)

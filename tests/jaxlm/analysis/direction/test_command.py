@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 import subprocess
 import sys
@@ -70,6 +71,31 @@ def test_the_file_holds_what_the_function_yields(corpus, capsys):
   score(corpus, 'few.parquet', limit=10, min_tokens=50)
   few = analysis.read_scores('few.parquet')
   assert few.documents == 10 and few.tokens.min() >= 50 and len(few) == sum(s.tokens >= 50 for s in expected[:10])
+
+
+def test_a_second_run_on_the_same_scores_is_refused_at_once_and_a_killed_one_keeps_nobody_out(corpus, monkeypatch):
+  code = (
+    'import sys, time\nfrom jaxlm.analysis.direction import files\n'
+    'with files.locked("scores.parquet"):\n  print("held", flush=True)\n  time.sleep(600)'
+  )
+  env = {**os.environ, 'PYTHONPATH': str(Path(jaxlm.__file__).parents[1])}
+  other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, env=env)
+  try:
+    assert other.stdout.readline() == 'held\n'
+    load, loaded = jaxlm.load, []
+    monkeypatch.setattr(jaxlm, 'load', lambda path, dtype: loaded.append(path) or load(path, dtype), raising=False)
+    before = sorted(Path().iterdir())
+    for overwrite in (False, True):
+      with pytest.raises(DataError, match='Another run is writing scores.parquet'):
+        score(corpus, overwrite=overwrite)
+    assert not loaded and sorted(Path().iterdir()) == before
+    score(corpus, 'other.parquet')
+  finally:
+    other.kill()
+    other.wait()
+  assert Path('scores.parquet.lock').exists()
+  score(corpus)
+  assert not Path('scores.parquet.lock').exists() and len(analysis.read_scores('scores.parquet')) == 65
 
 
 def test_a_killed_run_goes_on_and_yields_the_same_file(corpus, monkeypatch, capsys):
