@@ -120,7 +120,15 @@ class FullCache:
     return cache.read(layer, q, positions, rule) if out is None else out, cache
 
   def read(self, layer: int, q, positions, rule: AttentionRule, lengths: Int[Array, ' B'] | None = None):
-    """See `jaxlm.caches.protocol.Readable`. Without `lengths`, unused slots are hidden by a causal rule only."""
+    """See `jaxlm.caches.protocol.Readable`. Unused slots are hidden by a causal rule or by `lengths`.
+
+    Raises:
+      ValueError: the rule is not causal, and there are no lengths.
+    """
+    if lengths is None and not rule.causal:
+      raise ValueError(
+        'A full cache does not know which of its slots are used: a rule that is not causal needs `lengths`.'
+      )
     slot_1S = jnp.arange(self.keys[layer].shape[2])[None]
     mask_B1S = None if lengths is None else (slot_1S < lengths[:, None])[:, None]
     return attend(q, self.keys[layer], self.values[layer], positions, slot_1S, rule, mask_B1S)

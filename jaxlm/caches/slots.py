@@ -50,8 +50,9 @@ class Slots:
       dtype: of keys and values; None: the model's.
 
     Raises:
-      ValueError: `recent` is less than 1 or `initial` negative.
+      ValueError: `recent` is less than 1 or `initial` negative, or the model is not causal.
     """
+    config.check_causal('Remembering the latest tokens')
     if recent < 1 or initial < 0:
       raise ValueError(f'{recent=} must be at least 1, as a token sees itself, and {initial=} at least 0.')
     C = initial + recent

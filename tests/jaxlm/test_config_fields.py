@@ -45,7 +45,7 @@ def test_every_field_of_a_run_is_checked_before_anything_is_computed_from_it(tmp
     # What is read is a config that means what the file says, or a default.
     model = configs.to_dict(config.replace(dtype=saved['model'].get('dtype', 'bfloat16')))
     expected = configs.to_dict(ModelConfig()) | saved['model']
-    for name in ('rope', 'sink'):
+    for name in ('rope', 'sink', 'dropout'):
       expected[name] = configs.to_dict(ModelConfig())[name] | expected[name]
     assert model == {name: expected[name] for name in model}, (path, edit)
   assert refused > 300

@@ -20,7 +20,7 @@ def state_of(last, generated, done=None):
     tokens=jnp.zeros((R, MOST), jnp.int32), last=jnp.asarray(last), position=jnp.asarray(prompts + generated - 1),
     lengths=jnp.asarray(generated), done=jnp.zeros(R, bool) if done is None else jnp.asarray(done),
     keys=jax.random.split(jax.random.key(0), R), seen=None, total=jnp.asarray(prompts + MOST), cache=None, text=None,
-    memory=None, rounds=zeros, drafted=zeros, accepted=zeros, verified=zeros,
+    finite=jnp.ones(R, bool), memory=None, rounds=zeros, drafted=zeros, accepted=zeros, verified=zeros,
   )  # fmt: skip
 
 
