@@ -1,0 +1,276 @@
+"""The encoder-decoder transformer (https://arxiv.org/abs/1706.03762), and its decoder of Markov order k.
+
+  encoder  x = x + attention(norm(x));  x = x + mlp(norm(x))
+  decoder  y = y + attention(norm(y));  y = y + cross(norm(y), encoded);  y = y + mlp(norm(y));  logits = y E^T
+
+With `markov_order` k, attention sees the last k target tokens. That alone lets L layers see L (k - 1) + 1 tokens, since keys and
+values of higher layers hold what lower ones saw. The mode 'transparent' makes the keys and values of every layer of the embeddings
+e, which hold one token each, so that a prediction depends on exactly k tokens (https://arxiv.org/abs/2402.02084):
+
+  a_n = sum_{0 <= n-m < k} softmax_m(q(y_n) . k(norm(e_m)) / sqrt(H)) v(norm(e_m))
+
+The source is encoded once (`encode`); `memory` makes of it the keys and values of every layer's cross-attention, which are only
+read. Self-attention is whatever the cache makes of it, as in `jaxlm.models.transformer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm import caches
+from jaxlm.attention.positions import sinusoids
+from jaxlm.caches.rows import heads_first
+from jaxlm.caches.slots import everything_of
+from jaxlm.models.blocks import ATTENTION_OUTPUT, ATTENTION_WEIGHTS, Attention, Block, dropped_at, folded, norm
+from jaxlm.models.initializers import initializers
+from jaxlm.models.transformer import REMAT_POLICIES
+from jaxlm.seq2seq_config import Seq2SeqConfig
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Float, Int
+
+# Places of a decoder layer whose numbers are dropped, beside those of `jaxlm.models.blocks`.
+CROSS_WEIGHTS, CROSS_OUTPUT = 4, 5
+# Numbers that tell the keys of encoder, decoder and their embeddings apart.
+ENCODER, DECODER, SOURCE_EMBEDDING, TARGET_EMBEDDING = range(4)
+
+
+class DecoderBlock(Block):
+  """A layer of the decoder: self-attention, cross-attention, MLP."""
+
+  model: Seq2SeqConfig
+
+  def setup(self):
+    super().setup()
+    c = self.config
+    if self.model.reads_embeddings:
+      self.embedding_norm = norm(c, 'embedding_norm')
+    self.cross_norm = norm(c, 'cross_norm')
+    self.cross = Attention(self.model.cross, self.layer, name='cross')
+
+  def self_attention(self, y_BTD, embedded_BTD, positions_BT, cache, key):
+    """Returns (the residual stream after self-attention, the extended cache)."""
+    if not self.model.reads_embeddings:
+      return self.attention_block(y_BTD, positions_BT, (None, None), cache, key)
+    c, attention = self.config, self.attention
+    q_BTNH = attention.project_queries(self.attention_input(y_BTD), None)
+    k_BTNH, v_BTNH = attention.project_keys_values(self.embedding_norm(embedded_BTD), None)
+    rule = attention.rule(None, folded(key, ATTENTION_WEIGHTS))
+    out_BTNH, cache = cache.attend(self.layer, q_BTNH, k_BTNH, v_BTNH, positions_BT, rule)
+    y_BTD = y_BTD + dropped_at(attention.mix(out_BTNH), c.dropout.residual, key, ATTENTION_OUTPUT)
+    return self.attention_norm(y_BTD) if c.norm_placement == 'post' else y_BTD, cache
+
+  def cross_block(self, y_BTD, positions_BT, memory, key):
+    """Returns the residual stream after cross-attention."""
+    c, post = self.config, self.config.norm_placement == 'post'
+    q_BTNH = self.cross.project_queries(y_BTD if post else self.cross_norm(y_BTD), None)
+    out_BTNH = memory.read(self.layer, q_BTNH, positions_BT, self.cross.rule(None, folded(key, CROSS_WEIGHTS)))
+    y_BTD = y_BTD + dropped_at(self.cross.mix(out_BTNH), c.dropout.residual, key, CROSS_OUTPUT)
+    return self.cross_norm(y_BTD) if post else y_BTD
+
+  def __call__(self, y_BTD, embedded_BTD, positions_BT, cache, memory, key=None):
+    y_BTD, cache = self.self_attention(y_BTD, embedded_BTD, positions_BT, cache, key)
+    y_BTD = self.cross_block(y_BTD, positions_BT, memory, key)
+    return self.mlp_block(y_BTD, y_BTD, key), cache
+
+
+class Encoder(nn.Module):
+  """The encoder's layers."""
+
+  model: Seq2SeqConfig
+
+  def setup(self):
+    c = self.model.encoder
+    block = _remat(Block, c)
+    self.layers = [block(c, i, name=f'layer_{i}') for i in range(c.num_layers)]
+    if c.norm_placement != 'post':
+      self.final_norm = norm(c, 'final_norm')
+
+  def __call__(self, x_BSD, lengths_B, key=None):
+    positions_BS = jnp.broadcast_to(jnp.arange(x_BSD.shape[1]), x_BSD.shape[:2])
+    cache = caches.Sequence((positions_BS < lengths_B[:, None]).astype(jnp.int32))
+    for i, layer in enumerate(self.layers):
+      x_BSD, _ = layer(x_BSD, positions_BS, (None, None), cache, folded(key, i))
+    return x_BSD if self.model.norm_placement == 'post' else self.final_norm(x_BSD)
+
+
+class Decoder(nn.Module):
+  """The decoder's layers."""
+
+  model: Seq2SeqConfig
+
+  def setup(self):
+    c = self.model.decoder
+    block = _remat(DecoderBlock, c)
+    self.layers = [block(c, i, self.model, name=f'layer_{i}') for i in range(c.num_layers)]
+    if c.norm_placement != 'post':
+      self.final_norm = norm(c, 'final_norm')
+
+  def memory(self, encoded_BSD, lengths_B):
+    """Returns the keys and values of each layer's cross-attention."""
+    layers = []
+    for layer in self.layers:
+      k_BSNH, v_BSNH = layer.cross.project_keys_values(encoded_BSD, None)
+      layers.append(everything_of(heads_first(k_BSNH), heads_first(v_BSNH), lengths_B))
+    return caches.LayeredCache(tuple(layers))
+
+  def __call__(self, y_BTD, positions_BT, cache, memory, key=None):
+    embedded_BTD = y_BTD
+    for i, layer in enumerate(self.layers):
+      y_BTD, cache = layer(y_BTD, embedded_BTD, positions_BT, cache, memory, folded(key, i))
+    return y_BTD if self.model.norm_placement == 'post' else self.final_norm(y_BTD), cache
+
+
+class Seq2Seq(nn.Module):
+  """Encoder and decoder with their embeddings; see the module's docstring."""
+
+  config: Seq2SeqConfig
+
+  def setup(self):
+    c, init = self.config, initializers(self.config.decoder)
+    embed = lambda rows: nn.Embed(rows, c.model_dim, dtype=c.dtype, embedding_init=init.embedding)
+    self.embed = embed(c.vocab_size)
+    if c.embeddings != 'shared':
+      self.source_embed = embed(c.source_vocab_size or c.vocab_size)
+    if c.embeddings == 'separate':
+      self.head = self.param('head', init.head, (c.model_dim, c.vocab_size))
+    if c.position == 'learned':
+      self.source_position_embed, self.position_embed = embed(c.max_length), embed(c.max_length)
+    if c.output_bias:
+      self.output_bias = self.param('output_bias', nn.initializers.zeros, (c.vocab_size,))
+    self.encoder, self.decoder = Encoder(c), Decoder(c)
+
+  def _embedded(self, table, position_table, tokens_BT, positions_BT, key, place):
+    c = self.config
+    x_BTD = table(tokens_BT)
+    if c.scaled_embeddings:
+      x_BTD = x_BTD * jnp.asarray(c.model_dim**0.5, x_BTD.dtype)
+    if c.position == 'sinusoidal':
+      x_BTD = x_BTD + sinusoids(positions_BT, c.model_dim).astype(c.dtype)
+    else:
+      x_BTD = x_BTD + position_table(positions_BT)
+    return dropped_at(x_BTD, c.dropout.residual, key, place)
+
+  def encode(self, source_BS, lengths_B, key=None):
+    c = self.config
+    table = self.embed if c.embeddings == 'shared' else self.source_embed
+    positions_BS = jnp.broadcast_to(jnp.arange(source_BS.shape[1]), source_BS.shape)
+    learned = self.source_position_embed if c.position == 'learned' else None
+    x_BSD = self._embedded(table, learned, source_BS, positions_BS, key, SOURCE_EMBEDDING)
+    return self.encoder(x_BSD, lengths_B, folded(key, ENCODER))
+
+  def memory(self, encoded_BSD, lengths_B):
+    return self.decoder.memory(encoded_BSD, lengths_B)
+
+  def decode(self, tokens_BT, memory, positions_BT=None, cache=None, key=None):
+    if positions_BT is None:
+      positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    cache = caches.Sequence() if cache is None else cache
+    learned = self.position_embed if self.config.position == 'learned' else None
+    y_BTD = self._embedded(self.embed, learned, tokens_BT, positions_BT, key, TARGET_EMBEDDING)
+    return self.decoder(y_BTD, positions_BT, cache, memory, folded(key, DECODER))
+
+  def output_matrix(self):
+    return self.head if self.config.embeddings == 'separate' else self.embed.embedding.T
+
+  def logits(self, hidden):
+    matrix = self.output_matrix().astype(self.config.dtype)
+    raw = jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32)
+    if not self.config.output_bias:
+      return raw
+    return raw + self.output_bias.astype(jnp.float32).reshape((1,) * (raw.ndim - 1) + (-1,))
+
+  def __call__(self, source_BS, lengths_B, tokens_BT, key=None):
+    memory = self.memory(self.encode(source_BS, lengths_B, key), lengths_B)
+    return self.logits(self.decode(tokens_BT, memory, key=key)[0])
+
+
+def _remat(block, config):
+  return block if config.remat == 'none' else nn.remat(block, prevent_cse=True, policy=REMAT_POLICIES[config.remat])
+
+
+def _apply(params, config, method, *args):
+  return Seq2Seq(config).apply({'params': params}, *args, method=method)
+
+
+def encode(
+  params: Any, config: Seq2SeqConfig, source: Int[Array, 'B S'], lengths: Int[Array, ' B'], key: Array | None = None
+) -> Float[Array, 'B S D']:
+  """Returns the encoder's states of sources, in the config's dtype; those of padding have no meaning.
+
+  Args:
+    params: of the model, as `init_params` makes them.
+    config: the model's.
+    source: int32 token ids, padded on the right with any id.
+    lengths: int32 tokens of each source.
+    key: random key for dropout in training; None drops nothing.
+  """
+  return _apply(params, config, Seq2Seq.encode, source, lengths, _if_dropped(config, key))
+
+
+def memory(
+  params: Any, config: Seq2SeqConfig, encoded: Float[Array, 'B S D'], lengths: Int[Array, ' B']
+) -> caches.LayeredCache:
+  """Returns what the decoder's cross-attention reads of the encoded sources: keys and values of every decoder layer."""
+  return _apply(params, config, Seq2Seq.memory, encoded, lengths)
+
+
+def hidden(
+  params: Any,
+  config: Seq2SeqConfig,
+  tokens: Int[Array, 'B T'],
+  memory: caches.LayeredCache,
+  positions: Int[Array, 'B T'] | None = None,
+  cache: Any = None,
+  key: Array | None = None,
+) -> tuple[Float[Array, 'B T D'], Any]:
+  """Returns (the decoder's states after the final norm in the config's dtype, the extended cache).
+
+  Args:
+    params, config, key: as for `encode`.
+    tokens: int32 target ids, the first of them `config.start_id`.
+    memory: of the sources, from the function of this name.
+    positions: int32 position of each token; 0, 1, ... when None.
+    cache: a `caches.Cache` of `config.decoder`; `caches.Sequence()`, which sees the tokens given alone, when None.
+  """
+  return _apply(params, config, Seq2Seq.decode, tokens, memory, positions, cache, _if_dropped(config, key))
+
+
+def logits(params: Any, config: Seq2SeqConfig, hidden: Float[Array, '... D']) -> Float[Array, '... V']:
+  """Returns the float32 logits of decoder states."""
+  return _apply(params, config, Seq2Seq.logits, hidden)
+
+
+def output_matrix(params: Any, config: Seq2SeqConfig) -> Float[Array, 'D V']:
+  """Returns the matrix of the output layer, float32 as the parameters are; a model with `output_bias` adds that too."""
+  return _apply(params, config, Seq2Seq.output_matrix)
+
+
+def _if_dropped(config: Seq2SeqConfig, key):
+  return key if any(dataclasses.astuple(config.dropout)) else None
+
+
+def empty_cache(config: Seq2SeqConfig, batch: int, capacity: int) -> Any:
+  """Returns an empty cache of the decoder's self-attention: of `capacity` tokens, or of the last k of a model of Markov order k."""
+  if config.markov_order:
+    layers = [
+      caches.Slots.ring(config.decoder, batch, recent=config.decoder.window(i)) for i in range(config.decoder_layers)
+    ]
+    return caches.LayeredCache(tuple(layers))
+  return caches.FullCache.create(config.decoder, batch, capacity)
+
+
+def init_params(config: Seq2SeqConfig, key: Array) -> Any:
+  """Returns float32 parameters; the same values on any number of devices."""
+  one = jnp.zeros((1, 1), jnp.int32)
+  return Seq2Seq(config).init(key, one, jnp.ones(1, jnp.int32), one)['params']
+
+
+def abstract_params(config: Seq2SeqConfig) -> Any:
+  """Returns the parameters' shapes and dtypes without computing anything."""
+  return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
