@@ -44,6 +44,12 @@ class GenerateConfig:
   """A message to answer, put through the model's chat template."""
   system: str | None = None
   """System message before --chat."""
+  chat_template_args: Annotated[str | None, tyro.conf.arg(metavar='JSON')] = None
+  """For --chat: what the chat template may name besides the messages, such as '{"enable_thinking": false}' or
+  '{"tools": [...]}'."""
+  tokenizer: Annotated[str | None, tyro.conf.arg(metavar='PATH')] = None
+  """Another tokenizer than the model's own: a folder, a tokenizer.json, a SentencePiece .model file, or 'bytes'. With 'none' the
+  prompts are token ids with spaces between, and ids are printed."""
   decoder: Literal['plain', 'simlayerkv', 'prompt-lookup', 'draft', 'swift'] = 'plain'
   """How tokens are generated. plain: one call of the model for each token. simlayerkv: the same, with smaller caches in the layers
   that need little of the text (lazy layers). The others draft several tokens and verify them in one call, which gives the same
@@ -99,12 +105,18 @@ class GenerateConfig:
 def main(config: GenerateConfig) -> None:
   if bool(config.prompt) == (config.chat is not None):
     raise ValueError('Pass either --prompt TEXT ... or --chat MESSAGE.')
+  if config.chat is None and config.chat_template_args is not None:
+    raise ValueError('--chat-template-args is for --chat MESSAGE.')
   decode = decoder(config)
-  import jaxlm
-
-  lm = jaxlm.load(config.model, dtype=config.dtype)
+  lm = load_model(config)
+  if config.tokenizer == 'none':
+    print_ids(config, lm, decode)
+    return
   if lm.tokenizer is None:
-    raise ValueError(f'{config.model} has no tokenizer, so it cannot read text; use decoders.generate from Python.')
+    raise ValueError(
+      f'{config.model} has no tokenizer, so it cannot read text: name one with --tokenizer, or pass --tokenizer none and '
+      'token ids.'
+    )
   from decoders.directions import resolve
 
   direction = resolve(lm.config, config.direction)
@@ -113,8 +125,11 @@ def main(config: GenerateConfig) -> None:
       '--chat is answered forward, and this would be generated in reverse: pass --prompt, or another --direction.'
     )
   if config.chat is not None:
+    from jaxlm.data.chat import variables_of
+
     system = [{'role': 'system', 'content': config.system}] if config.system else []
-    prompts = [lm.tokenizer.chat([*system, {'role': 'user', 'content': config.chat}])]
+    variables = variables_of(config.chat_template_args)
+    prompts = [lm.tokenizer.chat([*system, {'role': 'user', 'content': config.chat}], **variables)]
   else:
     prompts = [sys.stdin.read() if p == '-' else p for p in config.prompt]
   # What is generated in reverse comes last word first, so it is printed whole.
@@ -125,14 +140,7 @@ def main(config: GenerateConfig) -> None:
   out = decode(
     lm,
     prompts,
-    max_new_tokens=config.max_new_tokens,
-    sampling=config.sampling,
-    seed=config.seed,
-    num_samples=config.num_samples,
-    stop=config.stop,
-    eos_id=end_tokens(config.eos_id),
-    prefill_chunk=config.prefill_chunk,
-    direction=direction,
+    **settings_of(config) | {'direction': direction},
     # Text is held back while a stop string may still end it, so with --stop it is printed whole.
     stream=printer.stream if streams and not config.stop else None,
   )
@@ -152,6 +160,38 @@ def main(config: GenerateConfig) -> None:
 
 
 # Flags that only some decoders read.
+def load_model(config: GenerateConfig):
+  """Returns the model with the tokenizer that --tokenizer names. Raises as `jaxlm.load`, and ValueError if there is none."""
+  import jaxlm
+  from jaxlm.language_model import named_tokenizer
+
+  other = {} if config.tokenizer is None else {'tokenizer': named_tokenizer(config.tokenizer)}
+  return jaxlm.load(config.model, dtype=config.dtype, **other)
+
+
+def settings_of(config: GenerateConfig) -> dict:
+  """Returns the arguments of the decoder that are flags of the same meaning."""
+  names = ('max_new_tokens', 'sampling', 'seed', 'num_samples', 'stop', 'prefill_chunk', 'direction')
+  return {name: getattr(config, name) for name in names} | {'eos_id': end_tokens(config.eos_id)}
+
+
+def print_ids(config: GenerateConfig, lm, decode: Callable) -> None:
+  """Continues prompts of token ids, and prints ids. Raises ValueError for a prompt that is something else."""
+  if config.chat is not None:
+    raise ValueError('--chat needs a tokenizer: leave --tokenizer none out, or pass token ids as --prompt.')
+  prompts = [sys.stdin.read() if p == '-' else p for p in config.prompt]
+  for prompt in prompts:
+    if not re.fullmatch(r'\s*[0-9]+(\s+[0-9]+)*\s*', prompt):
+      raise ValueError(
+        f'With --tokenizer none a prompt is token ids with spaces between, such as "1 15 7"; got {prompt!r}.'
+      )
+  out = decode(lm, [[int(id) for id in prompt.split()] for prompt in prompts], **settings_of(config))
+  for row in out.rows():
+    print(*row)
+  if config.stats:
+    print(summary(out.stats), file=sys.stderr)
+
+
 OWN = {
   'lazy': ('simlayerkv',),
   'preset': ('simlayerkv',),

@@ -9,6 +9,7 @@ The harness finds the class by its entry point (group lm_eval.models, setup.cfg)
   python -m decoders.lm_eval_model --model jaxlm --model_args pretrained=runs/embedded --tasks lambada_openai
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 try:
@@ -24,7 +25,8 @@ import tqdm
 
 from decoders import lm_eval_requests
 from jaxlm.data import chat
-from jaxlm.language_model import LanguageModel, load
+from jaxlm.errors import check_seed
+from jaxlm.language_model import LanguageModel, load, named_tokenizer
 
 
 @register_model('jaxlm')
@@ -38,6 +40,8 @@ class JaxLM(LM):
     max_length: tokens of a row (None: the model's context).
     max_gen_toks: tokens to generate where a task says nothing.
     seed: of sampled generation.
+    tokenizer: where another tokenizer than the model's own lies; see `jaxlm.language_model.named_tokenizer`.
+    chat_template_args: what the chat template may name besides the messages: a dict, or a JSON object as text.
     device, max_batch_size: given by the harness; JAX chooses the devices, and batches keep their size.
 
   Raises:
@@ -54,9 +58,17 @@ class JaxLM(LM):
     seed: int = 0,
     device: str | None = None,
     max_batch_size: int | None = None,
+    tokenizer: str | None = None,
+    chat_template_args: str | Mapping[str, Any] | None = None,
   ):
     super().__init__()
-    self.lm = pretrained if isinstance(pretrained, LanguageModel) else load(str(pretrained), dtype)
+    check_seed('seed', int(seed))
+    if isinstance(pretrained, LanguageModel):
+      self.lm = pretrained
+    else:
+      self.lm = load(str(pretrained), dtype, tokenizer=named_tokenizer(tokenizer))
+    given = isinstance(chat_template_args, Mapping)
+    self.chat_variables = dict(chat_template_args) if given else chat.variables_of(chat_template_args)
     lm_eval_requests.lead(self.lm)  # Says at once what is missing.
     self.name = 'jaxlm' if isinstance(pretrained, LanguageModel) else str(pretrained)
     self.batch_size = 16 if str(batch_size).startswith('auto') else int(batch_size)
@@ -105,7 +117,8 @@ class JaxLM(LM):
     """Returns a conversation as text. Raises ValueError if the model has no template."""
     tokenizer = self.lm.tokenizer
     names = {f'{n}_token': tokenizer.token_text(getattr(tokenizer, f'{n}_id')) for n in ('bos', 'eos', 'pad')}
-    text = chat.render(tokenizer.chat_template, chat_history, add_generation_prompt=add_generation_prompt, **names)
+    names |= self.chat_variables | {'add_generation_prompt': add_generation_prompt}
+    text = chat.render(tokenizer.chat_template, chat_history, **names)
     if add_generation_prompt:
       return text
     last = chat_history[-1]['content'].strip()  # The model goes on with its own last message.

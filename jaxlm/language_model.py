@@ -84,6 +84,38 @@ def load(
   return _load_directory(place, dtype, mesh, tokenizer)
 
 
+def named_tokenizer(name: str | None) -> Any:
+  """Returns what a command's --tokenizer means, as the `tokenizer` of `load`: None is the model's own, 'none' is none at all.
+
+  Args:
+    name: None, 'none', 'bytes' for the 259 ids of `ByteTokenizer`, or where a tokenizer lies: a folder, a tokenizer.json or a
+      SentencePiece .model file.
+
+  Raises:
+    ValueError: nothing is there, or it holds no tokenizer; the message names it.
+  """
+  from jaxlm.data import tokenizers
+
+  if name is None:
+    return FROM_FILES
+  if name == 'none':
+    return None
+  if name == 'bytes':
+    return tokenizers.ByteTokenizer()
+  path = Path(name).expanduser()
+  if path.is_file():
+    found = tokenizers.from_sentencepiece(path) if path.suffix == '.model' else tokenizers.from_directory(path.parent)
+    found = found if path.suffix == '.model' or path.name == 'tokenizer.json' else None
+  else:
+    found = tokenizers.from_directory(path) if path.is_dir() else None
+  if found is None:
+    raise ValueError(
+      f'tokenizer={name!r} holds no tokenizer: expected a folder with one, a tokenizer.json, a SentencePiece .model file, '
+      "'bytes', or 'none'."
+    )
+  return found
+
+
 def _load_directory(place: Path, dtype: str, mesh, tokenizer) -> Any:
   from jaxlm.io import huggingface
 

@@ -27,13 +27,19 @@ _RULES: dict[str, list[dict[str, Any]]] = {
   'smollm': [{'type': 'Digits', 'individual_digits': True}, _GPT2],
   'llama-bpe': _split(_REGEX.format(numbers='{1,3}')),
   'qwen2': _split(_REGEX.format(numbers='')),
+  'solar-open': _split(_REGEX.format(numbers='')),  # Qwen2's, but of models that do not normalise texts.
   'tekken': _split(_TEKKEN),
 }
-_TAGS = {  # which tags stand for a rule, as in llama.cpp's llama-vocab.cpp
-  'gpt-2': 'default phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat mpt olmo a.x-4.0 mellum',
-  'smollm': 'starcoder refact command-r codeshell exaone minerva-7b',
-  'llama-bpe': 'llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 dbrx smaug-bpe',
-  'qwen2': 'deepseek-r1-qwen stablelm2 megrez hunyuan kormo',
+# Which tags stand for a rule, checked against llama.cpp's llama-vocab.cpp of July 2026. One differs: 'default' is the tag of files
+# that were converted before there were tags, whatever their model's rule was. llama.cpp has a rule of its own for it, which is no
+# model's; GPT-2's is that of more of these models.
+_TAGS = {
+  'gpt-2': 'default phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat mpt olmo a.x-4.0 mellum modern-bert exaone4 jais '
+  'trillion granite-docling',
+  'smollm': 'starcoder refact command-r codeshell exaone minerva-7b mellum2',
+  'llama-bpe': 'llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx smaug-bpe glm4 chatglm-bpe',
+  'qwen2': 'deepseek-r1-qwen stablelm2 megrez hunyuan kormo f2llmv2',
+  'solar-open': 'grok-2',
   'tekken': '',
 }
 PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
@@ -41,7 +47,18 @@ PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
 }
 """How text is cut before merging, by 'tokenizer.ggml.pre'."""
 # Models that begin a text with BOS, and take a whole word that is in the vocabulary as it is. A file need not say so.
-LLAMA3 = ('llama-bpe', 'llama3', 'llama-v3', 'falcon3', 'falcon-h1', 'pixtral', 'midm-2.0', 'lfm2', 'tekken')
+LLAMA3 = (
+  'llama-bpe',
+  'llama3',
+  'llama-v3',
+  'falcon3',
+  'falcon-h1',
+  'pixtral',
+  'midm-2.0',
+  'lfm2',
+  'jina-v5-nano',
+  'tekken',
+)
 
 
 def tokenizer_json(

@@ -1,7 +1,10 @@
 """Chat templates: a model's own Jinja template, rendered as transformers renders it."""
 
 from collections.abc import Mapping, Sequence
+import json
 from typing import Any
+
+from jaxlm import errors
 
 Message = Mapping[str, Any]
 
@@ -72,6 +75,27 @@ def _plain(value: Any) -> Any:
   if hasattr(value, 'item') and getattr(value, 'shape', None) == ():
     return _plain(value.item())
   return f'<{type(value).__name__}>'
+
+
+def variables_of(text: str | None) -> dict[str, Any]:
+  """Returns the template's variables that a command's --chat-template-args gives as a JSON object; {} for None.
+
+  Raises:
+    ValueError: text that is no JSON object, or one with a variable that the messages themselves set.
+  """
+  if text is None:
+    return {}
+  try:
+    found = json.loads(text)
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f'--chat-template-args {errors.shown(text)} is no JSON: {e}.') from e
+  if not isinstance(found, dict):
+    raise ValueError(
+      f'--chat-template-args {errors.shown(text)} is no JSON object: expected one such as {{"enable_thinking": false}}.'
+    )
+  if taken := [name for name in found if name in ('messages', 'template', 'self')]:
+    raise ValueError(f'--chat-template-args cannot set {taken[0]!r}.')
+  return found
 
 
 def render(

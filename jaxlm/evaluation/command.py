@@ -31,6 +31,8 @@ class EvaluateConfig:
   """Questions: JSONL with {"context": text, "choices": [text, ...], "answer": number from 0, or text} a line."""
   against: Annotated[str | None, tyro.conf.arg(metavar='MODEL')] = None
   """A second model, evaluated alike."""
+  tokenizer: Annotated[str | None, tyro.conf.arg(metavar='PATH')] = None
+  """Another tokenizer than the models' own: a folder, a tokenizer.json, a SentencePiece .model file, or 'bytes'."""
   direction: Literal['forward', 'reverse', 'both'] | None = None
   """Direction in which documents are read (none: the model's own, forward for a model of both). Questions are read forward."""
   delimiter: str = ' '
@@ -114,10 +116,12 @@ def _evaluated(model: str, config: EvaluateConfig, documents, questions) -> tupl
   from jaxlm.data import corpus
   from jaxlm.evaluation import choices as evaluate_choices
   from jaxlm.evaluation import documents as evaluate_scores
+  from jaxlm.language_model import named_tokenizer
 
-  lm = jaxlm.load(model, dtype=config.dtype)
+  other = {} if config.tokenizer is None else {'tokenizer': named_tokenizer(config.tokenizer)}
+  lm = jaxlm.load(model, dtype=config.dtype, **other)
   if lm.tokenizer is None:
-    raise ValueError(f'{model} has no tokenizer, so it cannot read text.')
+    raise ValueError(f'{model} has no tokenizer, so it cannot read text: name one with --tokenizer.')
   shape = dict(batch_size=config.batch_size, max_length=config.max_length)
   losses, answers = {}, {}
   for name, source in documents.items():

@@ -1,5 +1,7 @@
 """The command line's part that is not the decoders': what its flags mean together."""
 
+import dataclasses
+
 import pytest
 
 import decoders
@@ -10,6 +12,7 @@ import jaxlm
 from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.language_model import LanguageModel
 from tests.models import TINY, tiny_model
+from tests.tokenizers_made import byte_level_bpe
 
 
 def test_flags_change_a_preset():
@@ -64,3 +67,40 @@ def test_drafting_decoders_print_the_same_text(monkeypatch, capsys):
     main(GenerateConfig('m', prompt=('a',), decoder='draft'))
   with pytest.raises(ValueError, match='--lookup-first is for --decoder swift, not for draft'):
     main(GenerateConfig('m', prompt=('a',), decoder='draft', lookup_first=True))
+
+
+def test_chat_templates_get_variables_and_tokenizers_are_chosen(monkeypatch, capsys, tmp_path):
+  model = TINY.replace(vocab_size=404, max_length=256)
+  own, other, loads = ByteTokenizer(), byte_level_bpe(), []
+  own.chat_template = "{{ messages[0]['content'] }}{% if thinking is defined %} {{ thinking }}{% endif %}{{ tools | length if tools else '' }}"
+  lm = LanguageModel(model, tiny_model(model).params, own)
+
+  def load(path, dtype, tokenizer='its own'):
+    loads.append(tokenizer)
+    return lm if tokenizer == 'its own' else dataclasses.replace(lm, tokenizer=tokenizer)
+
+  monkeypatch.setattr(jaxlm, 'load', load, raising=False)
+  other.save(tmp_path / 'other')
+  said = lambda **flags: main(GenerateConfig('m', max_new_tokens=6, stats=False, **flags)) or capsys.readouterr().out
+  text = lambda lm, prompt: decoders.generate(lm, [prompt], max_new_tokens=6).text[0] + '\n'
+  assert said(chat='Hi') == text(lm, 'Hi')
+  given = '{"thinking": false, "tools": [{"type": "function"}]}'
+  assert said(chat='Hi', chat_template_args=given) == text(lm, 'Hi False1')
+  changed = dataclasses.replace(lm, tokenizer=other)
+  for place in ('other', 'other/tokenizer.json'):
+    assert said(prompt=('Hello',), tokenizer=str(tmp_path / place)) == 'Hello' + text(changed, 'Hello')
+    assert loads[-1].fingerprint == other.fingerprint
+  assert said(chat='Hi', tokenizer=str(tmp_path / 'other')) == text(changed, changed.tokenizer.chat('Hi'))
+  rows = decoders.generate(dataclasses.replace(lm, tokenizer=None), [[1, 15], [7]], max_new_tokens=6).rows()
+  assert said(prompt=('1 15', '7'), tokenizer='none') == ''.join(' '.join(map(str, row)) + '\n' for row in rows)
+  for flags, message in (
+    ({'prompt': ('a',), 'chat_template_args': '{}'}, 'is for --chat'),
+    ({'chat': 'Hi', 'chat_template_args': '{'}, "--chat-template-args '{' is no JSON"),
+    ({'chat': 'Hi', 'chat_template_args': '[1]'}, 'is no JSON object'),
+    ({'chat': 'Hi', 'chat_template_args': '{"messages": 1}'}, "cannot set 'messages'"),
+    ({'chat': 'Hi', 'tokenizer': 'none'}, '--chat needs a tokenizer'),
+    ({'prompt': ('Hi',), 'tokenizer': 'none'}, "token ids with spaces between, such as .*; got 'Hi'"),
+    ({'prompt': ('Hi',), 'tokenizer': str(tmp_path)}, 'holds no tokenizer: expected a folder with one'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      said(**flags)

@@ -158,6 +158,13 @@ def test_the_plug_in_answers_requests_in_their_order(harness):
   assert plug.apply_chat_template(history[:1]) == '<user>Hi</><assistant>'
   assert plug.apply_chat_template(history, add_generation_prompt=False) == '<user>Hi</><assistant>Well,'
   assert plug.chat_template() == lm.tokenizer.chat_template and plug.get_model_info()['model_dtype'] == 'float32'
+  lm.tokenizer.chat_template = "{{ messages[0]['content'] }}{{ thinking }}"
+  for given in ('{"thinking": false}', {'thinking': False}):
+    assert harness.JaxLM(lm, chat_template_args=given).apply_chat_template(history[:1]) == 'HiFalse'
+  with pytest.raises(ValueError, match='no JSON object'):
+    harness.JaxLM(lm, chat_template_args='3')
+  with pytest.raises(ValueError, match='seed=-1 must'):
+    harness.JaxLM(lm, seed=-1)
   with pytest.raises(ValueError, match="direction='reverse'"):
     harness.JaxLM(model(direction='reverse'))
 

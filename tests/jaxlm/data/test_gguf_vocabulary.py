@@ -92,6 +92,15 @@ def test_text_is_cut_as_the_tag_says(tag, text, parts):
   [
     *(('llama3', 'llama-bpe'), ('llama-v3', 'llama-bpe'), ('deepseek-r1-qwen', 'qwen2'), ('smaug-bpe', 'llama-bpe')),
     *(('phi-2', 'gpt-2'), ('starcoder', 'smollm'), ('command-r', 'smollm'), ('stablelm2', 'qwen2')),
+    *(('glm4', 'llama-bpe'), ('chatglm-bpe', 'llama-bpe'), ('jina-v5-nano', 'llama-bpe'), ('f2llmv2', 'qwen2')),
+    *(
+      ('solar-open', 'qwen2'),
+      ('grok-2', 'qwen2'),
+      ('mellum2', 'smollm'),
+      ('exaone4', 'gpt-2'),
+      ('modern-bert', 'gpt-2'),
+    ),
+    *(('jais', 'gpt-2'), ('trillion', 'gpt-2'), ('granite-docling', 'gpt-2')),
   ],
 )
 def test_tags_that_stand_for_one_rule(tag, rule):
@@ -124,7 +133,16 @@ def test_markers_are_special_however_a_gguf_file_types_them(made, type):
 
 
 @pytest.mark.parametrize(
-  'tag, adds', [('llama-bpe', True), ('llama3', True), ('tekken', True), ('gpt-2', False), ('smaug-bpe', False)]
+  'tag, adds',
+  [
+    ('llama-bpe', True),
+    ('llama3', True),
+    ('tekken', True),
+    ('gpt-2', False),
+    ('smaug-bpe', False),
+    ('jina-v5-nano', True),
+    ('glm4', False),
+  ],
 )
 def test_bos_where_the_file_does_not_say(made, tag, adds):
   assert gguf_vocabulary.from_gguf(byte_level_fields(made, pre=tag)).adds_bos == adds

@@ -1,5 +1,6 @@
 """python -m jaxlm.analysis.evaluate: losses, multiple choice and differences are those by hand; what it prints and refuses."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -127,7 +128,8 @@ def test_the_bootstrap_is_paired_and_covers_the_truth():
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-  monkeypatch.setattr(jaxlm, 'load', lambda path, dtype: model(int(path[-1])), raising=False)
+  load = lambda path, dtype, **other: dataclasses.replace(model(int(path[-1])), **other)
+  monkeypatch.setattr(jaxlm, 'load', load, raising=False)
   (tmp_path / 'held.jsonl').write_text('\n'.join(json.dumps({'text': t}) for t in TEXTS))
   (tmp_path / 'questions.jsonl').write_text('\n'.join(map(json.dumps, QUESTIONS)))
   return tmp_path
@@ -177,3 +179,18 @@ def test_the_command_says_what_is_wrong_and_shows_help_without_jax(files, monkey
   assert command.named((str(files / 'a=b'),)) == {str(files / 'a=b'): str(files / 'a=b')}
   code = "import jaxlm.analysis.evaluate, sys; sys.exit(any(m in sys.modules for m in ('jax', 'numpy')))"
   assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+def test_another_tokenizer_is_named(files):
+  tokenizers.ByteTokenizer().save(files / 'bytes')
+  numbers = [
+    command.main(
+      command.EvaluateConfig('runs/model-0', (f'small={files / "held.jsonl"}',), batch_size=4, tokenizer=name)
+    )['documents']
+    for name in (None, 'bytes', str(files / 'bytes'))
+  ]
+  assert numbers[0] == numbers[1] == numbers[2]
+  with pytest.raises(ValueError, match='has no tokenizer, so it cannot read text: name one with --tokenizer'):
+    command.main(command.EvaluateConfig('runs/model-0', (str(files / 'held.jsonl'),), tokenizer='none'))
+  with pytest.raises(ValueError, match='holds no tokenizer'):
+    command.main(command.EvaluateConfig('runs/model-0', (str(files / 'held.jsonl'),), tokenizer=str(files)))
