@@ -21,6 +21,7 @@ FLOORS = (
   ('jaxlm.errors', 'jaxlm.exports', 'jaxlm.lengths', 'jaxlm.cache_config', 'jaxlm.console'),
   ('jaxlm.config_fields',),
   ('jaxlm.config',),
+  ('jaxlm.seq2seq_config',),
   ('jaxlm.attention',),
   ('jaxlm.caches',),
   ('jaxlm.models', 'jaxlm.losses'),

@@ -21,10 +21,13 @@ class Rule(NamedTuple):
 
 RULES = (
   Rule('embed/embedding', 'embedding', ('tensor', 'fsdp')),
+  Rule('source_embed/embedding', 'embedding', ('tensor', 'fsdp')),
   Rule('position_embed/embedding', 'embedding', (None, 'fsdp')),
+  Rule('source_position_embed/embedding', 'embedding', (None, 'fsdp')),
   Rule('head', 'matrix', ('fsdp', 'tensor')),
   Rule('*norm/scale', 'norm', (None,)),
   Rule('*norm/bias', 'norm', (None,)),
+  Rule('output_bias', 'bias', ('tensor',)),
   Rule('[qkv]/kernel', 'matrix', ('fsdp', 'tensor', None)),
   Rule('[qkv]/bias', 'bias', ('tensor', None)),
   Rule('o/kernel', 'matrix', ('tensor', None, 'fsdp')),

@@ -3,8 +3,9 @@
 import jax
 import pytest
 
-from jaxlm.models import parameters, sharding
+from jaxlm.models import parameters, seq2seq, sharding
 from jaxlm.models.transformer import abstract_params
+from jaxlm.seq2seq_config import Seq2SeqConfig
 from tests.jaxlm.attention.test_operations import VARIATIONS
 from tests.jaxlm.models.test_transformer import VARIANTS
 from tests.models import TINY
@@ -13,9 +14,17 @@ BIASED = dict(qkv_bias=True, out_bias=True, mlp_bias=True, qk_norm=True)
 ALL = {**VARIATIONS, **VARIANTS, 'biases, layernorm': {**BIASED, 'norm': 'layernorm', 'norm_placement': 'hybrid'}}
 
 
+SMALL = Seq2SeqConfig(vocab_size=50, model_dim=24, num_heads=4, mlp_dim=20, encoder_layers=1, decoder_layers=1)
+SEQ2SEQ = SMALL.replace(embeddings='separate', position='learned', output_bias=True, markov_order=3)
+ALL |= {'encoder-decoder': SMALL, 'encoder-decoder, all options': SEQ2SEQ}
+
+
 def leaves(changes):
-  found = jax.tree_util.tree_leaves_with_path(abstract_params(TINY.replace(**changes)))
-  return [(tuple(key.key for key in path), x) for path, x in found]
+  if isinstance(changes, Seq2SeqConfig):
+    params = seq2seq.abstract_params(changes)
+  else:
+    params = abstract_params(TINY.replace(**changes))
+  return [(tuple(key.key for key in path), x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def kind_by_name(path):
@@ -23,7 +32,7 @@ def kind_by_name(path):
     return 'embedding'
   if len(path) > 1 and 'norm' in path[-2]:
     return 'norm'
-  return 'bias' if path[-1] == 'bias' else 'matrix'
+  return 'bias' if path[-1] in ('bias', 'output_bias') else 'matrix'
 
 
 @pytest.mark.parametrize('name', ALL)

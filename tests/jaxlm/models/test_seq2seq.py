@@ -1,0 +1,241 @@
+"""The encoder-decoder is its formula, sees what it is to see and nothing else, and decodes as it was trained."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.config import DropoutConfig, to_dict
+from jaxlm.models import seq2seq, sharding
+from jaxlm.seq2seq_config import Seq2SeqConfig, seq2seq_config
+
+# All dimensions differ, so that a swapped axis fails.
+TINY = Seq2SeqConfig(
+  vocab_size=31, encoder_layers=2, decoder_layers=3, model_dim=24, num_heads=3, mlp_dim=20, max_length=40, dtype='float32'
+)  # fmt: skip
+B, S, T = 2, 7, 9
+LENGTHS = jnp.array([S, 4])
+SOURCE = jax.random.randint(jax.random.key(1), (B, S), 3, 31)
+TOKENS = jax.random.randint(jax.random.key(2), (B, T), 3, 31)
+
+init = jax.jit(seq2seq.init_params, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def logits(params, config, source, lengths, tokens, key=None):
+  memory = seq2seq.memory(params, config, seq2seq.encode(params, config, source, lengths, key), lengths)
+  return seq2seq.logits(params, config, seq2seq.hidden(params, config, tokens, memory, key=key)[0])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def step(params, config, tokens, memory, positions, cache):
+  hidden, cache = seq2seq.hidden(params, config, tokens, memory, positions, cache)
+  return seq2seq.logits(params, config, hidden), cache
+
+
+def params_of(config, seed=0):
+  """Parameters with biases and norms that are not 0 and 1, which hide mistakes."""
+  params = init(config, jax.random.key(seed))
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+  return tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)])
+
+
+def by_hand(params, config, source, tokens):
+  """Returns the logits of one source and one target, by loops over NumPy arrays of float64."""
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  D, N, H = config.model_dim, config.num_heads, config.head_dim
+  post, k = config.norm_placement == 'post', config.markov_order
+
+  def norm(w, x):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_eps) * w['scale'] + w['bias']
+
+  def dense(w, x):
+    return np.tensordot(x, w['kernel'], w['kernel'].ndim - w['bias'].ndim) + w['bias']
+
+  def attend(w, x, kv, visible):
+    q, keys, values = dense(w['q'], x), dense(w['k'], kv), dense(w['v'], kv)
+    out = np.zeros_like(q)
+    for t in range(len(q)):
+      for n in range(N):
+        scores = np.array([q[t, n] @ keys[s, n] / H**0.5 if visible(t, s) else -np.inf for s in range(len(kv))])
+        weights = np.exp(scores - scores.max())
+        out[t, n] = (weights / weights.sum()) @ values[:, n]
+    return dense(w['o'], out)
+
+  def mlp(w, x):
+    return dense(w['down'], np.maximum(dense(w['up'], x), 0))
+
+  def sub_layer(w, x, f):
+    return norm(w, x + f(x)) if post else x + f(norm(w, x))
+
+  def embed(table, ids):
+    position, i = np.arange(len(ids))[:, None], np.arange(D // 2)
+    angles = position / 10000 ** (i / (D // 2))
+    return p[table]['embedding'][ids] * D**0.5 + np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+  def encoder_layer(w, x):
+    x = sub_layer(w['attention_norm'], x, lambda x: attend(w['attention'], x, x, lambda t, s: True))
+    return sub_layer(w['mlp_norm'], x, lambda x: mlp(w['mlp'], x))
+
+  def decoder_layer(w, y, e, x):
+    near = lambda t, s: s <= t and (not k or t - s < k)
+    keys_of = lambda read: norm(w['embedding_norm'], e) if config.reads_embeddings else read
+    y = sub_layer(w['attention_norm'], y, lambda y: attend(w['attention'], y, keys_of(y), near))
+    y = sub_layer(w['cross_norm'], y, lambda y: attend(w['cross'], y, x, lambda t, s: True))
+    return sub_layer(w['mlp_norm'], y, lambda y: mlp(w['mlp'], y))
+
+  x = embed('embed' if config.embeddings == 'shared' else 'source_embed', source)
+  for i in range(config.encoder_layers):
+    x = encoder_layer(p['encoder'][f'layer_{i}'], x)
+  x = x if post else norm(p['encoder']['final_norm'], x)
+  y = e = embed('embed', tokens)
+  for i in range(config.decoder_layers):
+    y = decoder_layer(p['decoder'][f'layer_{i}'], y, e, x)
+  y = y if post else norm(p['decoder']['final_norm'], y)
+  return y @ (p['head'] if config.embeddings == 'separate' else p['embed']['embedding'].T) + p.get('output_bias', 0.0)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    dict(norm_placement='post', output_bias=True),
+    dict(embeddings='separate', source_vocab_size=33),
+    dict(embeddings='tied', markov_order=2),
+    dict(markov_order=2, markov_mode='naive', norm_placement='post'),
+  ],
+  ids=str,
+)
+def test_logits_are_those_of_the_formula(changes):
+  config = TINY.replace(**changes)
+  params = params_of(config)
+  found = logits(params, config, SOURCE, LENGTHS, TOKENS)
+  for row, length in enumerate(LENGTHS):
+    expected = by_hand(params, config, np.asarray(SOURCE[row, :length]), np.asarray(TOKENS[row]))
+    np.testing.assert_allclose(found[row], expected, rtol=2e-4, atol=2e-4)
+
+
+def test_padding_of_a_source_and_later_target_tokens_change_nothing():
+  params = params_of(TINY)
+  base = logits(params, TINY, SOURCE, LENGTHS, TOKENS)
+  padded = logits(params, TINY, SOURCE.at[1, 4:].set(5), LENGTHS, TOKENS)
+  chex.assert_trees_all_equal(base, padded)
+  later = logits(params, TINY, SOURCE, LENGTHS, TOKENS.at[:, 6].set(5))
+  chex.assert_trees_all_equal(base[:, :6], later[:, :6])
+  assert (base[:, 6:] != later[:, 6:]).any(axis=-1).all()
+  other = logits(params, TINY, SOURCE.at[1, 3].set(5), LENGTHS, TOKENS)
+  assert (base[1] != other[1]).any(axis=-1).all() and (base[0] == other[0]).all()
+
+
+def field(config, last=T - 1):
+  """Returns which target tokens the logits at position `last` depend on, by exact zeros of the Jacobian."""
+  params = params_of(config)
+  memory = seq2seq.memory(params, config, seq2seq.encode(params, config, SOURCE[:1], LENGTHS[:1]), LENGTHS[:1])
+  model = seq2seq.Seq2Seq(config)
+
+  def at(offsets_TD):
+    # Tokens are moved by adding to their embeddings, through an embedding table that has one row per position.
+    table = params['embed']['embedding'][TOKENS[0]] + offsets_TD
+    moved = params | {'embed': {'embedding': jnp.concatenate([table, params['embed']['embedding'][T:]])}}
+    out, _ = model.apply({'params': moved}, jnp.arange(T)[None], memory, method=seq2seq.Seq2Seq.decode)
+    return out[0, last]
+
+  jacobian = jax.jit(jax.jacrev(at))(jnp.zeros((T, config.model_dim)))
+  return np.flatnonzero(np.abs(jacobian).max(axis=(0, 2)) > 0).tolist()
+
+
+@pytest.mark.parametrize('order', [1, 2, 3, 5])
+@pytest.mark.parametrize('mode', ['transparent', 'split'])
+@pytest.mark.parametrize('layers', [1, 3])
+def test_a_prediction_depends_on_exactly_the_last_tokens(order, mode, layers):
+  config = TINY.replace(markov_order=order, markov_mode=mode, decoder_layers=layers, encoder_layers=1)
+  assert config.is_markov and field(config) == list(range(T - order, T))
+
+
+@pytest.mark.parametrize('order, layers', [(2, 3), (3, 2), (5, 1)])
+def test_the_naive_window_leaks_through_its_layers(order, layers):
+  config = TINY.replace(markov_order=order, markov_mode='naive', decoder_layers=layers, encoder_layers=1)
+  assert not config.is_markov and len(field(config)) == layers * (order - 1) + 1
+
+
+def test_one_layer_is_the_same_in_all_modes_and_a_large_order_sees_everything():
+  one = TINY.replace(decoder_layers=1, markov_order=3)
+  params = params_of(one)
+  attention_norm = params['decoder']['layer_0']['attention_norm']
+  params['decoder']['layer_0']['embedding_norm'] = attention_norm  # The norm that the other modes have.
+  found = {}
+  for mode in ('transparent', 'naive', 'split'):
+    config = one.replace(markov_mode=mode)
+    wanted = jax.tree.structure(seq2seq.abstract_params(config))
+    kept = dict(params, decoder=dict(params['decoder'], layer_0=dict(params['decoder']['layer_0'])))
+    if mode != 'transparent':
+      del kept['decoder']['layer_0']['embedding_norm']
+    assert jax.tree.structure(kept) == wanted
+    found[mode] = logits(kept, config, SOURCE, LENGTHS, TOKENS)
+  chex.assert_trees_all_close(found['transparent'], found['naive'], atol=1e-5)
+  chex.assert_trees_all_equal(found['naive'], found['split'])
+  long = TINY.replace(markov_order=T, markov_mode='naive')
+  params = params_of(TINY)
+  chex.assert_trees_all_close(
+    logits(params, long, SOURCE, LENGTHS, TOKENS), logits(params, TINY, SOURCE, LENGTHS, TOKENS), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  'changes', [{}, *({'markov_order': 3, 'markov_mode': m} for m in ('transparent', 'naive', 'split'))], ids=str
+)
+def test_decoding_step_by_step_equals_teacher_forcing(changes):
+  config = TINY.replace(**changes)
+  params = params_of(config)
+  memory = seq2seq.memory(params, config, seq2seq.encode(params, config, SOURCE, LENGTHS), LENGTHS)
+  expected = logits(params, config, SOURCE, LENGTHS, TOKENS)
+  cache = seq2seq.empty_cache(config, B, T)
+  sizes = []
+  for t in range(T):
+    found, cache = step(params, config, TOKENS[:, t : t + 1], memory, jnp.full((B, 1), t), cache)
+    np.testing.assert_allclose(found[:, 0], expected[:, t], atol=1e-4)
+    sizes.append(cache.nbytes)
+  assert len(set(sizes)) == 1
+  if config.markov_order:
+    slots = [layer.keys.shape[2] for layer in cache.layers]
+    assert slots == ([2, 2, 1] if config.markov_mode == 'split' else [3, 3, 3])
+
+
+def test_dropout_is_of_training_only_and_every_place_has_a_key_of_its_own():
+  config = TINY.replace(dropout=DropoutConfig(residual=0.3, attention=0.2, mlp=0.1))
+  params = params_of(config)
+  plain = logits(params, TINY, SOURCE, LENGTHS, TOKENS)
+  chex.assert_trees_all_equal(logits(params, config, SOURCE, LENGTHS, TOKENS), plain)
+  dropped = [logits(params, config, SOURCE, LENGTHS, TOKENS, jax.random.key(s)) for s in (0, 0, 1)]
+  chex.assert_trees_all_equal(dropped[0], dropped[1])
+  assert abs(dropped[0] - dropped[2]).max() > 0.1 and abs(dropped[0] - plain).max() > 0.1
+  remat = logits(params, config.replace(remat='full'), SOURCE, LENGTHS, TOKENS, jax.random.key(0))
+  chex.assert_trees_all_close(remat, dropped[0], atol=1e-5)
+
+
+def test_parameters_lie_on_a_mesh_and_give_the_same_logits():
+  params = params_of(TINY)
+  mesh = sharding.make_mesh(fsdp=2, tensor=2)
+  placed = jax.device_put(params, sharding.tree_shardings(params, mesh))
+  assert placed['decoder']['layer_0']['cross']['q']['kernel'].sharding.shard_shape((24, 3, 8)) == (12, 3, 8)
+  found = logits(placed, TINY, SOURCE, LENGTHS, TOKENS)
+  np.testing.assert_allclose(found, logits(params, TINY, SOURCE, LENGTHS, TOKENS), atol=1e-4)
+
+
+def test_configs_are_read_back_and_bad_ones_name_their_numbers():
+  config = TINY.replace(markov_order=4, dropout=DropoutConfig(residual=0.1))
+  assert seq2seq_config(to_dict(config)) == config
+  for changes, message in (
+    (dict(num_heads=5), 'model_dim=24 is not a multiple of self.num_heads=5'),
+    (dict(source_vocab_size=40), 'needs one vocabulary, not self.source_vocab_size=40 and self.vocab_size=31'),
+    (dict(eos_id=31), 'eos_id=31 is not within'),
+    (dict(markov_order=-1), 'markov_order=-1 must be at least 1, or 0'),
+    (dict(markov_mode='transparant'), "Did you mean 'transparent'"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      TINY.replace(**changes)
