@@ -15,6 +15,8 @@ from jaxlm.config import ModelConfig
 from jaxlm.errors import CheckpointError, DataError
 from jaxlm.io import FROM_FILES
 from jaxlm.models.transformer import Transformer
+from jaxlm.seq2seq_config import Seq2SeqConfig
+from jaxlm.translation_model import Seq2SeqModel
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, Int
@@ -58,7 +60,8 @@ def load(
 ) -> LanguageModel:
   """Returns a model from a run of ours, a Hugging Face directory, a .gguf file, a fetched name or a Hub id.
 
-  A run of ours gives what its trainer makes (jaxlm.models.registry), everything else a LanguageModel.
+  A run of ours gives what its trainer makes (jaxlm.models.registry), a Marian directory (OPUS-MT) a Seq2SeqModel, everything
+  else a LanguageModel.
 
   Host memory needed is the parameters' own size plus one block of a tensor.
 
@@ -128,7 +131,8 @@ def _load_directory(place: Path, dtype: str, mesh, tokenizer) -> Any:
     make = checkpoint.run_kind(place).result or LanguageModel
     return make(*checkpoint.load_run(place, dtype=dtype, mesh=mesh, load_tokenizer=load_tokenizer))
   if config.is_file():
-    return LanguageModel(*huggingface.load(place, dtype, mesh, tokenizer))
+    config, *parts = huggingface.load(place, dtype, mesh, tokenizer)
+    return Seq2SeqModel(config, *parts) if isinstance(config, Seq2SeqConfig) else LanguageModel(config, *parts)
   if len(found := [p for p in files if p.suffix == '.gguf']) == 1:
     return LanguageModel(*_load_file(found[0], dtype, mesh, tokenizer))
   if found:

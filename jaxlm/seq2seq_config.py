@@ -92,6 +92,10 @@ class Seq2SeqConfig:
     return self.model_dim // self.num_heads
 
   @property
+  def num_kv_heads(self) -> int:
+    return self.num_heads
+
+  @property
   def is_markov(self) -> bool:
     """Whether a target token is predicted from exactly the last `markov_order` tokens."""
     return self.markov_order > 0 and self.markov_mode != 'naive'

@@ -27,6 +27,7 @@ FLOORS = (
   ('jaxlm.models', 'jaxlm.losses'),
   ('jaxlm.data',),
   ('jaxlm.io',),
+  ('jaxlm.translation_model',),
   ('jaxlm.language_model',),
   ('jaxlm',),  # The package itself: `import jaxlm` is for what may load models.
   ('jaxlm.analysis.tables', 'jaxlm.analysis.plots', 'jaxlm.analysis.statistics'),

@@ -18,25 +18,33 @@ import numpy as np
 
 from jaxlm.config import ModelConfig
 from jaxlm.errors import CheckpointError
-from jaxlm.io import FROM_FILES, families, safetensors_files, weights
+from jaxlm.io import FROM_FILES, families, marian, safetensors_files, weights
 from jaxlm.io.fields import Fields
+from jaxlm.seq2seq_config import Seq2SeqConfig
 
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle', '.msgpack', '.h5')
 _TOKENIZER_FILES = (
   *('tokenizer.json', 'tokenizer.model', 'tokenizer_bytes.json', 'tokenizer_config.json', 'chat_template.jinja'),
   *('special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt'),
+  *('source.spm', 'target.spm', 'target_vocab.json'),
 )
 # Fields of ours that no family has; transformers keeps them and takes no notice.
 _OWN = ('direction', 'direction_signal')
 _SECOND_COPY = 'consolidated'  # the same weights under Mistral's own names
 
 
-def load(directory: Path, dtype: str, mesh: Any = None, tokenizer: Any = FROM_FILES) -> tuple[ModelConfig, Any, Any]:
-  """Returns (config, params, tokenizer or None). Raises CheckpointError for what cannot be read or does not fit."""
+def load(directory: Path, dtype: str, mesh: Any = None, tokenizer: Any = FROM_FILES) -> tuple[Any, Any, Any]:
+  """Returns (config, params, tokenizer or None); the config is a ModelConfig or, of an encoder-decoder, a Seq2SeqConfig.
+
+  Raises:
+    CheckpointError: a part that cannot be read or does not fit.
+  """
   from jaxlm.data import tokenizers
 
   fields = Fields(read_json(directory / CONFIG), directory / CONFIG)
+  if fields.get('model_type') == marian.MODEL_TYPE:
+    return marian.load(directory, fields, find_tensors(directory), dtype, mesh, tokenizer)
   family = families.family_of(fields)
   config = family.config(fields)
   try:
@@ -148,7 +156,7 @@ def _equal(a: safetensors_files.Tensor, b: safetensors_files.Tensor) -> bool:
 
 
 def save(
-  config: ModelConfig,
+  config: ModelConfig | Seq2SeqConfig,
   params: Any,
   tokenizer: Any,
   directory: str | Path,
@@ -162,12 +170,22 @@ def save(
   that was interrupted leaves what was there before, or something that has no config.json and so does not load.
   """
   directory = Path(directory).expanduser()
-  family = families.choose(config)
+  ids = _token_ids(tokenizer)
+  if isinstance(config, Seq2SeqConfig):
+    own, names = marian.write_config(config), (marian.ARCHITECTURE, marian.MODEL_TYPE)
+    pending, generation = (
+      marian.pending(config, params),
+      {name: own[name] for name in own if name.endswith('_id') or name == 'bad_words_ids'},
+    )
+  else:
+    family = families.choose(config)
+    own, names = {**family.write(config), **ids}, (family.architecture, family.model_type)
+    own |= {name: getattr(config, name) for name in _OWN if config.direction != 'forward'}
+    pending, generation = _pending(family, config, params), {**ids, **_stops(tokenizer)}
   limit = parse_size(max_shard_size)
   ours = lambda: [p for n in (CONFIG, INDEX, 'model*.safetensors') for p in sorted(directory.glob(n))]
   if not overwrite and (found := ours()):
     raise _exists(found)
-  pending = _pending(family, config, params)
   directory.mkdir(parents=True, exist_ok=True)
   staging = directory / f'.saving-{os.getpid()}'
   shutil.rmtree(staging, ignore_errors=True)
@@ -176,13 +194,11 @@ def save(
     _write_weights(staging, pending, limit)
     if tokenizer is not None:
       tokenizer.save(staging)
-    ids = _token_ids(tokenizer)
     dtypes = {str(tensor.dtype) for tensor in pending}
     dtype = dtypes.pop() if len(dtypes) == 1 else 'float32'
-    fields = {'architectures': [family.architecture], 'model_type': family.model_type, 'dtype': dtype}
-    fields |= {'torch_dtype': dtype, **family.write(config), **ids}  # dtype for transformers 5, torch_dtype for 4
-    fields |= {name: getattr(config, name) for name in _OWN if config.direction != 'forward'}
-    _write_json(staging / 'generation_config.json', {**ids, **_stops(tokenizer)})
+    fields = {'architectures': [names[0]], 'model_type': names[1], 'dtype': dtype}
+    fields |= {'torch_dtype': dtype, **own}  # dtype for transformers 5, torch_dtype for 4
+    _write_json(staging / 'generation_config.json', generation)
     _write_json(staging / CONFIG, fields)
     new = sorted((p for p in staging.iterdir()), key=lambda p: p.name == CONFIG)
     if not overwrite and (found := [directory / p.name for p in new if (directory / p.name).exists()]):

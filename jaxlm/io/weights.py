@@ -29,6 +29,7 @@ _ALIGNMENT = 64  # XLA's CPU client copies arrays that are aligned less.
 _OUR_AXES = {
   'embed/embedding': 'VD',
   'position_embed/embedding': 'PD',
+  'output_bias': 'V',
   'head': 'DV',
   'q/kernel': 'DNH',
   'k/kernel': 'DKH',
