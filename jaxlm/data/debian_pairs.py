@@ -121,6 +121,7 @@ def _libreoffice(work: Path) -> dict[str, Groups]:
 # ---- translated package descriptions ----
 
 _SENTENCE = re.compile(r'(?<=[.!?])\s+(?=[^\W\d_a-z]|["(])')
+_BULLET = re.compile(r'^\s*[-*+o·•]\s')
 FEWEST_WORDS = 4
 """Shorter English sentences of package descriptions are items of lists: names and versions."""
 
@@ -139,7 +140,7 @@ def sentence_pairs(english: str, other: str) -> Iterator[tuple[str, str]]:
   """Yields the sentences of two descriptions, of those paragraphs and lines that have equally many on both sides."""
   for pair in _side_by_side(english.split('\n\n'), other.split('\n\n')):
     for lines in _side_by_side(*(side.split('\n') for side in pair)):
-      for sentences in _side_by_side(*(_SENTENCE.split(side.strip()) for side in lines)):
+      for sentences in _side_by_side(*(_SENTENCE.split(_BULLET.sub('', side).strip()) for side in lines)):
         if len(sentences[0].split()) >= FEWEST_WORDS and sentences[1]:
           yield sentences
 

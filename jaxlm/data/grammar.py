@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import math
 import random
+import re
 from typing import Any, Literal, NamedTuple
 
 from jaxlm import errors
@@ -24,6 +25,10 @@ Place = Literal['last', 'middle', 'first']
 """Where the adverbs of VP are: after the object as in the source, after the verb, or before the verb."""
 KINDS = 'nvjrd'
 """What source words begin with: noun, verb, adjective, adverb, determiner; target words with the capital."""
+
+
+_SENTENCE = re.compile('(d?r*j*n)(v)((?:d?r*j*n)?)(r*)')
+"""The kinds of a source's words: NP, the verb, another NP or nothing, and the adverbs of VP."""
 
 
 class Form(NamedTuple):
@@ -103,16 +108,11 @@ class Phrases(Language):
 
   def _parse(self, source: str) -> _Parse:
     words = source.split()
-    kinds = ''.join(word[0] for word in words)
-    verb, last = kinds.find('v'), kinds.rfind('n')
-    phrases = [words[:verb], words[verb + 1 : last + 1]] if last > verb else [words[:verb]]
-    ordered = lambda phrase: [w[0] for w in phrase] == sorted((w[0] for w in phrase), key='drjn'.index)
-    good = verb > 0 and set(kinds) <= set(KINDS) and kinds.count('v') == 1 and all(map(self._known, words))
-    end = (last if last > verb else verb) + 1
-    good = good and all(ordered(p) and ''.join(w[0] for w in p).count('n') == 1 and p[-1][0] == 'n' for p in phrases)
-    if not good or set(kinds[end:]) > {'r'} or any(w[0] == 'd' for phrase in phrases for w in phrase[1:]):
+    found = _SENTENCE.fullmatch(''.join(word[0] for word in words))
+    if found is None or not all(map(self._known, words)):
       raise ValueError(f'{source!r} is not a sentence of this grammar.')
-    return _Parse(phrases, words[verb], words[end:])
+    subject, verb, what, adverbs = (words[slice(*found.span(i))] for i in range(1, 5))
+    return _Parse([subject, what] if what else [subject], verb[0], adverbs)
 
   def _known(self, word: str) -> bool:
     number = word[1:]

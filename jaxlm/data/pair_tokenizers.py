@@ -120,29 +120,28 @@ def _train_one(texts: Iterable[str], kind: str, vocab_size: int) -> tokenizers.T
 
 
 def word_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.HuggingFaceTokenizer:
-  """Returns a tokenizer whose tokens are the most frequent words of the texts. Ids: unk 0, bos 1, eos 2, pad 3, then words.
+  """Returns a tokenizer whose tokens are the most frequent words of the texts. Ids: unk 0, words, and last BOS, EOS and padding.
 
   Raises:
     ValueError: vocab_size leaves no room for a word.
   """
-  marks = ['<unk>', '<s>', '</s>', '<pad>']
-  if vocab_size <= len(marks):
-    raise ValueError(f'{vocab_size=} leaves no id for a word: the first {len(marks)} are special. Choose a larger one.')
+  unknown, marks = '<unk>', ['<s>', '</s>', '<pad>']
+  room = vocab_size - 1 - len(marks)
+  if room < 1:
+    raise ValueError(f'{vocab_size=} leaves no id for a word: {1 + len(marks)} are special. Choose a larger one.')
   counted = collections.Counter(word for text in texts for word in text.split())
-  for mark in marks:
+  for mark in (unknown, *marks):
     counted.pop(mark, None)
-  words = sorted(counted, key=lambda word: (-counted[word], word))[: vocab_size - len(marks)]
-  added = [{'id': i, 'content': mark, 'special': True} for i, mark in enumerate(marks)]
+  words = sorted(counted, key=lambda word: (-counted[word], word))[:room]
+  vocabulary = {word: i for i, word in enumerate([unknown, *words])}
   plain = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
+  # Not in the model's vocabulary, or '<s>' in a text would become BOS.
+  added = [{'id': len(vocabulary) + i, 'content': mark, 'special': True} | plain for i, mark in enumerate(marks)]
   spec = {
     'version': '1.0',
-    'added_tokens': [token | plain for token in added],
+    'added_tokens': added,
     'pre_tokenizer': {'type': 'WhitespaceSplit'},
-    'model': {
-      'type': 'WordLevel',
-      'vocab': {word: i for i, word in enumerate([*marks, *words])},
-      'unk_token': marks[0],
-    },
+    'model': {'type': 'WordLevel', 'vocab': vocabulary, 'unk_token': unknown},
   }
   settings = {'bos_token': '<s>', 'eos_token': '</s>', 'pad_token': '<pad>', 'add_bos_token': False}
   return tokenizers.HuggingFaceTokenizer(json.dumps(spec), settings)
