@@ -82,8 +82,8 @@ def report(folder: Path) -> str:
 
 _PARAGRAPH = re.compile(r'<(p|h\d)\b[^>]*\bid="([^"]+)"[^>]*>(.*?)</\1>', re.S)
 _TAG = re.compile(r'<[^>]*>')
-_DOUBLED = re.compile(r'\b([^\W\d_]{4,})\1\b')
-"""A word and itself without a space between, as where a link's text and its help are joined: not a sentence to learn from."""
+_DOUBLED = re.compile(r'\b([^\W\d_][\w ]{2,60}[^\W\d_]) ?\1\b')
+"""Words and the same again, as where the name of a link's target is joined to its text: not a sentence to learn from."""
 
 
 def help_pages(deb: Path) -> Iterator[tuple[str, str]]:
