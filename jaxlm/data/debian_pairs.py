@@ -176,11 +176,9 @@ def _ddtp(work: Path) -> dict[str, Groups]:
   found: dict[str, Groups] = {}
   for language in DDTP_LANGUAGES:
     groups = found.setdefault(language, {})
-    done = set()
     for index in indices(f'Translation-{language}'):
       for _, digest, text in described_packages(index, language):
-        if digest in english and digest not in done:
-          done.add(digest)
+        if digest in english:
           package, original = english[digest]
           groups.setdefault(sources.get(package, package), []).extend(sentence_pairs(original, text))
   return found

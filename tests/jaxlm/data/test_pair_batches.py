@@ -84,6 +84,13 @@ def test_an_epoch_has_each_pair_once_and_each_epoch_its_own_order(n, devices):
   assert n < 300 or len(orders) == 4
 
 
+def test_each_epoch_groups_pairs_anew():
+  batches = make(buckets=1)
+  n = batches.steps_per_epoch
+  epochs = [{frozenset(batches.indices(e * n + step).tolist()) for step in range(n)} for e in range(3)]
+  assert n > 10 and not epochs[0] & epochs[1] and not epochs[1] & epochs[2]
+
+
 def test_batches_have_few_shapes_within_the_budget():
   for buckets, devices in ((1, 1), (3, 1), (6, 2)):
     batches = make(tokens=500, buckets=buckets, devices=devices)

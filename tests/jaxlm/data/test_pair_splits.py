@@ -23,7 +23,10 @@ def test_no_text_is_near_one_of_another_split():
     ('The same everywhere', 'Überall gleich'),
     ('the same, everywhere.', 'überall gleich'),
   ]
-  groups = {f'book {g}': [*own(g), *common, ('Half the same', f'Halb {name(g)}')] for g in range(100)}
+  groups = {
+    f'book {g}': [*own(g), *common, ('Half the same', f'Halb {name(g)}'), (f'Half {name(g)}', 'Halb gleich')]
+    for g in range(100)
+  }
   found, counts = pair_splits.apart(groups.items(), 0.1)
   assert all(found.values())
   home = {pair[0]: book for book in groups for pair in own(int(book.split()[1]))}
