@@ -48,7 +48,7 @@ def apt(monkeypatch, tmp_path):
     both = [(2 * i + n, f'{w}{n + 1}', i, w) for i, w in enumerate(letters) for n in (0, 1)]
     index('i18n_Translation-en', [stanza(number, name, 'en', english(i, number % 2)) for number, name, i, _ in both])
     for language in debian_pairs.DDTP_LANGUAGES:
-      other = lambda w, n: [[f'{w} ist {w}.', f'{w} hat Teil {"ab"[n]}.'], [f'Kurz {w}.']]
+      other = lambda w, n: [[f'{w} ist {w}.', f'Teil {"ab"[n]} hat {w}.'], [f'Kurz {w}.']]
       index(
         f'i18n_Translation-{language}',
         [stanza(number, name, language, other(w, number % 2)) for number, name, _, w in both],
@@ -85,7 +85,7 @@ def test_descriptions_are_aligned_by_sentence_and_split_by_source_package(apt, c
   splits = {split: read('en-de', split) for split in pair_splits.SPLITS}
   found = {pair['en']: pair['de'] for split in splits.values() for pair in split}
   assert found['This package does ca well.'] == 'ca ist ca.' and not any('short' in text.lower() for text in found)
-  words = [{pair['de'].split()[0] for pair in split} for split in splits.values()]
+  words = [{pair['de'].strip('.').split()[-1] for pair in split} for split in splits.values()]
   assert sum(map(len, words)) == 200 and not words[0] & words[1] and not words[0] & words[2]
   counts = json.loads((fetch.locate('ddtp') / 'counts.json').read_text())
   assert [counts['en-de'][split] for split in splits] == list(map(len, splits.values()))
