@@ -25,8 +25,6 @@ Place = Literal['last', 'middle', 'first']
 """Where the adverbs of VP are: after the object as in the source, after the verb, or before the verb."""
 KINDS = 'nvjrd'
 """What source words begin with: noun, verb, adjective, adverb, determiner; target words with the capital."""
-
-
 _SENTENCE = re.compile('(d?r*j*n)(v)((?:d?r*j*n)?)(r*)')
 """The kinds of a source's words: NP, the verb, another NP or nothing, and the adverbs of VP."""
 

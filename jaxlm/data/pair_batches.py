@@ -55,12 +55,17 @@ class _Bucketed:
         f'None of the {len(self.corpus)} pairs fits into {longest.S} source and {longest.T} target tokens: raise max_length.'
       )
 
-  @functools.cached_property
-  def members(self) -> list[np.ndarray]:
-    """Indices of the pairs in each bucket."""
+  @property
+  def _first_members(self) -> list[np.ndarray]:
+    """Indices of the pairs in the first bucket that they fit into."""
     bucket = assign(self.corpus.lengths, self.shapes)
     order = np.argsort(bucket, kind='stable')
     return np.split(order, np.searchsorted(bucket[order], np.arange(1, len(self.shapes) + 1)))[:-1]
+
+  @functools.cached_property
+  def members(self) -> list[np.ndarray]:
+    """Indices of the pairs in each bucket."""
+    return self._first_members
 
   @property
   def pairs(self) -> int:
@@ -196,9 +201,22 @@ class PairBatches(_Bucketed):
 
 @dataclasses.dataclass(frozen=True)
 class PairEvalBatches(_Bucketed):
-  """Each pair once, the short ones first, in the same order every time; the last batch of a bucket has rows of weight 0."""
+  """Each pair once, the short ones first, in the same order every time; only the last batch may have rows of weight 0."""
 
   max_batches: int | None = None
+
+  @functools.cached_property
+  def members(self) -> list[np.ndarray]:
+    """Indices of the pairs in each bucket. What does not fill a batch joins the next bucket, as far as the longest pairs' one."""
+    found, rest = [], np.zeros(0, np.int64)
+    first = self._first_members
+    last = max((i for i, pairs in enumerate(first) if len(pairs)), default=0)
+    for i, (shape, pairs) in enumerate(zip(self.shapes, first)):
+      pairs = np.concatenate([rest, pairs])
+      full = len(pairs) if i == last else len(pairs) // shape.rows * shape.rows
+      found.append(pairs[:full])
+      rest = pairs[full:]
+    return found
 
   def __len__(self) -> int:
     n = int(self._batches.sum())

@@ -17,6 +17,8 @@ SIZES = {'train': 20000, 'valid': 500, 'test': 500}
 """Pairs of each split."""
 HELD_OUT = 1 / 16
 """Part of all sources in `valid`, and in `test`."""
+TRIES = 2000
+"""Draws for a pair: that none of so many belongs to a split happens only where a language has very few sources."""
 
 
 def draw_index(rng: random.Random, n: int) -> int:
@@ -53,13 +55,16 @@ class Language(abc.ABC):
     return SIZES[self.split]
 
   def pair(self, index: int) -> tuple[str, str]:
-    """Returns (source, target) number `index` of the split."""
+    """Returns (source, target) number `index` of the split. Raises ValueError where hardly any source belongs to the split."""
     # Seeding with a text hashes it, the same everywhere; seeding with numbers would make neighbours alike.
     rng = random.Random(f'{type(self).__name__} {self.seed} {self.split} {index}')
-    while True:
+    for _ in range(TRIES):
       source, target = self.draw(rng)
       if pair_splits.split_of(source, HELD_OUT) == self.split:
         return source, target
+    raise ValueError(
+      f'None of {TRIES} sources drawn belongs to the split {self.split!r}: this language has too few. Give it more words.'
+    )
 
   def __iter__(self) -> Iterator[tuple[str, str]]:
     return map(self.pair, range(len(self)))

@@ -50,6 +50,18 @@ def test_splits_share_no_source():
   assert not sources[0] & sources[1] and not sources[0] & sources[2] and not sources[1] & sources[2]
 
 
+def test_a_language_of_few_sources_is_refused():
+  one = {'nouns': 1, 'verbs': 1, 'adjectives': 1, 'adverbs': 1, 'determiners': 1, 'shortest': 2, 'longest': 2}
+  outcomes = []
+  for split in ('train', 'valid', 'test'):
+    try:
+      outcomes.append(Phrases(split=split, **one).pair(0)[0])
+    except ValueError as e:
+      assert 'has too few. Give it more words' in str(e)
+      outcomes.append(None)
+  assert sorted(outcomes, key=str) == [None, None, 'n0 v0']
+
+
 def test_the_coins_fall_as_often_as_they_should():
   language = Phrases(p_long=0.7, p_short=0.6, p_opt=0.25, p_lex=0.3)
   orders, places, flips, synonyms = (collections.Counter() for _ in range(4))

@@ -163,12 +163,16 @@ def test_evaluation_sees_each_pair_once_in_a_fixed_order():
   assert len(first) == len(batches)
   assert sorted(pair for batch in first for pair in texts(batch)) == sorted(made(77, seed=5))
   assert {batch['source'].shape for batch in first} <= {(shape.rows, shape.S) for shape in train.shapes}
+  full = [(batches.indices(step) >= 0).all() for step in range(len(batches))]
+  assert all(full[:-1]) and not full[-1]
   for step, batch in enumerate(first):
     expected = [i for i in batches.indices(step) if i >= 0]
     assert texts(batch) == [made(77, seed=5)[i] for i in expected]
     halves = [batches.batch(step, slice(p * train.batch_size // 2, (p + 1) * train.batch_size // 2)) for p in (0, 1)]
     assert_equal({name: np.concatenate([half[name] for half in halves]) for name in batch}, batch)
   assert len(list(eval_pair_batches(made(77), BYTES, train.shapes, max_batches=2))) == 2
+  short = eval_pair_batches([('a', 'b')] * 3, BYTES, train.shapes)
+  assert [batch['source'].shape[1] for batch in short] == [train.shapes[0].S]  # Not in a larger shape than needed.
   with pytest.raises(IndexError):
     batches.batch(len(batches))
 
