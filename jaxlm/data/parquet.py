@@ -7,13 +7,32 @@ from jaxlm import errors
 from jaxlm.data.source import text_of
 
 
-def texts(path: Path, field: str) -> Iterator[str]:
-  """Yields the text of each row, '' for null. Raises DataError naming the file, and the row where one is at fault."""
+def columns(path: Path) -> list[str]:
+  """Returns the names of a file's columns, those inside a column as `translation.en`. Raises DataError naming the file."""
+  pa, pq = _pyarrow(path)
+  try:
+    with pq.ParquetFile(path) as file:
+      return [name for field in file.schema_arrow for name in (field.name, *_inside(field))]
+  except (pa.ArrowException, OSError) as e:
+    raise errors.DataError(f'{path} is not a readable Parquet file: {e}.') from e
+
+
+def _inside(field) -> list[str]:
+  return [f'{field.name}.{field.type.field(i).name}' for i in range(field.type.num_fields)]
+
+
+def _pyarrow(path: Path):
   try:
     import pyarrow as pa
     import pyarrow.parquet as pq
   except ModuleNotFoundError as e:
     raise errors.DataError(f'Reading {path} needs pyarrow: pip install pyarrow.') from e
+  return pa, pq
+
+
+def texts(path: Path, field: str) -> Iterator[str]:
+  """Yields the text of each row, '' for null. Raises DataError naming the file, and the row where one is at fault."""
+  pa, pq = _pyarrow(path)
   row = 0
   try:
     with pq.ParquetFile(path) as file:

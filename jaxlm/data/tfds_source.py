@@ -86,28 +86,42 @@ def examples(found: Any, split: str) -> Iterator[dict[str, Any]]:
     yield from data.__getitems__(list(range(start, min(start + 256, len(data)))))
 
 
-def source(spec: str, field: str, data_dir: str | Path | None, download: bool) -> Source:
-  """Returns the documents of 'tfds:NAME[:SPLIT]'."""
+def parse(spec: str) -> tuple[str, str | None]:
+  """Returns (name, split or None) of 'tfds:NAME[:SPLIT]'. Raises DataError for another form."""
   match = re.fullmatch(r'tfds:(?P<name>[\w/.\-]+(?::\d+\.\d+\.\d+)?)(?::(?P<split>[A-Za-z_].*))?', spec)
   if match is None:
     raise errors.DataError(f'{spec!r} is not of the form tfds:NAME[:SPLIT], such as tfds:lm1b:train[:10%].')
-  name, split = match['name'], match['split'] or 'train'
+  return match['name'], match['split']
 
-  def read():
-    found = builder(name, data_dir, download=download)
+
+def texts(found: Any, name: str, split: str, fields: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+  """Yields the texts of some fields of each example. Raises DataError naming an unknown field, or the example at fault."""
+  for field in fields:
     if field not in found.info.features:
       raise errors.unknown(f'field of TFDS dataset {name}', field, found.info.features, errors.DataError)
-    for i, example in enumerate(examples(found, split)):
-      text = example[field]
-      if isinstance(text, bytes):
-        try:
-          text = text.decode()
-        except UnicodeDecodeError as e:
-          raise errors.DataError(f'TFDS dataset {name!r}, example {i}: the field {field!r} is not UTF-8.') from e
-      yield text_of({field: text}, field, f'TFDS dataset {name!r}, example {i}')
+  for i, example in enumerate(examples(found, split)):
+    where = f'TFDS dataset {name!r}, example {i}'
+    yield tuple(_text(example[field], field, where) for field in fields)
 
-  def facts():
-    found = builder(name, data_dir, download=download)
-    return ['tfds', found.info.full_name, str(found.data_dir), split, field, found.info.splits.total_num_examples]
 
-  return Source(spec, read, facts)
+def _text(value: Any, field: str, where: str) -> str:
+  if isinstance(value, bytes):
+    try:
+      value = value.decode()
+    except UnicodeDecodeError as e:
+      raise errors.DataError(f'{where}: the field {field!r} is not UTF-8.') from e
+  return text_of({field: value}, field, where)
+
+
+def facts(found: Any, split: str, *fields: str) -> list[Any]:
+  """Returns what the texts of some fields depend on."""
+  return ['tfds', found.info.full_name, str(found.data_dir), split, *fields, found.info.splits.total_num_examples]
+
+
+def source(spec: str, field: str, data_dir: str | Path | None, download: bool) -> Source:
+  """Returns the documents of 'tfds:NAME[:SPLIT]'."""
+  name, split = parse(spec)
+  split = split or 'train'
+  open_builder = lambda: builder(name, data_dir, download=download)
+  read = lambda: (text for (text,) in texts(open_builder(), name, split, (field,)))
+  return Source(spec, read, lambda: facts(open_builder(), split, field))

@@ -51,7 +51,7 @@ def apt(monkeypatch, tmp_path):
       shutil.copy(tmp_path / 'made.deb', work / f'{arguments[-1]}_all.deb')
     return 'linux-doc-6.9\nlinux-doc-6.12\nlinux-docs-7\nlinux-doc\n'
 
-  monkeypatch.setattr(debian, '_apt', run)
+  monkeypatch.setattr(debian, 'run_apt', run)
   return asked
 
 
@@ -91,7 +91,7 @@ def test_what_is_wrong_is_said_and_nothing_is_left(apt, monkeypatch, tmp_path):
   monkeypatch.setitem(globals(), 'INDEX', 'Package: bare\nDescription-en: has no more to say\n')
   with pytest.raises(errors.DataError, match='no text for debian-descriptions.jsonl'):
     fetch.fetch('debian-descriptions')
-  monkeypatch.setattr(debian, '_apt', lambda *_: 'python3\n')
+  monkeypatch.setattr(debian, 'run_apt', lambda *_: 'python3\n')
   with pytest.raises(errors.DataError, match='knows no package linux-doc'):
     fetch.fetch('linux-doc')
   assert fetch.locate('linux-doc') is None and not [p for p in (tmp_path / 'cache').rglob('*') if p.is_file()]
@@ -108,7 +108,7 @@ def test_a_damaged_package_is_named(apt, tmp_path):
 def test_without_apt_the_program_is_named(monkeypatch, tmp_path):
   monkeypatch.setattr(shutil, 'which', lambda _: None)
   with pytest.raises(errors.DataError, match='needs apt-get and dpkg-deb'):
-    debian._apt(tmp_path, 'apt-get', 'update')
+    debian.run_apt(tmp_path, 'apt-get', 'update')
 
 
 def test_what_apt_says_is_shown(monkeypatch, tmp_path):
@@ -117,4 +117,4 @@ def test_what_apt_says_is_shown(monkeypatch, tmp_path):
   script.chmod(0o755)
   monkeypatch.setattr(shutil, 'which', lambda _: str(script))
   with pytest.raises(errors.DataError, match='apt failed: .* update\n  E: no network'):
-    debian._apt(tmp_path, str(script), 'update')
+    debian.run_apt(tmp_path, str(script), 'update')

@@ -24,7 +24,7 @@ def test_importing_the_data_rooms_is_light():
   heavy = ('jax', 'grain', 'tensorflow_datasets', 'pyarrow', 'sentencepiece', 'tokenizers', 'jinja2')
   code = (
     'import sys\n'
-    'from jaxlm.data import chat, corpus, fetch, packing, sources, tokenizers\n'
+    'from jaxlm.data import chat, corpus, fetch, packing, pairs, sources, tokenizers\n'
     f'print([name for name in {heavy} if name in sys.modules])'
   )
   assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
