@@ -20,7 +20,9 @@ class Seq2SeqConfig:
   start_id: int = 1
   """Id that every target begins with. Trainers set the three ids from the tokenizer."""
   eos_id: int = 2
-  """Id that every source and every target ends with."""
+  """Id that every target ends with."""
+  source_eos_id: int | None = None
+  """Id that every source ends with (none: eos_id)."""
   pad_id: int = 0
   """Id that fills short rows; it is never generated."""
   encoder_layers: int = 6
@@ -90,6 +92,11 @@ class Seq2SeqConfig:
   @property
   def head_dim(self) -> int:
     return self.model_dim // self.num_heads
+
+  @property
+  def source_end_id(self) -> int:
+    """Id that every source ends with."""
+    return self.eos_id if self.source_eos_id is None else self.source_eos_id
 
   @property
   def num_kv_heads(self) -> int:

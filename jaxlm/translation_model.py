@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 import jax
 
-from jaxlm.seq2seq_config import Seq2SeqConfig
+from jaxlm.models import seq2seq
+from jaxlm.models.registry import RunKind
+from jaxlm.seq2seq_config import Seq2SeqConfig, seq2seq_config
 
 
 class TranslationTokenizer(Protocol):
@@ -39,3 +41,12 @@ class Seq2SeqModel:
       f'Seq2SeqModel({c.encoder_layers} + {c.decoder_layers} layers x {c.model_dim}{order}, {size / 1e6:.1f} M parameters, '
       f'vocabulary {c.vocab_size}, {c.dtype}, {tokenizer})'
     )
+
+
+def _tokenizers(folder: Any) -> TranslationTokenizer:
+  from jaxlm.data import pair_tokenizers
+
+  return pair_tokenizers.load(folder)
+
+
+RUNS = RunKind('an encoder-decoder', seq2seq_config, seq2seq.abstract_params, Seq2SeqModel, _tokenizers)

@@ -42,7 +42,7 @@ FLOORS = (
   ('decoders.command',),  # Knows the settings of all decoders.
   ('decoders.generate',),
   ('trainers',),
-  ('trainers.pretrain',),
+  ('trainers.pretrain', 'trainers.translate'),
   ('benchmarks',),
   ('colab',),
   ('tests',),
@@ -52,7 +52,7 @@ ROOMS = {
   'jaxlm': ('analysis', 'attention', 'caches', 'data', 'evaluation', 'io', 'losses', 'models'),
   'jaxlm/analysis': ('direction', 'lazy', 'sink'),
   'decoders': ('simlayerkv', 'speculative', 'swift'),
-  'trainers': ('pretrain',),
+  'trainers': ('pretrain', 'translate'),
   'benchmarks': ('accelerator',),
 }
 

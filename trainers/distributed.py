@@ -132,21 +132,23 @@ class Layout:
     return slice(min(s[0] for s in spans), max(s[1] for s in spans))
 
   def put(self, batch: dict[str, np.ndarray], batch_size: int) -> dict[str, jax.Array]:
-    """Places this process's `rows` of a batch for `compile`d steps."""
+    """Places this process's `rows` of a batch for `compile`d steps. A batch with fewer than batch_size rows has its part of them."""
     if self.mapped:
       n = self.batch_parts
       return jax.tree.map(lambda x: np.asarray(x).reshape(n, x.shape[0] // n, *x.shape[1:]), batch)
     return self.put_whole(batch, batch_size)
 
   def put_whole(self, batch: dict[str, np.ndarray], batch_size: int) -> dict[str, jax.Array]:
-    """Places this process's `rows` of a batch as ordinary [batch_size, ...] arrays split over the mesh."""
-    first = self.rows(batch_size).start
+    """Places this process's `rows` of a batch as ordinary [B, ...] arrays split over the mesh; rows as for `put`."""
+    span = self.rows(batch_size)
 
     def place(x):
-      shape = (batch_size, *x.shape[1:])
+      size = len(x) * batch_size // (span.stop - span.start)
+      first = span.start * size // batch_size
+      shape = (size, *x.shape[1:])
 
       def part(index):
-        start, stop, _ = index[0].indices(batch_size)
+        start, stop, _ = index[0].indices(size)
         return x[start - first : stop - first]
 
       return jax.make_array_from_callback(shape, NamedSharding(self.mesh, self.batch_spec), part)

@@ -45,8 +45,12 @@ class PairTokenizers:
     return self.source is self.target
 
   def encode_source(self, text: str) -> list[int]:
-    """Returns the ids of a source with EOS at the end, as batches have them and as a decoder has to give them to a model."""
-    return self.source.encode(text, eos=True)
+    """Returns the ids of a source, without EOS."""
+    return self.source.encode(text)
+
+  def decode_target(self, ids: Iterable[int]) -> str:
+    """Returns the text of target ids."""
+    return self.target.decode(list(map(int, ids)))
 
   def save(self, directory: str | Path) -> None:
     """Writes files from which `load` makes equal tokenizers."""

@@ -334,6 +334,8 @@ def load_run(
   tokenizer = None
   if (path / 'tokenizer').is_dir():
     if load_tokenizer is None:
-      from jaxlm.data.tokenizers import from_directory as load_tokenizer
+      from jaxlm.data.tokenizers import from_directory
+
+      load_tokenizer = kind.load_tokenizer or from_directory
     tokenizer = load_tokenizer(path / 'tokenizer')
   return config, params, tokenizer

@@ -1,0 +1,53 @@
+"""Named settings of translation: a small one on generated pairs, and those of https://arxiv.org/abs/1706.03762."""
+
+from jaxlm.config import DropoutConfig
+from jaxlm.seq2seq_config import Seq2SeqConfig
+from trainers.config import OptimizerConfig, RunConfig
+from trainers.translate.config import EvalConfig, PairDataConfig, TranslateConfig
+
+
+def _optimizer(learning_rate: float, warmup_steps: int) -> OptimizerConfig:
+  """Adam as translation models are trained: a short memory of squared gradients, no weight decay, 1 / sqrt(step)."""
+  return OptimizerConfig(
+    learning_rate=learning_rate, schedule='inverse_sqrt', warmup_steps=warmup_steps, beta2=0.98, eps=1e-9, weight_decay=0.0
+  )  # fmt: skip
+
+
+def _transformer(dim: int, heads: int, mlp_dim: int, dropout: float, *, tokens: int, steps: int, rate: float):
+  return TranslateConfig(
+    model=Seq2SeqConfig(
+      model_dim=dim, num_heads=heads, mlp_dim=mlp_dim, dropout=DropoutConfig(residual=dropout), max_length=256
+    ),
+    data=PairDataConfig(source='', vocab_size=32000, tokens=tokens, max_length=256, buckets=8),
+    optimizer=_optimizer(rate, 4000),
+    run=RunConfig(steps=steps, eval_every=2000, save_every=2000, average_last=5, log_every=100),
+    eval=EvalConfig(sentences=1000, beam_size=4),
+  )
+
+
+PRESETS = {
+  'grammar': (
+    'A small model on generated pairs whose translations are all known; minutes on a CPU.',
+    TranslateConfig(
+      model=Seq2SeqConfig(
+        encoder_layers=2, decoder_layers=2, model_dim=128, num_heads=4, mlp_dim=256, max_length=64, dtype='float32'
+      ),
+      data=PairDataConfig(tokenizer='words', vocab_size=4000, tokens=1024, buckets=3, max_length=48),
+      optimizer=_optimizer(2e-3, 100),
+      run=RunConfig(steps=1200, eval_every=300, save_every=300),
+      eval=EvalConfig(batches=20, sentences=200),
+    ),
+  ),
+  'iwslt': (
+    'transformer-iwslt: 6 + 6 layers x 512 with 4 heads, for some 200,000 pairs. Name them with --data.source.',
+    _transformer(512, 4, 1024, 0.3, tokens=4096, steps=50_000, rate=5e-4),
+  ),
+  'base': (
+    'transformer-base: 6 + 6 layers x 512, for millions of pairs. Name them with --data.source.',
+    _transformer(512, 8, 2048, 0.1, tokens=32_768, steps=100_000, rate=7e-4),
+  ),
+  'big': (
+    'transformer-big: 6 + 6 layers x 1024, for millions of pairs. Name them with --data.source.',
+    _transformer(1024, 16, 4096, 0.3, tokens=32_768, steps=300_000, rate=5e-4),
+  ),
+}
