@@ -141,7 +141,8 @@ def word_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.HuggingF
   plain = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
   # Not in the model's vocabulary, or '<s>' in a text would become BOS.
   added = [{'id': len(vocabulary) + i, 'content': mark, 'special': True} | plain for i, mark in enumerate(marks)]
-  spec = {
+  absent = ('truncation', 'padding', 'normalizer', 'post_processor', 'decoder')
+  spec = dict.fromkeys(absent) | {
     'version': '1.0',
     'added_tokens': added,
     'pre_tokenizer': {'type': 'WhitespaceSplit'},

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from jaxlm import errors
-from jaxlm.data import grammar
+from jaxlm.data import grammar, synthetic
 from jaxlm.data.grammar import CERTAIN, Form, Phrases
 
 SMALL = {'nouns': 20, 'verbs': 10, 'adjectives': 10, 'adverbs': 10}
@@ -50,7 +50,8 @@ def test_splits_share_no_source():
   assert not sources[0] & sources[1] and not sources[0] & sources[2] and not sources[1] & sources[2]
 
 
-def test_a_language_of_few_sources_is_refused():
+def test_a_language_of_few_sources_is_refused(monkeypatch):
+  monkeypatch.setattr(synthetic, 'TRIES', 3)
   one = {'nouns': 1, 'verbs': 1, 'adjectives': 1, 'adverbs': 1, 'determiners': 1, 'shortest': 2, 'longest': 2}
   outcomes = []
   for split in ('train', 'valid', 'test'):
