@@ -17,6 +17,9 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # NumPy's threads of two workers on two cores wait for each other: a study took eight times as long.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
+# XLA's thread pool on a CPU. With as many threads as cores, a program with independent all-reduces over four devices waits for ever.
+os.environ.setdefault('NPROC', '16')
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
