@@ -21,12 +21,13 @@ FLOORS = (
   ('jaxlm.errors', 'jaxlm.exports', 'jaxlm.lengths', 'jaxlm.cache_config', 'jaxlm.console'),
   ('jaxlm.config_fields',),
   ('jaxlm.config',),
+  ('jaxlm.seq2seq_config',),
   ('jaxlm.attention',),
   ('jaxlm.caches',),
   ('jaxlm.models', 'jaxlm.losses'),
   ('jaxlm.data',),
   ('jaxlm.io',),
-  ('jaxlm.language_model',),
+  ('jaxlm.language_model', 'jaxlm.translation_model'),
   ('jaxlm',),  # The package itself: `import jaxlm` is for what may load models.
   ('jaxlm.analysis.tables', 'jaxlm.analysis.plots', 'jaxlm.analysis.statistics'),
   ('jaxlm.analysis.sink', 'jaxlm.analysis.direction'),
@@ -35,10 +36,10 @@ FLOORS = (
   ('jaxlm.evaluation',),
   ('jaxlm.analysis.evaluate',),  # Run as `python -m jaxlm.analysis.evaluate`.
   ('decoders',),
-  ('decoders.speculative', 'decoders.simlayerkv'),
-  ('decoders.swift',),
+  ('decoders.speculative', 'decoders.simlayerkv', 'decoders.beam'),
+  ('decoders.swift', 'decoders.translation'),
   ('decoders.command',),  # Knows the settings of all decoders.
-  ('decoders.generate',),
+  ('decoders.generate', 'decoders.translate'),
   ('trainers',),
   ('trainers.pretrain',),
   ('benchmarks',),
@@ -49,7 +50,7 @@ KERNELS_MAY_IMPORT = ('jax', 'numpy', 'pallas_kernels')
 ROOMS = {
   'jaxlm': ('analysis', 'attention', 'caches', 'data', 'evaluation', 'io', 'losses', 'models'),
   'jaxlm/analysis': ('direction', 'lazy', 'sink'),
-  'decoders': ('simlayerkv', 'speculative', 'swift'),
+  'decoders': ('beam', 'simlayerkv', 'speculative', 'swift', 'translation'),
   'trainers': ('pretrain',),
   'benchmarks': ('accelerator',),
 }
