@@ -1,6 +1,6 @@
 """The function that translates: it sorts the sources into batches, lets the programs decode them, and tells what happened."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 
 import jax
@@ -33,6 +33,7 @@ def translate(
   sampling: Sampling | None = None,
   seed: int = 0,
   batch_size: int | None = None,
+  progress: Callable[[int], object] | None = None,
 ) -> Translations:
   """Translates each source. A translation does not depend on the other sources, but for the rounding of sums.
 
@@ -54,6 +55,7 @@ def translate(
     sampling: how tokens are drawn with beam_size=1; None: the likeliest are taken.
     seed: for sampling; the same seed gives a source the same tokens at any batch size.
     batch_size: sources decoded together; None: 64.
+    progress: called with the number of sources of each batch when it is translated.
 
   Raises:
     ValueError: a source that is empty, longer than the model reads or has ids outside the vocabulary; a number out of its range;
@@ -116,6 +118,8 @@ def translate(
     scores[batch.rows] = found.scores[:n, :num_return]
     width = min(room, tokens.shape[2])
     tokens[batch.rows, :, :width] = found.tokens[:n, :num_return, :width]
+    if progress is not None:
+      progress(n)
   lengths[scores == -np.inf] = 0
   tokens = np.where(np.arange(tokens.shape[2]) < lengths[:, :, None], tokens, c.pad_id)
   new_tokens, decode_seconds = int(lengths[:, 0].sum()), clock.seconds['decode']
