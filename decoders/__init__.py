@@ -13,8 +13,14 @@ if TYPE_CHECKING:
   from decoders.options import Sampling as Sampling
   from decoders.output import Output as Output
   from decoders.plain import generate as generate
+  from decoders.translation.translator import translate as translate
 
-# The function lives in `plain`: `decoders.generate` as a module is the command line, which nothing imports.
-_PUBLIC = {'generate': 'decoders.plain', 'Sampling': 'decoders.options', 'Output': 'decoders.output'}
-_MODULES = ('simlayerkv', 'speculative', 'swift')
+# The functions live elsewhere: `decoders.generate` and `decoders.translate` as modules are command lines, which nothing imports.
+_PUBLIC = {
+  'generate': 'decoders.plain',
+  'translate': 'decoders.translation.translator',
+  'Sampling': 'decoders.options',
+  'Output': 'decoders.output',
+}
+_MODULES = ('beam', 'simlayerkv', 'speculative', 'swift', 'translation')
 __getattr__, __dir__ = lazily(__name__, _PUBLIC, _MODULES)

@@ -37,10 +37,10 @@ FLOORS = (
   ('jaxlm.evaluation',),
   ('jaxlm.analysis.evaluate',),  # Run as `python -m jaxlm.analysis.evaluate`.
   ('decoders',),
-  ('decoders.speculative', 'decoders.simlayerkv'),
-  ('decoders.swift',),
+  ('decoders.speculative', 'decoders.simlayerkv', 'decoders.beam'),
+  ('decoders.swift', 'decoders.translation'),
   ('decoders.command',),  # Knows the settings of all decoders.
-  ('decoders.generate',),
+  ('decoders.generate', 'decoders.translate'),
   ('trainers',),
   ('trainers.pretrain', 'trainers.translate'),
   ('benchmarks',),
@@ -51,7 +51,7 @@ KERNELS_MAY_IMPORT = ('jax', 'numpy', 'pallas_kernels')
 ROOMS = {
   'jaxlm': ('analysis', 'attention', 'caches', 'data', 'evaluation', 'io', 'losses', 'models'),
   'jaxlm/analysis': ('direction', 'lazy', 'sink'),
-  'decoders': ('simlayerkv', 'speculative', 'swift'),
+  'decoders': ('beam', 'simlayerkv', 'speculative', 'swift', 'translation'),
   'trainers': ('pretrain', 'translate'),
   'benchmarks': ('accelerator',),
 }

@@ -11,7 +11,7 @@ import pytest
 from jaxlm import console
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ['trainers.pretrain', 'decoders.generate', 'jaxlm.data.fetch']
+COMMANDS = ['trainers.pretrain', 'decoders.generate', 'decoders.translate', 'jaxlm.data.fetch']
 MORE = ['jaxlm.analysis.sinks', 'jaxlm.analysis.evaluate', 'jaxlm.analysis.laziness', 'jaxlm.analysis.direction']
 
 

@@ -1,0 +1,200 @@
+"""The command line of translation: python -m decoders.translate MODEL --text "..." """
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+import hashlib
+import itertools
+import os
+from pathlib import Path
+import sys
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from decoders.translation.files import Blocks, as_lines
+from jaxlm import console
+from jaxlm.io.locks import exclusive
+
+BATCHES = 16
+"""Batches of a block: sources that are sorted by length, translated and written together."""
+SETTINGS = (
+  'beam_size', 'length_penalty', 'max_new_tokens', 'num_return', 'early_stopping', 'recombine'
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TranslateConfig:
+  """Translate texts, or the lines of a file, with an encoder-decoder by beam search."""
+
+  model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='MODEL')]
+  """Where the model is: a run directory of trainers.translate, or what else `jaxlm.load` opens as an encoder-decoder."""
+  text: Annotated[tuple[str, ...], tyro.conf.arg(metavar='TEXT ...')] = ()
+  """Texts to translate; '-' reads one from each line of standard input."""
+  input: Annotated[str | None, tyro.conf.arg(metavar='FILE')] = None
+  """A file with a text on each line, instead of --text; it may be packed (.gz, .bz2, .xz, .zst). A blank line stays blank."""
+  output: Annotated[str | None, tyro.conf.arg(metavar='FILE')] = None
+  """For --input: where to write the translations, line by line (none: standard output). The same command goes on where an earlier
+  one was interrupted."""
+  beam_size: int = 4
+  """Hypotheses that are followed side by side; 1 is greedy decoding. More: slower, and more likely translations."""
+  length_penalty: float = 1.0
+  """Translations are compared by their log-probability / length ** length_penalty. More: longer translations."""
+  early_stopping: Literal['never', 'false', 'true'] = 'never'
+  """When a search ends that has beam-size finished translations. never: when no further one can beat them. false: when no unfinished
+  one would beat them as it is, which takes fewer steps. true: at once."""
+  recombine: bool = False
+  """For models of exact Markov order k: of unfinished translations with the same last k tokens only the best is followed."""
+  max_new_tokens: int | None = None
+  """Most tokens of a translation (none: twice the tokens of its source and 20 more)."""
+  num_return: int = 1
+  """Translations of each text, on lines of their own, the best first."""
+  batch_size: int = 64
+  """Texts translated together. Fewer take less memory."""
+  dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
+  """Type of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
+  stats: bool = True
+  """Print speed and memory to standard error."""
+
+
+def main(config: TranslateConfig) -> None:
+  if bool(config.text) == (config.input is not None):
+    raise ValueError('Pass either --text TEXT ... or --input FILE.')
+  if config.output is not None and config.input is None:
+    raise ValueError('--output FILE is for --input FILE.')
+  if config.batch_size < 1:
+    raise ValueError(f'{config.batch_size=} must be at least 1.')
+  if config.input is not None:
+    translate_file(config)
+    return
+  model = load_model(config)
+  texts = [line for text in config.text for line in (sys.stdin.read().splitlines() if text == '-' else [text])]
+  translate_lines(config, model, [(f'Text {i}', text) for i, text in enumerate(texts, 1)], print_lines, len(texts))
+
+
+def load_model(config: TranslateConfig) -> Any:
+  """Returns the model. Raises as `jaxlm.load`, and ValueError if it is no encoder-decoder with a tokenizer."""
+  import jaxlm
+  from jaxlm.translation_model import Seq2SeqModel
+
+  model = jaxlm.load(config.model, dtype=config.dtype)
+  if not isinstance(model, Seq2SeqModel):
+    raise ValueError(f'{config.model} is no encoder-decoder but a {type(model).__name__}: it cannot translate.')
+  if model.tokenizer is None:
+    raise ValueError(f'{config.model} has no tokenizer, so it cannot read text.')
+  return model
+
+
+def translate_file(config: TranslateConfig) -> None:
+  """Translates the lines of --input; see `decoders.translation.files`."""
+  digest, total = hashlib.sha256(), 0
+  for _, line in lines_of(config):
+    digest.update(line.encode() + b'\n')
+    total += 1
+  if not total:
+    raise ValueError(f'{config.input} is empty: expected a text on each line.')
+  if config.output is None:
+    model = load_model(config)
+    check_lines(config, model)
+    translate_lines(config, model, lines_of(config), print_lines, total)
+    return
+  facts = {'model': os.path.realpath(config.model) if os.path.exists(config.model) else config.model}
+  facts |= {name: getattr(config, name) for name in (*SETTINGS, 'dtype')}
+  facts |= {'sources': total, 'sha256 of the input': digest.hexdigest()}
+  busy = ValueError(f'{config.output} is being written by another process: wait for it, or name another file.')
+  with exclusive(f'{config.output}.lock', busy):
+    blocks = Blocks(Path(config.output), facts, config.num_return)
+    model = load_model(config)
+    check_lines(config, model)
+    rest = itertools.islice(lines_of(config), blocks.done, None)
+    translate_lines(config, model, rest, blocks.write, total, blocks.done)
+    blocks.end()
+
+
+def lines_of(config: TranslateConfig) -> Iterator[tuple[str, str]]:
+  """Yields (the name of a line for messages, its text). Raises DataError for a file that cannot be read or is not UTF-8."""
+  from jaxlm.data.reading import numbered_lines
+
+  for number, line in numbered_lines(Path(config.input)):
+    yield f'{config.input}, line {number}', line.removesuffix('\n')
+
+
+def check_lines(config: TranslateConfig, model: Any) -> None:
+  """Raises ValueError for a line that cannot be translated, before the work that it would interrupt."""
+  from decoders.translation import sources
+
+  for name, line in lines_of(config):
+    if line.strip():
+      sources.encode(model, [line], [name])
+
+
+def translate_lines(
+  config: TranslateConfig,
+  model: Any,
+  lines: Iterable[tuple[str, str]],
+  write: Callable[[Sequence[str]], None],
+  total: int,
+  done: int = 0,
+) -> None:
+  """Translates lines block by block, and writes `num_return` lines for each in their order.
+
+  Args:
+    lines: (name for messages, text).
+    write: appends lines to the output.
+    total, done: sources in all, and those that an earlier run has translated.
+  """
+  import tqdm
+
+  import decoders
+  from decoders.translation import sources
+
+  lines, run = iter(lines), {}
+  with tqdm.tqdm(desc='translating', unit=' texts', total=total, initial=done, disable=None) as bar:
+    while block := list(itertools.islice(lines, BATCHES * config.batch_size)):
+      texts = [(name, text) for name, text in block if text.strip()]
+      found = iter(())
+      if texts:
+        ids = sources.encode(model, [text for _, text in texts], [name for name, _ in texts])
+        out = decoders.translate(
+          model, [row[:-1] for row in ids], batch_size=config.batch_size, progress=bar.update, **settings_of(config)
+        )
+        found, run = iter(out.text), totals(run, out.stats)
+      write([next(found) if text.strip() else '' for _, text in block for _ in range(config.num_return)])
+      bar.update(len(block) - len(texts))
+  if config.stats and run:
+    print(summary(run), file=sys.stderr)
+
+
+def settings_of(config: TranslateConfig) -> dict[str, Any]:
+  """Returns the arguments of `decoders.translate` that are flags of the same meaning."""
+  early = {'never': 'never', 'false': False, 'true': True}[config.early_stopping]
+  return {name: getattr(config, name) for name in SETTINGS} | {'early_stopping': early}
+
+
+def totals(run: dict[str, Any], block: dict[str, Any]) -> dict[str, Any]:
+  """Returns the stats of a run with one more block: bytes are the largest, all else is summed."""
+  return {
+    name: max(n, run.get(name, 0)) if name.endswith('_bytes') else n + run.get(name, 0) for name, n in block.items()
+  }
+
+
+def summary(stats: dict[str, Any]) -> str:
+  """Returns where time and memory went, in a line."""
+  seconds = stats['encode_seconds'] + stats['decode_seconds']
+  return (
+    f'[{stats["new_tokens"]} tokens, {stats["new_tokens"] / seconds:.1f} tokens/s; encoding {stats["encode_seconds"]:.2f} s, '
+    f'decoding {stats["decode_seconds"]:.2f} s, compiling {stats["compile_seconds"]:.1f} s; decoding state '
+    f'{stats["state_bytes"] / 1e6:.1f} MB, memory of the sources {stats["memory_bytes"] / 1e6:.1f} MB]'
+  )
+
+
+def print_lines(lines: Sequence[str]) -> None:
+  """Prints lines; line ends within one become spaces."""
+  sys.stdout.write(as_lines(lines))
+  sys.stdout.flush()
+
+
+def run() -> None:
+  """Parses the command line, and says what is wrong with it in one line."""
+  config = tyro.cli(TranslateConfig, prog='python -m decoders.translate')
+  with console.errors_in_one_line():
+    main(config)

@@ -1,0 +1,147 @@
+"""The function that translates: it sorts the sources into batches, lets the programs decode them, and tells what happened."""
+
+from collections.abc import Callable, Sequence
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoders.beam.config import BeamConfig, EarlyStopping, check_early_stopping
+from decoders.options import Sampling
+from decoders.programs import Clock
+from decoders.state import row_keys
+from decoders.translation import programs
+from decoders.translation import sources as source_lib
+from decoders.translation.output import Translations
+from jaxlm.errors import NotFiniteError, check_seed
+from jaxlm.seq2seq_config import Seq2SeqConfig
+from jaxlm.translation_model import Seq2SeqModel
+
+
+def translate(
+  model: Seq2SeqModel,
+  sources: Sequence[str] | Sequence[Sequence[int]],
+  *,
+  beam_size: int = 4,
+  length_penalty: float = 1.0,
+  max_new_tokens: int | None = None,
+  min_new_tokens: int = 0,
+  num_return: int = 1,
+  early_stopping: EarlyStopping = 'never',
+  recombine: bool = False,
+  sampling: Sampling | None = None,
+  seed: int = 0,
+  batch_size: int | None = None,
+  progress: Callable[[int], object] | None = None,
+) -> Translations:
+  """Translates each source. A translation does not depend on the other sources, but for the rounding of sums.
+
+  Args:
+    model: an encoder-decoder.
+    sources: strings when the model has a tokenizer, or lists of token ids without EOS; they may differ in length.
+    beam_size: hypotheses that run side by side for each source; 1 is greedy decoding, or sampling.
+    length_penalty: hypotheses are compared by sum of log-probabilities / length ** length_penalty, where the length counts the
+      EOS, as in transformers. 0 compares sums, more favours long translations; it may be negative.
+    max_new_tokens: most tokens to generate for each source, EOS included; None: twice the tokens of the source and 20 more, at
+      most the model's max_length.
+    min_new_tokens: fewest tokens before the EOS.
+    num_return: translations of each source, the best first; at most beam_size.
+    early_stopping: when the search of a source ends, once it has beam_size finished hypotheses. 'never': when no running one can
+      still beat them, which is exact. False, the default of transformers: when none would if it ended now, which takes fewer
+      steps. True: at once. A beam of 1 ends with its first EOS.
+    recombine: of running hypotheses with the same last k ids only the best goes on, so that beams stay distinct; exact, and
+      for models of exact Markov order k alone.
+    sampling: how tokens are drawn with beam_size=1; None: the likeliest are taken.
+    seed: for sampling; the same seed gives a source the same tokens at any batch size.
+    batch_size: sources decoded together; None: 64.
+    progress: called with the number of sources of each batch when it is translated.
+
+  Raises:
+    ValueError: a source that is empty, longer than the model reads or has ids outside the vocabulary; a number out of its range;
+      sampling with a beam; recombination for a model whose order is not exact; a model that is no encoder-decoder.
+    NotFiniteError: for logits that are not numbers.
+  """
+  c = model.config
+  if not isinstance(c, Seq2SeqConfig):
+    raise ValueError(f'Translation needs an encoder-decoder (Seq2SeqModel), not a {type(model).__name__}.')
+  values = {} if sampling is None else sampling.active
+  check_seed('seed', seed)
+  if beam_size < 1 or (batch_size is not None and batch_size < 1):
+    raise ValueError(f'{beam_size=} and {batch_size=} must be at least 1.')
+  if not 1 <= num_return <= beam_size:
+    raise ValueError(f'{num_return=} must be within 1 .. {beam_size=}: a beam has no further hypotheses.')
+  if not math.isfinite(length_penalty):
+    raise ValueError(f'{length_penalty=} must be a finite number.')
+  if values and beam_size > 1:
+    raise ValueError(f'{sampling} draws tokens, which needs beam_size=1, not {beam_size=}.')
+  if recombine and not c.is_markov:
+    raise ValueError(
+      'recombine=True needs a model that predicts a token from exactly its last k tokens (markov_order=k with '
+      f"markov_mode='transparent' or 'split'). This one has {c.markov_order=} and {c.markov_mode=}, so that hypotheses with the "
+      'same last tokens have different futures: leave recombine off.'
+    )
+  check_early_stopping(early_stopping)
+  ids = source_lib.encode(model, sources)
+  limits_B = source_lib.limits(c, ids, max_new_tokens)
+  if not 0 <= min_new_tokens < limits_B.min():
+    raise ValueError(
+      f'{min_new_tokens=} must be within 0 .. {int(limits_B.min()) - 1}: with the EOS a source may have '
+      f'{int(limits_B.min())} tokens.'
+    )
+  # A beam of one ends with its first EOS: whatever runs beside it is a worse guess.
+  beams = BeamConfig(
+    beam_size, (c.eos_id,), (c.pad_id,), early_stopping if beam_size > 1 else True, c.markov_order if recombine else 0
+  )
+  keys_B, values = row_keys(seed, 0, len(ids)), jax.tree.map(jnp.asarray, values)
+  clock, steps, state_bytes, memory_bytes, recombined = Clock(), 0, 0, 0, 0
+  tokens = np.full((len(ids), num_return, int(limits_B.max())), c.pad_id, np.int32)
+  lengths, scores = np.zeros((len(ids), num_return), np.int32), np.zeros((len(ids), num_return), np.float32)
+  for batch in source_lib.batches(c, ids, limits_B, batch_size or source_lib.BATCH_SIZE):
+    B, room = len(batch.lengths), batch.room
+    memory = clock.run(
+      'encode', programs.encode, model.params, jnp.asarray(batch.tokens), jnp.asarray(batch.lengths), config=c
+    )
+    rules = (jnp.asarray(batch.limits), jnp.float32(length_penalty), jnp.int32(min_new_tokens))
+    if values:
+      keys = keys_B[batch.filled(np.arange(len(ids)))]
+      found = clock.run('decode', programs.sample, model.params, memory, *rules, keys, values, config=c, room=room)
+    else:
+      found = clock.run('decode', programs.beam, model.params, memory, *rules, config=c, beams=beams, room=room)
+    n = len(batch.rows)
+    check_finite(model, batch.rows, np.asarray(found.finite)[:n])
+    steps += int(found.steps)
+    recombined += int(found.recombined[:n].sum())
+    state_bytes = max(state_bytes, programs.state_bytes(c, B * beam_size, room))
+    memory_bytes = max(memory_bytes, memory.nbytes)
+    lengths[batch.rows] = found.lengths[:n, :num_return]
+    scores[batch.rows] = found.scores[:n, :num_return]
+    width = min(room, tokens.shape[2])
+    tokens[batch.rows, :, :width] = found.tokens[:n, :num_return, :width]
+    if progress is not None:
+      progress(n)
+  lengths[scores == -np.inf] = 0
+  tokens = np.where(np.arange(tokens.shape[2]) < lengths[:, :, None], tokens, c.pad_id)
+  new_tokens, decode_seconds = int(lengths[:, 0].sum()), clock.seconds['decode']
+  stats = {
+    'source_tokens': sum(map(len, ids)), 'new_tokens': new_tokens, 'steps': steps,
+    'encode_seconds': clock.seconds['encode'], 'decode_seconds': decode_seconds, 'compile_seconds': clock.compile_seconds,
+    'tokens_per_second': new_tokens / decode_seconds if decode_seconds else 0.0, 'state_bytes': state_bytes,
+    'memory_bytes': memory_bytes, 'recombined': recombined,
+  }  # fmt: skip
+  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  tokens, lengths, scores = flat(tokens), flat(lengths), flat(scores)
+  text = None
+  if model.tokenizer is not None:
+    without_eos = lambda row: row[:-1] if row[-1:] == [c.eos_id] else row
+    text = [model.tokenizer.decode_target(without_eos(row[:n].tolist())) for row, n in zip(tokens, lengths)]
+  return Translations(tokens, lengths, text, stats=stats, scores=scores)
+
+
+def check_finite(model: Seq2SeqModel, rows: np.ndarray, finite: np.ndarray) -> None:
+  """Raises NotFiniteError if a token of a source was to be chosen from logits that are not numbers."""
+  if not finite.all():
+    raise NotFiniteError(
+      f'Source {rows[int(np.argmin(finite))]}: the logits of its translation are not finite. The model computes in '
+      f'{model.config.dtype}: check that its weights are finite and were read in the right format, or load it in float32.'
+    )
