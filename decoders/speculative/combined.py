@@ -11,11 +11,11 @@ from decoders.speculative.trees import NOWHERE, Tree
 
 @dataclasses.dataclass(frozen=True)
 class CombinedDrafter(Drafter):
-  """A drafter; see `decoders.speculative.rounds.Drafter`.
+  """Drafts with `first`, and with `second` for rows in which `first` finds nothing.
 
   Raises:
-    ValueError: the second one is a draft model, whose cache would miss what the first one's rounds added, or is two drafters
-      itself; when it is used, a rule that needs drawn tokens.
+    ValueError: `second` is a draft model, whose cache would miss the tokens that `first` added, or is a CombinedDrafter itself;
+      when the drafter is used: the rule needs drawn tokens.
   """
 
   first: Drafter
@@ -81,4 +81,4 @@ class CombinedDrafter(Drafter):
     return first, self.second.learn(second, jnp.where(found_R, 0, drafted_R), accepted_R), found_R
 
 
-Together = CombinedDrafter  # Its first name, which stays.
+Together = CombinedDrafter  # The former name, which stays valid.
