@@ -152,7 +152,8 @@ class LanguageModeling(Task):
     if data.replace != 'none':
       token = data.replace_token if data.replace == 'fixed' else None
       batch = replace_tokens(batch, data.replace_positions, token=token, vocab_size=self.tokenizer.vocab_size)
-    if prefix:  # All positions see the prefix, so its tokens are no targets (the paper's code forgets this in validation).
+    # All positions see the prefix, so its tokens are no targets. (In validation the paper's code forgets this.)
+    if prefix:
       batch['mask'] = np.where(np.arange(data.length) >= prefix - 1, batch['mask'], 0).astype(np.float32)
     return batch
 
