@@ -14,7 +14,7 @@ if TYPE_CHECKING:
   from decoders.output import Output as Output
   from decoders.plain import generate as generate
 
-# `decoders.generate` is this function. The module decoders/generate.py is the command line, which nothing imports.
+# `decoders.generate` is the function in decoders/plain.py. The module decoders/generate.py is the command line; nothing imports it.
 _PUBLIC = {'generate': 'decoders.plain', 'Sampling': 'decoders.options', 'Output': 'decoders.output'}
 _MODULES = ('simlayerkv', 'speculative', 'swift')
 __getattr__, __dir__ = lazily(__name__, _PUBLIC, _MODULES)

@@ -109,9 +109,7 @@ def main(config: GenerateConfig) -> None:
 
   direction = resolve(lm.config, config.direction)
   if config.chat is not None and direction == 'reverse':
-    raise ValueError(
-      '--chat is answered forward, and this would be generated in reverse: pass --prompt, or another --direction.'
-    )
+    raise ValueError('--chat is answered forward, but the direction is reverse: pass --prompt, or --direction forward.')
   if config.chat is not None:
     system = [{'role': 'system', 'content': config.system}] if config.system else []
     prompts = [lm.tokenizer.chat([*system, {'role': 'user', 'content': config.chat}])]

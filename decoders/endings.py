@@ -29,7 +29,7 @@ def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     if not isinstance(string, str) or not string:
       raise ValueError(
         f'stop={shown(stop)} has the stop string {shown(string)}: expected text of at least one character. Leave it out to '
-        'stop at none.'
+        'use no stop string.'
       )
   return strings
 

@@ -68,7 +68,7 @@ def rolling_loglikelihoods(
   length = max_length or lm.config.max_length
   begin, windows, owners = first(lm), [], []
   if len(begin) > length:
-    raise ValueError(f'max_length={length} leaves no room behind the {len(begin)} ids that a text begins with.')
+    raise ValueError(f'max_length={length} leaves no room after the {len(begin)} ids at the start of each text.')
   for number, text in enumerate(texts):
     ids = encode(lm, text)[len(lead(lm)) :]
     for window in rolling_windows(ids, begin, length):
@@ -97,7 +97,7 @@ def generation(arguments: Mapping[str, Any], default: int = 256) -> tuple[int, l
   filters = {name: rest.pop(name) for name in ('top_k', 'top_p', 'min_p', 'repetition_penalty') if name in rest}
   for name, value in rest.items():
     if value not in IGNORED.get(name, ()) and value is not None:
-      raise ValueError(f'The generation argument {name}={value!r} is not known here.')
+      raise ValueError(f'The generation argument {name}={value!r} is not known.')
   filters = {name: value for name, value in filters.items() if value is not None}
   temperature = (1.0 if temperature is None else float(temperature)) if sample else 0.0
   sampling = Sampling(temperature=temperature, **filters)

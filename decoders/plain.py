@@ -113,7 +113,7 @@ def generate(
     longest = int(padded.lengths.max()) + memory.growth(max_new_tokens, plan)
     if capacity is not None and bucket(capacity) >= longest:
       slots = bucket(capacity)  # Prompts are padded to bucket sizes too.
-    else:  # Slack is rounded up alone: the next bucket of the sum may be much larger, and each step reads all slots.
+    else:  # Slack is rounded up separately, since the bucket of the sum may be much larger, and each step reads all slots.
       slots = bucket(longest - loop.slack) + bucket(loop.slack)
     plan = dataclasses.replace(plan, slots=min(slots, lm.config.max_length + loop.slack))
     tokens_BT, lengths_B, eos_E = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), jnp.asarray(eos, jnp.int32)
@@ -185,9 +185,9 @@ def check_finite(lm: LanguageModel, state: DecodeState, rows_R: np.ndarray) -> N
 
 
 def drafting(rounds: int, drafted: int, accepted: int, verified: int) -> dict[str, Any]:
-  """Returns the statistics of speculative decoding, among them
+  """Returns the statistics of speculative decoding, with the mean tokens per round and the acceptance rate:
 
-  tokens_per_round M = (accepted + rounds) / rounds and acceptance alpha = accepted / drafted.
+  tokens_per_round M = (accepted + rounds) / rounds,   acceptance alpha = accepted / drafted
   """
   counts = {'rounds': rounds, 'drafted': drafted, 'accepted': accepted, 'verified': verified}
   per_round = (accepted + rounds) / rounds if rounds else 0.0

@@ -41,7 +41,7 @@ def encode(
       new = [int(t) for t in prompt]
     ids.append(in_model_order(lm, new, direction, text=isinstance(prompt, str)))
     if not ids[-1]:
-      raise ValueError(f'Prompt {i} is empty: a model needs at least one token to start from (its BOS, say).')
+      raise ValueError(f'Prompt {i} is empty: a model needs at least one token to start from, such as BOS.')
     if bad := [t for t in ids[-1] if not 0 <= t < lm.config.vocab_size]:
       raise ValueError(f'Prompt {i} has token id {bad[0]}; the vocabulary has ids 0 to {lm.config.vocab_size - 1}.')
   return ids

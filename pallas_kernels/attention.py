@@ -79,7 +79,7 @@ def flash_attention(
     implementation = default_implementation(spec, q, k, segments)
   if implementation == 'cudnn':
     if reason := _cudnn_cannot(spec, q, k, segments):
-      raise ValueError(f"implementation='cudnn' cannot do this: {reason}. Leave it out, or pass 'xla'.")
+      raise ValueError(f"implementation='cudnn' does not support this call: {reason}. Leave it out, or pass 'xla'.")
     return _cudnn(q, k, v, spec)
   return _jitted(q, k, v, alibi_slopes, segments, spec, implementation)
 
@@ -106,9 +106,9 @@ def _cudnn_cannot(spec: calls.Spec, q: jax.Array, k: jax.Array, segments) -> str
   if q.dtype == jnp.float32:
     return 'it is for 16 bits, not float32'
   if H % 8 or H > 128:
-    return f'the head size {H} is no multiple of 8 up to 128'
+    return f'the head size {H} is not a multiple of 8 up to 128'
   if spec.causal and T != S:
-    return f'{T} causal queries and {S} keys must be equally many'
+    return f'causal attention needs as many queries as keys, not {T} queries and {S} keys'
   if spec.window is not None and not spec.causal:
     return 'a window must be causal'
   return None

@@ -27,7 +27,7 @@ def initialize(config: DistributedConfig) -> None:
     jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
   except ValueError as e:
     raise ConfigError(
-      f'The environment does not say where the other hosts are ({e}). Pass --distributed.coordinator HOST:PORT '
+      f'The other hosts cannot be found from the environment ({e}). Pass --distributed.coordinator HOST:PORT '
       '--distributed.num-processes N --distributed.process-id I on each.'
     ) from e
 

@@ -86,7 +86,9 @@ class MetricFile:
       self._told = False
     except OSError as e:
       if not self._told:
-        self._say(f'{self.path} cannot be written: {e}. Training goes on; its lines are written once that is possible.')
+        self._say(
+          f'{self.path} cannot be written: {e}. Training continues, and the lines are written later if possible.'
+        )
       self._told = True
 
   def close(self) -> None:

@@ -23,7 +23,7 @@ def changes(notes: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if isinstance(before, dict) and before != text:
       found.append(
         f'The {name} text has changed since this run was saved: it had {before.get("tokens")} tokens and has '
-        f'{text["tokens"]} now, with another digest. The run goes on as far into it as it was.'
+        f'{text["tokens"]} now, with another digest. The run continues at the same position.'
       )
   return found
 
@@ -44,7 +44,9 @@ def resumed(
   length = notes.get('length', data.get('length', batches.length))
   rows = notes.get('rows', step * data.get('batch_size', batches.batch_size))
   if type(rows) is not int or rows < 0 or type(length) is not int or length < 1:
-    raise CheckpointError(f'The notes of the checkpoint of step {step} say {rows=} and {length=}: not numbers of rows.')
+    raise CheckpointError(
+      f'The notes of the checkpoint of step {step} have {rows=} and {length=}: expected whole numbers.'
+    )
   # Rounded up, so that a row of which a part was read is skipped.
   rows = -(-rows * length // batches.length)
   return batches if rows == batches.rows_before(step) else dataclasses.replace(batches, start=(step, rows))

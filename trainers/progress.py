@@ -55,7 +55,7 @@ class Progress:
     except (OSError, ValueError) as e:
       self.show = False
       console.silence(sys.stdout)
-      _last_word(f'Standard output is gone ({e}): the run goes on without it.')
+      _last_word(f'Standard output is closed ({e}): the run continues without it.')
 
   def close(self) -> None:
     try:
@@ -68,7 +68,7 @@ class Progress:
     if self._bar is not None:
       self._bar.disable, self._bar = True, None
     console.silence(sys.stderr)
-    self.say(f'The progress bar is gone ({error}): the run goes on without it.')
+    self.say(f'The progress bar cannot be written ({error}): the run continues without it.')
 
 
 def _last_word(text: str) -> None:

@@ -49,7 +49,7 @@ class Notes:
       good = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
       if not good or (isinstance(value, float) and not math.isfinite(value)):
         raise CheckpointError(
-          f'{folder / checkpoint.NOTES / "metadata"}: {name}={value!r} is not what a run notes there.'
+          f'{folder / checkpoint.NOTES / "metadata"}: {name}={value!r} has a wrong type or is not finite.'
         )
       kept[name] = value
     return cls(**kept)

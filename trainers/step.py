@@ -61,7 +61,7 @@ def terms(found: Any) -> dict[str, Term]:
   """
   named = found if isinstance(found, dict) else {'loss': Term(*found)}
   if len(named) > 1 and 'loss' in named:
-    raise ValueError(f"The terms {', '.join(named)} of a loss: 'loss' is the name of their sum; call it otherwise.")
+    raise ValueError(f"The terms {', '.join(named)} of a loss: 'loss' is the name of their sum; choose another name.")
   if all(term.factor is None for term in named.values()):
     raise ValueError(f'No term of the loss ({", ".join(named)}) has a factor: there is nothing to train on.')
   return named

@@ -149,7 +149,7 @@ def preset(name: str, model: str | None = None, **changes) -> LazyConfig:
     if model not in THRESHOLDS:
       raise unknown('model', model, THRESHOLDS)
     changes = {'threshold': THRESHOLDS[model], **changes}
-    if model.startswith('qwen'):  # The authors' code never cuts the last layer of Qwen; it cuts that of other models.
+    if model.startswith('qwen'):  # The authors' code never cuts the last layer of Qwen.
       changes = {'exempt_layers': (-1,), **changes}
   return PRESETS[name].replace(**changes)
 
@@ -236,7 +236,7 @@ def full_layers(lazy: LazyConfig, model: ModelConfig, length: int) -> int:
 
 
 def full_layers_within(budget: int, model: ModelConfig, length: int, kept: int, quant: KiviConfig | None = None) -> int:
-  """Returns how many layers can keep `length` tokens within the budget. Raises ValueError if all lazy layers exceed it."""
+  """Returns how many layers can keep `length` tokens within the budget. Raises ValueError if the cache is too large even with all layers lazy."""
   L = model.num_layers
   for n_full in range(L, -1, -1):
     if cache_bytes(model, length, L - n_full, kept, quant) <= budget:

@@ -1,4 +1,4 @@
-"""A `Context` is texts that have been read, with their compressed cache. It answers questions, grows by turns, is saved and loaded.
+"""`Context`: texts that have been read, with their compressed cache, to answer questions and to continue turn by turn.
 
 context = compress(lm, [document], lazy=LazyConfig(stage='prefill'), room=512)
 out = context.ask(lm, ['First question?', 'Second question?'])   # does not change the context
@@ -130,7 +130,7 @@ class Context:
 
   def _given(self, lm: LanguageModel, texts: Sequence[Any]) -> list[list[int]]:
     if len(texts) != len(self.ids):
-      raise ValueError(f'{len(texts)} texts for {len(self.ids)} rows: one for each is needed.')
+      raise ValueError(f'{len(texts)} texts for {len(self.ids)} rows: pass one text for each row.')
     encode = lambda t: lm.tokenizer.encode(t, bos=False) if isinstance(t, str) and lm.tokenizer is not None else t
     return prompt_lib.encode(lm, [encode(t) for t in texts])
 
@@ -161,7 +161,9 @@ class Context:
 
   def _answered(self, lm: LanguageModel, questions, max_new_tokens: int, options) -> tuple[Output, 'Context']:
     if options.get('batch_size') is not None or options.get('num_samples', 1) != 1:
-      raise ValueError('A context answers all its rows at once, each once: leave batch_size and num_samples out.')
+      raise ValueError(
+        'A context answers all rows at once, with one answer each: leave batch_size and num_samples out.'
+      )
     _check_forward(lm, options.get('direction'))
     new = self._new(lm, questions)
     memory = _ContextMemory(self, new, max_new_tokens)
@@ -254,5 +256,7 @@ class _Compressing(LazyMemory):
 
   def finished(self, rows_R, state: DecodeState) -> None:
     if len(rows_R) < len(self.lazy_layers):
-      raise ValueError("Rows with other lazy layers cannot share a static layout: use layout='pooled' or batch='all'.")
+      raise ValueError(
+        "Rows with different lazy layers cannot share a static layout: use layout='pooled' or batch='all'."
+      )
     self.cache = state.cache

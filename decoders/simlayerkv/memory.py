@@ -106,7 +106,7 @@ class LazyMemory(WholeMemory):
 
   def __init__(self, lazy: LazyConfig, config: ModelConfig):
     if config.attention in UNSCORED:
-      raise ValueError(f'attention={config.attention!r} has negative weights: how lazy a layer is has no meaning.')
+      raise ValueError(f'attention={config.attention!r} has negative weights, for which no lazy ratio is defined.')
     exempt(lazy, config)
     if lazy.quant is not None:
       lazy.quant.check_head_dim(config.head_dim)
@@ -165,7 +165,7 @@ class LazyMemory(WholeMemory):
     state = state.replace(cache=state.cache.whole)
     cache = state.cache
     if not lazy_RL.any() and self.lazy.quant is None:
-      return [(rows_R, state)]  # The cache stays whole, so the program of plain decoding serves.
+      return [(rows_R, state)]  # The cache stays whole, so plain decoding's program is used.
     keep, lengths = Keep(self.lazy, self.growth(state.tokens.shape[1], plan)), jnp.asarray(lengths_R, jnp.int32)
     delete = lambda layer: (cache.keys[layer].delete(), cache.values[layer].delete())
     if self.lazy.layout == 'pooled':

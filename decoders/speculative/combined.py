@@ -26,7 +26,7 @@ class CombinedDrafter(Drafter):
       raise ValueError('A draft model must read every token, so it cannot be the second of two drafters.')
     if isinstance(self.second, CombinedDrafter):
       raise ValueError(
-        'The second of two drafters cannot be two drafters itself: give these as CombinedDrafter(CombinedDrafter(...), ...).'
+        'The second of two drafters cannot be two drafters itself: use CombinedDrafter(CombinedDrafter(...), ...).'
       )
 
   @property
@@ -46,7 +46,7 @@ class CombinedDrafter(Drafter):
 
   def check(self, lm, longest, drawn) -> None:
     if drawn:
-      raise ValueError("Of two drafters it is not known which law a token was drawn from: use rule='match' with them.")
+      raise ValueError("Two drafters do not record the probabilities that rule='residual' needs: use rule='match'.")
     for drafter in (self.first, self.second):
       drafter.check(lm, longest, drawn)
 

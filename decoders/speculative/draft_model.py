@@ -78,7 +78,7 @@ class DraftModel(Drafter):
     if lm.config.vocab_size != self.config.vocab_size and not self._pads_the_vocabulary_of(lm):
       raise ValueError(
         f'The draft model has {self.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a '
-        'vocabulary. Other sizes work only where both have a tokenizer, and these have the same tokens.'
+        'vocabulary. Different sizes work only if both have a tokenizer, and the tokenizers have the same tokens.'
       )
     if self.tokenizer is not None and lm.tokenizer is not None:
       ours, theirs = lm.tokenizer.encode(PROBE), self.tokenizer.encode(PROBE)

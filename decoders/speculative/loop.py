@@ -44,8 +44,8 @@ class SpeculativeLoop(PlainLoop):
     R, M = state.tokens.shape
     if not state.cache.exact:
       raise ValueError(
-        'A quantised cache rounds tokens as they grow old, so a tree read at once would see other numbers than its tokens '
-        'one by one: decode plainly, or leave quant out.'
+        'A quantised cache rounds tokens as they grow old, so tokens verified together would see other values than tokens '
+        'decoded one by one: use plain decoding, or leave quant out.'
       )
     text = np.zeros((R, plan.slots), np.int32)
     for row, ids, new, n in zip(text, prompts, np.asarray(state.tokens), np.asarray(state.lengths)):

@@ -32,7 +32,7 @@ class PromptLookup(Drafter):
     if self.max_draft < 1:
       raise ValueError(f'{self.max_draft=} must be at least 1.')
     if not 1 <= self.shortest <= self.longest:
-      raise ValueError(f'{self.shortest=} and {self.longest=}: at least 1, and not falling.')
+      raise ValueError(f'{self.shortest=} and {self.longest=}: expected 1 <= shortest <= longest.')
 
   @property
   def buckets(self) -> tuple[tuple[int, int], ...]:

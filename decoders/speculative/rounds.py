@@ -2,7 +2,7 @@
 
 The target reads the tree beside its cache (`jaxlm.caches.branch`), a rule chooses the accepted path
 (`decoders.speculative.trees`), and only the keys and values of that path are added to the cache. No token is ever removed from
-the cache, so every kind of cache works.
+the cache, so every kind of cache works that keeps exact numbers.
 """
 
 from collections.abc import Sequence

@@ -65,9 +65,9 @@ class SwiftConfig:
   width_bounds: tuple[float, float, float] = (0.95, 0.8, 0.5)
   """Decreasing probabilities of a drafted token, which decide how many candidates are verified in its place: see greedy_widths."""
   greedy_widths: tuple[int, int, int, int] = (3, 5, 8, 10)
-  """In greedy decoding: number of candidates verified in one place, the drafted token included. The four numbers hold if its
-  probability is above the first, second or third of width_bounds, or below all of them. Use 1 1 1 1 on a CPU, where each candidate
-  costs time."""
+  """In greedy decoding: number of candidates verified in one place, the drafted token included. There is one number for drafted tokens
+  above the first of width_bounds, one above the second, one above the third, and one below them. Use 1 1 1 1 on a CPU, where each
+  candidate costs time."""
   sampling_widths: tuple[int, int, int, int] = (1, 3, 5, 10)
   """The same as greedy_widths, when tokens are sampled."""
   draft: Literal['cond', 'mask', 'static'] = 'cond'

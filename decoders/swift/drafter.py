@@ -35,7 +35,7 @@ class SkipDrafter(Drafter):
   """SWIFT's drafter; see `decoders.speculative.rounds.Drafter`, and `SwiftConfig` for the fields."""
 
   start: SkipSet
-  """The set to skip. Unless `how` is static, the memory's `keep` starts from it and replaces it."""
+  """The set to skip at first. Unless `how` is static, the memory's `keep` decides what is skipped later."""
   how: skipping.How = 'cond'
   max_draft: int = 25
   threshold: float = 0.8

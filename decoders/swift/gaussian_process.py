@@ -58,7 +58,9 @@ class GaussianProcess:
     X, y = np.asarray(X, float), np.asarray(y, float)
     repeats = np.ones(len(y)) if repeats is None else np.asarray(repeats, float)
     if X.ndim != 2 or not len(X) or y.shape != X.shape[:1] or repeats.shape != y.shape:
-      raise ValueError(f'X [n, d], y [n] and repeats [n] of n >= 1, not {X.shape}, {y.shape} and {repeats.shape}.')
+      raise ValueError(
+        f'Expected X [n, d], y [n] and repeats [n] with n >= 1, not {X.shape}, {y.shape} and {repeats.shape}.'
+      )
     if not (np.isfinite(X).all() and np.isfinite(y).all() and (repeats > 0).all()):
       raise ValueError('X and y must be finite, and repeats positive.')
     self.X, self.center, self.scale = X, y.mean(), y.std() or 1.0

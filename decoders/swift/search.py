@@ -64,7 +64,7 @@ class _Record:
 
 
 def wilson_lower_bound(share: float, tokens: int) -> float:
-  """Returns the lower end of Wilson's score interval, SURE standard deviations wide, for a share of `tokens` tokens."""
+  """Returns the lower end of Wilson's score interval, of SURE standard deviations each side, for a share of `tokens` tokens."""
   n, z = max(tokens, 1), SURE
   middle, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
   return float((middle - half) / (1 + z**2 / n))

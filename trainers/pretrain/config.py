@@ -140,9 +140,7 @@ class PretrainConfig(TrainConfig):
   def check_lengths(self):
     """Raises ConfigError if the model does not predict next tokens, or rows do not fit it."""
     if not self.model.causal:
-      raise ConfigError(
-        'model.causal=False lets tokens see the next ones, which pretraining has them predict: leave it out.'
-      )
+      raise ConfigError('model.causal=False lets tokens see the next ones, which pretraining predicts: leave it out.')
     if self.data.length > self.model.max_length:
       raise ConfigError(
         f'data.length={self.data.length} is longer than the model: model.max_length={self.model.max_length}.'

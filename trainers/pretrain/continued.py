@@ -101,7 +101,7 @@ def _tokenizer(data: Any, lm: jaxlm.LanguageModel, name: str) -> Any:
   if corpus.tokenizer_fingerprint(named) != corpus.tokenizer_fingerprint(lm.tokenizer):
     raise ConfigError(
       f'data.tokenizer={data.tokenizer!r} ({named.vocab_size} ids) is not the tokenizer of --start {name} '
-      f'({lm.tokenizer.vocab_size} ids), which is used: pass --data.tokenizer train, which trains none here.'
+      f'({lm.tokenizer.vocab_size} ids), which the run must use: leave --data.tokenizer out.'
     )
   return lm.tokenizer
 

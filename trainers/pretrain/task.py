@@ -115,8 +115,8 @@ class LanguageModeling(Task):
     few = ''
     if self.config.direction == 'both' and self.config.reverse.pairing == 'independent' and b.corpus.num_documents < 50:
       few = (
-        '. A document is read in one direction for a whole epoch, and these are few: for both at once, give the text in '
-        'more documents, or --reverse.pairing duplicate'
+        '. There are few documents, and each is read in one direction for a whole epoch: split the text into more documents, '
+        'or pass --reverse.pairing duplicate'
       )
     return (
       f'Data: {len(b.corpus):,} training tokens in {b.corpus.num_documents:,} documents, {b.steps_per_epoch:.1f} steps '
