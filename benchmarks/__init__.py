@@ -1,1 +1,1 @@
-"""One module per claim: python -m benchmarks.NAME prints a table with the peer's row beside ours and writes JSON."""
+"""Benchmarks, one module per claim: python -m benchmarks.NAME prints a table that compares jaxlm with a peer, and writes JSON."""

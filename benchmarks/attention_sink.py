@@ -1,9 +1,9 @@
-"""python -m benchmarks.attention_sink: when does an attention sink emerge? The paper's ordering, scaled down, and checked.
+"""python -m benchmarks.attention_sink: when does an attention sink emerge? Tests the paper's statements at a small size.
 
-Two studies. Gated retrieval (benchmarks/gated_retrieval.py): one layer, seconds a run, a sink that comes and goes with what
-the paper says it depends on. A language model: byte-level and too small for a sink on natural text (setting cpu), or 20M
-parameters on procedural text behind a fixed first token (setting h200). Each of the paper's statements
-(https://arxiv.org/abs/2410.10781) that can be tested at this size is printed as PASS or MISS, and a miss stays one.
+There are two studies. Gated retrieval (benchmarks/gated_retrieval.py): one layer, seconds per run; its sink depends on what the
+paper says it depends on. A language model: byte-level and too small for a sink on natural text (setting cpu), or 20M parameters on
+procedural text after a fixed first token (setting h200). Each of the paper's statements (https://arxiv.org/abs/2410.10781) that can
+be tested at this size is printed as PASS or MISS.
 
 Sink_1 and Sink_* (of the slot or sink token) are fractions at eps = 0.3, of 100 sequences of 64 tokens.
 """
@@ -31,15 +31,15 @@ class Config:
   setting: Literal['cpu', 'h200'] = 'cpu'
   """cpu: gated retrieval and a byte-level model, minutes on two cores. h200: a 20M model, ten minutes on one GPU."""
   seeds: int = 3
-  """Runs of each gated-retrieval row."""
+  """Number of seeds for each gated-retrieval row."""
   steps: int | None = None
   """Steps of a gated-retrieval run, 0 for none (none: the setting's)."""
   lm_steps: int | None = None
   """Steps of a language-model run, 0 for none (none: the setting's)."""
   lm_seeds: int = 1
-  """Runs of each language-model row."""
+  """Number of seeds for each language-model row."""
   only: tuple[str, ...] = ()
-  """Names of the rows to run (none: all). Checks that need others are left out."""
+  """Names of the rows to run (none: all). Checks that need other rows are skipped."""
   tiny: bool = False
   """Shrink the language model until three steps take seconds: a test of the code path, not of the paper."""
 
@@ -81,7 +81,7 @@ LM_ROWS = (
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What a machine has time for."""
+  """Sizes of the studies for one kind of machine."""
 
   retrieval_steps: int
   model: ModelConfig
@@ -92,7 +92,7 @@ class Setting:
   batch_size: int
   length: int
   look_every: int
-  """Steps between looks at the sinks."""
+  """Number of steps between measurements of the sinks."""
   lm_rows: tuple[str, ...]
 
 
@@ -152,7 +152,7 @@ def main(config: Config) -> None:
 
 
 def retrieval_runs(row: Row, steps: int, seeds: int) -> list[dict[str, Any]]:
-  """Trains a row on gated retrieval, each seed; returns what came of it."""
+  """Trains a row on gated retrieval with each seed; returns its results."""
   from benchmarks import gated_retrieval as task
   from jaxlm.analysis import sinks
   from jaxlm.language_model import LanguageModel
@@ -188,7 +188,7 @@ def result(study: str, row: Row, seed: int, loss: float, found) -> dict[str, Any
 
 
 def procedural(setting: Setting, seed: int) -> tuple[Any, list[dict[str, np.ndarray]], np.ndarray]:
-  """Returns (training batches, held-out batches, the tokens that sinks are looked for in)."""
+  """Returns (training batches, held-out batches, the tokens on which sinks are measured)."""
   make = lambda rows, length, part: ProceduralBatches(setting.model.vocab_size, rows, length, (seed, part))
   held_out = make(setting.batch_size, setting.length, 1)
   probe = dataclasses.replace(make(PROBE_ROWS, PROBE_LENGTH, 2), at_once=1).batch(0)['tokens']
@@ -196,7 +196,7 @@ def procedural(setting: Setting, seed: int) -> tuple[Any, list[dict[str, np.ndar
 
 
 def embedded(setting: Setting, seed: int) -> tuple[Any, list[dict[str, np.ndarray]], np.ndarray]:
-  """Returns the same three of the bytes that ship with Python, rows cut across document borders as the paper's are."""
+  """Returns the same three for the text that ships with Python, as bytes; rows cross document borders, as in the paper."""
   from jaxlm.data import corpus, packing, tokenizers
 
   train, valid = corpus.corpora('embedded', tokenizers.ByteTokenizer(), progress=False)
@@ -224,7 +224,7 @@ def lm_run(row: Row, setting: Setting, text, steps: int, seed: int) -> tuple[dic
   model, start = row.model(setting.model), time.perf_counter()
   train, held_out, probe = text
   tx = make_optimizer(setting.optimizer, steps).tx
-  # Rows are one text each: causality is all the mask there is.
+  # A row is one text, so the causal mask is enough.
   fields = lambda batch: jax.device_put({name: batch[name] for name in ('tokens', 'targets', 'mask')})
   loss_fn = lambda params, batch: next_token_loss(params, batch, model)
   train_step = jax.jit(
@@ -249,7 +249,7 @@ def lm_run(row: Row, setting: Setting, text, steps: int, seed: int) -> tuple[dic
 
 
 def checks(rows: list[dict[str, Any]], setting: str) -> list[dict[str, Any]]:
-  """Returns which of the paper's statements these rows bear out, each in every seed or not at all."""
+  """Returns which of the paper's statements hold in these rows; a statement holds only if it does for every seed."""
   verdicts = []
 
   def check(statement: str, study: str, names: tuple[str, ...], keys: tuple[str, ...], holds) -> None:
@@ -267,7 +267,7 @@ def checks(rows: list[dict[str, Any]], setting: str) -> list[dict[str, Any]]:
   for name in ('k bias, random first', 'sink token, random first'):
     moved = lambda slot, first: (slot >= 0.4) & (first <= 0.05)
     check(f'{name}: Sink_* >= 40 % and Sink_1 <= 5 %', 'retrieval', (name,), ('Sink_*', 'Sink_1'), moved)
-  if setting == 'h200':  # The byte-level model is too short-lived for its sinks to mean anything.
+  if setting == 'h200':  # The byte-level model trains too briefly for its sinks to mean anything.
     both = ('softmax', 'sigmoid')
     check('softmax Sink_1 10 points above sigmoid proxy', 'lm', both, ('Sink_1',), lambda a, b: a - b >= 0.1)
     check('sigmoid loss within 0.05 of softmax', 'lm', both, ('loss',), lambda a, b: abs(a - b) <= 0.05)

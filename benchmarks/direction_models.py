@@ -1,4 +1,4 @@
-"""Small models trained on pages of text forward, in reverse or both ways, and trained further on what was selected."""
+"""Trains small models on pages of text forward, in reverse or both ways, and further on selected pages."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -34,7 +34,7 @@ class Setting:
   length: int = 128
   learning_rate: float = 2e-3
   continued: float = 0.1
-  """Peak learning rate of further training, as a share."""
+  """Peak learning rate of further training, divided by that of the first training."""
 
 
 def tokenized(texts: Sequence[str], tokenizer: Any) -> TokenCorpus:

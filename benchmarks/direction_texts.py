@@ -1,12 +1,12 @@
-"""Real text of several kinds, as documents of about a page: what every Python carries, and what was fetched.
+"""Real text of several kinds, as documents of about a page: text that ships with Python, and fetched text.
 
-docs    what the standard library says of itself (`jaxlm.data.embedded`), a few paragraphs each
+docs    documentation of the standard library (`jaxlm.data.embedded`), a few paragraphs each
 code    functions and classes of the standard library
 news    20 Newsgroups, lower-cased and without punctuation as its package has it
 linux   documentation of the Linux kernel, a few paragraphs each
 debian  descriptions of Debian's packages
 
-The last three only where they lie in the cache: python -m jaxlm.data.fetch newsgroups linux-doc debian-descriptions.
+The last three are used only if they are in the cache: python -m jaxlm.data.fetch newsgroups linux-doc debian-descriptions.
 """
 
 import ast
@@ -25,7 +25,7 @@ SHORT, LONG = 500, 2000  # Characters of a document.
 
 
 def domains(extra: dict[str, str], characters: int, seed: int = 0) -> dict[str, list[str]]:
-  """Returns the documents of each domain in random order, up to so many characters of each.
+  """Returns the documents of each domain in random order, up to a number of characters per domain.
 
   Args:
     extra: more domains, name -> source spec.
@@ -47,7 +47,7 @@ def domains(extra: dict[str, str], characters: int, seed: int = 0) -> dict[str, 
 
 
 def pages(text: str) -> Iterator[str]:
-  """Yields paragraphs of a text, as many together as fit a page; what is shorter than a page may be is left out."""
+  """Yields pages of a text, each of as many paragraphs as fit; pages of fewer than SHORT characters are left out."""
   page = ''
   for paragraph in text.split('\n\n'):
     if page and len(page) + len(paragraph) > LONG:

@@ -1,9 +1,9 @@
-"""python -m benchmarks.flash_attention: sigmoid beside softmax, the same Pallas kernels, forward and forward with backward.
+"""python -m benchmarks.flash_attention: speed of sigmoid and softmax attention in the Pallas kernels, forward and with backward.
 
-On an accelerator: bfloat16, causal, without bias or ALiBi. Sigmoid's forward pass needs no row maximum and no sum, and its
-backward pass neither output nor log-sum-exp; https://arxiv.org/abs/2409.04431 measures what that saves for its own CUDA
-kernels. On a CPU the kernels are interpreted, and their times mean nothing: --interpret with tiny sizes only tries the
-command, and writes nothing.
+On an accelerator it uses bfloat16 and causal attention without bias or ALiBi. Sigmoid's forward pass needs no row maximum and no
+sum, and its backward pass needs neither the output nor the log-sum-exp; https://arxiv.org/abs/2409.04431 measures what this saves
+in CUDA kernels. On a CPU the kernels are interpreted and their times mean nothing: --interpret with tiny sizes only tests the
+command, and writes no file.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ OPERATIONS = ('sigmoid', 'softmax')
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Sigmoid beside softmax."""
+  """Sigmoid compared with softmax."""
 
   lengths: tuple[int, ...] = (2048, 8192, 32768)
   head_dims: tuple[int, ...] = (64, 128)
   tokens: int = 32768
-  """In a batch: sequences of a length are as many as fit, at least one."""
+  """Number of tokens in a batch. For each length the batch has as many sequences as fit, at least one."""
   dim: int = 1024
   """heads x head dim."""
   block_q: int | None = None
   block_k: int | None = None
   repeats: int = 10
   interpret: bool = False
-  """On a CPU, for tiny sizes: at most 512 tokens and dim 256."""
+  """Interpret the kernels, on a CPU and for tiny sizes: at most 512 tokens and dim 256."""
 
 
 def main(config: Config) -> None:

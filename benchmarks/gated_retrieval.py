@@ -5,9 +5,9 @@
   target   y_t = answer[x_{t-1}], a fixed random 16-vector, where x_t is a trigger; 0 elsewhere
   loss     the mean of (o_t - y_t)^2 over positions and dimensions
 
-At a trigger the layer must fetch the token before it, elsewhere it must add nothing. Attention that sums to 1 has to put its
-weight somewhere all the same, and a token that is always there is the place; see "When Attention Sink Emerges in Language
-Models" (https://arxiv.org/abs/2410.10781) for what this imitates. Keep one block: of two, either can do the work.
+At a trigger the layer must retrieve the token before it; at all other positions it must add nothing. Attention weights that sum to 1
+must still go somewhere, and they go to a token that is always present. The task imitates "When Attention Sink Emerges in Language
+Models" (https://arxiv.org/abs/2410.10781). The model should have one block, because with two either one could solve the task.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TRIGGER_RATE = 0.15
 ANSWER_DIM = 16
 BATCH, LENGTH = 32, 64
 
-# Tied embeddings only because the block has its own read-out: an output layer would lie idle among the parameters.
+# Embeddings are tied because the task has its own output matrix, so an output layer of the model would be unused.
 MODEL = ModelConfig(
   vocab_size=VOCAB, num_layers=1, model_dim=64, num_heads=2, num_kv_heads=2, head_dim=32, mlp_dim=128, max_length=LENGTH,
   tied_embeddings=True, dtype='float32',
@@ -44,14 +44,14 @@ OPTIMIZER = OptimizerConfig(learning_rate=3e-3, warmup_steps=100, schedule='cons
 
 
 def answers() -> Float[Array, 'V C']:
-  """Returns what each symbol is to be answered with; C = 16."""
+  """Returns the answer vector of each symbol; C = 16."""
   return jax.random.normal(jax.random.key(16), (VOCAB, ANSWER_DIM))
 
 
 def retrieval_batch(
   key: Array, batch: int = BATCH, *, length: int = LENGTH, first_token: FirstToken = 'fixed'
 ) -> tuple[Int[Array, 'B T'], Float[Array, 'B T C']]:
-  """Returns (tokens, targets) by the rules of the module's docstring."""
+  """Returns (tokens, targets) as described in the module's docstring."""
   content_key, trigger_key, which_key = jax.random.split(key, 3)
   shape, t_1T = (batch, length), jnp.arange(length)[None]
   content_BT = jax.random.randint(content_key, shape, 1, FIRST_TRIGGER)
@@ -67,7 +67,7 @@ def retrieval_batch(
 
 def init(config: ModelConfig, key: Array) -> dict[str, Any]:
   block_key, readout_key = jax.random.split(key)
-  scale = (0.4 / config.model_dim) ** 0.5  # The library's and the paper's: N(0, 0.4 / fan_in).
+  scale = (0.4 / config.model_dim) ** 0.5  # As in the library and the paper: N(0, 0.4 / fan_in).
   readout_DC = scale * jax.random.normal(readout_key, (config.model_dim, ANSWER_DIM))
   return {'transformer': init_params(config, block_key), 'readout': readout_DC}
 
@@ -102,7 +102,7 @@ def train(
 
 
 def held_out(seed: int, first_token: FirstToken, rows: int = 100):
-  """Returns the batch that a run is judged by; no run trains on it."""
+  """Returns the held-out batch on which a run is evaluated."""
   return retrieval_batch(jax.random.key(10_000 + seed), rows, first_token=first_token)
 
 

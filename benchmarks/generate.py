@@ -1,7 +1,7 @@
-"""python -m benchmarks.generate: greedy decoding beside transformers' `generate`, same weights, same tokens, one run.
+"""python -m benchmarks.generate: speed of greedy decoding compared with transformers' `generate`, with the same weights and tokens.
 
-Decoding reads every weight once per step, so its speed is also shown as memory bandwidth, beside what one large
-matrix-vector product reaches in the same process.
+Decoding reads every weight once per step, so its speed is also shown as memory bandwidth, beside that of one large matrix-vector
+product in the same process.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jaxlm import console
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Greedy decoding beside transformers."""
+  """Greedy decoding compared with transformers."""
 
   models: tuple[str, ...] = ('small', 'smollm2')
   """small: 8 Llama layers x 512, vocabulary 32000, random; smollm2: SmolLM2-135M-Instruct."""
@@ -28,7 +28,7 @@ class Config:
   new_tokens: int = 128
   repeats: int = 5
   threads: int = len(os.sched_getaffinity(0))
-  """PyTorch's threads; XLA uses all cores it is given."""
+  """Number of PyTorch's threads; XLA uses all cores of the process."""
 
 
 def main(config: Config) -> None:
@@ -106,7 +106,7 @@ def models(name: str):
         vocab_size=32000, num_hidden_layers=8, hidden_size=512, intermediate_size=1376, num_attention_heads=8,
         max_position_embeddings=1024, bos_token_id=None, eos_token_id=None, pad_token_id=0,
       )  # fmt: skip
-      # Wider than the default, so that the most likely token is well ahead of the next.
+      # Larger weights than by default, so that the most likely token is well ahead of the next one.
       shape.initializer_range = 0.05
       transformers.LlamaForCausalLM(shape).save_pretrained(folder)
       lm = jaxlm.load(folder, dtype='float32')

@@ -1,10 +1,10 @@
-"""python -m benchmarks.kv_cache: what cut and quantised caches cost and gain, on SmolLM2 and beside kvpress.
+"""python -m benchmarks.kv_cache: quality, size and speed of cut and quantised caches, compared with kvpress.
 
-recall  a small model trained to find key-value pairs (once, then kept): what each method finds at how many bytes
-speed   bytes and decode tokens/s of full, lazy and 4-bit caches; kvpress cuts the same layers with the same settings
-tasks   pass keys and facts found again by SmolLM2, and perplexity, for methods that keep equally many bytes
+recall  a small model that is trained (once) to retrieve key-value pairs: accuracy and cache bytes of each method
+speed   SmolLM2: bytes and decode tokens/s of full, lazy and 4-bit caches; kvpress cuts the same layers with the same settings
+tasks   SmolLM2: retrieval of pass keys and facts, and perplexity, for methods that keep equally many bytes
 
-Each part writes its own file, kv_cache_PART.json.
+Each part writes a file kv_cache_PART.json.
 """
 
 import collections
@@ -27,27 +27,27 @@ class Config:
   parts: tuple[Literal['recall', 'speed', 'tasks'], ...] = ('recall', 'speed', 'tasks')
   recall_prompts: int = 250
   lengths: tuple[int, ...] = (2048, 4096, 8192)
-  """speed: tokens of the context at the end."""
+  """speed: length of the context in tokens when decoding ends."""
   recent: int = 256
-  """speed: latest tokens that lazy layers keep."""
+  """speed: number of latest tokens that lazy layers keep."""
   lazy_layers: int = 16
-  """speed: lazy layers of 30; the threshold lies between this one's ratio and the next."""
+  """speed: number of lazy layers of 30; the threshold is chosen to give it."""
   task_length: int = 4096
-  """tasks: tokens of a text."""
+  """tasks: number of tokens in a text."""
   task_recent: int = 1020
   task_lazy_layers: tuple[int, ...] = (4, 8, 12, 16)
   asked: bool = True
-  """tasks: the question is known when layers and tokens are chosen."""
+  """tasks: choose layers and tokens with the question known."""
   prompts: int = 4
-  """tasks: prompts of each kind."""
+  """tasks: number of prompts of each kind."""
   steps: int = 32
-  """speed: tokens decoded in one timing."""
+  """speed: number of tokens decoded in one timed run."""
   repeats: int = 5
   peer: bool = True
   """speed: run kvpress too (pip install -e '.[bench]')."""
   seed: int = 0
   threads: int = len(os.sched_getaffinity(0))
-  """PyTorch's threads; XLA uses all cores it is given."""
+  """Number of PyTorch's threads; XLA uses all cores of the process."""
 
 
 def main(config: Config) -> None:
@@ -100,7 +100,7 @@ def speed(lm: Any, text: list[int], config: Config) -> None:
 
 
 def recalled(prompts: int, seed: int) -> dict[str, Any]:
-  """Prints what each method finds and whether the statements hold; returns both."""
+  """Prints the accuracy of each method and whether the statements hold; returns both."""
   from benchmarks import kv_cache_recall, recall
 
   rows, lazy_sets = kv_cache_recall.scores(recall.trained(), prompts, seed)
@@ -122,7 +122,7 @@ def require_kvpress() -> None:
 
 
 def draw(tasks: list[dict[str, Any]], path: Path) -> None:
-  """Plots what each method keeps of every task against how much smaller its cache is."""
+  """Plots the quality of each method on each task against the compression of its cache."""
   from matplotlib.figure import Figure  # Not pyplot: no global state, no display.
 
   measures = ('pass key', 'facts', 'perplexity')
@@ -131,7 +131,7 @@ def draw(tasks: list[dict[str, Any]], path: Path) -> None:
   for axis, measure in zip(figure.subplots(1, 3), measures):
     for i, name in enumerate(names):
       rows = sorted((r for r in tasks if r['cache'] == name), key=lambda r: r['times smaller'])
-      # Hollow and of many sizes, so that one shows through another.
+      # Markers are hollow and of different sizes, so that overlapping ones stay visible.
       style = {'marker': 'os^vDP*X<>h'[i % 11], 'color': f'C{i - 1}' if i else 'black', 'linewidth': 0.8}
       style |= {'markerfacecolor': 'none', 'markersize': 4 + i % 6}
       axis.plot([r['times smaller'] for r in rows], [r[measure] for r in rows], label=name, **style)

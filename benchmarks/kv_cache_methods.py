@@ -1,4 +1,4 @@
-"""What a prompt's whole cache becomes under each method, at equal bytes; one prefill serves them all."""
+"""Methods that cut a prompt's whole cache to equal bytes. All methods share one prefill."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -25,7 +25,7 @@ from jaxlm.lengths import bucket
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-  """A prompt's whole cache, and what methods decide by."""
+  """A prompt's whole cache, with the lazy ratios and votes by which methods cut it."""
 
   ids: list[int]
   cache: FullCache
@@ -37,7 +37,7 @@ class Read:
 
 @dataclasses.dataclass(frozen=True)
 class _Notes:
-  """Wraps a cache with all that any method asks for."""
+  """Wraps a cache so that it records lazy ratios and the votes of all methods."""
 
   score: Score
 
@@ -49,7 +49,7 @@ class _Notes:
 def read(
   lm: LanguageModel, ids: list[int], lazy: LazyConfig, room: int, chunk: int = 1024, question: Sequence[int] = ()
 ) -> Read:
-  """Reads one prompt, and a question after it that is no part of it: both are seen by lazy ratios and votes."""
+  """Reads a prompt and then a question that is not kept in the cache. Lazy ratios and votes come from both."""
   memory = strategies.WholeMemory()
   memory.wrap = _Notes(Score.of(lazy, lm.config))
   both = [*ids, *question]
@@ -65,21 +65,21 @@ def read(
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """One way to cut a cache: a rule, and how many layers it may not touch."""
+  """A method that cuts a cache: a rule, and the number of layers that it must not cut."""
 
   name: str
   lazy: LazyConfig
   layers: str = 'ratio'
-  """Which layers are cut, as many as the rule says: by ratio, random ones, or the first or last."""
+  """Which layers are cut: those with the highest ratios, random ones, or the first or last ones."""
 
 
 def methods(
   lm: LanguageModel, length: int, lazy: LazyConfig, n_lazy: int, bits: tuple[int, ...] = (4,)
 ) -> list[Method]:
-  """Returns full, lazy and its controls, and methods that cut all layers to the same bytes; each also quantised."""
+  """Returns the methods: full, lazy and its controls, and methods that cut all layers to the same bytes; each also quantised."""
   L = lm.config.num_layers
   lazy = lazy.replace(n_full=L - n_lazy, stage='prefill')
-  # As many tokens in every layer as the lazy cache has on average.
+  # Every layer keeps as many tokens as the lazy cache has on average.
   each = ((L - n_lazy) * length + n_lazy * min(length, lazy.kept)) // L
   every = lazy.replace(n_full=0, n_recent=each - lazy.n_initial)
   full = lazy.replace(n_full=L)
@@ -115,7 +115,7 @@ def cut_layers(method: Method, lm: LanguageModel, prompt: Read, rng) -> np.ndarr
 
 
 def cut(method: Method, lm: LanguageModel, prompt: Read, lazy_L: np.ndarray) -> Context:
-  """Returns the prompt with what the method keeps; the whole cache stays as it is."""
+  """Returns the prompt with the method's cut cache; the whole cache does not change."""
   keep, lengths = Keep(method.lazy, prompt.room), jnp.asarray([len(prompt.ids)], jnp.int32)
   votes = prompt.votes.get(method.lazy.keep, [None] * len(lazy_L))
 
@@ -132,6 +132,6 @@ def cut(method: Method, lm: LanguageModel, prompt: Read, lazy_L: np.ndarray) -> 
 
 
 def formula_bytes(method: Method, lm: LanguageModel, length: int, lazy_L: np.ndarray) -> int:
-  """Returns the bytes after the prompt, of a cache whose exact numbers take 16 bits."""
+  """Returns the bytes of a cache after the prompt if its exact numbers take 16 bits."""
   half = lm.config.replace(dtype='bfloat16')
   return cache_bytes(half, length, int(lazy_L.sum()), method.lazy.kept, method.lazy.quant)

@@ -1,8 +1,8 @@
-"""What each method finds again of a recall model's prompts (benchmarks/recall.py), at how many bytes.
+"""Accuracy of each method on the prompts of a recall model (benchmarks/recall.py), and the bytes of its cache.
 
-The asked key, the prompt's last token, is read with the full cache, and its ratios say which layers are lazy
-(stage='prefill'). So v1 is exact under every method, and v2 and v3 are found in what is left. An answer counts if all three
-are the likeliest.
+The last token of a prompt is the key. It is read with the full cache, and its ratios choose the lazy layers (stage='prefill'). So
+every method predicts v1 from the full cache, and v2 and v3 from the cut cache. An answer counts if all three are the likeliest
+tokens.
 """
 
 import dataclasses
@@ -17,19 +17,19 @@ from benchmarks.kv_cache_tasks import forced
 from decoders.simlayerkv import lazy_scores
 import jaxlm
 
-# By `calibrated`, once: on those 50 prompts one layer's ratio was at most 0.83 and the other three's at least 0.998.
+# Result of `calibrated`: on its 50 prompts one layer's ratio was at most 0.83 and those of the other three at least 0.998.
 THRESHOLD, LAZY_LAYERS = 0.92, 3
 
 
 def calibrated(lm: jaxlm.LanguageModel, count: int = 50) -> float:
-  """Returns the middle of the widest gap between the ratios of all layers, on prompts that nothing is judged by."""
+  """Returns the middle of the widest gap between the ratios of all layers, on prompts that are not used for evaluation."""
   ratios = np.sort(lazy_scores(lm, recall.prompts(-1, count)[0].tolist(), recall.WINDOW).ravel())
   widest = np.diff(ratios).argmax()
   return float(ratios[widest : widest + 2].mean())
 
 
 def methods(lm: jaxlm.LanguageModel) -> list[km.Method]:
-  """Returns the methods that cut LAZY_LAYERS layers or as many bytes, the rule by threshold, and as many random layers."""
+  """Returns methods that cut LAZY_LAYERS layers or as many bytes, the rule by threshold, and as many random layers."""
   rule = recall.WINDOW.replace(threshold=THRESHOLD)
   fixed = km.methods(lm, recall.LENGTH, recall.WINDOW, LAZY_LAYERS)
   packed = next(m.lazy.quant for m in fixed if m.lazy.quant is not None)
@@ -42,7 +42,7 @@ def methods(lm: jaxlm.LanguageModel) -> list[km.Method]:
 
 
 def scores(lm: jaxlm.LanguageModel, count: int, seed: int = 0) -> tuple[list[dict[str, Any]], list[list[int]]]:
-  """Returns (one row per method; the lazy layers of each prompt by threshold). Random layers are others each time."""
+  """Returns (one row per method; the lazy layers of each prompt by threshold). Random layers are drawn for each prompt."""
   chosen, length, room = methods(lm), recall.LENGTH, 16
   said: dict[str, list[Any]] = {m.name: [] for m in chosen}
   held: dict[str, list[int]] = {m.name: [] for m in chosen}
@@ -73,7 +73,7 @@ def scores(lm: jaxlm.LanguageModel, count: int, seed: int = 0) -> tuple[list[dic
 
 
 def checks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Returns the statements about lazy layers that this task can test, and whether they hold."""
+  """Returns statements about lazy layers that this task tests, and whether they hold."""
   by = {row['cache']: row for row in rows}
   right, smaller = (lambda name: by[name]['accuracy']), (lambda name: by[name]['times smaller'])
   rule, packed, chance = 'threshold', by['threshold, 4 bits'], recall.VALUES ** -(recall.ANSWER - 1.0)

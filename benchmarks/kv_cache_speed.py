@@ -1,4 +1,4 @@
-"""Bytes and decoding speed of cut and quantised caches on SmolLM2, beside kvpress with the same settings."""
+"""Bytes and decoding speed of cut and quantised caches on SmolLM2, compared with kvpress with the same settings."""
 
 from pathlib import Path
 import tempfile
@@ -27,7 +27,7 @@ from jaxlm.lengths import bucket
 def rows_of(lm: LanguageModel, text: list[int], length: int, recent: int, n_lazy: int, steps: int, repeats: int, peer):
   """Returns one row per cache for a prompt of this length; `peer` is transformers' model or None."""
   ids, c = text[: length - steps - 8], lm.config
-  # As kvpress scores and keeps: the query's own key does not count.
+  # As in kvpress, the query's own key does not count.
   lazy = LazyConfig(n_recent=recent, score_recent=recent + 1, include_self=False, stage='prefill')
   padded = PaddedPrompts(np.asarray([ids], np.int32), np.array([len(ids)], np.int32))
   memory, clock, total = LazyMemory(lazy, c), programs.Clock(), jnp.asarray([length])
@@ -45,7 +45,7 @@ def rows_of(lm: LanguageModel, text: list[int], length: int, recent: int, n_lazy
     'lazy, static': by_ratio.replace(layout='static'),
     'lazy, 4 bits, static': by_ratio.replace(quant=KiviConfig(), layout='static'),
   }
-  scoring = score_seconds(lm, prompt, lazy)  # Before the whole cache is given to decoding.
+  scoring = score_seconds(lm, prompt, lazy)  # Before decoding, which deletes the whole cache.
   states, cut_layers = {}, {}
   for name, config in kinds.items():
     method = km.Method(name, config)
@@ -93,13 +93,13 @@ def start(cache, logits, position: int, total: int) -> decode_state.DecodeState:
 
 
 def again(state: decode_state.DecodeState, position: int) -> decode_state.DecodeState:
-  """Returns the state at its beginning: what was appended since is written over."""
+  """Returns the state reset to its start; tokens appended since are overwritten."""
   fresh = start(None, jnp.zeros((1, 2)), position, position + state.tokens.shape[1])
   return fresh.replace(cache=state.cache, last=state.last)
 
 
 def score_seconds(lm: LanguageModel, prompt: km.Read, lazy: LazyConfig, repeats: int = 5) -> float:
-  """Returns what the lazy ratios of all layers take."""
+  """Returns the seconds that the lazy ratios of all layers take."""
   c, n = lm.config, len(prompt.ids)
   q = jax.random.normal(jax.random.key(0), (1, lazy.n_last, c.num_heads, c.head_dim), c.dtype)
   at, slots = jnp.full((1, lazy.n_last), n - 1), jnp.arange(prompt.cache.keys[0].shape[2])[None]
@@ -110,7 +110,7 @@ def score_seconds(lm: LanguageModel, prompt: km.Read, lazy: LazyConfig, repeats:
 
 
 class Peer:
-  """transformers decoding over a cache that kvpress' SimLayerKVPress has cut."""
+  """Decoding in transformers over a cache that kvpress' SimLayerKVPress has cut."""
 
   def __init__(self, model, ids, lazy: LazyConfig, threshold: float, steps: int):
     import kvpress
@@ -133,7 +133,7 @@ class Peer:
     return sum(x.nbytes for layer in self.caches[cut].layers for x in (layer.keys, layer.values))
 
   def decode(self, cut: bool) -> float:
-    """Returns seconds a token; what it appended is taken away again."""
+    """Returns the seconds per token, and removes the appended tokens."""
     import torch
 
     cache, token = self.caches[cut], self.first[cut]

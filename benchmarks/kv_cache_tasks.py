@@ -1,8 +1,8 @@
-"""What cutting a cache costs SmolLM2: pass keys and facts found again in long text, and perplexity after it.
+"""Quality of SmolLM2 with cut caches: retrieval of pass keys and facts from long text, and perplexity after it.
 
-A text is read with a full cache, and so is the question after it. Each method then cuts the cache of the text, and the
-question is read again over what is left. Lazy ratios and votes are those of the question's last tokens, as in the authors'
-decode variant, or (`asked=False`) of the text's, which is then cut before anybody knows the question, as kvpress does.
+A text is read with a full cache, and so is the question after it. Each method then cuts the cache of the text, and the question is
+read again with the cut cache. Lazy ratios and votes come from the question's last tokens, as in the authors' decode variant, or
+(`asked=False`) from the last tokens of the text, which is then cut before the question is known, as in kvpress.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,12 +21,12 @@ from jaxlm.models.transformer import Transformer
 NAMES = 'Alice Bob Carol David Emma Frank Grace Henry Karen Jack'.split()
 CITIES = 'Paris London Berlin Rome Madrid Vienna Tokyo Cairo Moscow Sydney Boston Dublin'.split()
 FACTS = 4
-CONTINUED = 64  # Tokens of a question and its answer, padded, and of a continuation.
+CONTINUED = 64  # Number of tokens in a question with its answer, padded, and in a continuation.
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """Token ids. With `others` the answer must be likelier than these, else it must be what greedy decoding says."""
+  """Token ids. With `others` the answer must be likelier than these; otherwise it must be the output of greedy decoding."""
 
   task: str
   text: list[int]
@@ -36,7 +36,7 @@ class Question:
 
 
 def questions(lm: LanguageModel, text: list[int], length: int, count: int, seed: int) -> Iterator[Question]:
-  """Yields a pass key and a fact to be found again for each of `count` texts of `length` tokens."""
+  """Yields a pass-key task and a fact task for each of `count` texts of `length` tokens."""
   rng, encode = np.random.default_rng(seed), lambda t: lm.tokenizer.encode(t, bos=False)
   for i in range(count):
     start = int(rng.integers(0, len(text) - length - 1))
@@ -55,7 +55,7 @@ def questions(lm: LanguageModel, text: list[int], length: int, count: int, seed:
 
 
 def scattered(filler: list[int], pieces: list[tuple[float, list[int]]], length: int) -> list[int]:
-  """Returns filler with pieces put in at these depths, `length` tokens in all."""
+  """Returns `length` tokens of filler with pieces inserted at these depths."""
   room = length - sum(len(piece) for _, piece in pieces)
   out, at = [], 0
   for depth, piece in pieces:
@@ -67,13 +67,13 @@ def scattered(filler: list[int], pieces: list[tuple[float, list[int]]], length: 
 
 @functools.partial(jax.jit, static_argnames='config')
 def forced(params, tokens_BT, start_B, cache, *, config):
-  """Returns float32 logits [B, T, V] after each token of a continuation; the cache stays as it is."""
+  """Returns float32 logits [B, T, V] after each token of a continuation; the cache does not change."""
   positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
   return Transformer(config).apply({'params': params}, tokens_BT, positions_BT, cache, start_B + 10**6)[0]
 
 
 def answered(logits_TV: np.ndarray, q: Question) -> bool:
-  """Returns whether the answer is found; the logits are those after each token of question and answer."""
+  """Returns whether the answer is right; the logits are those after each token of question and answer."""
   logits_AV = logits_TV[len(q.question) - 1 :][: len(q.answer)]
   if q.others:
     return all(logits_AV[0, q.answer[0]] > logits_AV[0, other[0]] for other in q.others)

@@ -1,4 +1,4 @@
-"""python -m benchmarks.operations: what a training step costs with each attention operation, as a ratio to softmax."""
+"""python -m benchmarks.operations: time of a training step with each attention operation, divided by that with softmax."""
 
 import dataclasses
 
@@ -58,7 +58,7 @@ def main(config: Config) -> None:
 
   taken = report.in_turn({operation: timed(operation) for operation in config.operations}, config.repeats)
   seconds = {operation: float(np.median(times)) for operation, times in taken.items()}
-  # Each against the softmax step beside it, so that a drifting machine hits both.
+  # Each step is compared with the softmax step beside it, so that changes in machine speed affect both.
   ratio = lambda name: float(np.median(np.divide(taken[name], taken[config.operations[0]])))
   rows = [
     {'operation': name, 'ms': 1e3 * seconds[name], f'ratio to {config.operations[0]}': ratio(name)}

@@ -1,4 +1,4 @@
-"""Text without end: a probabilistic grammar with copies, for language models that must not repeat their data."""
+"""Endless text from a probabilistic grammar with copies, for language models that must not see data twice."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ import numpy as np
 def procedural_text(rng: np.random.Generator, rows: int, length: int, vocab: int, categories: int = 16) -> np.ndarray:
   """Returns int32 [rows, length] of a probabilistic grammar with copies; id 0 is never drawn.
 
-  The category of a word follows from the last word's by a fixed Markov chain. Within it, the word has a Zipf-distributed
-  rank in an order that depends on the last word. With probability 1/32 a span begins that repeats the 8 to 23 words from
-  some earlier place of the row. All rows are drawn at once, so that a GPU need not wait for its text.
+  The category of a word follows from that of the last word by a fixed Markov chain. Within the category, the word has a
+  Zipf-distributed rank in an order that depends on the last word. With probability 1/32 a span begins that repeats 8 to 23 words
+  from an earlier place of the row. All rows are drawn at once, so that a GPU does not wait for text.
   """
   size = (vocab - 1) // categories
-  fixed = np.random.default_rng(0)  # The grammar is one and the same for every seed.
+  fixed = np.random.default_rng(0)  # The grammar is the same for every seed.
   chain_CC = fixed.dirichlet(np.full(categories, 0.3), categories).cumsum(axis=1)
   turn_V = fixed.integers(0, size, vocab)
   text_TR = np.zeros((length, rows), np.int32)
@@ -35,7 +35,7 @@ def procedural_text(rng: np.random.Generator, rows: int, length: int, vocab: int
 
 @dataclasses.dataclass
 class ProceduralBatches:
-  """Batches without end or repetition, a function of (seed, step), as `jaxlm.data.packing.Batches` are."""
+  """Endless batches without repetition. Like `jaxlm.data.packing.Batches`, a batch is a function of (seed, step)."""
 
   vocab: int
   batch_size: int

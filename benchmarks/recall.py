@@ -1,16 +1,16 @@
-"""Key-value recall: a small model trained to find a pair again, and what cutting its cache costs it.
+"""Key-value recall: trains a small model to retrieve key-value pairs, on which methods that cut caches are compared.
 
-  text      x_0 a fixed symbol; filler whose next symbol follows from the last two, nine times of ten; in it pairs
-            (key v1 v2 v3) at random places, all their symbols different
-  question  a key once more; its three values are to follow
-  loss      -log p of the values, and of filler times 0.1; at last also 0.3 times the attention, mean over all layers, that
-            questions pay to tokens that a lazy layer would forget
+  text      x_0 is a fixed symbol; then filler, in which nine of ten symbols follow from the last two; in the filler, pairs
+            (key v1 v2 v3) at random places, with all symbols different
+  question  a key again, which its three values must follow
+  loss      -log p of the values, and of filler times 0.1; in the last phase also 0.3 times the attention, mean over all layers,
+            that questions pay to tokens that a lazy layer would forget
 
-Without the last term no layer becomes lazy in so short a training: those that have nothing to find look everywhere evenly
-(ratio 0.1, the window's share of 256 tokens), and recall breaks when they no longer can. With it, which layers look far is
-still the model's own choice, and so is the one that keeps doing so.
+Without the last term no layer becomes lazy in such a short training: layers without a task attend evenly to all tokens (ratio 0.1,
+the window's share of 256 tokens), and recall fails when they cannot. With the term, the model still chooses which layers attend to
+distant tokens.
 
-A prompt of 256 tokens ends with the asked key, whose pair lies outside of what a lazy layer keeps.
+A prompt of 256 tokens ends with a key whose pair is outside the tokens that a lazy layer keeps.
 """
 
 import dataclasses
@@ -38,11 +38,11 @@ from trainers.config import OptimizerConfig
 from trainers.optimizer import make_optimizer
 from trainers.step import init_state, make_train_step
 
-FIXED, KEYS, VALUES, FILLER = 0, 16, 64, 16  # Symbol 0, then so many of each kind.
+FIXED, KEYS, VALUES, FILLER = 0, 16, 64, 16  # Symbol 0, then the number of symbols of each kind.
 FIRST_KEY, FIRST_VALUE, FIRST_FILLER = 1, 1 + KEYS, 1 + KEYS + VALUES
 ANSWER = 3
-LENGTH, PAIRS = 256, 8  # Of a prompt.
-BLOCK = 8  # Tokens of which at most one pair or question takes 1 + ANSWER.
+LENGTH, PAIRS = 256, 8  # Number of tokens and of pairs in a prompt.
+BLOCK = 8  # Number of tokens in a block, which has at most one pair or question of 1 + ANSWER tokens.
 WINDOW = LazyConfig(n_initial=4, n_recent=28, stage='prefill')
 RULE = np.random.default_rng(7).integers(0, FILLER, (FILLER, FILLER))
 
@@ -54,23 +54,23 @@ MODEL = ModelConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-  """Some steps of training on texts of one length."""
+  """A phase of training, on texts of one length."""
 
   steps: int
   rows: int
   length: int
   pairs: int
   questions: int
-  """At the end, one in each block."""
+  """Number of questions at the end of a text, one in each block."""
   far: float = 0.0
-  """Weight in the loss of the attention that questions pay to what a lazy layer forgets, mean over all layers."""
+  """Weight, in the loss, of the attention that questions pay to tokens that a lazy layer forgets, mean over all layers."""
   asked: float = 1.0
-  """Share of the questions that are there, so that the last one does not always come after others."""
+  """Share of the questions that are kept at random, so that the last one does not always follow others."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """How the model is trained: short texts first, on which it learns to look back at a pair; then long ones."""
+  """How the model is trained: first on short texts, on which it learns to attend to a pair; then on long texts."""
 
   model: ModelConfig = MODEL
   phases: tuple[Phase, ...] = (
@@ -125,7 +125,7 @@ def texts(key, rows: int, length: int, pairs: int, questions: int, asked: float 
 
 @struct.dataclass
 class Watched:
-  """Wraps training's cache and notes the share of far attention, of some queries in each layer."""
+  """Wraps the training cache and records, in each layer, the share of attention that some queries pay to distant tokens."""
 
   queries_BM: jax.Array
   far_L: jax.Array
@@ -178,7 +178,7 @@ def train(setting: Setting) -> tuple[Any, np.ndarray]:
 
 
 def trained(setting: Setting = Setting()) -> jaxlm.LanguageModel:
-  """Returns the model, trained if no run before has: it is kept in the cache folder, under what it was trained by."""
+  """Returns the trained model from the cache folder; if it is not there, trains it first. The key is the code and the setting."""
   made_by = json.dumps(dataclasses.asdict(setting)) + ''.join(map(inspect.getsource, (filler, texts, loss)))
   folder = cache_folder() / 'trained' / f'recall-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}'
   if not (folder / 'config.json').exists():  # Written last.
@@ -188,6 +188,6 @@ def trained(setting: Setting = Setting()) -> jaxlm.LanguageModel:
 
 
 def prompts(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (prompts that end with the asked key [B, T], answers [B, A]); no training step has such a seed."""
+  """Returns (prompts that end with a key [B, T], answers [B, A]). Training never uses the seeds of these prompts."""
   tokens, _ = texts(jax.random.key(1000 + seed), count, LENGTH + ANSWER, PAIRS, 1)
   return np.asarray(tokens[:, :-ANSWER]), np.asarray(tokens[:, -ANSWER:])

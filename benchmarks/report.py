@@ -1,6 +1,6 @@
-"""What every benchmark shares: the machine's description, the table, the JSON file, the peer's threads.
+"""Functions that all benchmarks share: the description of the machine, timing, tables and the JSON file.
 
-python -m benchmarks.report FILE      tables of a JSON file that a benchmark wrote
+python -m benchmarks.report FILE      prints the tables of a JSON file that a benchmark wrote
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / 'results'
 
 
 def machine() -> dict[str, Any]:
-  """Returns what a number must be read with: processor, cores, accelerator, versions."""
+  """Returns a description of the machine: processor, cores, accelerator, versions."""
   import jax
 
   model = platform.processor()
@@ -49,7 +49,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[Any]]:
-  """Calls each function in turn, `repeats` times after one warm-up, so that a drifting machine hits all alike."""
+  """Calls the functions in turn, `repeats` times after one warm-up, so that changes in machine speed affect all of them."""
   for run in runs.values():
     run()
   results: dict[str, list[Any]] = {name: [] for name in runs}
@@ -60,7 +60,7 @@ def in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[
 
 
 def matvec_bandwidth(rows: int = 4096, columns: int = 16384, repeats: int = 15) -> float:
-  """Returns GB/s at which one float32 matrix far larger than the caches is multiplied with a vector."""
+  """Returns the GB/s of multiplying a float32 matrix, far larger than the processor's caches, by a vector."""
   import jax
   import jax.numpy as jnp
 
@@ -92,7 +92,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def tables(contents: dict[str, Any]) -> str:
-  """Returns what a benchmark's JSON file holds, as Markdown: a table for each name that its rows have as their 'table'."""
+  """Returns the contents of a benchmark's JSON file as Markdown, with one table for each value of the rows' 'table'."""
   by_name: dict[str, list[dict[str, Any]]] = {}
   for row in contents['rows']:
     by_name.setdefault(row.get('table', 'results'), []).append(row)
@@ -118,7 +118,7 @@ def _labels(row: dict[str, Any]) -> str:
 
 
 def described(name: str, value: Any) -> str:
-  """Returns what is printed of a further result: rows as a table, nothing of what is nested deeper."""
+  """Returns an additional result as text: rows as a table; values nested deeper are left out."""
   flat = lambda v: not any(isinstance(x, dict | list) for x in (v.values() if isinstance(v, dict) else v))
   if isinstance(value, list) and value and all(isinstance(row, dict) and flat(row) for row in value):
     return f'{name}:\n{table(value)}'

@@ -1,13 +1,13 @@
-"""python -m benchmarks.reverse_modeling: what models read in reverse, and whether the difference selects data.
+"""python -m benchmarks.reverse_modeling: losses of models in reverse, and data selection by S = forward loss - reverse loss.
 
-reading    SmolLM2-135M, trained forward, on pages of text forward and reversed (https://arxiv.org/abs/2410.09817)
-gap        small models trained on the same pages forward only and both ways: their held-out losses in both directions
-cases      which texts the model of both directions finds easier in reverse, and with what that goes along; what it makes of
-           texts that were spoiled on purpose
-selection  the forward model trained further on equally many tokens, chosen by the highest S, the lowest, at random and by
-           the lowest forward loss; held-out loss with bootstrapped intervals
+reading    losses of SmolLM2-135M, trained forward, on pages of text forward and reversed (https://arxiv.org/abs/2410.09817)
+gap        held-out losses in both directions of small models trained on the same pages, forward only and both ways
+cases      texts that the model of both directions finds easier in reverse, and what correlates with S; S of texts that were
+           corrupted on purpose
+selection  held-out loss, with bootstrapped intervals, of the forward model trained further on equally many tokens: those with the
+           highest S, the lowest S, random ones, and those with the lowest forward loss
 
-Every page is trained on, chosen from or held out, never two of these. Reported whatever comes out.
+Each page is used once: for training, for selection or held out.
 """
 
 import collections
@@ -28,25 +28,25 @@ PARTS = ('reading', 'gap', 'cases', 'selection')
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Forward and reverse models, and data selected by their difference."""
+  """Forward and reverse models, and data selection by the difference of their losses."""
 
   parts: tuple[Literal['reading', 'gap', 'cases', 'selection'], ...] = PARTS
   characters: int = 1_600_000
-  """Text of each domain."""
+  """Number of characters of text in each domain."""
   corpora: tuple[str, ...] = ()
   """More domains, NAME=SPEC with a spec of jaxlm.data.sources."""
   vocab_size: int = 2048
   steps: int = 260
-  """Training steps of the forward model, of 16 x 128 tokens; the model of both directions takes twice as many."""
+  """Number of training steps, of 16 x 128 tokens, for the forward model; the model of both directions takes twice as many."""
   seeds: int = 2
   pages: int = 24
-  """reading: pages of each domain."""
+  """reading: number of pages of each domain."""
   fraction: float = 0.15
-  """selection: share of the pool's tokens."""
+  """selection: share of the pool's tokens that is selected."""
   more_steps: int = 40
-  """selection: further training steps."""
+  """selection: number of further training steps."""
   examples: int = 5
-  """cases: texts shown of each tail."""
+  """cases: number of texts shown with the highest S and with the lowest."""
 
 
 def main(config: Config) -> None:
@@ -114,7 +114,7 @@ def gap_rows(judged: dict[str, list], held_out, seed: int) -> list[dict[str, Any
 
 
 def cases(scores, pool, both, examples: int) -> dict[str, Any]:
-  """Returns S by domain, its correlations, texts of both tails, and how well it tells spoiled texts."""
+  """Returns S by domain, its correlations, texts with extreme S, and how well S separates corrupted texts."""
   from jaxlm.analysis.direction import planted as direction_planted
   from jaxlm.analysis.direction import report as direction_report
   from jaxlm.analysis.statistics import rank_correlation
@@ -143,7 +143,7 @@ def cases(scores, pool, both, examples: int) -> dict[str, Any]:
 
 
 def selection(setting, forward, scores, pool, held_out, before, tokenizer, seed: int, config: Config) -> list[dict]:
-  """Returns a row for each arm: what was chosen, and the held-out loss after training on it."""
+  """Returns a row for each rule: the texts that it selects, and the held-out loss after training on them."""
   from benchmarks import direction_models as dm
   from jaxlm.data import selection as choose
 
@@ -155,7 +155,7 @@ def selection(setting, forward, scores, pool, held_out, before, tokenizer, seed:
   rows, after = [], {'none': before}
   chosen = {}
   for name, rule in ARMS.items():
-    # The same share of each domain, else S chooses a domain.
+    # Each rule takes the same share of each domain; otherwise S would select a domain.
     kept = choose.select(candidates, fraction=config.fraction, rule=rule, per_domain=True, seed=seed).kept
     texts = [pool[i][1] for i in np.flatnonzero(kept)]
     more = dm.train(setting, dm.tokenized(texts, tokenizer), tokenizer, 'forward', config.more_steps, seed, forward.params, name)  # fmt: skip

@@ -1,13 +1,13 @@
-"""python -m benchmarks.speculative: what speculative decoding gains, and whether its speed is what its parts predict.
+"""python -m benchmarks.speculative: speed of speculative decoding, compared with a prediction from the costs of its parts.
 
-gain      a deep, narrow model trained with stochastic depth (once, then kept), which can do without most of its sub-layers:
-          the speed of SWIFT for each skip ratio on held-out text, and of a stream of requests that begins with the search
-frontier  how much of SmolLM2-135M's own text it still guesses without the sub-layers that a search finds, and without those
+gain      a deep, narrow model trained (once) with stochastic depth, so that it does not need most of its sub-layers: speed of SWIFT
+          on held-out text for each skip ratio, and of a stream of requests that begins with the search
+frontier  share of SmolLM2-135M's own text that it still predicts without the sub-layers that a search finds, and without those
           chosen one by one
-smollm2   SmolLM2 over a stream of prompts of five kinds, greedy and sampled: plain decoding, prompt lookup, SWIFT, SWIFT
-          after prompt lookup; and transformers' assisted generation of the same weights
+smollm2   SmolLM2 on a stream of prompts of five kinds, greedy and sampled: plain decoding, prompt lookup, SWIFT, SWIFT combined
+          with prompt lookup, and transformers' assisted generation with the same weights
 
-Each part writes its own file, speculative_PART.json. Batch 1, float32.
+Each part writes a file speculative_PART.json. Batch size 1, float32.
 """
 
 import collections
@@ -30,35 +30,35 @@ class Config:
   ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.85)
   """gain: shares of sub-layers skipped."""
   sets: int = 400
-  """gain, frontier: sets that a search may score."""
+  """gain, frontier: largest number of sets that a search scores."""
   prompts: int = 40
-  """gain: held-out prompts measured; as many others are searched on."""
+  """gain: number of held-out prompts that are timed; the search uses as many others."""
   prompt_bytes: int = 128
   new_bytes: int = 256
-  """gain: bytes generated after each prompt."""
+  """gain: number of bytes generated after each prompt."""
   skipped: tuple[int, ...] = (4, 8, 12)
-  """frontier: numbers of sub-layers, of 56."""
+  """frontier: numbers of skipped sub-layers, of 56."""
   searches: int = 3
-  """frontier: searches of each number, from other seeds."""
+  """frontier: number of searches, with different seeds, for each number of sub-layers."""
   as_long: bool = False
-  """frontier: let searches read as many tokens as choosing one by one does, whatever `sets` says."""
+  """frontier: let a search read as many tokens as choosing sub-layers one by one does, and ignore sets."""
   each: int = 8
-  """smollm2: prompts of each of the five kinds."""
+  """smollm2: number of prompts of each of the five kinds."""
   new_tokens: int = 64
-  """smollm2: tokens generated after each prompt, fewer where the model ends."""
+  """smollm2: number of tokens generated after each prompt, fewer if the model ends the text."""
   temperature: float = 0.7
   max_draft: int = 8
-  """Tokens that SWIFT drafts at most. On a CPU each one costs in verifying, so trees are chains here."""
+  """Largest number of tokens that SWIFT drafts in a round. On a CPU each verified token costs time, so trees are chains here."""
   lookup_draft: int = 6
-  """Tokens that prompt lookup drafts."""
+  """Number of tokens that prompt lookup drafts in a round."""
   early_exit: int = 20
-  """smollm2: layer at which transformers' draft ends."""
+  """smollm2: layer after which transformers' early-exit draft ends."""
   repeats: int = 9
-  """Timings of each part of a round."""
+  """Number of timings of each part of a round."""
   peer: bool = True
   """smollm2: run transformers too (pip install -e '.[bench]')."""
   threads: int = len(os.sched_getaffinity(0))
-  """PyTorch's threads; XLA uses all cores it is given."""
+  """Number of PyTorch's threads; XLA uses all cores of the process."""
 
 
 def main(config: Config) -> None:
@@ -111,7 +111,7 @@ def gain(config: Config) -> None:
   best = max(searches, key=lambda s: predicted_speedup(s['matchness'], s['bytes of a draft'], config.max_draft))
   costs = costs_of(lm, prompts[0], swifts, lookup, config.repeats, max_new_tokens=config.new_bytes)
   ways = ss.methods(lm, swifts, lookup, f'SWIFT {best["ratio"]}', max_new_tokens=config.new_bytes)
-  # As a user gets it: the search begins with the stream, and the guard decides.
+  # As for a user: the search begins with the stream, and the guard is on.
   scratch = swift_of(config, config.ratios[len(config.ratios) // 2])
   ways['SWIFT from scratch'] = lambda: ss.ours(Stream(lm, scratch).generate, max_new_tokens=config.new_bytes)
   found = ss.run_all(unseen, ways)
@@ -128,7 +128,7 @@ def frontier(lm: Any, config: Config) -> None:
   from benchmarks import speculative_frontier, speculative_prompts
 
   chats = [lm.tokenizer.chat(question) for question in speculative_prompts.QUESTIONS]
-  # Sets are found on what is said to four prompts, and judged by that to the four others too.
+  # Sets are found on the answers to four prompts, and evaluated on these and on the answers to four others.
   sets = None if config.as_long else config.sets
   rows = speculative_frontier.rows(lm, chats[4:], chats[:4], config.skipped, sets, config.searches)
   name = 'speculative_frontier_as_long' if config.as_long else 'speculative_frontier'
@@ -146,7 +146,7 @@ def stream(lm: Any, config: Config) -> None:
   lookup, swift = PromptLookup(max_draft=config.lookup_draft), swift_of(config, 8.5 / 56)
   search = ss.searched(lm, swift, [lm.tokenizer.chat(q) for q in speculative_prompts.QUESTIONS[:2]], 96, 200).search
   frozen = swift.replace(skip=search.best, search=False, guard=False, draft='static')
-  # One size of cache for prompts of all lengths, so that each method is one program.
+  # The cache has one size for prompts of all lengths, so that each method is one program.
   longest = max(len(ids) for _, ids in prompts)
   options = {
     'max_new_tokens': config.new_tokens,
@@ -175,7 +175,7 @@ def stream(lm: Any, config: Config) -> None:
 
 
 def costs_of(lm, prompt, swifts, lookup, repeats: int, **options) -> dict[str, Any]:
-  """Returns what the parts of each method's round take."""
+  """Returns the costs of the parts of a round of each method."""
   from benchmarks import speculative_costs
   from decoders.swift import Stream, SwiftLoop
 
@@ -191,7 +191,7 @@ def shown(costs: dict[str, Any]) -> dict[str, Any]:
 
 
 def checks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Returns the statements that the rows bear out, or do not."""
+  """Returns statements about the rows, and whether they hold."""
   mine = [r for r in rows if not r['method'].startswith('transformers')]
   same = collections.Counter(r['same'].split('/')[0] == r['same'].split('/')[1] for r in mine if r['kind'] == 'all')
   verdicts = [{'statement': 'all tokens are plain decoding\'s', 'pass': not same[False], 'measured': f'{same[True]} of {sum(same.values())} methods'}]  # fmt: skip
@@ -220,7 +220,7 @@ def verdict(statement: str, holds: bool, measured: float) -> dict[str, Any]:
 
 
 def draw(rows: list[dict[str, Any]], searches: list[dict[str, Any]], path: Path) -> None:
-  """Plots measured and predicted speed, and what is guessed and accepted, against the share of sub-layers skipped."""
+  """Plots measured and predicted speed, matchness and acceptance against the share of sub-layers skipped."""
   from matplotlib.figure import Figure  # Not pyplot: no global state, no display.
 
   of_ratio = {s['ratio']: next(r for r in rows if r['method'] == f'SWIFT {s["ratio"]}') for s in searches}

@@ -1,10 +1,10 @@
-"""What the parts of a round of speculative decoding take, and the speed-up that follows from them.
+"""Times the parts of a round of speculative decoding, and predicts the speed-up S from them.
 
-S = M / (v(n) + d c)      M tokens a round, d drafted tokens a round, n nodes verified a round
-c     time of a drafting step, in units of a plain step, between readings of the whole model: alone it would find its
-      weights in the processor's caches, where in a round only the later steps of a draft find them
-v(n)  time of verifying n nodes and keeping the accepted ones, in the same units; where memory is the bound v is about 1, and
-      with d = (M - 1) / alpha this is the formula of SWIFT's paper
+S = M / (v(n) + d c)      per round: M new tokens, d drafted tokens, n verified nodes
+c     time of a drafting step divided by that of a plain step. Drafts are timed between plain steps, because drafting steps alone
+      would find their weights in the processor's caches; in a round only the later steps of a draft do
+v(n)  time of verifying n nodes and keeping the accepted ones, divided by that of a plain step. If memory is the limit, v is about 1,
+      and with d = (M - 1) / alpha this is the formula of SWIFT's paper
 """
 
 from collections.abc import Sequence
@@ -25,46 +25,49 @@ from decoders.speculative.rounds import Drafter, verify, with_accepted
 from decoders.speculative.trees import chain_of
 from jaxlm.language_model import LanguageModel
 
-SECONDS = 0.3  # Of one timing, about; the call itself should not count.
+SECONDS = 0.3  # Approximate time of one measurement; long enough that the cost of a call does not matter.
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
   plain_seconds: float
   drafts: tuple[int, ...]
-  """Numbers of steps of a draft; none for a drafter that takes no steps."""
+  """Numbers of steps in a draft; empty for a drafter without steps."""
   draft: tuple[float, ...]
-  """c of a step of each of them."""
+  """c of a step, for each number in `drafts`."""
   nodes: tuple[int, ...]
   verify: tuple[float, ...]
-  """v of each number of nodes."""
+  """v, for each number in `nodes`."""
 
   def speedup(self, stats: dict[str, Any]) -> float:
-    """Returns S for a run with these statistics; sizes of trees in between are interpolated."""
+    """Returns S for a run with these statistics; v and c are interpolated between the measured sizes."""
     of_round = {name: stats[name] / stats['rounds'] for name in ('drafted', 'verified')}
     v = np.interp(of_round['verified'], self.nodes, self.verify)
     return float(stats['tokens_per_round'] / (v + of_round['drafted'] * self.c(stats)))
 
   def c(self, stats: dict[str, Any]) -> float:
-    """Returns the cost of a drafting step where as many are taken a round."""
+    """Returns the cost of a drafting step in a run with as many steps per round."""
     return float(np.interp(stats['drafted'] / stats['rounds'], self.drafts, self.draft)) if self.drafts else 0.0
 
   def paper_speedup(self, stats: dict[str, Any]) -> float:
-    """Returns S by the paper's formula, in which verifying costs what a plain step does."""
+    """Returns S by the paper's formula, in which verifying costs as much as a plain step."""
     return float(stats['tokens_per_round'] / (1 + stats['drafted'] / stats['rounds'] * self.c(stats)))
 
 
 def measure(
   lm: LanguageModel, prompt: Sequence[int], drafter: Drafter, repeats: int, drafts: bool = True, **options
 ) -> Costs:
-  """Times the parts after a prompt, with the cache that the options of `decoders.generate` ask for. `drafts`: the drafter takes steps, all of them if its threshold is 0."""
+  """Times the parts after a prompt, with the cache of these options of `decoders.generate`.
+
+  `drafts`: whether the drafter is a model that takes drafting steps; its threshold should be 0, so that it takes all of them.
+  """
   probe = Probe(drafter, repeats, drafts)
   plain.generate(lm, [list(prompt)], eos_id=None, loop=probe, **options)
   return probe.costs
 
 
 class Probe(SpeculativeLoop):
-  """Times the parts on the rows that it is given, and then goes on with them."""
+  """A loop that times the parts on its rows before it decodes them."""
 
   def __init__(self, drafter: Drafter, repeats: int, drafts: bool):
     super().__init__(drafter)
@@ -81,7 +84,7 @@ class Probe(SpeculativeLoop):
 
     @functools.partial(jax.jit, static_argnames='depth')
     def draft(params, state, steps, depth):
-      """A draft and a plain step in turn. Each begins with the last token of the other, so that none can be left out."""
+      """Takes a draft and a plain step in turn. Each begins with the last token of the other, so that XLA cannot remove one."""
       cut = dataclasses.replace(drafter, max_draft=depth)
 
       def both(_, s):
@@ -99,14 +102,14 @@ class Probe(SpeculativeLoop):
 
       return jax.lax.fori_loop(0, steps, one, state)
 
-    # Only trees that are chains: their nodes cost what others do.
+    # Only chains are verified, because nodes of other trees cost the same.
     deepest = drafter.buckets[-1][0]
     depths = sorted({0, 1, 2, 4, 6, deepest} & set(range(deepest + 1)))
-    # So many that all of a draft has room.
+    # The largest number of steps that leaves room for a whole draft.
     steps = max(state.tokens.shape[1] - 2 - deepest, 2)
 
     def timed(function, *args):
-      """Returns a function that returns the seconds of a step, from as many as take a while."""
+      """Returns a function that measures the seconds per step, over enough steps to take about SECONDS."""
       run = lambda n: report.seconds(lambda: jax.block_until_ready(function(lm.params, state, jnp.int32(n), *args)))
       run(2)
       n = int(np.clip(SECONDS / (run(2) / 2), 2, steps))

@@ -1,8 +1,7 @@
-"""What a model can do without: how much of its own text it guesses without the sub-layers that a search finds, and without
-those chosen one by one, for several numbers of sub-layers.
+"""Share of its own text that a model predicts without the sub-layers that a search finds, and without those chosen one by one.
 
-Sets are found on what the model says to some prompts, and judged on these and on others. The search scores windows of a
-text as a stream meets them while it generates; the time that generating takes is left out.
+Sets are found on the model's answers to some prompts, and evaluated on these and on other answers. The search scores windows of a
+text in the order in which a stream would generate them. The time to generate is not counted.
 """
 
 from collections.abc import Sequence
@@ -21,8 +20,8 @@ from decoders.swift.search_base import SearchBase
 from decoders.swift.sets import SkipSet, uniform
 from jaxlm.language_model import LanguageModel
 
-NEW = 96  # Tokens that the model says to each prompt.
-STEP = 8  # Tokens between two windows of a text.
+NEW = 96  # Number of tokens that the model generates for each prompt.
+STEP = 8  # Number of tokens between two windows of a text.
 
 
 def rows(
@@ -33,13 +32,13 @@ def rows(
   sets: int | None,
   searches: int,
 ) -> list[dict[str, Any]]:
-  """Returns a row of each search, of each set chosen one by one, and of every second layer.
+  """Returns a row for each search, for each set chosen one by one, and for skipping every second layer.
 
   Args:
-    seen, unseen: prompts whose texts sets are found on, and others.
-    skipped: numbers of sub-layers.
-    sets: sets that a search may score (none: in as many tokens as choosing one by one takes).
-    searches: searches of each number, from other seeds.
+    seen, unseen: prompts on whose texts sets are found, and other prompts.
+    skipped: numbers of sub-layers to skip.
+    sets: largest number of sets that a search scores (None: it may read as many tokens as choosing one by one does).
+    searches: number of searches, with different seeds, for each number of sub-layers.
   """
   layers, texts = lm.config.num_layers, {'seen': greedy_text(lm, seen, NEW), 'held out': greedy_text(lm, unseen, NEW)}
   total = 2 * (layers - 2)
@@ -60,13 +59,13 @@ def rows(
   made = [row('every second layer', uniform(layers), 0, 0)]
   for number, seed in itertools.product(skipped, range(1, searches + 1)):
     swift = SwiftConfig(skip_ratio=(number + 0.5) / total)
-    # With each window's sets the best one is scored.
+    # The best set is scored too on each window.
     as_long = tokens_one_by_one(number) / swift.context_window * swift.num_candidates / (swift.num_candidates + 1)
     limits = {'max_opt_iter': sets} if sets else dict.fromkeys(('max_opt_iter', 'max_tolerance_iter'), int(as_long))
     search = searched(lm, swift.replace(**limits), texts['seen'], seed)
     tokens = (search.iterations + len(search.history)) * swift.context_window
     made.append(row(f'search {seed}', search.best, search.iterations, tokens))
-  # What a search is measured by: the best sub-layer added to those before it, on all the text at once.
+  # The reference for searches: greedily add the best sub-layer, scored on all the text at once.
   vector, scored = np.zeros(total, bool), 0
   for number in range(1, max(skipped) + 1):
     free = np.flatnonzero(~vector)
@@ -79,7 +78,7 @@ def rows(
 
 
 def searched(lm: LanguageModel, swift: SwiftConfig, texts: Sequence[list[int]], seed: int) -> SearchBase:
-  """Returns a search that has ended, over the last NEW - 1 tokens of texts, again and again."""
+  """Returns a search that has ended; it repeats the last NEW - 1 tokens of the texts until then."""
   length, window = max(map(len, texts)), swift.context_window
   search, position = Search(swift, lm.config.num_layers, seed=seed), 0
   read = []
@@ -99,5 +98,5 @@ def searched(lm: LanguageModel, swift: SwiftConfig, texts: Sequence[list[int]], 
         )
         matched = np.asarray(matched).tolist()
         search.observe(sets, matched[:-1], matched[-1], np.asarray(near).tolist())
-      position += window  # Windows of two texts share nothing.
+      position += window  # Windows of different texts share no tokens.
   return search

@@ -1,10 +1,10 @@
-"""Prompts of five kinds for speculative decoding, all from text and code that every Python carries.
+"""Prompts of five kinds for speculative decoding, from questions and from text and code that ship with Python.
 
-summarise   a paragraph, to be said in a sentence
-code        the first half of a function's source, to go on with
+summarise   a paragraph to summarise in one sentence
+code        the first half of a function's source, to complete
 chat        questions as users ask them
-translate   a sentence, to be said in French
-repeat      a function's source, to be written again with one change
+translate   a sentence to translate into French
+repeat      a function's source to write again with one change
 """
 
 import inspect
@@ -36,7 +36,7 @@ KINDS = ('summarise', 'code', 'chat', 'translate', 'repeat')
 
 
 def prompts(lm: LanguageModel, each: int = 8) -> list[tuple[str, list[int]]]:
-  """Returns (kind, ids) of `each` prompts of every kind, at most 8, the kinds in turn as in a stream of requests."""
+  """Returns (kind, ids) of `each` prompts, at most 8, of every kind. The kinds take turns, as in a stream of requests."""
   if not 1 <= each <= len(QUESTIONS):
     raise ValueError(f'{each=} prompts of a kind: there are 1 to {len(QUESTIONS)}.')
   sources = [textwrap.dedent(inspect.getsource(f)) for f in FUNCTIONS]
@@ -56,7 +56,7 @@ def prompts(lm: LanguageModel, each: int = 8) -> list[tuple[str, list[int]]]:
 
 
 def passages(least: int, most: int, count: int = 8) -> list[str]:
-  """Returns paragraphs of prose of so many words, evenly spread over the embedded text."""
+  """Returns paragraphs of prose with `least` to `most` words, evenly spread over the embedded text."""
   paragraphs = (' '.join(p.split()) for text in embedded.read() for p in text.split('\n\n') if not p.startswith(' '))
   prose = [p for p in paragraphs if least <= len(p.split()) <= most and re.fullmatch(r'[A-Z][\w ,;.()\'’-]+\.', p)]
   return [prose[i] for i in np.linspace(0, len(prose) - 1, count).astype(int)]

@@ -1,4 +1,4 @@
-"""Streams of prompts, decoded in several ways in turn, and the rows of a table that they make."""
+"""Decodes streams of prompts with several methods in turn, and makes the rows of a table from the results."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -20,20 +20,20 @@ from jaxlm.language_model import LanguageModel
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One prompt continued. Seconds are those after the prompt was read, without compiling."""
+  """The continuation of one prompt. Seconds count from the end of the prefill, without compiling."""
 
   tokens: list[int]
   seconds: float
   calls: int
-  """Calls of the whole model, after the first token."""
+  """Number of calls of the whole model after the first token."""
   timed: int
-  """Tokens that the seconds are of."""
+  """Number of tokens generated in these seconds."""
   search_seconds: float = 0.0
   stats: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 Method = Callable[[list[int]], Run]
-Maker = Callable[[], Method]  # of a method that has not run yet: what a stream learns begins anew
+Maker = Callable[[], Method]  # makes a method that has not run yet, so that a stream starts its search anew
 
 
 def ours(generate: Callable, **options) -> Method:
@@ -68,7 +68,7 @@ def methods(
 
 
 def run_all(prompts: Sequence[tuple[str, list[int]]], makers: dict[str, Maker]) -> dict[str, list[tuple[str, Run]]]:
-  """Returns (kind, run) of each prompt for each method, made anew after another one has run the first prompt for warmth."""
+  """Returns (kind, run) of each prompt for each method. Before, a separate copy of each method runs the first prompt as warm-up."""
   import tqdm
 
   found: dict[str, list[tuple[str, Run]]] = {name: [] for name in makers}
@@ -85,8 +85,8 @@ def rows_of(found: dict[str, list[tuple[str, Run]]], costs: dict[str, Costs], pl
   """Returns one row for each kind of prompt and method, and for all kinds together.
 
   Args:
-    costs: of the methods whose speed is predicted.
-    plain: the method that speeds and tokens are compared with.
+    costs: costs of the methods whose speed is predicted.
+    plain: the method with which speeds and tokens are compared.
   """
   kinds = [*dict.fromkeys(kind for kind, _ in found[plain]), 'all']
   rows = []
@@ -123,13 +123,13 @@ def rows_of(found: dict[str, list[tuple[str, Run]]], costs: dict[str, Costs], pl
 
 
 def flips(lm: LanguageModel, prompts, found, name: str, plain: str = 'plain') -> list[float]:
-  """Returns by how much the logits of the two tokens differ where a greedy run first leaves the plain one."""
+  """Returns, for each greedy run that differs from the plain one, the difference of the first two different tokens' logits."""
   gaps = []
   for (_, ids), (_, a), (_, b) in zip(prompts, found[plain], found[name]):
     if a.tokens != b.tokens:
       at = next((i for i, (x, y) in enumerate(zip(a.tokens, b.tokens)) if x != y), None)
       if at is None:
-        gaps.append(float('inf'))  # One is longer.
+        gaps.append(float('inf'))  # One run is longer.
         continue
       logits = np.asarray(jaxlm.forward(lm, [[*ids, *a.tokens[:at]]]))[0, -1]
       gaps.append(float(abs(logits[a.tokens[at]] - logits[b.tokens[at]])))
@@ -152,7 +152,7 @@ def transformers_methods(lm: LanguageModel, new_tokens: int, early_exit: int, lo
   model.model.register_forward_pre_hook(count)
 
   class Times:
-    """A streamer: notes when tokens come."""
+    """A streamer that records the times at which tokens arrive."""
 
     def __init__(self):
       self.came = []
@@ -189,22 +189,22 @@ def transformers_methods(lm: LanguageModel, new_tokens: int, early_exit: int, lo
   }
   try:
     ways['transformers, early exit']([1, 2, 3, 4])
-  except TypeError as e:  # In 5.2 its own classes disagree about an argument.
+  except TypeError as e:  # transformers 5.2 passes an argument that its own class does not take.
     print(f'transformers {transformers.__version__} cannot exit early: {e}')
-    model.config.num_hidden_layers = whole  # It had left the model cut.
+    model.config.num_hidden_layers = whole  # The failed call leaves the model with fewer layers.
     del ways['transformers, early exit']
   return {name: lambda way=way: way for name, way in ways.items()}
 
 
 def greedy_text(lm: LanguageModel, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
-  """Returns each prompt with what the model says to it."""
+  """Returns each prompt followed by the model's answer."""
   out = decoders.generate(lm, list(prompts), max_new_tokens=new_tokens, eos_id=None)
   return [[*ids, *row] for ids, row in zip(prompts, out.rows())]
 
 
 def searched(lm: LanguageModel, swift, prompts: Sequence[list[int]], new_tokens: int, sets: int) -> Stream:
-  """Returns a stream after a search over prompts, again and again until it ends or so many sets are scored."""
-  # Between two steps of the search some rounds, so that windows are not the same tokens again.
+  """Returns a stream after a search over the prompts, which are repeated until the search ends or has scored `sets` sets."""
+  # Several rounds between two steps of the search, so that windows have new tokens.
   stream = Stream(lm, swift.replace(guard=False, max_opt_iter=sets, opt_interval=8))
   while stream.search.active:
     before = stream.search.iterations

@@ -1,5 +1,6 @@
-"""python -m benchmarks.stacked: why the layers are unrolled. The same decode steps with each layer's weights apart, and
-with all layers' weights stacked and scanned over.
+"""python -m benchmarks.stacked: shows why jaxlm unrolls the layers.
+
+It times the same decode steps with separate weights for each layer, and with the weights of all layers stacked for a scan.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from jaxlm import console
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Unrolled beside stacked layers, float32."""
+  """Unrolled layers compared with stacked layers, float32."""
 
   layers: int = 8
   dim: int = 512

@@ -1,11 +1,11 @@
-"""A deep, narrow byte model whose sub-layers are redundant: stochastic depth (https://arxiv.org/abs/1603.09382) on real text.
+"""A deep, narrow byte model with redundant sub-layers, from stochastic depth (https://arxiv.org/abs/1603.09382) on real text.
 
-  each step   a rate r from U(0, 0.9); every sub-layer but those of the first and the last layer is left out of all rows with
+  each step   a rate r is drawn from U(0, 0.9); each sub-layer, except in the first and the last layer, is skipped for all rows with
               probability r
-  text        what every Python says of itself (`jaxlm.data.embedded`); each 20th document is held out
+  text        the text that ships with Python (`jaxlm.data.embedded`); every 20th document is held out
 
-With most of them left out it then still guesses most of what the whole model says. It is trained once and kept in the
-cache folder.
+The trained model predicts most of its own tokens even when most sub-layers are skipped. It is trained once and kept in the cache
+folder.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ MODEL = ModelConfig(
   vocab_size=259, num_layers=24, model_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=384, max_length=1024,
   tied_embeddings=False, dtype='float32',
 )  # fmt: skip
-HELD_OUT = 20  # Of so many documents one.
+HELD_OUT = 20  # One of so many documents is held out.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def train(setting: Setting) -> tuple[Any, np.ndarray]:
 
 
 def trained(setting: Setting = Setting()) -> jaxlm.LanguageModel:
-  """Returns the model, trained if no run before has: it is kept under what it was trained by."""
+  """Returns the trained model from the cache folder; if it is not there, trains it first. The key is the code and the setting."""
   made_by = json.dumps(dataclasses.asdict(setting)) + ''.join(map(inspect.getsource, (documents, loss, train)))
   facts = made_by + str(embedded.facts())
   folder = cache_folder() / 'trained' / f'stochastic-depth-{hashlib.sha256(facts.encode()).hexdigest()[:16]}'
@@ -119,6 +119,6 @@ def trained(setting: Setting = Setting()) -> jaxlm.LanguageModel:
 
 
 def prompts(count: int, length: int, seed: int = 0) -> Sequence[list[int]]:
-  """Returns so many bytes of held-out documents, `count` times."""
+  """Returns `count` random pieces of `length` bytes from held-out documents."""
   ids, rng = text(True), np.random.default_rng(seed)
   return [ids[first : first + length].tolist() for first in rng.integers(0, len(ids) - length, count)]

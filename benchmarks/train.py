@@ -1,7 +1,7 @@
-"""python -m benchmarks.train: tokens/s of a training step beside the same model in PyTorch, float32, same threads.
+"""python -m benchmarks.train: tokens/s of a training step, compared with the same model in PyTorch, float32, same threads.
 
-The step is the whole one: forward, loss, backward, clipping, AdamW. Model FLOP utilisation counts 6 FLOPs per matrix
-parameter and token and 12 L N H T per token for attention, against one large matrix product of the same process.
+The step has all parts: forward, loss, backward, clipping, AdamW. Model FLOP utilisation counts 6 FLOPs per matrix parameter and
+token and 12 L N H T per token for attention, divided by the speed of one large matrix product in the same process.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jaxlm import console
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A training step beside PyTorch's."""
+  """A training step compared with PyTorch's."""
 
   layers: int = 8
   dim: int = 512
@@ -28,7 +28,7 @@ class Config:
   length: int = 256
   repeats: int = 5
   threads: int = len(os.sched_getaffinity(0))
-  """PyTorch's threads; XLA uses all cores it is given."""
+  """Number of PyTorch's threads; XLA uses all cores of the process."""
 
 
 def main(config: Config) -> None:

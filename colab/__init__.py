@@ -1,1 +1,1 @@
-"""Notebooks as jupytext sources: NAME.py is edited, NAME.ipynb is made from it by python -m colab.build."""
+"""Notebooks and their jupytext sources. Edit NAME.py, then write NAME.ipynb with python -m colab.build."""

@@ -1,18 +1,18 @@
 # %% [markdown]
 # # When does an attention sink appear?
-# Softmax attention must spend a whole unit of weight at every position, so a head that wants nothing parks it on the first
-# token. Sigmoid attention need not. Here both learn the same task, side by side; then we look at a pretrained model.
-# After [When Attention Sink Emerges in Language Models](https://arxiv.org/abs/2410.10781).
+# Softmax weights sum to 1 at every position, so a head that needs no token puts its weight on the first token: the attention sink.
+# Sigmoid weights need not sum to 1. In this notebook both learn the same task; then it measures sinks in a pretrained model.
+# It follows [When Attention Sink Emerges in Language Models](https://arxiv.org/abs/2410.10781).
 
 # %%
-# Installs without touching the jax that matches this machine's TPU; safe to run again.
+# Installs jaxlm and keeps the jax of this machine, which matches its TPU. Running this cell again is safe.
 import importlib.util
 import subprocess
 import sys
 
-REPOSITORY = ''  # 'git+https://...' of your copy; not needed where jaxlm is installed already
+REPOSITORY = ''  # 'git+https://...' of your copy; not needed if jaxlm is installed already
 if importlib.util.find_spec('jaxlm') is None:
-  assert REPOSITORY, 'Write where your copy of jaxlm is into REPOSITORY above.'
+  assert REPOSITORY, 'Set REPOSITORY above to the address of your copy of jaxlm.'
   subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', f'jaxlm @ {REPOSITORY}'], check=True)
 
 # %%
@@ -35,7 +35,8 @@ print(jax.__version__, jax.devices(), 'QUICK' if QUICK else '')
 
 # %% [markdown]
 # ## The task
-# At a trigger, answer with a vector that belongs to the previous token; elsewhere answer 0. The first token is always the same.
+# At a trigger the answer is a vector that depends on the previous token; at other positions it is 0. The first token is always the
+# same.
 
 # %%
 tokens, answers = task.retrieval_batch(jax.random.key(0), 2)
@@ -44,9 +45,9 @@ print('triggers at', jnp.flatnonzero(jnp.abs(answers[0]).sum(-1)))
 
 
 # %% [markdown]
-# ## Train both, and look at the sink every 50 steps
-# `attention` is one field of the model's config. `sinks` gives Sink_1 by the weights themselves and by the paper's proxy (for
-# operations that do not normalise), with the mass of a row, without which neither can be read.
+# ## Train both, and measure the sink every 50 steps
+# `attention` is one field of the model's config. `sinks` returns Sink_1, from the weights and from the paper's proxy (for operations
+# that do not normalise), and the mass of a row, which is needed to interpret them.
 
 
 # %%
@@ -93,7 +94,8 @@ plt.show()
 
 # %% [markdown]
 # ## A pretrained model
-# SmolLM2-135M on beginnings of documents: which heads park their weight on the first token? About 93 MB to fetch, once.
+# Which heads of SmolLM2-135M put their weight on the first token? The texts are beginnings of documents. The model is about 93 MB,
+# and is downloaded once.
 
 # %%
 from jaxlm.data import fetch

@@ -1,4 +1,4 @@
-"""python -m colab.build [--check]: makes each NAME.ipynb from NAME.py, without outputs."""
+"""python -m colab.build [--check]: writes each NAME.ipynb from NAME.py, without outputs; --check only compares them."""
 
 from pathlib import Path
 import sys
@@ -7,7 +7,7 @@ HERE = Path(__file__).parent
 
 
 def notebook(source: Path) -> str:
-  """Returns the notebook of a percent-format source, the same text every time."""
+  """Returns the notebook of a percent-format source as text, which is the same every time."""
   import jupytext
 
   content = jupytext.read(source)

@@ -1,16 +1,16 @@
 # %% [markdown]
 # # jaxlm quickstart
-# Train a small language model on text that ships with Python, load a pretrained one, generate from both.
+# This notebook trains a small language model on text that ships with Python, loads a pretrained one, and generates text with both.
 
 # %%
-# Installs without touching the jax that matches this machine's TPU; safe to run again.
+# Installs jaxlm and keeps the jax of this machine, which matches its TPU. Running this cell again is safe.
 import importlib.util
 import subprocess
 import sys
 
-REPOSITORY = ''  # 'git+https://...' of your copy; not needed where jaxlm is installed already
+REPOSITORY = ''  # 'git+https://...' of your copy; not needed if jaxlm is installed already
 if importlib.util.find_spec('jaxlm') is None:
-  assert REPOSITORY, 'Write where your copy of jaxlm is into REPOSITORY above.'
+  assert REPOSITORY, 'Set REPOSITORY above to the address of your copy of jaxlm.'
   subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', f'jaxlm @ {REPOSITORY}'], check=True)
 
 # %%
@@ -25,13 +25,13 @@ import decoders
 import jaxlm
 from trainers import pretrain
 
-# QUICK finishes on a CPU in under a minute; without it the model is larger and reads longer.
+# QUICK finishes on a CPU in under a minute; without it the model is larger and is trained for longer.
 QUICK = bool(os.environ.get('QUICK')) or jax.default_backend() == 'cpu'
 print(jax.__version__, jax.devices(), 'QUICK' if QUICK else '')
 
 # %% [markdown]
 # ## Train
-# A preset is a value; any field can be replaced. Running this cell again resumes, or finds the run complete.
+# A preset is a config, and any of its fields can be replaced. Running this cell again resumes the run, or finds it complete.
 
 # %%
 from dataclasses import replace
@@ -53,7 +53,7 @@ plt.show()
 
 # %% [markdown]
 # ## Generate
-# `jaxlm.load` reads the run that was just written; it would read a Hugging Face directory or a `.gguf` file the same way.
+# `jaxlm.load` loads the run that was just written. It also loads Hugging Face directories and `.gguf` files.
 
 # %%
 lm = jaxlm.load(run)
@@ -66,7 +66,8 @@ print(out.stats)
 
 # %% [markdown]
 # ## A pretrained model
-# SmolLM2-135M-Instruct, 30 layers; about 93 MB to fetch, once. Without a network this cell says so and the notebook goes on.
+# SmolLM2-135M-Instruct has 30 layers. It is about 93 MB, and is downloaded once. Without a network this cell prints the error and the
+# notebook continues.
 
 # %%
 from jaxlm.data import fetch

@@ -1,18 +1,18 @@
 # %% [markdown]
 # # Text read from its end
-# A language model can be trained on reversed text as well: the same tokens, last one first
-# ([arXiv 2410.09817](https://arxiv.org/abs/2410.09817)). One that was not cannot read it at all. This notebook trains a model on
-# both directions, lets it write what comes before a sentence, and ranks documents by the difference of its two losses.
+# A language model can also be trained on reversed text: the same tokens, last one first
+# ([arXiv 2410.09817](https://arxiv.org/abs/2410.09817)). A model trained only forward cannot read reversed text. This notebook trains
+# a model on both directions, generates the text before a sentence, and ranks documents by the difference of the two losses.
 
 # %%
-# Installs without touching the jax that matches this machine's TPU; safe to run again.
+# Installs jaxlm and keeps the jax of this machine, which matches its TPU. Running this cell again is safe.
 import importlib.util
 import subprocess
 import sys
 
-REPOSITORY = ''  # 'git+https://...' of your copy; not needed where jaxlm is installed already
+REPOSITORY = ''  # 'git+https://...' of your copy; not needed if jaxlm is installed already
 if importlib.util.find_spec('jaxlm') is None:
-  assert REPOSITORY, 'Write where your copy of jaxlm is into REPOSITORY above.'
+  assert REPOSITORY, 'Set REPOSITORY above to the address of your copy of jaxlm.'
   subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', f'jaxlm @ {REPOSITORY}'], check=True)
 
 # %%
@@ -32,13 +32,14 @@ from jaxlm.analysis.direction.scores import score_documents
 from jaxlm.data import embedded, selection
 from trainers import pretrain
 
-# QUICK takes a model of bytes and a few steps, which shows the way and no quality.
+# QUICK trains a model of bytes for a few steps: every cell runs, but the results mean nothing.
 QUICK = bool(os.environ.get('QUICK'))
 print(jax.__version__, jax.devices(), 'QUICK' if QUICK else '')
 
 # %% [markdown]
 # ## Train both ways
-# At a shell: `python -m trainers.pretrain --direction both`. Nothing tells the model which way a text runs; it soon notices.
+# In a shell: `python -m trainers.pretrain --direction both`. The model is not told the direction of a text; it sees it from the first
+# tokens.
 
 # %%
 run = Path(os.environ.get('RUN_DIRECTORY', 'runs/both'))
@@ -63,7 +64,7 @@ plt.show()
 
 # %% [markdown]
 # ## What comes before?
-# In reverse the prompt is the end of a text, and the model goes on towards its beginning. `out.text` is in reading order.
+# In reverse the prompt is the end of a text, and the model generates towards its beginning. `out.text` is in reading order.
 
 # %%
 lm = jaxlm.load(run)
@@ -75,8 +76,8 @@ for end in (' is returned.', ' raises ValueError.'):
 
 # %% [markdown]
 # ## Which texts are easier from their end?
-# S is the forward loss less the reverse loss. Here documents are scored that the model may have seen in training; to select
-# data, score text that it has not.
+# S is the forward loss minus the reverse loss. This cell scores documents that the model may have seen in training. To select data,
+# score text that it has not seen.
 
 # %%
 texts = [text[:1500] for text in itertools.islice(embedded.read(), 24 if QUICK else 300)]
@@ -94,7 +95,7 @@ plt.show()
 
 # %% [markdown]
 # ## Keep a budget
-# At a shell, for corpora of any size: `python -m jaxlm.analysis.direction score CORPUS --model runs/both`, then `select` and
+# In a shell, for corpora of any size: `python -m jaxlm.analysis.direction score CORPUS --model runs/both`, then `select` and
 # `report`.
 
 # %%
@@ -103,8 +104,8 @@ kept = selection.select(pool, fraction=0.1, rule='highest')
 print(f'{kept.kept.sum()} of {len(S)} documents, {kept.tokens} tokens, S from {S[kept.kept].min():+.3f} on')
 
 # %% [markdown]
-# ## A model that has read forward only
-# SmolLM2-135M on a page, and on the same tokens reversed.
+# ## A model trained only forward
+# SmolLM2-135M reads a page, and then the same tokens reversed.
 
 # %%
 from jaxlm.data import fetch

@@ -1,19 +1,19 @@
 # %% [markdown]
 # # Lazy layers
-# Some layers of a language model look almost only at the first few tokens and at the latest ones. SimLayerKV
-# ([arXiv 2410.13846](https://arxiv.org/abs/2410.13846)) finds them for the prompt at hand and keeps no more than that in
-# their caches. This notebook measures how lazy the layers of a model are, cuts their caches, asks questions of a text that
-# was read once, and quantises what is left.
+# Some layers of a language model attend almost only to the first few tokens and to the latest ones. SimLayerKV
+# ([arXiv 2410.13846](https://arxiv.org/abs/2410.13846)) finds these lazy layers for each prompt and keeps only those tokens in their
+# caches. This notebook measures how lazy the layers of a model are, cuts and quantises their caches, and asks questions about a text
+# that was read once.
 
 # %%
-# Installs without touching the jax that matches this machine's TPU; safe to run again.
+# Installs jaxlm and keeps the jax of this machine, which matches its TPU. Running this cell again is safe.
 import importlib.util
 import subprocess
 import sys
 
-REPOSITORY = ''  # 'git+https://...' of your copy; not needed where jaxlm is installed already
+REPOSITORY = ''  # 'git+https://...' of your copy; not needed if jaxlm is installed already
 if importlib.util.find_spec('jaxlm') is None:
-  assert REPOSITORY, 'Write where your copy of jaxlm is into REPOSITORY above.'
+  assert REPOSITORY, 'Set REPOSITORY above to the address of your copy of jaxlm.'
   subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', f'jaxlm @ {REPOSITORY}'], check=True)
 
 # %%
@@ -30,7 +30,7 @@ import jaxlm
 from decoders.simlayerkv import KiviConfig, LazyConfig, compress
 from jaxlm.data import embedded
 
-# QUICK takes a small model without training and a short text, which shows the way and no quality.
+# QUICK uses a small untrained model and a short text: every cell runs, but the results mean nothing.
 QUICK = bool(os.environ.get('QUICK'))
 print(jax.__version__, jax.devices(), 'QUICK' if QUICK else '')
 
@@ -58,8 +58,8 @@ ids = lm.tokenizer.encode(text[: 8 * length])[:length]
 
 # %% [markdown]
 # ## How lazy is each layer?
-# The share of attention that the last tokens of the prompt pay to the first 4 and the latest tokens, and what it is for
-# the tokens generated afterwards: a layer that is lazy stays so, and one decision per prompt is enough.
+# The plot shows the share of attention that goes to the first 4 and the latest tokens, for the last tokens of the prompt and for the
+# tokens generated afterwards. A lazy layer stays lazy, so one decision per prompt is enough.
 
 # %%
 report = jaxlm.analysis.laziness(lm, np.array(ids), recent=recent, new_tokens=8 if QUICK else 32)
@@ -72,8 +72,8 @@ axis.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# ## Cut them
-# Half of the layers keep everything, the others 4 + `recent` tokens; then the same with what remains in 4 bits.
+# ## Cut the lazy layers
+# Half of the layers keep all tokens, the others 4 + `recent` tokens. Caches are also quantised to 4 bits.
 
 # %%
 lazy = LazyConfig(n_recent=recent, stage='prefill')
@@ -98,8 +98,8 @@ axis.set(xlabel='MB of keys and values')
 plt.show()
 
 # %% [markdown]
-# ## Read once, ask many
-# A context is a text whose cache is cut. Questions leave it as it is; a reply makes a new one; it can be saved.
+# ## Read once, ask many times
+# A context is a text with its cut cache. Questions do not change it, a reply makes a new context, and a context can be saved.
 
 # %%
 context = compress(lm, [ids], lazy=lazy.replace(quant=KiviConfig()), room=256, prefill_chunk=1024)

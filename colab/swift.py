@@ -1,19 +1,19 @@
 # %% [markdown]
 # # A model that drafts for itself
-# With some of its sub-layers skipped a language model still guesses most of its own next tokens. SWIFT
-# ([arXiv 2410.06916](https://arxiv.org/abs/2410.06916)) drafts that way and verifies several tokens in one call of the whole
-# model: the same text in fewer calls, without training anything. This notebook looks at which sub-layers a model can do
-# without, lets SWIFT search for a set while it generates, and compares it with prompt lookup.
+# A language model that skips some of its sub-layers still predicts most of its own next tokens. SWIFT
+# ([arXiv 2410.06916](https://arxiv.org/abs/2410.06916)) drafts tokens in this way and verifies several of them in one call of the
+# whole model. It gives the same text in fewer calls, without training. This notebook shows which sub-layers a model can skip, lets
+# SWIFT search for a set while it generates, and compares it with prompt lookup.
 
 # %%
-# Installs without touching the jax that matches this machine's TPU; safe to run again.
+# Installs jaxlm and keeps the jax of this machine, which matches its TPU. Running this cell again is safe.
 import importlib.util
 import subprocess
 import sys
 
-REPOSITORY = ''  # 'git+https://...' of your copy; not needed where jaxlm is installed already
+REPOSITORY = ''  # 'git+https://...' of your copy; not needed if jaxlm is installed already
 if importlib.util.find_spec('jaxlm') is None:
-  assert REPOSITORY, 'Write where your copy of jaxlm is into REPOSITORY above.'
+  assert REPOSITORY, 'Set REPOSITORY above to the address of your copy of jaxlm.'
   subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', f'jaxlm @ {REPOSITORY}'], check=True)
 
 # %%
@@ -28,7 +28,7 @@ import jaxlm
 from decoders.speculative import PromptLookup
 from decoders.swift import SkipSet, Stream, SwiftConfig, matchness
 
-# QUICK takes a small model without training, which shows the way and no quality.
+# QUICK uses a small untrained model: every cell runs, but the results mean nothing.
 QUICK = bool(os.environ.get('QUICK'))
 print(jax.__version__, jax.devices(), 'QUICK' if QUICK else '')
 
@@ -62,7 +62,7 @@ print(plain.text[0])
 
 # %% [markdown]
 # ## What can be skipped?
-# Each sub-layer alone is left out, and the share of the model's own tokens that it still finds likeliest is counted.
+# Each sub-layer is skipped alone. The plot shows the share of the model's own tokens that it still predicts.
 
 # %%
 ids = questions[0] + plain.rows()[0]
@@ -78,8 +78,8 @@ plt.show()
 
 # %% [markdown]
 # ## Search while generating
-# A stream goes on searching from request to request. The guard is off here, so that there is something to see: with it, a
-# model as small as this one, which can hardly do without anything, is soon decoded plainly.
+# A stream continues its search from request to request. The guard is off in this notebook. It would soon switch such a small model
+# to plain decoding, because the model needs nearly all of its sub-layers.
 
 # %%
 swift = SwiftConfig(skip_ratio=0.3 if QUICK else 0.15, max_draft=6, greedy_widths=(1, 1, 1, 1), guard=False)
@@ -87,7 +87,7 @@ stream = Stream(lm, swift)
 for _ in range(1 if QUICK else 3):
   out = stream.generate(questions, max_new_tokens=tokens, eos_id=None)
   stats = out.stats
-  # In bfloat16 a tie may fall the other way when several tokens are read at once.
+  # In bfloat16, reading several tokens at once rounds differently, which may change the choice between two nearly equal tokens.
   print(
     f'{np.mean(out.tokens == plain.tokens):.0%} of the tokens are the same; {stats["tokens_per_round"]:.2f} tokens a round, {stats["acceptance"]:.0%} of drafts accepted, matchness '
     f'{stats["matchness"]:.2f} with {stats["skip_ratio"]:.0%} skipped; {stats["searched_sets"]} sets in {stats["search_seconds"]:.1f} s'
@@ -108,8 +108,9 @@ axis.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# ## Beside prompt lookup, and after it
-# Prompt lookup drafts what followed the last tokens where they stood before: free, and good where a text repeats itself.
+# ## Compared and combined with prompt lookup
+# Prompt lookup drafts the tokens that followed an earlier occurrence of the last tokens. It costs almost nothing, and works well if a
+# text repeats itself.
 
 # %%
 lookup = PromptLookup()

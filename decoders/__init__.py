@@ -1,8 +1,8 @@
-"""Ways of decoding: plain in the files here, and a room for each other way.
+"""Decoders: plain decoding in the files of this package, and a subpackage for each other method.
 
   out = decoders.generate(lm, prompts, max_new_tokens=64, sampling=decoders.Sampling(temperature=0.8), seed=0)
 
-Names are imported on first use, so that a command's help costs nothing.
+Names are imported on first use, so that a command's `--help` does not import JAX.
 """
 
 from typing import TYPE_CHECKING
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
   from decoders.plain import generate as generate
   from decoders.translation.translator import translate as translate
 
-# The functions live elsewhere: `decoders.generate` and `decoders.translate` as modules are command lines, which nothing imports.
+# `decoders.generate` is the function in decoders/plain.py, `decoders.translate` the one in decoders/translation/translator.py. The
+# modules of these names are command lines, and nothing imports them.
 _PUBLIC = {
   'generate': 'decoders.plain',
   'translate': 'decoders.translation.translator',

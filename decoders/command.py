@@ -26,7 +26,7 @@ class LazyFlags(LazyConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SwiftFlags(SwiftConfig):
-  """SwiftConfig without a flag for `skip`, which is no plain text."""
+  """SwiftConfig without a flag for `skip`, because a SkipSet cannot be written as one word."""
 
   skip: tyro.conf.Suppress[SkipSet | None] = None
 
@@ -37,7 +37,7 @@ class GenerateConfig:
   file, a fetched name (python -m jaxlm.data.fetch) or a Hub id."""
 
   model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='MODEL')]
-  """Where the model is."""
+  """Path, fetched name or Hub id of the model."""
   prompt: Annotated[tuple[str, ...], tyro.conf.arg(metavar='TEXT ...')] = ()
   """Texts to continue; '-' reads one from standard input."""
   chat: str | None = None
@@ -52,43 +52,43 @@ class GenerateConfig:
   prompts are token ids with spaces between, and ids are printed."""
   decoder: Literal['plain', 'simlayerkv', 'prompt-lookup', 'draft', 'swift'] = 'plain'
   """How tokens are generated. plain: one call of the model for each token. simlayerkv: the same, with smaller caches in the layers
-  that need little of the text (lazy layers). The others draft several tokens and verify them in one call, which gives the same
-  text as plain. prompt-lookup drafts what followed the last tokens earlier in the text; draft asks a smaller model; swift asks the
-  model itself with some sub-layers skipped."""
+  that attend to little of the text (lazy layers). The other decoders draft several tokens and verify them in one call, which gives
+  the same text as plain. prompt-lookup drafts the tokens that followed the latest tokens at an earlier place in the text. draft
+  drafts with a smaller model. swift drafts with the model itself and skips some of its sub-layers."""
   preset: str | None = None
-  """For --decoder simlayerkv: named settings, which flags of --lazy then change. authors-decode, authors-prefill, kvpress and
+  """For --decoder simlayerkv: named settings; flags of --lazy override them. authors-decode, authors-prefill, kvpress and
   lighttransfer make half of the layers lazy, unless a threshold, n-full or budget is given. streaming, snapkv, h2o and kivi are
-  the methods of these names, to compare with."""
+  the methods of these names, for comparison."""
   lazy: LazyFlags = LazyFlags()
   """For --decoder simlayerkv: which layers are lazy, and which tokens they keep."""
   quant_bits: Literal[2, 4, 8] | None = None
-  """For --decoder simlayerkv: number of bits for each number in the cache; those of the newest tokens stay exact (none: all stay
-  exact). Fewer bits: less memory, larger errors."""
+  """For --decoder simlayerkv: number of bits for each number in the cache (none: the cache stays exact). The newest tokens always
+  stay exact. Fewer bits: less memory, larger errors."""
   quant_group: int = 32
   """For --quant-bits: how many cached numbers share one scale. Fewer: smaller errors, more memory. It must divide the head size."""
   swift: SwiftFlags = SwiftFlags()
-  """For --decoder swift: what is skipped, how the set to skip is searched, and how much is drafted."""
+  """For --decoder swift: how many sub-layers are skipped, how they are searched, and how many tokens are drafted."""
   lookup_first: bool = False
-  """For --decoder swift: draft by prompt lookup where that finds something, and by SWIFT elsewhere. For texts that repeat
+  """For --decoder swift: draft by prompt lookup when it finds something, and by SWIFT otherwise. Use it for texts that repeat
   themselves."""
   draft_model: str | None = None
-  """For --decoder draft: the smaller model, given as MODEL is; it must have the same vocabulary."""
+  """For --decoder draft: path, fetched name or Hub id of the smaller model; it must have the same vocabulary."""
   draft_tokens: int | None = None
   """For --decoder prompt-lookup and draft: largest number of tokens drafted at once (none: 10 for prompt-lookup, 5 for draft).
-  Raise it where most drafted tokens are accepted."""
+  Raise it if most drafted tokens are accepted."""
   rule: Literal['match', 'residual'] = 'match'
   """For --decoder draft and swift with a temperature: which drafted tokens are accepted. match: those that plain decoding would
-  choose, so the text is the same as with plain. residual: more of them; the text is another one, drawn from the same
-  distribution."""
+  choose, so the text is the same as with plain. residual: more tokens are accepted; the text differs, but it is drawn from the
+  same distribution."""
   max_new_tokens: int = 128
-  """Most tokens to generate for each text."""
+  """Largest number of tokens to generate for each text."""
   sampling: tyro.conf.OmitArgPrefixes[Sampling] = Sampling()
   seed: int = 0
   """Seed for the sampling noise; the same seed gives the same text."""
   num_samples: int = 1
-  """Continuations of each prompt."""
+  """Number of continuations for each prompt."""
   stop: tuple[str, ...] = ()
-  """Strings that end the text; they may hold the texts of special tokens."""
+  """Strings that end the text. A string may contain special tokens, such as '<|im_end|>'."""
   eos_id: Annotated[tuple[str, ...], tyro.conf.arg(metavar='TOKEN ...')] = ()
   """Tokens that end the text, by id or by text (none given: the tokenizer's)."""
   direction: Literal['forward', 'reverse'] | None = None
@@ -99,7 +99,7 @@ class GenerateConfig:
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
   """Type of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
   stats: bool = True
-  """Print speed, memory and how many drafted tokens were accepted, to standard error."""
+  """Print speed, memory and the number of accepted drafted tokens to standard error."""
 
 
 def main(config: GenerateConfig) -> None:
@@ -121,9 +121,7 @@ def main(config: GenerateConfig) -> None:
 
   direction = resolve(lm.config, config.direction)
   if config.chat is not None and direction == 'reverse':
-    raise ValueError(
-      '--chat is answered forward, and this would be generated in reverse: pass --prompt, or another --direction.'
-    )
+    raise ValueError('--chat is answered forward, but the direction is reverse: pass --prompt, or --direction forward.')
   if config.chat is not None:
     from jaxlm.data.chat import variables_of
 
@@ -132,7 +130,7 @@ def main(config: GenerateConfig) -> None:
     prompts = [lm.tokenizer.chat([*system, {'role': 'user', 'content': config.chat}], **variables)]
   else:
     prompts = [sys.stdin.read() if p == '-' else p for p in config.prompt]
-  # What is generated in reverse comes last word first, so it is printed whole.
+  # Reverse generation produces the last word first, so the text is printed when it is complete.
   streams = len(prompts) * config.num_samples == 1 and direction == 'forward'
   printer = Printer(lm, prompts[0], direction)
   if streams and config.chat is None:
@@ -141,7 +139,7 @@ def main(config: GenerateConfig) -> None:
     lm,
     prompts,
     **settings_of(config) | {'direction': direction},
-    # Text is held back while a stop string may still end it, so with --stop it is printed whole.
+    # A stop string may still remove text that is generated already, so with --stop the text is printed when it is complete.
     stream=printer.stream if streams and not config.stop else None,
   )
   if streams:
@@ -159,7 +157,6 @@ def main(config: GenerateConfig) -> None:
     print(summary(out.stats), file=sys.stderr)
 
 
-# Flags that only some decoders read.
 def load_model(config: GenerateConfig):
   """Returns the model with the tokenizer that --tokenizer names. Raises as `jaxlm.load`, and ValueError if there is none."""
   import jaxlm
@@ -192,6 +189,7 @@ def print_ids(config: GenerateConfig, lm, decode: Callable) -> None:
     print(summary(out.stats), file=sys.stderr)
 
 
+# Flags that only some decoders use, and these decoders.
 OWN = {
   'lazy': ('simlayerkv',),
   'preset': ('simlayerkv',),
@@ -238,7 +236,7 @@ def end_tokens(given: tuple[str, ...]) -> str | list[int | str]:
 
 
 def lazy_config(config: GenerateConfig) -> LazyConfig:
-  """Returns the preset, if there is one, with everything that is not at its default on the command line."""
+  """Returns the preset (without --preset: the default settings), with every flag of --lazy that is not at its default."""
   given = {f.name: getattr(config.lazy, f.name) for f in dataclasses.fields(LazyConfig)}
   default = LazyConfig()
   changes = {name: value for name, value in given.items() if value != getattr(default, name)}
@@ -265,7 +263,7 @@ class Printer:
 
 
 def summary(stats: dict) -> str:
-  """Where the time and the memory went, and what drafting brought."""
+  """Returns the lines that --stats prints: speed, memory, and the counts of drafting and search."""
   more = ''
   if 'lazy_layers' in stats:
     more = f' instead of {stats["kv_bytes_full"] / 1e6:.1f} MB; lazy layers {stats["lazy_layers"]}'
@@ -287,7 +285,7 @@ def summary(stats: dict) -> str:
 
 
 def run() -> None:
-  """Parses the command line, and says what is wrong with it in one line."""
+  """Parses the command line and runs it; an error is printed as one line."""
   config = tyro.cli(GenerateConfig, prog='python -m decoders.generate')
   with console.errors_in_one_line():
     main(config)

@@ -1,9 +1,9 @@
-"""Prompts and texts of a model that reads in reverse (https://arxiv.org/abs/2410.09817).
+"""Prompts and texts for models that read in reverse (https://arxiv.org/abs/2410.09817).
 
-  the text            x1 x2 .. xk | xk+1 .. xN          the prompt is its end
-  what a model reads  BOS xN .. xk+1                    and goes on with xk .. x1 EOS
+  the text            x1 x2 .. xk | xk+1 .. xN          the prompt is the end of the text
+  the model reads     BOS xN .. xk+1                    and generates xk .. x1 EOS
 
-Only prompts are turned round before generation and texts after it, so every way of decoding works on such models.
+Prompts are reversed before generation and texts after it, so every decoder works with these models unchanged.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ Way = Literal['forward', 'reverse']
 
 
 def resolve(config: ModelConfig, direction: Way | None) -> Way:
-  """Returns the direction to generate in: the one asked for, else the model's own, which for 'both' is forward.
+  """Returns the direction to generate in: `direction`, or for None the model's own (forward for a model of both).
 
   Raises:
-    ValueError: a direction that the model was not trained for.
+    ValueError: the model was not trained for `direction`.
   """
   if direction is None:
     return 'reverse' if config.direction == 'reverse' else 'forward'
@@ -35,9 +35,10 @@ def resolve(config: ModelConfig, direction: Way | None) -> Way:
 
 
 def in_model_order(lm: LanguageModel, ids: Sequence[int], direction: Way, *, text: bool) -> list[int]:
-  """Returns what the model reads of a prompt: BOS and the signal, then the prompt in the model's order.
+  """Returns the ids that the model reads for a prompt: BOS and the direction signal, then the prompt in the model's order.
 
-  Ids (not `text`) to be read forward by a model without a signal stay as they are.
+  `text`: whether the prompt was given as text. A forward prompt for a model without a signal is returned unchanged, unless
+  it is text and the model was trained for both directions.
   """
   c, ids = lm.config, list(ids)
   if direction == 'forward' and c.direction_signal == 'none' and not (text and c.direction == 'both'):
@@ -50,22 +51,22 @@ def in_model_order(lm: LanguageModel, ids: Sequence[int], direction: Way, *, tex
 def generated_text(
   lm: LanguageModel, prompt: Sequence[int], ids: Sequence[int], direction: Way, skip_special: bool = True
 ) -> str:
-  """Returns the text that `ids`, in the order of generation, add to a prompt in the model's order: behind it, or before it.
+  """Returns the text that generated ids add to a prompt: after it, or in reverse before it.
 
-  `skip_special`: special tokens have no text; otherwise they are written out.
+  `prompt` is in the model's order, `ids` are in the order of generation. `skip_special`: leave special tokens out of the text.
   """
   if direction == 'forward':
     stream = TextStream(lm.tokenizer, prompt=prompt, skip_special=skip_special)
     return stream.push(ids) + stream.flush()
   content, new = _content(lm, prompt)[::-1], [int(i) for i in ids][::-1]
-  # The prompt's own text is what it is at the end, so that a space before it belongs to what is added.
+  # The prompt is decoded alone and after the new ids. The difference is the new text, so a space between them belongs to it.
   decode = functools.partial(lm.tokenizer.decode, skip_special=skip_special)
   whole, end = (decode(x) for x in (new + content, content))
   return whole.removesuffix(end) if whole.endswith(end) else decode(new)
 
 
 def cut(text: str, stop: Sequence[str], direction: Way) -> str:
-  """Returns a text up to the first stop string; of one that grew from its end, what is behind the last."""
+  """Returns the text before the first stop string; in reverse, the text after the last stop string."""
   if direction == 'forward':
     return text[: min([len(text), *(at for s in stop if (at := text.find(s)) >= 0)])]
   return text[max([0, *(at + len(s) for s in stop if (at := text.rfind(s)) >= 0)]) :]
@@ -76,7 +77,7 @@ def _bos(lm: LanguageModel) -> int | None:
 
 
 def _content(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
-  """Returns the ids behind BOS and the signal."""
+  """Returns the ids after BOS and the direction signal."""
   firsts: set[Any] = {_bos(lm), *signal_ids(lm.config.direction_signal, lm.config.vocab_size)}
   start = next((i for i, id in enumerate(ids) if id not in firsts), len(ids))
   return list(ids[start:])

@@ -1,7 +1,7 @@
-"""What ends a generated text: token ids, and stop strings, which may hold the texts of special tokens.
+"""The end of a generated text: end token ids and stop strings.
 
-A text is looked at twice: as the user gets it, without special tokens, and with their texts written out. A stop string that
-stands in either of them ends the row.
+A stop string may contain special tokens, so each text is searched twice: without special tokens, as the user gets it, and with
+special tokens written out. A stop string in either text ends the row.
 """
 
 import bisect
@@ -19,29 +19,29 @@ Text = Callable[[Sequence[int], bool], str]
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-  """Returns the stop strings that a user gives: one string, several, or none.
+  """Returns the stop strings as a tuple; a user gives one string, several, or none.
 
   Raises:
-    ValueError: a stop string that is empty or no string.
+    ValueError: a stop string is empty or is not a string.
   """
   strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
   for string in strings:
     if not isinstance(string, str) or not string:
       raise ValueError(
         f'stop={shown(stop)} has the stop string {shown(string)}: expected text of at least one character. Leave it out to '
-        'stop at none.'
+        'use no stop string.'
       )
   return strings
 
 
 def ending(lm: LanguageModel, eos_id: Any) -> tuple[list[int], int]:
-  """Returns (ids that end a row, [-1] for none; the padding id).
+  """Returns (the ids that end a row, or [-1] if no id does; the padding id).
 
   Args:
     eos_id: see `decoders.generate`.
 
   Raises:
-    ValueError: an id that the model does not have, a text that is no token of its tokenizer, or a value of another kind.
+    ValueError: an id is not in the vocabulary, a text is not a single token of the tokenizer, or a value has another type.
   """
   tokenizer = lm.tokenizer
   if isinstance(eos_id, str) and eos_id == 'tokenizer':
@@ -60,7 +60,7 @@ def ending(lm: LanguageModel, eos_id: Any) -> tuple[list[int], int]:
 
 
 def _end_id(lm: LanguageModel, value: Any) -> int:
-  """Returns the id of one value of `eos_id`. Raises ValueError as `ending`."""
+  """Returns the token id of one value of `eos_id`. Raises ValueError as `ending` does."""
   if isinstance(value, str):
     if lm.tokenizer is None:
       raise ValueError(f'eos_id={shown(value)} is a text, and this model has no tokenizer: pass the id of the token.')
@@ -84,12 +84,12 @@ def _refuse(value: Any) -> ValueError:
 
 
 def stopped(text: Text, ids: Sequence[int], stop: Sequence[str]) -> bool:
-  """Returns whether a stop string stands in the text of these ids."""
+  """Returns whether the text of these ids contains a stop string."""
   return any(any(s in text(ids, skip_special) for s in stop) for skip_special in (True, False))
 
 
 def before_stop(text: Text, ids: Sequence[int], stop: Sequence[str], direction: Way) -> str:
-  """Returns the text of generated ids without special tokens, up to the first stop string; in reverse, behind the last."""
+  """Returns the text of generated ids without special tokens, before the first stop string; in reverse, after the last."""
   plain = text(ids, True)
   if not stop:
     return plain
@@ -97,7 +97,8 @@ def before_stop(text: Text, ids: Sequence[int], stop: Sequence[str], direction: 
   kept = cut(whole, stop, direction)
   found = [cut(plain, stop, direction)]
   if len(kept) < len(whole):
-    # The token with which the written-out text grows beyond what is kept of it. What the token itself adds is taken off.
+    # n: the fewest ids whose written-out text is longer than `kept`. The excess is removed from their text without special
+    # tokens, but no more than the last of these ids adds to it.
     n = bisect.bisect_right(range(len(ids) + 1), len(kept), key=lambda n: len(text(ids[:n], False)))
     shorter, longer = text(ids[: n - 1], True), text(ids[:n], True)
     off = min(len(text(ids[:n], False)) - len(kept), max(len(longer) - len(shorter), 0))

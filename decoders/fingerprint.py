@@ -1,4 +1,4 @@
-"""What tells models apart, so that a saved cache or skip set is used with its own model only."""
+"""Fingerprints of models, so that a saved cache or skip set is used only with the model that made it."""
 
 from typing import Any
 import zlib
@@ -12,9 +12,10 @@ from jaxlm.language_model import LanguageModel
 
 
 def fingerprint(lm: LanguageModel) -> dict[str, Any]:
-  """Returns what must be the same for a cache to fit: the shape of the model, and a checksum of some of each of its matrices.
+  """Returns the values that two models must share to use one cache: config fields, and a checksum of the weights.
 
-  Weights in float32 and the same rounded to bfloat16 have one checksum.
+  The checksum reads up to 64 numbers of each parameter array, rounded to bfloat16, so that float32 weights and their bfloat16 copy
+  have the same checksum.
   """
   return {
     **configs.computing_fields(lm.config),

@@ -1,4 +1,4 @@
-"""python -m decoders.generate MODEL --prompt "..."; the function of the same name is in decoders.plain."""
+"""Command line: python -m decoders.generate MODEL --prompt "...". The function `decoders.generate` is in decoders.plain."""
 
 from decoders.command import run
 from jaxlm import console

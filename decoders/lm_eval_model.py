@@ -1,10 +1,10 @@
-"""Models of this library in EleutherAI's lm-evaluation-harness, as `jaxlm`.
+"""The model type `jaxlm` for EleutherAI's lm-evaluation-harness.
 
   pip install 'jaxlm[eval]'
   lm_eval --model jaxlm --model_args pretrained=runs/embedded,dtype=float32 --tasks lambada_openai --batch_size 16
 
-The harness finds the class by its entry point (group lm_eval.models, setup.cfg), in versions that look for one, which
-0.4.13 does not yet; there, and everywhere, the same command line works as
+Versions of the harness that read entry points find the class through setup.cfg (group lm_eval.models); 0.4.13 does not read
+them. This command works with every version:
 
   python -m decoders.lm_eval_model --model jaxlm --model_args pretrained=runs/embedded --tasks lambada_openai
 """
@@ -35,17 +35,17 @@ class JaxLM(LM):
 
   Args:
     pretrained: what `jaxlm.load` reads, or a LanguageModel.
-    dtype: of the parameters and the products; None: float32 on a CPU, bfloat16 on an accelerator.
-    batch_size: rows computed at the same time, over all local devices; 'auto' is 16.
-    max_length: tokens of a row (None: the model's context).
-    max_gen_toks: tokens to generate where a task says nothing.
-    seed: of sampled generation.
-    tokenizer: where another tokenizer than the model's own lies; see `jaxlm.language_model.named_tokenizer`.
-    chat_template_args: what the chat template may name besides the messages: a dict, or a JSON object as text.
-    device, max_batch_size: given by the harness; JAX chooses the devices, and batches keep their size.
+    dtype: type of the parameters and of the computation (None: float32 on a CPU, bfloat16 on an accelerator).
+    batch_size: number of rows computed at once on all local devices together; 'auto' is 16.
+    max_length: largest number of tokens in a row (None: the model's context).
+    max_gen_toks: number of tokens to generate for tasks that give no number.
+    seed: seed for sampled generation.
+    tokenizer: path of another tokenizer than the model's own; see `jaxlm.language_model.named_tokenizer`.
+    chat_template_args: variables of the chat template besides the messages: a dict, or a JSON object as text.
+    device, max_batch_size: passed by the harness and ignored.
 
   Raises:
-    ValueError: a model without a tokenizer, or one that reads in reverse only.
+    ValueError: the model has no tokenizer, or reads only in reverse.
   """
 
   def __init__(
@@ -69,7 +69,7 @@ class JaxLM(LM):
       self.lm = load(str(pretrained), dtype, tokenizer=named_tokenizer(tokenizer))
     given = isinstance(chat_template_args, Mapping)
     self.chat_variables = dict(chat_template_args) if given else chat.variables_of(chat_template_args)
-    lm_eval_requests.lead(self.lm)  # Says at once what is missing.
+    lm_eval_requests.lead(self.lm)  # Raises now, not at the first request, if the model does not fit.
     self.name = 'jaxlm' if isinstance(pretrained, LanguageModel) else str(pretrained)
     self.batch_size = 16 if str(batch_size).startswith('auto') else int(batch_size)
     self.max_length = int(max_length or self.lm.config.max_length)
@@ -121,7 +121,7 @@ class JaxLM(LM):
     text = chat.render(tokenizer.chat_template, chat_history, **names)
     if add_generation_prompt:
       return text
-    last = chat_history[-1]['content'].strip()  # The model goes on with its own last message.
+    last = chat_history[-1]['content'].strip()  # The model continues the last message, so the text ends with it.
     return text[: text.rindex(last) + len(last)]
 
   def get_model_info(self) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""What lm-evaluation-harness asks of a model, answered on top of the library. Nothing of the harness is needed here.
+"""Answers to the requests of lm-evaluation-harness. This file does not import the harness.
 
   log-likelihood            log p(continuation | context), and whether greedy decoding yields the continuation
   rolling log-likelihood    log p(text), each token predicted once, with as much context as the model reads
-  generate until            the text up to the first of some strings, or the end of the model's own text
+  generate until            the generated text up to the first stop string, or up to the end token
 
-Texts begin, and are split, as `hf` models of the harness do it: see jaxlm.evaluation.likelihood. One difference: where a
-tokenizer puts BOS before texts, the rolling likelihood does not count that BOS as a token to be predicted.
+The first token of a text, and the split of a pair into context and continuation, are those of the harness's `hf` models: see
+jaxlm.evaluation.likelihood. One difference: if a tokenizer puts BOS before texts, the rolling likelihood does not count that
+BOS as a token to be predicted.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,12 +19,12 @@ from jaxlm.evaluation.likelihood import Likelihood, encode, encode_pair, first, 
 from jaxlm.language_model import LanguageModel
 
 Done = Callable[[int, Any], None]
-"""Is told (number of the request, its answer) as soon as it is known."""
+"""Called with (number of the request, its answer) for each answer."""
 
 LENGTHS = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')
-"""What tasks call the number of tokens; the first that is given counts."""
+"""Names that tasks use for the number of new tokens; the first one that is given counts."""
 IGNORED = {'num_beams': (1,), 'num_return_sequences': (1,), 'early_stopping': (True, False), 'use_cache': (True, False)}
-"""Arguments for transformers that change nothing when they have these values."""
+"""Arguments for transformers that have no effect when they have these values."""
 
 
 def _nothing(number: int, answer: Any) -> None:
@@ -35,7 +36,7 @@ def loglikelihoods(
 ) -> list[Likelihood]:
   """Returns (log p, greedy) of each continuation; `options` are those of `jaxlm.evaluation.likelihood.likelihoods`.
 
-  Strings such as '<|im_start|>' are the tokens that they name, since chat templates are rendered to text.
+  Strings such as '<|im_start|>' are read as special tokens, because chat templates are rendered to text.
   """
   found = likelihoods(lm, [encode_pair(lm, *pair, special=True) for pair in pairs], **options)
   for number, answer in enumerate(found):
@@ -46,7 +47,7 @@ def loglikelihoods(
 def rolling_windows(
   ids: Sequence[int], begin: Sequence[int], length: int
 ) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-  """Yields (context, what is scored after it) so that each id is scored once, in rows of at most `length` inputs.
+  """Yields (context ids, ids scored after them) so that each id is scored once, in rows of at most `length` inputs.
 
   The first row begins with `begin`; the last one has as much context as fits, so it overlaps the one before it.
 
@@ -63,11 +64,11 @@ def rolling_windows(
 def rolling_loglikelihoods(
   lm: LanguageModel, texts: Sequence[str], done: Done = _nothing, *, max_length: int | None = None, **options: Any
 ) -> list[float]:
-  """Returns log p of each whole text, 0 of an empty one; `options` as in `loglikelihoods`."""
+  """Returns log p of each whole text, 0 for an empty text; `options` as for `loglikelihoods`."""
   length = max_length or lm.config.max_length
   begin, windows, owners = first(lm), [], []
   if len(begin) > length:
-    raise ValueError(f'max_length={length} leaves no room behind the {len(begin)} ids that a text begins with.')
+    raise ValueError(f'max_length={length} leaves no room after the {len(begin)} ids at the start of each text.')
   for number, text in enumerate(texts):
     ids = encode(lm, text)[len(lead(lm)) :]
     for window in rolling_windows(ids, begin, length):
@@ -96,7 +97,7 @@ def generation(arguments: Mapping[str, Any], default: int = 256) -> tuple[int, l
   filters = {name: rest.pop(name) for name in ('top_k', 'top_p', 'min_p', 'repetition_penalty') if name in rest}
   for name, value in rest.items():
     if value not in IGNORED.get(name, ()) and value is not None:
-      raise ValueError(f'The generation argument {name}={value!r} is not known here.')
+      raise ValueError(f'The generation argument {name}={value!r} is not known.')
   filters = {name: value for name, value in filters.items() if value is not None}
   temperature = (1.0 if temperature is None else float(temperature)) if sample else 0.0
   sampling = Sampling(temperature=temperature, **filters)
@@ -113,17 +114,17 @@ def generate_until(
   max_new_tokens: int = 256,
   seed: int = 0,
 ) -> list[str]:
-  """Returns what the model adds to each context, up to the strings it is to stop at.
+  """Returns the text generated after each context, up to the first stop string of its request.
 
   Requests with the same arguments are batched, the longest contexts first. A context that is too long loses its beginning.
 
   Args:
     requests: (context, generation arguments: until, max_gen_toks, do_sample, temperature, ...).
-    max_length: tokens of context and output (None: the model's context).
-    max_new_tokens: where the arguments say nothing.
+    max_length: largest number of tokens in context and output together (None: the model's context).
+    max_new_tokens: number of new tokens for requests that give no number.
 
   Raises:
-    ValueError: arguments that are not known, or more new tokens than the model can read.
+    ValueError: an argument is unknown, or there are more new tokens than the model can read.
   """
   length, begin = max_length or lm.config.max_length, lead(lm)
   groups: dict[str, list[int]] = {}
@@ -140,7 +141,7 @@ def generate_until(
     numbers = sorted(numbers, key=lambda i: -len(ids[i]))
     for start in range(0, len(numbers), batch_size):
       some = numbers[start : start + batch_size]
-      # As many rows as in every other batch, so that no program is compiled for a rest.
+      # The last batch is padded to the size of the others, so that no further program is compiled.
       rows = [ids[i] for i in some] + [ids[some[-1]]] * (min(batch_size, len(numbers)) - len(some))
       out = generate(lm, rows, max_new_tokens=n, sampling=sampling, seed=seed, stop=until, direction='forward')
       for i, text in zip(some, out.text):

@@ -1,26 +1,26 @@
-"""What a user may choose about decoding, as plain data: no JAX here, so that a command shows its help at once."""
+"""Sampling options as plain data. This file does not import JAX, so that a command shows its help at once."""
 
 import dataclasses
 
 SMALLEST = 2.0**-126
-"""The smallest float32 that no device takes for 0."""
+"""The smallest normal float32. Some devices replace smaller numbers by 0."""
 SMALLEST_PENALTY = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How the next token is chosen; the default is greedy."""
+  """How the next token is chosen; greedy by default."""
 
   temperature: float = 0.0
-  """0 is greedy; 1 samples from the model's distribution."""
+  """0: take the most likely token (greedy). 1: sample from the model's distribution. Higher: more varied text."""
   top_k: int = 0
-  """Keep the k most likely tokens, and ties of the last (0: all)."""
+  """Sample only from the k most likely tokens, and from those as likely as the last of them (0: all tokens)."""
   top_p: float = 1.0
-  """Keep the most likely tokens until their probability reaches p."""
+  """Sample only from the most likely tokens whose probabilities together reach this value (1: all tokens)."""
   min_p: float = 0.0
-  """Keep tokens at least min_p times as likely as the most likely one."""
+  """Sample only from tokens at least min_p times as likely as the most likely one (0: all tokens)."""
   repetition_penalty: float = 1.0
-  """Above 1: tokens of the prompt and of the output so far become less likely (https://arxiv.org/abs/1909.05858)."""
+  """Above 1: tokens that are in the prompt or in the output so far become less likely (https://arxiv.org/abs/1909.05858)."""
 
   def __post_init__(self):
     if not self.temperature >= 0:
@@ -38,10 +38,9 @@ class Sampling:
 
   @property
   def active(self) -> dict[str, float]:
-    """The settings that have an effect. Programs are compiled for their names; the values are free to change.
+    """The settings that have an effect. A program is compiled for each set of names; other values need no new program.
 
-    Values that the types of the device cannot hold become the nearest that they can: a temperature so small that it would be
-    0 there, or more tokens than int32 counts.
+    Values are clipped to what float32 and int32 can hold: a temperature that would become 0, or a top_k beyond int32.
     """
     penalty = {} if self.repetition_penalty == 1 else {'repetition_penalty': self.repetition_penalty}
     if self.temperature == 0:

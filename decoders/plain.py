@@ -1,6 +1,6 @@
-"""The function that continues prompts: it reads them, lets the strategies decode them, and tells what happened.
+"""`generate`: reads prompts, decodes them, and returns tokens, texts and statistics.
 
-Plain autoregressive decoding is one compiled prefill and one compiled loop that takes one token per call of the model. Other
+Plain autoregressive decoding is one compiled prefill and one compiled loop that adds one token per call of the model. Other
 decoders pass other strategies (`decoders.strategies`).
 """
 
@@ -25,7 +25,7 @@ from jaxlm.language_model import LanguageModel
 from jaxlm.lengths import bucket
 
 STREAM_EVERY = 4
-"""Tokens between two polls of the output by the host, when it streams or looks for stop strings."""
+"""Number of tokens between two polls of the output by the host, when it streams or looks for stop strings."""
 
 
 def generate(
@@ -50,24 +50,25 @@ def generate(
 
   Args:
     prompts: strings when the model has a tokenizer, or lists of token ids; they may differ in length.
-    max_new_tokens: most tokens to generate for each row.
+    max_new_tokens: largest number of tokens to generate for each row.
     sampling: how tokens are chosen; greedy by default.
     seed: the same seed gives a row the same tokens at any batch size.
-    num_samples: continuations of each prompt; they share one prefill and are rows side by side.
+    num_samples: number of continuations for each prompt; they share one prefill and are neighbouring rows.
     eos_id: tokens that end a row: an id, a token's text, or a list of these; by default the tokenizer's, None for none.
-    stop: strings that end a row, or one string; the text ends before them, in reverse it begins behind them. A string may hold
-      the text of special tokens, such as '<|im_end|>', which `text` leaves out.
+    stop: one string or several that end a row. The text ends before the first one; in reverse it begins after the last one. A
+      string may contain special tokens, such as '<|im_end|>', which `text` leaves out.
     stream: called as stream(row, new_ids) while rows grow; ids come in the order of generation.
-    batch_size: prompts decoded together (None: all).
-    prefill_chunk: tokens of a prompt read at once (None: all); bounds the memory that long prompts need.
-    capacity: slots of the cache, rounded up, more where a text needs more (None: as many as prompt and output need). Calls
-      whose texts all fit into the same capacity share one compiled program: for streams of requests of many lengths.
-    memory: how prompts are read and what becomes of their cache; all is kept by default.
-    loop: how rows go on; a token a step by default.
-    direction: 'forward', or 'reverse', where each prompt is the end of a text and the model goes on towards its beginning; None
-      is the model's own, which is forward for a model of both. In reverse `text` is in reading order: what stands before the
-      prompt; `tokens` are in the order of generation. The BOS and the signal that the model was trained with are put in front;
-      given as ids, and read forward without a signal, prompts stay as they are. Without a tokenizer no BOS is known.
+    batch_size: number of prompts decoded together (None: all).
+    prefill_chunk: number of a prompt's tokens read at once (None: all); it bounds the memory that long prompts need.
+    capacity: number of cache slots, rounded up, and raised if a text needs more (None: as many as prompt and output need). Calls
+      whose texts fit into the same capacity share one compiled program, which helps with requests of many lengths.
+    memory: strategy that reads the prompts and compresses their cache; by default the whole cache is kept.
+    loop: strategy that extends the rows; by default one token per step.
+    direction: 'forward', or 'reverse', where each prompt is the end of a text and the model generates towards its beginning;
+      None is the model's own direction (forward for a model of both). In reverse, `text` is the text before the prompt, in
+      reading order, and `tokens` are in the order of generation. BOS and the direction signal that the model was trained with
+      are put in front of each prompt. Prompts given as ids that are read forward without a signal are not changed. Without a
+      tokenizer no BOS is known, and none is put in front.
 
   Raises:
     ValueError: for an empty prompt, ids outside the vocabulary, prompts that with max_new_tokens exceed the model's
@@ -111,8 +112,8 @@ def generate(
     plan = Plan(chunk=prefill_chunk, slack=loop.slack)
     longest = int(padded.lengths.max()) + memory.growth(max_new_tokens, plan)
     if capacity is not None and bucket(capacity) >= longest:
-      slots = bucket(capacity)  # Prompts are padded to such sizes.
-    else:  # Slack comes on top of what plain decoding has: the next size may be much larger, and each step reads all slots.
+      slots = bucket(capacity)  # Prompts are padded to bucket sizes too.
+    else:  # Slack is rounded up separately, since the bucket of the sum may be much larger, and each step reads all slots.
       slots = bucket(longest - loop.slack) + bucket(loop.slack)
     plan = dataclasses.replace(plan, slots=min(slots, lm.config.max_length + loop.slack))
     tokens_BT, lengths_B, eos_E = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths), jnp.asarray(eos, jnp.int32)
@@ -151,7 +152,7 @@ def generate(
   tokens, lengths = np.concatenate(tokens), np.concatenate(lengths)
   tokens = np.where(np.arange(max_new_tokens)[None] < lengths[:, None], tokens, pad_id).astype(np.int32)
   decode_seconds = clock.seconds.get('decode', 0.0)
-  later = int(lengths.sum()) - len(lengths)  # the first token of each row is the prefill's
+  later = int(lengths.sum()) - len(lengths)  # the prefill chooses the first token of each row
   stats = {
     'prompt_tokens': sum(map(len, ids)), 'new_tokens': int(lengths.sum()), 'target_calls': sum(calls),
     'prefill_seconds': clock.seconds['prefill'], 'decode_seconds': decode_seconds, 'compile_seconds': clock.compile_seconds,
@@ -167,7 +168,7 @@ def generate(
 
 
 def check_finite(lm: LanguageModel, state: DecodeState, rows_R: np.ndarray) -> None:
-  """Raises NotFiniteError if a token was to be chosen from logits that are not finite. `rows_R`: of the output."""
+  """Raises NotFiniteError if the logits of a row are not finite. `rows_R`: the rows' numbers in the output."""
   finite_R = np.asarray(state.finite)
   if finite_R.all():
     return
@@ -184,7 +185,10 @@ def check_finite(lm: LanguageModel, state: DecodeState, rows_R: np.ndarray) -> N
 
 
 def drafting(rounds: int, drafted: int, accepted: int, verified: int) -> dict[str, Any]:
-  """Returns what is told of speculative decoding: M = (accepted + rounds) / rounds, alpha = accepted / drafted."""
+  """Returns the statistics of speculative decoding, with the mean tokens per round and the acceptance rate:
+
+  tokens_per_round M = (accepted + rounds) / rounds,   acceptance alpha = accepted / drafted
+  """
   counts = {'rounds': rounds, 'drafted': drafted, 'accepted': accepted, 'verified': verified}
   per_round = (accepted + rounds) / rounds if rounds else 0.0
   return counts | {'tokens_per_round': per_round, 'acceptance': accepted / drafted if drafted else 0.0}

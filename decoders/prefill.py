@@ -1,4 +1,4 @@
-"""Reading prompts: all at once, in pieces, or on top of a cache that has read something already."""
+"""Prefill: reads prompts at once, in chunks, or on top of a cache that already has tokens."""
 
 import functools
 
@@ -21,9 +21,9 @@ def prefill(params, tokens_BT, lengths_B, total_B, *, config: ModelConfig, capac
 
 
 def read(params, tokens_BT, start_B, lengths_B, total_B, cache, *, config: ModelConfig):
-  """Reads more tokens, `lengths` of each row from position `start` on.
+  """Reads more tokens: of each row `lengths` tokens, from position `start` on.
 
-  Returns (float32 logits [B, V] after each row's last one, cache).
+  Returns (float32 logits [B, V] after each row's last token, cache).
   """
   rows = jnp.arange(len(tokens_BT))
   positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
@@ -36,7 +36,7 @@ read_on = jax.jit(read, static_argnames='config', donate_argnames='cache')
 
 
 def prefill_in_chunks(clock: Clock, lm: LanguageModel, padded, total_B, capacity: int, chunk: int, wrap=None):
-  """Reads the prompts so many tokens at a time, which bounds what a layer computes at once; returns as `prefill`."""
+  """Reads the prompts `chunk` tokens at a time, which bounds the memory of a layer's activations; returns as `prefill`."""
   if lm.config.prefix > chunk:
     raise ValueError(f'{chunk=} cuts a prefix of {lm.config.prefix} tokens, which are read at once.')
   lengths, T = padded.lengths, padded.tokens.shape[1]

@@ -1,14 +1,14 @@
-"""Compiled programs kept by shape, so that what compiling costs and what running costs are known apart."""
+"""Compiled programs, kept by argument shapes, so that the time to compile and the time to run are measured apart."""
 
 import time
 from typing import Any
 
 import jax
 
-# Each program holds memory maps, hundreds for a deep model, and a process may have 65530 on Linux: prompts of many lengths
-# would end it.
+# Each program holds memory maps, hundreds for a deep model, and Linux allows a process 65530 of them. Without this limit,
+# prompts of many lengths would end the process.
 MOST = 48
-_programs: dict[Any, Any] = {}  # the latest used last
+_programs: dict[Any, Any] = {}  # in the order of last use
 
 
 class Clock:
@@ -37,5 +37,5 @@ class Clock:
 
 
 def forget() -> None:
-  """Lets go of all compiled programs, each of which holds memory until then."""
+  """Frees all compiled programs and their memory."""
   _programs.clear()

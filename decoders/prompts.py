@@ -1,4 +1,4 @@
-"""Prompts as a user gives them, made into one padded array; everything wrong with them is found here."""
+"""Checks the prompts that a user gives, encodes them, and pads them into one array."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -22,8 +22,8 @@ def encode(
   """Returns token ids of each prompt, in the order in which the model reads them.
 
   Raises:
-    ValueError: what is no prompt: empty, text without a tokenizer, ids outside the vocabulary; a direction that the model was
-      not trained for; a model that is not causal.
+    ValueError: a prompt is empty, has ids outside the vocabulary, or is text for a model without a tokenizer; the model was not
+      trained for `direction`; or the model is not causal.
   """
   lm.config.check_causal('Reading a prompt to generate what follows')
   direction = resolve(lm.config, direction)
@@ -41,7 +41,7 @@ def encode(
       new = [int(t) for t in prompt]
     ids.append(in_model_order(lm, new, direction, text=isinstance(prompt, str)))
     if not ids[-1]:
-      raise ValueError(f'Prompt {i} is empty: a model needs at least one token to start from (its BOS, say).')
+      raise ValueError(f'Prompt {i} is empty: a model needs at least one token to start from, such as BOS.')
     if bad := [t for t in ids[-1] if not 0 <= t < lm.config.vocab_size]:
       raise ValueError(f'Prompt {i} has token id {bad[0]}; the vocabulary has ids 0 to {lm.config.vocab_size - 1}.')
   return ids
@@ -56,7 +56,7 @@ def pad(ids: Sequence[Sequence[int]], max_length: int) -> PaddedPrompts:
 
 
 def check_room(longest: int, max_new_tokens: int, max_length: int) -> None:
-  """Raises ValueError unless prompt and output fit into the model's context."""
+  """Raises ValueError unless the longest prompt and its output fit into the model's context."""
   if max_new_tokens < 1:
     raise ValueError(f'{max_new_tokens=} must be at least 1.')
   if longest + max_new_tokens > max_length:
@@ -69,6 +69,6 @@ def check_room(longest: int, max_new_tokens: int, max_length: int) -> None:
 
 
 def check_prefix(shortest: int, prefix: int) -> None:
-  """Raises ValueError if a prompt is shorter than a prefix LM's prefix, all of which its tokens see at once."""
+  """Raises ValueError if a prompt is shorter than the prefix of a prefix LM, whose tokens all attend to each other."""
   if shortest < prefix:
     raise ValueError(f'This model reads prefixes of {prefix} tokens at once; a prompt has only {shortest}.')

@@ -1,4 +1,4 @@
-"""From logits to the next token: greedy, or temperature with top-k, top-p, min-p and a repetition penalty.
+"""Chooses the next token from logits: greedy, or with temperature, top-k, top-p, min-p and a repetition penalty.
 
 The filters are applied in Hugging Face's order: penalty, temperature, top-k, top-p, min-p. A filter keeps every token
 whose score reaches a threshold, and the threshold is found by bisection over float bit patterns: exact, and without
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
 def choose(
   logits: Float[Array, 'B V'], keys: jax.Array, seen: Bool[Array, 'B V'] | None, values: dict[str, jax.Array]
 ) -> Int[Array, ' B']:
-  """Returns the next token of each row. `keys` [B] are the noise of this row and position; `values`: Sampling.active."""
+  """Returns the next token of each row. `keys` [B]: a random key for each row and position; `values`: Sampling.active."""
   return jnp.argmax(ranked(logits, keys, seen, values), axis=-1).astype(jnp.int32)
 
 
 def ranked(logits, keys, seen, values) -> Float[Array, 'B V']:
-  """Returns scores of which the highest is chosen; in their order they are draws without replacement."""
+  """Returns scores whose maximum is the next token. In descending order of score, tokens are samples without replacement."""
   scores = warped(logits, seen, values)
   return scores + noise(keys, logits.shape[1]) if 'temperature' in values else scores
 
 
 def noise(keys: jax.Array, size: int) -> Float[Array, 'B V']:
-  """Returns the Gumbel noise of each key."""
+  """Returns float32 Gumbel noise for each key."""
   return jax.vmap(lambda key: jax.random.gumbel(key, (size,), jnp.float32))(keys)
 
 
 def warped(logits, seen, values) -> Float[Array, 'B V']:
-  """Returns the logits that are sampled from: penalty, temperature and filters applied."""
+  """Returns the logits to sample from, after penalty, temperature and filters."""
   if 'repetition_penalty' in values:
     logits = penalise(logits, seen, values['repetition_penalty'])
   return keep(heated(logits, values['temperature']), values) if 'temperature' in values else logits
 
 
 def heated(logits: Float[Array, 'B V'], temperature) -> Float[Array, 'B V']:
-  """Returns logits / temperature; where that overflows, what each one is below its row's largest, over the temperature.
+  """Returns logits / temperature; in rows where this overflows, (logits - largest logit) / temperature.
 
-  Both have the same law, and the smallest temperatures choose the largest logit.
+  Both have the same softmax. With the smallest temperatures the largest logit is chosen.
   """
   largest = jnp.max(logits, axis=-1, keepdims=True)
   return (logits - jnp.where(jnp.isfinite(largest / temperature), 0.0, largest)) / temperature
@@ -61,7 +61,7 @@ def keep(logits: Float[Array, 'B V'], values: dict[str, jax.Array]) -> Float[Arr
     logits = drop_below(logits, largest_threshold(logits, jnp.ones_like(logits), values['top_k']))
   if 'top_p' in values:
     probability = jax.nn.softmax(logits, axis=-1)
-    # The total may round to just under 1: a budget of all of it keeps everything.
+    # The probabilities may sum to just under top_p by rounding; the minimum then keeps every token.
     budget = jnp.minimum(values['top_p'], jnp.sum(probability, axis=-1, keepdims=True))
     logits = drop_below(logits, largest_threshold(logits, probability, budget))
   if 'min_p' in values:
@@ -70,7 +70,7 @@ def keep(logits: Float[Array, 'B V'], values: dict[str, jax.Array]) -> Float[Arr
 
 
 def largest_threshold(x: Float[Array, 'B V'], weight: Float[Array, 'B V'], budget) -> Float[Array, 'B 1']:
-  """Returns the largest t, per row, for which the entries with x >= t weigh at least `budget`; -inf if none does.
+  """Returns for each row the largest t for which the weights of the entries with x >= t sum to at least `budget`; -inf if none.
 
   Bisection over the 2^32 float32 values in their order: 32 passes of compare and sum.
   """

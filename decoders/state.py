@@ -1,7 +1,7 @@
-"""The state of rows that are decoded, and the compiled steps that change it: the first token, each further one, the plain loop.
+"""The state of a batch that is decoded, and its compiled steps: the first token, one further token, the loop of plain decoding.
 
-Rows of a batch are padded on the right and advance at their own positions, so a row's tokens are those it gets alone. Noise is
-keyed by (seed, row, position), so they do not depend on the batch size either.
+Rows of a batch are padded on the right, and each row advances at its own positions, so a row gets the tokens that it gets alone.
+The random key of a token depends on (seed, row, position), so its noise does not depend on the batch size.
 """
 
 import functools
@@ -18,16 +18,15 @@ from jaxlm.models import functions
 
 @struct.dataclass
 class DecodeState:
-  """R rows of a batch on their way. The last token of a row is chosen but not yet in the cache."""
+  """Decoding state of R rows. The last token of a row is chosen, but its keys and values are not yet in the cache."""
 
-  tokens: jax.Array  # [R, M] int32, generated so far, padding elsewhere
+  tokens: jax.Array  # [R, M] int32, the tokens generated so far, then padding
   last: jax.Array  # [R] int32, the newest token
   position: jax.Array  # [R] int32, its position
   lengths: jax.Array  # [R] int32, tokens generated
   done: jax.Array  # [R] bool
-  finite: (
-    jax.Array
-  )  # [R] bool, all logits that tokens of the row were to be chosen from; once one is False, all rows are done
+  # [R] bool, whether all logits of the row were finite; if one row is False, all rows are done.
+  finite: jax.Array
   keys: jax.Array  # [R] random keys, one per row
   seen: jax.Array | None  # [R, V] bool, tokens of prompt and output, for the repetition penalty
   total: jax.Array  # [R] int32, the length each row may reach
@@ -36,13 +35,13 @@ class DecodeState:
 
 @functools.partial(jax.jit, static_argnames='samples')
 def fan_out(tree, *, samples: int):
-  """Makes `samples` rows of each row, side by side."""
+  """Repeats each row `samples` times; the copies are neighbours."""
   return jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), tree)
 
 
 @functools.partial(jax.jit, static_argnames='max_new_tokens')
 def start(logits_RV, tokens_RT, lengths_R, total_R, keys_R, pad_id, eos_E, values, *, max_new_tokens) -> DecodeState:
-  """Chooses the first token of each row. The cache is put in by the caller, so that it is not copied here."""
+  """Chooses the first token of each row. The caller adds the cache afterwards, so that it is not copied here."""
   R, V = logits_RV.shape
   seen = None
   if 'repetition_penalty' in values:
@@ -56,7 +55,7 @@ def start(logits_RV, tokens_RT, lengths_R, total_R, keys_R, pad_id, eos_E, value
 
 
 def emit(state: DecodeState, logits_RV, eos_E, values) -> DecodeState:
-  """Chooses the token after `state.position` of each unfinished row. A row whose logits are not finite stays where it is."""
+  """Chooses the token after `state.position` of each unfinished row. If logits of a row are not finite, no row gets a token."""
   rows = jnp.arange(logits_RV.shape[0])
   finite = state.finite & (state.done | jnp.isfinite(logits_RV).all(axis=-1))
   state = state.replace(finite=finite, done=state.done | ~finite.all())
@@ -64,7 +63,7 @@ def emit(state: DecodeState, logits_RV, eos_E, values) -> DecodeState:
   noise_keys = jax.vmap(jax.random.fold_in)(state.keys, position)
   chosen = choose(logits_RV, noise_keys, state.seen, values)
   next_R = jnp.where(state.done, state.last, chosen)
-  # Finished rows write past the end, which drops the write.
+  # Finished rows write past the end of the buffer; such writes are dropped.
   slot = jnp.where(state.done, state.tokens.shape[1], state.lengths)
   lengths = state.lengths + ~state.done
   return state.replace(

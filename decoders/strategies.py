@@ -1,6 +1,7 @@
-"""What decoders may do differently within `decoders.generate`: what becomes of the cache of a prompt, and how rows go on.
+"""The two strategies of `decoders.generate`: a memory reads prompts and may compress their cache, and a loop extends the rows.
 
-A strategy has settings of its own; what a call of `generate` decides comes in one `Plan`. So a strategy serves many calls.
+Other decoders replace one of them. A strategy keeps its own settings and serves many calls of `generate`; what a call decides is
+passed to it as a `Plan`.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,26 +23,26 @@ from jaxlm.language_model import LanguageModel
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a call of `generate` decides for its strategies, of one batch."""
+  """Settings that a call of `generate` passes to its strategies for one batch."""
 
   chunk: int | None = None
-  """Tokens of a prompt that are read at once; None: all."""
+  """Number of a prompt's tokens that are read at once (None: all)."""
   slack: int = 0
-  """Slots that the loop needs beyond a row's last token."""
+  """Number of cache slots that the loop needs beyond a row's last token."""
   slots: int = 0
-  """Slots that each row of the cache has."""
+  """Number of cache slots of each row."""
 
 
 class WholeMemory:
-  """How prompts are read and what becomes of their cache: all is kept. Other decoders pass another one of these."""
+  """Memory strategy of plain decoding: it reads the prompts and keeps their whole cache. Other memories are subclasses."""
 
   wrap: Callable[[FullCache, jax.Array], Any] | None = None
-  """Static function of (empty cache, [B] lengths) that makes the cache which reads the prompts."""
+  """Static function (empty cache, [B] lengths) -> the cache that reads the prompts."""
   room: int | None = None
-  """Tokens that the cache must be able to grow by; None: those to be generated."""
+  """Number of tokens that the cache must have room for beyond the prompt (None: max_new_tokens)."""
 
   def growth(self, max_new_tokens: int, plan: Plan) -> int:
-    """Returns the tokens that the cache is made to grow by."""
+    """Returns the number of slots that the cache needs beyond the prompt."""
     return max(self.room or 0, max_new_tokens) + plan.slack
 
   def read(self, clock: Clock, lm: LanguageModel, padded: PaddedPrompts, total_B, plan: Plan):
@@ -54,43 +55,43 @@ class WholeMemory:
   def compress(
     self, state: DecodeState, advance: Callable, config: ModelConfig, plan: Plan
   ) -> list[tuple[np.ndarray, DecodeState]]:
-    """Returns (rows, their state) of each part of the batch that is decoded together, between them every row.
+    """Returns (row numbers, their state) for each group of rows that is decoded together. Every row is in one group.
 
-    `advance(state, steps, rows)` takes steps. The state is given away: its arrays may be deleted.
+    `advance(state, steps, rows)` returns the state after `steps` steps. The arrays of `state` may be deleted.
     """
     return [(np.arange(len(state.lengths)), state)]
 
   def finished(self, rows_R: np.ndarray, state: DecodeState) -> None:
-    """Is told of each part that is done. All tokens but the last one of each row are in its cache."""
+    """Called when all rows of a group are done. The cache then holds all tokens of each row except the last one."""
 
   def stats(self) -> dict[str, Any]:
     return {}
 
 
 class PlainLoop:
-  """How rows that have been read go on: a token a step. Other decoders pass another one of these."""
+  """Loop strategy of plain decoding: it extends rows by one token per step. Other loops are subclasses."""
 
   slack = 0
-  """Slots that a row needs beyond its last token."""
+  """Number of cache slots that a row needs beyond its last token."""
 
   def check(self, lm: LanguageModel, longest: int, values: dict) -> None:
-    """Raises ValueError if rows of so many tokens cannot be decoded so, with such options of sampling."""
+    """Raises ValueError if the loop cannot decode rows of `longest` tokens with these sampling settings."""
 
   def clear(self) -> None:
-    """Forgets what `stats` would tell: a call of `generate` begins."""
+    """Resets the statistics. Called at the start of each call of `generate`."""
 
   def begin(
     self, clock: Clock, lm: LanguageModel, prompts: Sequence[Sequence[int]], state: DecodeState, plan: Plan
   ) -> Any:
-    """Returns the state that `advance` takes, of rows with these prompts."""
+    """Returns the state for `advance`, of rows with these prompts."""
     return state
 
   def advance(self, clock: Clock, lm: LanguageModel, state: Any, steps: int, eos_E, values) -> tuple[Any, jax.Array]:
-    """Returns (the state after at most so many calls of the model, calls made)."""
+    """Returns (the state after at most `steps` calls of the model, the number of calls made)."""
     return clock.run('decode', decode, lm.params, state, jnp.int32(steps), eos_E, values, config=lm.config)
 
   def finished(self, rows_R: np.ndarray, state: Any) -> None:
-    """Is told of each part of a batch that is done."""
+    """Called when all rows of a group are done."""
 
   def stats(self) -> dict[str, Any]:
     return {}

@@ -1,4 +1,4 @@
-"""The host's look at a batch that grows on the device: it streams what is new, and ends rows at a stop string."""
+"""Polls a batch that is decoded on the device: streams its new tokens, and ends rows at a stop string."""
 
 from collections.abc import Sequence
 import functools
@@ -11,16 +11,16 @@ from decoders.endings import stopped
 
 
 class Watch:
-  """Streams and stops the rows of one batch, whose tokens it reads between two chunks of steps."""
+  """Streams and stops the rows of one batch; it reads their tokens between two chunks of steps."""
 
   def __init__(self, text, prompts: Sequence[Sequence[int]], stop: Sequence[str], stream):
-    """`text(prompt, ids, skip_special)` is what the ids add to a prompt's text."""
+    """`text(prompt, ids, skip_special)` returns the text that the ids add to a prompt."""
     self.text, self.prompts, self.stop, self.stream = text, prompts, stop, stream
     self.sent = [0] * len(prompts)
     self.watching = bool(stop) or stream is not None
 
   def poll(self, state: Any, rows_R: np.ndarray) -> Any:
-    """Returns the state (`decoders.state.DecodeState`), of rows `rows_R` of the batch, with those stopped that end here."""
+    """Returns the state with rows ended at their stop strings. `state`: a DecodeState of the batch's rows `rows_R`."""
     if not self.watching:
       return state
     tokens, lengths = np.asarray(state.tokens), np.array(state.lengths)
@@ -39,7 +39,7 @@ class Watch:
     return state.replace(lengths=jnp.asarray(lengths), done=state.done | stopped)
 
   def stopped_at(self, row: int, ids: list[int]) -> int | None:
-    """The number of tokens after which a stop string is complete, or None."""
+    """Returns the number of tokens after which a stop string is complete, or None."""
 
     def contains(n):
       return stopped(functools.partial(self.text, self.prompts[row]), ids[:n], self.stop)

@@ -1,3 +1,3 @@
-"""Pallas kernels. They run on TPU (Mosaic), on GPU (Pallas Triton) and, interpreted, on a CPU."""
+"""Pallas kernels. They run on TPU (Mosaic), on GPU (Pallas Triton) and on a CPU (interpreted)."""
 
 from pallas_kernels.attention import flash_attention as flash_attention

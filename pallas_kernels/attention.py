@@ -1,7 +1,7 @@
-"""Softmax and sigmoid attention without the [T, S] weights in memory, forward and backward.
+"""Softmax and sigmoid attention that never stores the [T, S] weights, forward and backward.
 
-The Pallas kernels are in attention_kernels.py, their calls and padding in attention_calls.py, the same in ordinary XLA
-operations in attention_xla.py. For softmax on an NVIDIA GPU, JAX's own call of cuDNN is used where it can be.
+attention_kernels.py has the Pallas kernels, attention_calls.py calls them and pads their inputs, and attention_xla.py has the same
+function in ordinary XLA operations. For softmax on an NVIDIA GPU, cuDNN is called through JAX where it supports the arguments.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ def flash_attention(
 ) -> Float[Array, 'B T N H']:
   """Returns sum_j w(s_ij) v_j in q's dtype, s_ij = scale q_i . k_j + bias - slope |i + S - T - j|; masked weights are 0.
 
-  Query i stands at key position i + S - T, so that the last query is at the last key. Products accumulate in float32.
-  A row without any visible key is 0, for softmax too. The backward pass recomputes the weights: it keeps q, k and v
-  (and alibi_slopes), and for softmax also the output and its log-sum-exp.
+  Query i has the key position i + S - T, so the last query is at the last key. Products accumulate in float32. The output of a
+  query that sees no key is 0, for softmax too. The backward pass recomputes the weights: it keeps q, k and v (and alibi_slopes),
+  and for softmax also the output and its log-sum-exp.
 
   Args:
-    q, k, v: of one dtype, float32, bfloat16 or float16; N is a multiple of K. Any lengths and head dim: they are padded.
+    q, k, v: of one dtype, float32, bfloat16 or float16; N is a multiple of K. Lengths and head dim may have any size.
     operation: 'softmax', or 'sigmoid' (https://arxiv.org/abs/2409.04431), whose bias is often -log(S).
     causal: hides keys after the query's position.
-    window: how far a query sees, itself counted: keys at distance 0 .. window - 1, to both sides if not causal.
-    scale: H ** -0.5 if None.
-    bias, alibi_slopes: constants; no gradient flows to them, and bias is a Python number.
-    segments: of queries and keys, T = S: a query sees keys of its own segment only, as documents that share a row must.
-    block_q, block_k: of the kernels: powers of two, at least 16 (a TPU takes at least 128); None is a default of the platform.
-    implementation: 'pallas' (TPU, GPU), 'xla' (everywhere), 'cudnn' (NVIDIA GPU; softmax without ALiBi or segments, T = S, 16 bits).
-      None takes what is fastest where it runs: see `default_implementation`.
-    interpret: runs the kernels, on any platform, as ordinary JAX operations: slow, for tests.
+    window: number of keys that a query sees, its own position included: distances 0 .. window - 1, on both sides if not causal.
+    scale: factor of the dot products (None: H ** -0.5).
+    bias, alibi_slopes: constants without gradients; bias is a Python number.
+    segments: segment number of each position (T = S). A query sees only keys of its own segment, for rows of several documents.
+    block_q, block_k: block sizes of the kernels: powers of two, at least 16 (128 on a TPU). None: the platform's default.
+    implementation: 'pallas' (TPU, GPU), 'xla' (everywhere), 'cudnn' (NVIDIA GPU; softmax without ALiBi or segments, 16 bits, T = S
+      if causal). None chooses the fastest for the platform: see `default_implementation`.
+    interpret: run the kernels as ordinary JAX operations on any platform; slow, for tests.
 
   Raises:
-    ValueError: arguments that do not fit together, or that `implementation` cannot do.
+    ValueError: arguments do not fit together, or `implementation` does not support them.
     NotImplementedError: 'pallas' on a CPU without `interpret`, when the program is compiled.
   """
   _check(q, k, v, operation, window, alibi_slopes, segments, block_q, block_k)
@@ -79,43 +79,43 @@ def flash_attention(
     implementation = default_implementation(spec, q, k, segments)
   if implementation == 'cudnn':
     if reason := _cudnn_cannot(spec, q, k, segments):
-      raise ValueError(f"implementation='cudnn' cannot do this: {reason}. Leave it out, or pass 'xla'.")
+      raise ValueError(f"implementation='cudnn' does not support this call: {reason}. Leave it out, or pass 'xla'.")
     return _cudnn(q, k, v, spec)
   return _jitted(q, k, v, alibi_slopes, segments, spec, implementation)
 
 
 def default_implementation(spec: calls.Spec, q: jax.Array, k: jax.Array, segments=None) -> str | None:
-  """Returns 'cudnn' on an NVIDIA GPU for what it can do; else None: see attention_calls.FASTEST, by platform."""
+  """Returns 'cudnn' on an NVIDIA GPU if cuDNN supports the arguments; otherwise None, which means attention_calls.FASTEST."""
   device = jax.devices()[0]
   nvidia = device.platform == 'gpu' and device.device_kind.startswith('NVIDIA')
   return 'cudnn' if nvidia and _cudnn_cannot(spec, q, k, segments) is None else None
 
 
 def chosen_implementation(spec: calls.Spec, q: jax.Array, k: jax.Array, segments=None) -> str:
-  """Returns the name of what a call without an `implementation` takes on this process's devices; q and k may be abstract."""
+  """Returns the implementation that a call without one uses on this process's devices; q and k may be abstract."""
   platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
   kernels = 'xla' if calls.FASTEST[platform] == 'xla' else 'pallas'
   return default_implementation(spec, q, k, segments) or kernels
 
 
 def _cudnn_cannot(spec: calls.Spec, q: jax.Array, k: jax.Array, segments) -> str | None:
-  """Returns what of a call cuDNN's flash attention has no form for, or None."""
+  """Returns why cuDNN's flash attention does not support a call, or None if it does."""
   (T, H), S = (q.shape[1], q.shape[3]), k.shape[1]
   if spec.operation != 'softmax' or spec.alibi or segments is not None:
     return 'it is for softmax without ALiBi or segments'
   if q.dtype == jnp.float32:
     return 'it is for 16 bits, not float32'
   if H % 8 or H > 128:
-    return f'the head size {H} is no multiple of 8 up to 128'
+    return f'the head size {H} is not a multiple of 8 up to 128'
   if spec.causal and T != S:
-    return f'{T} causal queries and {S} keys must be equally many'
+    return f'causal attention needs as many queries as keys, not {T} queries and {S} keys'
   if spec.window is not None and not spec.causal:
     return 'a window must be causal'
   return None
 
 
 def _cudnn(q, k, v, spec: calls.Spec):
-  # A constant added to all logits changes no softmax, so spec.bias is left out.
+  # A constant added to all logits does not change a softmax, so spec.bias is left out.
   window = None if spec.window is None else (spec.window - 1, 0)
   return jax.nn.dot_product_attention(
     q, k, v, scale=spec.scale, is_causal=spec.causal, local_window_size=window, implementation='cudnn'
@@ -133,7 +133,7 @@ def _forward(q, k, v, slopes, segments, spec, how):
 
 
 def attend_forward(q, k, v, slopes, segments, spec: calls.Spec, how: str | None):
-  """Returns the output and what the backward pass keeps: q, k, v; and (out, lse) for softmax."""
+  """Returns the output and the residuals of the backward pass: the inputs, and for softmax (out, lse)."""
   out, lse = _forward(q, k, v, slopes, segments, spec, how)
   return out, (q, k, v, slopes, segments, None if spec.operation == 'sigmoid' else (out, lse))
 

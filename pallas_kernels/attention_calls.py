@@ -1,7 +1,7 @@
-"""Calls of the attention kernels: what each platform wants of blocks, head dim and compiler, padding to it, and the grid.
+"""Calls of the attention kernels: padding, blocks and compiler parameters for each platform, and the grid.
 
-On a TPU the keys of a head, and for dK and dV the queries of a group, stay in VMEM whole: G T H 8 bytes in bfloat16 with
-double buffering (v5e has room for G T = 64k at H = 128, not for 128k). On a GPU they are read block by block.
+On a TPU all keys of a head, and for dK and dV all queries of a group, stay in VMEM: G T H 8 bytes in bfloat16 with double
+buffering (v5e has room for G T = 64k at H = 128, but not for 128k). On a GPU they are read block by block.
 
 Array names carry shapes: B batch, T queries, S keys, N query heads, K key heads, H head dim.
 """
@@ -20,8 +20,8 @@ from pallas_kernels import attention_kernels as kernels
 from pallas_kernels import attention_xla
 
 FASTEST = {'tpu': 'tpu', 'cuda': 'gpu', 'rocm': 'gpu', 'cpu': 'xla'}
-"""By platform, how a call without an `implementation` is computed: the kernels as compiled for 'tpu' or 'gpu', or 'xla'."""
-DEFAULT_BLOCKS = {'tpu': (256, 512), 'gpu': (64, 64), 'interpret': (128, 128)}  # Queries, keys. Not tuned.
+"""Platform -> how a call without an `implementation` runs: the kernels compiled for 'tpu' or 'gpu', or 'xla'."""
+DEFAULT_BLOCKS = {'tpu': (256, 512), 'gpu': (64, 64), 'interpret': (128, 128)}  # (queries, keys), not tuned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +37,15 @@ class Spec:
   block_q: int | None
   block_k: int | None
   num_warps: int = 4
-  """On a GPU: groups of 32 threads that share a block."""
+  """On a GPU: number of warps (groups of 32 threads) that share a block."""
   num_stages: int = 2
-  """On a GPU: blocks of keys on their way at once."""
+  """On a GPU: number of pipeline stages, that is of blocks loaded at the same time."""
 
 
 def platform_dependent(call, how: str | None, *arrays):
-  """Returns call(kind, *arrays), its kind chosen when it is lowered for a platform.
+  """Returns call(kind, *arrays); `kind` is chosen when the program is lowered for a platform.
 
-  how: 'xla' and 'interpret' are kinds for all platforms; 'pallas' is the kernels, where there are any; None is FASTEST.
+  how: 'xla' and 'interpret' are the kind on all platforms; 'pallas' is the platform's kernels; None is FASTEST.
   """
   if how in ('xla', 'interpret'):
     return call(how, *arrays)
@@ -84,7 +84,7 @@ def backward(spec: Spec, platform: str, q, k, v, slopes, segments, dout, stats):
   k_BKSH, v_BKSH = (_padded(x, rule.block_k, platform) for x in (k, v))
   (padded_T, padded_H), padded_S = q_BNTH.shape[2:], k_BKSH.shape[2]
   query, keys, column, group, key, rows = _specs(rule, padded_T, k_BKSH.shape[2:])
-  # Padding with a huge lse: exp(S - lse) is 0 in rows that are not there.
+  # The lse of padding rows is huge, so that exp(S - lse) is 0 there.
   fills = (-kernels.HIDDEN, 0.0)
   stats = [jnp.pad(x, ((0, 0), (0, 0), (0, padded_T - T)), constant_values=fill) for x, fill in zip(stats, fills)]
 
@@ -115,13 +115,13 @@ def _rule(spec: Spec, platform: str, q, k, segments) -> kernels.Rule:
 
 
 def _block(size: int, length: int, platform: str) -> int:
-  """No longer than the sequence, and whole tiles: 128 lanes on TPU, at least 16 for Triton's products."""
+  """Returns the block size: at most the padded sequence, at least 128 (lanes) on TPU and 16 (Triton's products) elsewhere."""
   smallest = 128 if platform == 'tpu' else 16
   return max(smallest, min(size, 1 << (length - 1).bit_length()))
 
 
 def _padded(x_BTNH, block: int, platform: str):
-  """Returns [B, N, T', H'] with zeros: T' a multiple of block, H' of 128 lanes on TPU, a power of two elsewhere."""
+  """Returns [B, N, T', H'] padded with zeros: T' is a multiple of `block`; H' one of 128 on TPU, a power of two elsewhere."""
   if platform == 'tpu' and x_BTNH.dtype == jnp.float16:
     x_BTNH = x_BTNH.astype(jnp.float32)  # Mosaic has no float16 loads.
   T, H = x_BTNH.shape[1], x_BTNH.shape[3]
@@ -189,7 +189,7 @@ def _call(kernel, spec: Spec, rule: kernels.Rule, platform: str, slopes_BN, grid
 
 
 def _tpu_params(blocks, rule: kernels.Rule):
-  """Asks for the VMEM that the double-buffered blocks take, where the compiler's own limit of 16 MiB is too little."""
+  """Returns compiler parameters with a VMEM limit that fits the double-buffered blocks, if the default of 16 MiB is too small."""
   size = lambda shape, dtype: math.prod(d or 1 for d in shape) * jnp.dtype(dtype).itemsize
   tiles = 8 * 4 * rule.block_q * rule.block_k
   needed = 2 * sum(size(shape, dtype) for shape, dtype in blocks) + tiles + 2**21

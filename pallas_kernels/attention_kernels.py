@@ -1,15 +1,15 @@
 """Kernel bodies of flash attention: one block of queries against a row of keys, and the reverse.
 
-  S = scale Q K^T + bias - slope |i + offset - j|        offset = keys - queries: the last query stands at the last key
+  S = scale Q K^T + bias - slope |i + offset - j|        offset = keys - queries: the last query is at the last key
   sigmoid   P = sigmoid(S)         dS = P (1 - P) dP
   softmax   P = exp(S - lse)       dS = P (dP - delta),  delta = rowsum(dO O)
   O = P V    dV = P^T dO    dP = dO V^T    dQ = scale dS K    dK = scale dS^T Q
 
-https://arxiv.org/abs/2409.04431, section on FlashSigmoid. Sigmoid needs neither lse nor delta: its forward pass is a plain
-sum over key blocks. It is not invariant to a shift of a row, so ALiBi cannot be shortened to slope * j as in softmax.
+See https://arxiv.org/abs/2409.04431, section on FlashSigmoid. Sigmoid needs neither lse nor delta: its forward pass is a plain sum
+over key blocks. Sigmoid is not invariant to a shift of a row, so ALiBi cannot be simplified to slope * j as for softmax.
 
-Blocks are two-dimensional, X queries by Y keys (or Y by X where named YX, which spares the transposes in dK and dV).
-Products take their inputs' dtype and accumulate in float32; whole blocks of hidden keys are left out by the loops' bounds.
+Blocks are two-dimensional: X queries by Y keys, or Y by X in names with YX, which avoids transposes in dK and dV. Products have
+inputs of the arrays' dtype and accumulate in float32. The loop bounds skip blocks in which all keys are hidden.
 """
 
 import dataclasses
@@ -20,21 +20,21 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 import numpy as np
 
-HIDDEN = -1e30  # Finite, so that a row with nothing to see has no inf - inf.
+HIDDEN = -1e30  # Finite, so that a row without visible keys does not compute inf - inf.
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """The static part of a call, as the kernels see it."""
+  """The static arguments of the kernels."""
 
   operation: str
   scale: float
   bias: float
   alibi: bool
-  segments: bool  # Queries see the keys of their own segment only.
-  before: int | None  # How many keys before its own position a query sees; None is all.
-  after: int | None  # And after it.
-  keys: int  # The rest of K and V is padding.
+  segments: bool  # Queries see only the keys of their own segment.
+  before: int | None  # Number of keys that a query sees before its position; None: all.
+  after: int | None  # Number of keys that a query sees after its position; None: all.
+  keys: int  # Number of keys; the rest of K and V is padding.
   offset: int  # Position of query 0 among the keys.
   group: int  # Query heads per key head.
   block_q: int
@@ -42,7 +42,10 @@ class Rule:
 
 
 def forward(slope_ref, q_ref, k_ref, v_ref, *refs, rule: Rule):
-  """One block of queries. refs: segments of the queries as a column and of the keys as a row, if any; O; for softmax, its lse."""
+  """Computes O for one block of queries.
+
+  refs: if there are segments, those of the queries as a column and those of the keys as a row; O; for softmax, lse.
+  """
   (query_segments_ref, key_segments_ref), (out_ref, *lse_ref) = _segments_first(refs, rule)
   q_XH = q_ref[...]
   first_query = pl.program_id(2) * rule.block_q
@@ -78,12 +81,12 @@ def forward(slope_ref, q_ref, k_ref, v_ref, *refs, rule: Rule):
   empty_X1 = sum_X1 == 0.0
   sum_X1 = jnp.where(empty_X1, 1.0, sum_X1)
   out_ref[...] = (acc_XH / sum_X1).astype(out_ref.dtype)
-  # Such a row's weights must be 0 in the backward pass too: exp(S - 1e30).
+  # The weights of an empty row must be 0 in the backward pass too: exp(S - 1e30).
   lse_ref[0][...] = jnp.where(empty_X1, -HIDDEN, max_X1 + jnp.log(sum_X1))
 
 
 def query_gradient(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: Rule):
-  """One block of queries: dQ. refs: segments as in `forward`; lse and delta as columns, for softmax; dQ."""
+  """Computes dQ for one block of queries. refs: segments as in `forward`; for softmax, lse and delta as columns; dQ."""
   (query_segments_ref, key_segments_ref), (*stats, dq_ref) = _segments_first(refs, rule)
   q_XH, dout_XH = q_ref[...], dout_ref[...]
   stats = [ref[...] for ref in stats]
@@ -105,10 +108,10 @@ def query_gradient(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: Rule):
 
 
 def key_gradients(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: Rule):
-  """One block of keys: dK and dV, summed over the group's query heads, which follow one another in the rows of Q and dO.
+  """Computes dK and dV for one block of keys, summed over the query heads of its group, which are stacked in the rows of Q and dO.
 
-  refs: segments of the keys as a column and of the queries in one row for each block, if any; lse and delta in such rows, for
-  softmax; dK; dV.
+  refs: if there are segments, those of the keys as a column and those of the queries as one row per block; for softmax, lse and
+  delta as one row per block; dK; dV.
   """
   (key_segments_ref, query_segments_ref), (*stats_refs, dk_ref, dv_ref) = _segments_first(refs, rule)
   k_YH, v_YH = k_ref[...], v_ref[...]
@@ -149,7 +152,7 @@ def _segments_first(refs, rule: Rule):
 
 
 def _same(column_ref, rows_ref, at):
-  """Returns which pairs are of one segment: of a column, and of the part `at` of a row, or the row `at` of several."""
+  """Returns which pairs share a segment: the column against the part `at` of a single row, or against row `at` of several."""
   if column_ref is None:
     return None
   row = rows_ref[:, at] if len(rows_ref.shape) == 2 else rows_ref[at]
@@ -186,7 +189,7 @@ def _keys_seen(first_query, padded_keys: int, rule: Rule):
 
 
 def _blocks_within(first, count: int, before: int | None, after: int | None, block: int, length: int):
-  """Returns low, high: the blocks of 0 .. length that meet first - before .. first + count - 1 + after."""
+  """Returns (low, high): the blocks of 0 .. length that overlap positions first - before .. first + count - 1 + after."""
   index = lambda n: lax.div(jnp.maximum(n, 0), np.int32(block))
   low = 0 if before is None else index(first - before)
   high = length // block if after is None else jnp.minimum(index(first + count + after + block - 1), length // block)
@@ -199,7 +202,8 @@ def _block_at(i, block: int):
 
 def _dot(a, b, axis: int):
   """Contracts a's last axis with b's `axis`."""
-  # Said outright: a GPU would round float32 to TF32, a TPU to bfloat16; and a global default must not reach bfloat16 inputs.
+  # Explicit, because by default a GPU rounds float32 to TF32 and a TPU to bfloat16, and because a global setting must not change
+  # products of bfloat16.
   precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
   return lax.dot_general(
     a, b, (((1,), (axis,)), ((), ())), precision=precision, preferred_element_type=jnp.float32

@@ -1,6 +1,6 @@
-"""Flash attention as ordinary XLA operations, for the platforms that have no kernel: the formulas of attention_kernels.py.
+"""Flash attention in ordinary XLA operations, for platforms without kernels. The formulas are those of attention_kernels.py.
 
-A scan takes some queries at a time, so that the [T, S] weights never exist, nor does the backward pass keep any of them.
+A scan computes C queries at a time, so that the [T, S] weights never exist as a whole. The backward pass computes them again.
 
 Array names carry shapes: B batch, C queries of a piece, S keys, N query heads, K key heads, G = N/K, H head dim.
 """
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention_kernels import HIDDEN
 
-PIECE_WEIGHTS = 2**24  # Weights of one piece, over all rows and heads: 64 MiB of float32.
+PIECE_WEIGHTS = 2**24  # Largest number of weights in one piece, over all rows and heads: 64 MiB in float32.
 
 
 def forward(spec, q_BTNH, k_BSKH, v_BSKH, slopes_BN, segments_BT):
@@ -53,7 +53,7 @@ def backward(spec, q_BTNH, k_BSKH, v_BSKH, slopes_BN, segments_BT, dout_BTNH, st
 
 
 class _Pieces:
-  """How T queries are split for a scan over pieces of C; the last piece is filled up with zeros."""
+  """Splits T queries into pieces of C for a scan. The last piece is padded with zeros."""
 
   def __init__(self, T: int, C: int, K: int):
     self.T, self.C, self.K, self.count = T, C, K, -(-T // C)
@@ -86,7 +86,7 @@ def _pieces(q_BTNH, k_BSKH) -> _Pieces:
 
 
 def _logits(spec, q_BCKGH, k_BSKH, first, T: int, slopes_BN, segments_BT):
-  """Returns float32 logits [B, K, G, C, S], and which are visible, with axes of 1; `first` is the piece's first query."""
+  """Returns float32 logits [B, K, G, C, S] and a mask of visible ones that broadcasts; `first` is the piece's first query."""
   (B, C, K, G, _), S = q_BCKGH.shape, k_BSKH.shape[1]
   logits = _einsum('BCKGH,BSKH->BKGCS', q_BCKGH, k_BSKH) * spec.scale + spec.bias
   distance_CS = (first + jnp.arange(C))[:, None] + (S - T) - jnp.arange(S)[None]
@@ -99,14 +99,14 @@ def _logits(spec, q_BCKGH, k_BSKH, first, T: int, slopes_BN, segments_BT):
   if spec.window is not None:
     visible_CS &= jnp.abs(distance_CS) < spec.window
   visible = visible_CS[None, None, None]
-  if segments_BT is not None:  # Queries beyond T have no segment of their own, and their outputs are dropped.
+  if segments_BT is not None:  # Padding queries beyond T take the last segment; their outputs are dropped.
     own_BC = jax.vmap(lambda segments_T: segments_T[jnp.minimum(first + jnp.arange(C), T - 1)])(segments_BT)
     visible = visible & (own_BC[:, :, None] == segments_BT[:, None])[:, None, None]
   return logits, visible
 
 
 def _log_sum_exp(logits, visible):
-  """Returns -HIDDEN, which makes all weights 0, for a row that sees nothing."""
+  """Returns the log-sum-exp over visible keys. For a row without any it is -HIDDEN, which makes all weights 0."""
   lse = jax.nn.logsumexp(jnp.where(visible, logits, HIDDEN), axis=-1, keepdims=True)
   return jnp.where(visible.any(axis=-1, keepdims=True), lse, -HIDDEN)
 
@@ -117,6 +117,6 @@ def _weights(logits, visible, lse):
 
 
 def _einsum(equation: str, a, b):
-  # As in the kernels: float32 is not rounded to TF32 or bfloat16, whatever the platform's default is.
+  # As in the kernels, float32 inputs are not rounded to TF32 or bfloat16.
   precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
   return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)

@@ -2,8 +2,8 @@
 
   average = 1/n sum_i params_i                   https://arxiv.org/abs/1706.03762, section 6.1
 
-Only checkpoints at multiples of run.save_every count, and the last: a run that was stopped in between has further ones, and is to
-leave the same average as one that never stopped.
+Only the last checkpoint and those at multiples of run.save_every count. A run that was stopped has additional checkpoints, and must
+leave the same average as a run that never stopped.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from trainers.config import RunConfig
 
 
 def averaged_steps(config: RunConfig, there: Sequence[int]) -> list[int]:
-  """Returns which of the steps that have a checkpoint are averaged, as if the newest were the last one of the run."""
+  """Returns the steps that are averaged, of the steps `there` that have a checkpoint, if the newest is the end of the run."""
   if not config.average_last or not there:
     return []
   counted = (
@@ -32,11 +32,11 @@ def average_checkpoints(folder: str | Path, steps: Sequence[int], abstract: Any)
 
   Args:
     folder: the `checkpoints` folder of a run.
-    steps: those to average.
+    steps: steps of the checkpoints to average.
     abstract: the parameters as shapes with shardings.
 
   Raises:
-    CheckpointError: a checkpoint that cannot be read.
+    CheckpointError: a checkpoint cannot be read.
   """
   total = None
   add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
@@ -47,7 +47,7 @@ def average_checkpoints(folder: str | Path, steps: Sequence[int], abstract: Any)
 
 
 def save(directory: str | Path, step: int, params: Any, steps: Sequence[int]) -> None:
-  """Writes the average of `steps` as that of the run's last step. Raises CheckpointError if it cannot be written."""
+  """Writes the average `params` of the checkpoints `steps` as RUN/average/STEP. Raises CheckpointError if that fails."""
   saver = checkpoint.Checkpointer(Path(directory) / checkpoint.AVERAGE, keep=1)
   try:
     saver.save(step, {'params': params}, {'averaged': list(steps), 'digests': {'params': digest.digests(params)}})
@@ -57,5 +57,5 @@ def save(directory: str | Path, step: int, params: Any, steps: Sequence[int]) ->
 
 
 def saved(directory: str | Path, step: int) -> bool:
-  """Whether a run has the average that belongs to a step."""
+  """Returns whether a run has an average for a step."""
   return step in checkpoint.steps(Path(directory) / checkpoint.AVERAGE)

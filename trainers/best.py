@@ -1,4 +1,4 @@
-"""Which evaluation of a run is the best so far, and how many came after it."""
+"""Keeps track of a run's best evaluation so far, and of the number of evaluations since then."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Best:
   metric: str
   mode: Literal['min', 'max']
   value: float | None = None
-  """Value of the metric; None before there is one."""
+  """Value of the metric; None before the first one."""
   step: int = 0
   waited: int = 0
-  """Evaluations since then."""
+  """Number of evaluations since then."""
 
   def after(self, step: int, metrics: Mapping[str, float]) -> Best:
-    """Returns what is the best after a further evaluation. One whose metric is not finite is worse than any other.
+    """Returns the best evaluation after one more. An evaluation whose metric is not finite is never the best.
 
     Raises:
       ConfigError: the evaluation does not have the metric.
@@ -40,12 +40,11 @@ class Best:
     return value < self.value if self.mode == 'min' else value > self.value
 
   def noted(self, notes: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Best:
-    """Returns the best so far of a run that goes on.
+    """Returns the best evaluation so far of a run that is resumed.
 
     Args:
-      notes: `dataclasses.asdict` of an earlier Best; empty in checkpoints that are older than these notes.
-      rows: what the run has logged up to its checkpoint, which tells where the notes do not: older ones have none, and they may
-        be about another metric.
+      notes: `dataclasses.asdict` of the Best in the checkpoint; empty in checkpoints of older versions.
+      rows: the metrics logged up to the checkpoint. They are used if the notes are empty or about another metric.
     """
     if (notes.get('metric'), notes.get('mode')) == (self.metric, self.mode):
       return Best(**notes)
@@ -57,7 +56,7 @@ class Best:
 
 
 def first(config: RunConfig, task: Any) -> Best:
-  """Returns the state before any evaluation, with the metric of the config or else of the task."""
+  """Returns the state before the first evaluation. The metric is the config's, or the task's if the config names none."""
   metric = config.best_metric or task.best_metric
   rising = metric in task.higher_is_better if config.best_mode == 'auto' else config.best_mode == 'max'
   return Best(metric, 'max' if rising else 'min')

@@ -1,4 +1,4 @@
-"""PRESET and flags -> a config. Knows every dataclass field, and nothing of JAX."""
+"""Parses a trainer's command line, PRESET and flags, into a config. This file does not import JAX."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -16,17 +16,17 @@ T = TypeVar('T', bound=TrainConfig)
 def parse(
   presets: Mapping[str, tuple[str, T]], default: str, *, prog: str, description: str, args: Sequence[str] | None = None
 ) -> T:
-  """Returns a preset's config with the flags applied; `run.directory` is runs/PRESET unless a flag says otherwise, with
-  --start runs/PRESET-continued.
+  """Returns a preset's config with the flags applied. Without a flag, `run.directory` is runs/PRESET, or with --start
+  runs/PRESET-continued.
 
   Args:
-    presets: name -> (what it is, config).
-    default: preset of a command line that names none.
-    prog: what the user typed, for the help.
+    presets: name -> (description, config).
+    default: the preset if the command line names none.
+    prog: the command as the user types it, for the help.
     description: first line of the help.
-    args: command line without the program; sys.argv when None.
+    args: command line without the program (None: sys.argv).
 
-  Exits with a message for an unknown preset or flag (suggesting the nearest) and for settings that cannot work together.
+  Exits with a message for an unknown preset or flag (it suggests the nearest) and for settings that cannot work together.
   """
   args = list(sys.argv[1:] if args is None else args)
   name = args.pop(0) if args and not args[0].startswith('-') else default
@@ -34,7 +34,7 @@ def parse(
     exit_with(str(errors.unknown('preset', name, presets)), code=2)
   config = presets[name][1]
   if config.run.directory is None:
-    # A run that goes on from another one is not to be in its place.
+    # A run that starts from another run must not use that run's directory.
     place = f'runs/{name}-continued' if any(a.split('=')[0] == '--start' for a in args) else f'runs/{name}'
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, directory=place))
   listing = '\n'.join(f'  {n:<12} {text}{" (default)" if n == default else ""}' for n, (text, _) in presets.items())
@@ -49,7 +49,7 @@ def parse(
 
 
 def explicit_fields(section: str, args: Sequence[str] | None = None) -> frozenset[str]:
-  """Returns the fields of a section that flags set: --model.rope.theta and --model.no-qkv-bias say rope and qkv_bias."""
+  """Returns the fields of a section that flags set: {rope, qkv_bias} for --model.rope.theta and --model.no-qkv-bias."""
   args = sys.argv[1:] if args is None else args
   flags = [a.removeprefix(f'--{section}.') for a in args if a.startswith(f'--{section}.')]
   return frozenset(a.split('=')[0].split('.')[0].replace('-', '_').removeprefix('no_') for a in flags)
@@ -61,7 +61,7 @@ def exit_with(message: str, code: int = 1) -> None:
 
 
 def run(main: Callable[[T], object], config: T) -> None:
-  """Calls main(config); what the user can mend is shown as one message, without a trace."""
+  """Calls main(config). Errors that the user can fix are shown as one message, without a traceback."""
   try:
     main(config)
   except (ConfigError, errors.DataError, errors.CheckpointError, errors.DivergedError) as e:

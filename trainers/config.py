@@ -1,4 +1,4 @@
-"""What every trainer can be told, as plain data: no JAX here, so that command lines can show their help at once."""
+"""Settings that all trainers share, as plain data. This file does not import JAX, so that a command shows its help at once."""
 
 import dataclasses
 import math
@@ -9,41 +9,41 @@ from jaxlm.config import check_choices
 
 
 class ConfigError(ValueError):
-  """Settings that cannot work together, or not on these devices; the message says which would."""
+  """Settings that cannot work together, or not on these devices; the message says which ones would work."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW with warm-up, a schedule and clipping; the defaults are the attention-sink paper's."""
+  """AdamW with warm-up, a schedule and clipping; the defaults are those of the attention-sink paper."""
 
   learning_rate: float = 4e-4
-  """Peak of the schedule."""
+  """Highest learning rate of the schedule. Large models need a lower one."""
   schedule: Literal['cosine', 'constant', 'linear', 'wsd', 'inverse_sqrt'] = 'constant'
-  """After the warm-up: cosine or linear decay to the last step, constant, constant and then a linear decay (wsd), or proportional
-  to 1 / sqrt(step), as translation models are trained (inverse_sqrt)."""
+  """Learning rate after the warm-up. cosine and linear: it decays until the last step. constant: it does not change. wsd: constant,
+  then a linear decay. inverse_sqrt: proportional to 1 / sqrt(step), as for translation models."""
   warmup_steps: int = 100
-  """The learning rate rises linearly from 0 over these steps."""
+  """Number of first steps in which the learning rate rises linearly from 0."""
   decay_fraction: float = 0.1
-  """wsd: part of all steps that the final decay takes."""
+  """wsd: share of all steps that the final decay takes."""
   min_lr_ratio: float = 0.1
-  """cosine, linear, wsd: the learning rate of the last step is this times the peak."""
+  """cosine, linear, wsd: learning rate of the last step, divided by the highest one."""
   beta1: float = 0.9
-  """Adam's decay of its average of the gradients, per step."""
+  """Decay per step of Adam's moving average of the gradients."""
   beta2: float = 0.95
-  """Adam's decay of its average of the squared gradients, per step. Small batches need a value nearer to 1."""
+  """Decay per step of Adam's moving average of the squared gradients. Small batches need a value nearer to 1."""
   eps: float = 1e-8
-  """Added to the root of the squared gradients that Adam divides by."""
+  """Added to the root of the average squared gradient, by which Adam divides."""
   weight_decay: float = 0.1
-  """Decoupled: parameters shrink by learning_rate * weight_decay per step."""
+  """Each step multiplies parameters by 1 - learning_rate * weight_decay (decoupled weight decay)."""
   decay_exempt: tuple[Literal['norm', 'bias', 'embedding'], ...] = ()
-  """Parameters without weight decay; the paper decays all of them."""
+  """Kinds of parameters without weight decay; the paper decays all of them."""
   clip_norm: float = 1.0
-  """Gradients are scaled down to this global norm (0: never)."""
+  """Largest global norm of the gradients; larger gradients are scaled down to it (0: no clipping)."""
 
   def __post_init__(self):
     check_choices(self)
     for name in ('learning_rate', 'weight_decay', 'clip_norm', 'warmup_steps'):
-      # A negative norm would turn gradient descent round. Written so that what is not a number is refused as well.
+      # A negative norm would reverse gradient descent. The comparison is also false for NaN.
       if not 0 <= getattr(self, name) < math.inf:
         raise ValueError(f'optimizer.{name}={getattr(self, name)} must be a number and not negative.')
     if not 0 < self.eps < math.inf:
@@ -63,9 +63,10 @@ class MeshConfig:
   """How the devices share the work. With fsdp = tensor = 1 every device holds the whole model and a part of the batch."""
 
   fsdp: int = 1
-  """Parameters, gradients and optimizer state are split over this many devices, which also split the batch."""
+  """Number of devices over which parameters, gradients and optimizer state are split; they also split the batch. Raise it if a
+  model does not fit in the memory of one device."""
   tensor: int = 1
-  """Heads, MLP width and vocabulary are split over this many devices, which share their rows of the batch."""
+  """Number of devices over which heads, MLP width and vocabulary are split; they compute the same rows of the batch."""
 
   def __post_init__(self):
     if self.fsdp < 1 or self.tensor < 1:
@@ -77,13 +78,13 @@ class DistributedConfig:
   """Training on several hosts. Start the same command on each of them."""
 
   initialize: bool = False
-  """Find the other hosts by what the environment says: TPU pods, SLURM, Open MPI."""
+  """Find the other hosts from the environment: on TPU pods, with SLURM and with Open MPI."""
   coordinator: str | None = None
-  """Address of process 0, host:port, where the environment does not say."""
+  """Address of process 0 as host:port, if the environment does not give it."""
   num_processes: int | None = None
-  """How many processes train together, where the environment does not say."""
+  """Number of processes that train together, if the environment does not give it."""
   process_id: int | None = None
-  """Number of this process, 0 to num_processes - 1, where the environment does not say."""
+  """Number of this process, 0 to num_processes - 1, if the environment does not give it."""
 
   def __post_init__(self):
     explicit = (self.coordinator, self.num_processes, self.process_id)
@@ -100,39 +101,39 @@ class RunConfig:
   """How long to train, what to write and where."""
 
   directory: str | None = None
-  """Run directory (none: runs/PRESET). Starting the same command again resumes what is there."""
+  """Run directory (none: runs/PRESET). Starting the same command again resumes the run in it."""
   steps: int = 1000
-  """Optimizer steps in total."""
+  """Total number of optimizer steps."""
   accumulate: int = 1
-  """Micro-batches per step; the same result as the whole batch at once, in less memory."""
+  """Number of micro-batches per step. More: less memory, with the same result."""
   ema_decay: float = 0.0
-  """Keep a moving average of the parameters, ema = decay * ema + (1 - decay) * params (0: none). It is what is evaluated
-  and loaded."""
+  """Decay of a moving average of the parameters, ema = decay * ema + (1 - decay) * params (0: no average). The average is what is
+  evaluated, and loaded from checkpoints."""
   log_every: int = 10
-  """Steps between lines of metrics.jsonl."""
+  """Number of steps between lines of metrics.jsonl."""
   eval_every: int = 200
-  """Steps between evaluations (0: only at the end)."""
+  """Number of steps between evaluations (0: only at the end)."""
   save_every: int = 200
-  """Steps between checkpoints (0: only at the end)."""
+  """Number of steps between checkpoints (0: only at the end)."""
   keep: int = 2
   """Number of newest checkpoints to keep, besides the best one and those that average_last needs."""
   best_metric: str | None = None
-  """Held-out metric by which checkpoints are compared: the best one is kept (none: the trainer's own choice, often the loss)."""
+  """Held-out metric by which the best checkpoint is chosen, which is kept (none: the trainer's default, often the loss)."""
   best_mode: Literal['auto', 'min', 'max'] = 'auto'
   """Whether the smallest or the largest value of that metric is the best (auto: the trainer knows its metrics)."""
   patience: int = 0
-  """End the run early after this many evaluations in a row without a new best one (0: never)."""
+  """Number of evaluations in a row without a new best one after which the run ends early (0: never)."""
   average_last: int = 0
-  """At the end, average the parameters of this many last checkpoints, as translation models do; the average is what is loaded
-  (0: no average). Checkpoints between those of save_every do not count."""
+  """Number of last checkpoints whose parameters are averaged at the end, as for translation models (0: no average). The average is
+  loaded instead of the last checkpoint. Checkpoints between those of save_every do not count."""
   seed: int = 0
-  """Seed for the parameters and for everything random in the loss."""
+  """Seed for the parameters and for all random numbers in the loss."""
   profile: int = 0
-  """Trace this many steps after the first few into RUN/profile, for TensorBoard or Perfetto (0: none)."""
+  """Number of steps, after the first few, whose trace is written to RUN/profile for TensorBoard or Perfetto (0: none)."""
   tensorboard: bool = True
   """Write TensorBoard events into the run directory."""
   wandb: str | None = None
-  """Log to this Weights & Biases project as well."""
+  """Weights & Biases project to which metrics are also logged (none: no logging there)."""
 
   def __post_init__(self):
     for name in ('steps', 'accumulate', 'log_every', 'keep'):
@@ -161,11 +162,11 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  """The part of a trainer's config that the loop reads. Trainers add their model and their data."""
+  """The part of a trainer's config that the loop reads. Trainers add settings of their model and data."""
 
   start: str | None = None
-  """Begin with the parameters of this run of the same trainer and the same model; the optimizer and its warm-up begin anew.
-  (none: new parameters)"""
+  """Directory of a run of the same trainer and model whose parameters the new run starts with (none: new parameters). The optimizer
+  and its warm-up start anew."""
   optimizer: OptimizerConfig = OptimizerConfig()
   mesh: MeshConfig = MeshConfig()
   distributed: DistributedConfig = DistributedConfig()

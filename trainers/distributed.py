@@ -1,7 +1,7 @@
-"""Where a step runs: pmapped over the local devices, or jitted over a mesh when the model or the hosts ask for it.
+"""Runs a step on the devices: with pmap over the local devices, or with jit over a mesh for split models and several hosts.
 
-A `Layout` hides the difference: it places states and batches, and compiles a step. The partitioner and the collectives
-are XLA's.
+A `Layout` hides the difference: it places states and batches, and compiles a step. XLA partitions the program and adds the
+collectives.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from trainers.step import data_parallel
 
 
 def initialize(config: DistributedConfig) -> None:
-  """Joins the other hosts, if the config names any. Must run before anything asks JAX for its devices."""
+  """Connects to the other hosts, if the config asks for it. Must run before JAX's devices are used."""
   if config.coordinator is None and not config.initialize:
     return
   if jax.distributed.is_initialized():
@@ -27,15 +27,15 @@ def initialize(config: DistributedConfig) -> None:
     jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
   except ValueError as e:
     raise ConfigError(
-      f'The environment does not say where the other hosts are ({e}). Pass --distributed.coordinator HOST:PORT '
+      f'The other hosts cannot be found from the environment ({e}). Pass --distributed.coordinator HOST:PORT '
       '--distributed.num-processes N --distributed.process-id I on each.'
     ) from e
 
 
 def on_first_host(action: Callable[[], Any], error: type[Exception]) -> Any:
-  """Runs `action` in process 0 while the others wait; returns its result there and None elsewhere.
+  """Runs `action` in process 0 while the others wait. Returns its result in process 0, and None in the others.
 
-  Raises what `action` raises in process 0, and `error` everywhere else: no host is left waiting for one that has failed.
+  If `action` raises, process 0 raises the same error and the others raise `error`, so that no process waits for ever.
   """
   result = raised = None
   if jax.process_index() == 0:
@@ -55,7 +55,7 @@ def on_first_host(action: Callable[[], Any], error: type[Exception]) -> Any:
 
 
 def all_hosts(good: bool) -> bool:
-  """Whether `good` holds in every process; they wait for each other."""
+  """Returns whether `good` is true in every process. All processes must call this, and wait for each other."""
   if jax.process_count() == 1:
     return good
   from jax.experimental import multihost_utils
@@ -65,11 +65,11 @@ def all_hosts(good: bool) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """The devices, how a state and a batch lie on them, and how a step is compiled for them."""
+  """The devices, and how states and batches are placed and steps compiled for them."""
 
   mesh: Mesh
   mapped: bool
-  """pmap over the local devices instead of jit over the mesh; the state is replicated."""
+  """Whether steps run with pmap over the local devices and a replicated state, not with jit over the mesh."""
 
   @property
   def batch_spec(self) -> PartitionSpec:
@@ -81,7 +81,7 @@ class Layout:
     return self.mesh.shape['data'] * self.mesh.shape.get('fsdp', 1)
 
   def check_batch_size(self, batch_size: int, accumulate: int = 1) -> None:
-    """Raises ConfigError, naming the nearest sizes that work, if the rows cannot be shared out evenly."""
+    """Raises ConfigError, naming the nearest sizes that work, if the rows cannot be divided evenly."""
     unit = self.batch_parts * accumulate
     if batch_size % unit:
       lower, upper = batch_size // unit * unit, -(-batch_size // unit) * unit
@@ -90,26 +90,26 @@ class Layout:
       raise ConfigError(f'A batch of {batch_size} rows cannot be shared by {what}; the nearest that can: {near}.')
 
   def shardings(self, tree: Any) -> Any:
-    """How a tree of parameters (or a state that holds some) lies on the devices; leaves may be abstract."""
+    """Returns the shardings of a tree of parameters, or of a state that holds them; leaves may be abstract."""
     if self.mapped:
       return jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), tree)
     return sharding.tree_shardings(tree, self.mesh)
 
   def abstract(self, init: Callable) -> Any:
-    """Returns what `init()` would, as shapes with shardings: what a checkpoint is restored into."""
+    """Returns the shapes and shardings of `init()`, into which a checkpoint is restored."""
     shapes = jax.eval_shape(init)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings(shapes))
 
   def create(self, init: Callable, *args: Any) -> Any:
-    """Returns `init(*args)`, computed straight into place: no device ever holds more than its part."""
+    """Returns `init(*args)`, computed with its shardings, so that no device ever holds more than its part."""
     return jax.jit(init, out_shardings=self.shardings(jax.eval_shape(init, *args)))(*args)
 
   def place(self, tree: Any) -> Any:
-    """Returns a tree of arrays on the devices, spread as parameters of these names are."""
+    """Returns a tree of arrays on the devices, sharded like parameters of the same names."""
     return jax.device_put(tree, self.shardings(tree))
 
   def local(self, tree: Any) -> Any:
-    """Returns a tree on one device where every device holds all of it, without a copy; otherwise the tree as it is."""
+    """Returns the first device's arrays, without a copy, if every device holds the whole tree; otherwise the tree unchanged."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree) if self.mapped else tree
 
   def compile(self, train_step: Callable) -> Callable:
@@ -120,19 +120,22 @@ class Layout:
 
     def step(state, batch, frozen=()):
       new, metrics = train_step(state, batch, frozen)
-      # Without this XLA may choose another layout for the result, and the next call would compile again.
+      # Without the constraint XLA may choose another sharding for the result, and the next call would compile again.
       return jax.lax.with_sharding_constraint(new, self.shardings(new)), metrics
 
     return jax.jit(step, donate_argnums=0)
 
   def rows(self, batch_size: int) -> slice:
-    """Rows of the batch that this process has to read."""
+    """Returns the rows of the batch that this process must read."""
     indices = NamedSharding(self.mesh, self.batch_spec).addressable_devices_indices_map((batch_size,))
     spans = [index[0].indices(batch_size) for index in indices.values()]
     return slice(min(s[0] for s in spans), max(s[1] for s in spans))
 
   def put(self, batch: dict[str, np.ndarray], batch_size: int) -> dict[str, jax.Array]:
-    """Places this process's `rows` of a batch for `compile`d steps. A batch with fewer than batch_size rows has its part of them."""
+    """Places this process's `rows` of a batch as the argument of a step from `compile`.
+
+    A batch may have fewer than `batch_size` rows; then it holds this process's part of those.
+    """
     if self.mapped:
       n = self.batch_parts
       return jax.tree.map(lambda x: np.asarray(x).reshape(n, x.shape[0] // n, *x.shape[1:]), batch)
@@ -171,7 +174,7 @@ def make_layout(config: MeshConfig, devices: list[jax.Device] | None = None) -> 
       f'products that do: {fits}.'
     )
   if need == 1 and len(devices) == jax.local_device_count() and jax.process_count() == 1:
-    # The mesh that pmap makes for its axis: a state that lies on another one would compile the step twice.
+    # This is the mesh that pmap makes for its axis. With a state on another mesh, the step would be compiled twice.
     return Layout(Mesh(np.array(devices), ('data',)), mapped=True)
   mesh = sharding.make_mesh(data=len(devices) // need, fsdp=config.fsdp, tensor=config.tensor, devices=devices)
   return Layout(mesh, mapped=False)

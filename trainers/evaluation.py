@@ -1,4 +1,4 @@
-"""An evaluation of the parameters that a run would leave: sums over held-out batches, and what only the host can measure."""
+"""Evaluation of a run's parameters: metrics from sums over held-out batches, and metrics that only the host can compute."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +16,10 @@ class Evaluator:
   """Evaluates parameters on the task's held-out data.
 
   Args:
-    task: what is trained.
-    layout: of the devices.
-    frozen: the task's frozen arrays, as they lie on the devices.
-    say: shows a text.
+    task: the task to evaluate.
+    layout: layout of the devices.
+    frozen: the task's frozen arrays, on the devices.
+    say: prints a text.
   """
 
   def __init__(self, task: Task, layout: Layout, frozen: Any, say: Callable[[str], None]):
@@ -28,13 +28,13 @@ class Evaluator:
     self._sums = jax.jit(lambda params, batch, step, frozen: task.eval_sums(params, batch, Context(step, None, frozen)))
 
   def __call__(self, params: Any, step: int, signals: StopOnSignal) -> dict[str, float] | None:
-    """Returns the metrics, {} for a task without held-out data, or None if a signal broke the evaluation off."""
+    """Returns the metrics, {} for a task without held-out data, or None if a signal stopped the evaluation."""
     params = jax.device_put(params, self.layout.shardings(params))
     sums: list[dict[str, jax.Array]] = []
     for batch in self.task.eval_batches(self.rows):
       batch = self.layout.put_whole(batch, self.task.batch_size)
       sums.append(self._sums(params, batch, jnp.int32(step), self.frozen))
-      # Without waiting all batches would be on their way at once, and no signal could stop them.
+      # Without waiting, all batches would be queued on the device at once, and no signal could stop them.
       jax.block_until_ready(sums[-2:][0])
       if signals.stop_evaluation(len(sums)):
         return None
@@ -45,7 +45,7 @@ class Evaluator:
     return None if measured is None else found | measured
 
   def metric_names(self, abstract_params: Any, step: int = 0) -> list[str]:
-    """Returns the names of the metrics, for which one batch is read and nothing is computed."""
+    """Returns the names of the metrics. One batch is read for their shapes, and nothing is computed."""
     batch = next(iter(self.task.eval_batches(self.rows)), None)
     if batch is None:
       return list(self.task.host_metrics)

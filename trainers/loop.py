@@ -1,8 +1,8 @@
-"""The training loop that all trainers share. It knows steps, devices, checkpoints and signals; what is trained is a Task.
+"""The training loop that all trainers share. It handles steps, devices, checkpoints and signals; a Task says what is trained.
 
 A run is a function of its config: a batch depends on (source, seed, step), randomness on (seed, step). So a run that was
-stopped after any checkpoint and started again leaves the same parameters and the same metrics, bit for bit, as one that
-never stopped. Stopping (SIGTERM, Ctrl-C) saves first and exits with 128 + the signal's number, as shells expect.
+stopped after any checkpoint and started again gives the same parameters and the same metrics, bit for bit, as one that
+never stopped. A run that is stopped (SIGTERM, Ctrl-C) saves first and exits with 128 + the signal's number, as shells expect.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -42,17 +42,17 @@ from trainers.task import Task as Task
 
 
 def fit(task: Task, config: TrainConfig) -> TrainState:
-  """Trains until config.run.steps, resuming whatever the run directory holds; returns the last state.
+  """Trains until config.run.steps, from the last checkpoint in the run directory if there is one; returns the last state.
 
   Args:
-    task: what to train.
-    config: a TrainConfig with a `model` field besides; the whole of it is written to config.json.
+    task: the task to train.
+    config: a TrainConfig that also has a field `model`; all its fields are written to config.json.
 
   Raises:
-    ConfigError: settings that do not fit the devices.
-    CheckpointError: a run directory that cannot be used, or a checkpoint that cannot be written or read.
+    ConfigError: settings do not fit the devices.
+    CheckpointError: the run directory cannot be used, or a checkpoint cannot be written or read.
     DivergedError: the loss, a gradient or a parameter is no longer finite; nothing is saved after that.
-    Stopped: a signal stopped the run; it is saved.
+    Stopped: a signal stopped the run after it was saved.
   """
   run = _Run(task, config)
   try:
@@ -62,7 +62,7 @@ def fit(task: Task, config: TrainConfig) -> TrainState:
 
 
 SHORT_PATIENCE = 3.0
-"""Seconds that services have to finish in a run that a signal stopped."""
+"""Seconds that TensorBoard and Weights & Biases may take to finish after a signal stopped the run."""
 
 
 class _Run:
@@ -108,7 +108,7 @@ class _Run:
     return self.layout.create(self.init) if given is None else self.layout.create(self.state, given)
 
   def restore(self, abstract: TrainState) -> TrainState:
-    """Returns the state to go on from; the config of the run is only written once there is one."""
+    """Returns the state of the newest good checkpoint, and prints what has changed since it was saved."""
     say = self.progress.say
     newest = self.step
     self.step, state, notes = self.checkpoints.restore(abstract, say)
@@ -138,9 +138,9 @@ class _Run:
     self.checkpoints.save(self.step, state, notes)
 
   def evaluate(self, state: TrainState, signals: StopOnSignal) -> bool:
-    """Logs and shows the metrics of the parameters that would be loaded; returns whether they are the best so far.
+    """Logs and prints the metrics of the parameters that `jaxlm.load` would load; returns whether they are the best so far.
 
-    A signal breaks it off, and leaves `evaluation_due` set: the run that resumes here begins with it.
+    A signal stops the evaluation and leaves `evaluation_due` set, so that the resumed run starts with this evaluation.
     """
     valid = self.evaluator(state.params if state.ema is None else state.ema, self.step, signals)
     self.evaluation_due = valid is None
@@ -194,17 +194,17 @@ class _Run:
           )
         self.average(abstract.params, signals)
     finally:
-      # Who sent a signal does not wait for a service that is slow to answer.
+      # After a signal the run should end soon, so slow services get less time.
       self.log.close(patience=SHORT_PATIENCE if signals.received else PATIENCE)
     self.finish()
     return state
 
   def is_averaged(self) -> bool:
-    """Whether the average of the last checkpoints is there, if there is to be one."""
+    """Returns whether the average of the last checkpoints is saved, or none is asked for."""
     return not self.config.run.average_last or averaging.saved(self.directory, self.step)
 
   def average(self, abstract_params: Any, signals: StopOnSignal) -> None:
-    """Evaluates and saves the average of the last checkpoints. What a signal breaks off, the same command does again."""
+    """Evaluates and saves the average of the last checkpoints. If a signal stops this, the same command does it again."""
     if self.is_averaged():
       return
     folder = self.directory / 'checkpoints'
@@ -245,7 +245,7 @@ class _Run:
       with left_out('The profile', self.progress.say):
         trace.at(self.step, state.step)
       state, values = train_step(state, batch, self.frozen)
-      # The metrics of the step before: the device already has this one to work on while we wait for them.
+      # Records the previous step's metrics; the device computes this step while the host waits for them.
       if pending is not None:
         self.record(*pending, clock)
       self.step += 1
@@ -255,7 +255,7 @@ class _Run:
       evaluate, save = last or due(c.eval_every), last or stop or due(c.save_every)
       if not (evaluate or save):
         continue
-      self.record(*pending, clock)  # Also proves that what we are about to save is finite.
+      self.record(*pending, clock)  # Also checks that the state to be saved is finite.
       pending, improved = None, self.evaluate(state, signals) if evaluate else False
       stop = stop or self.evaluation_due
       if save or stop or improved or self.waited_enough:
@@ -270,7 +270,7 @@ class _Run:
     return state
 
   def record(self, step: int, found: dict[str, jax.Array], clock: Clock) -> None:
-    """Waits for a step's metrics, refuses those that are not finite, logs some."""
+    """Waits for a step's metrics, raises DivergedError if they are not finite, and logs them every `log_every` steps."""
     c, unit = self.config.run, self.task.unit
     values = {name: float(x) for name, x in jax.device_get(found).items()}
     for name in ('loss', 'grad_norm', 'param_norm'):
@@ -295,14 +295,14 @@ class _Run:
     )
 
   def stop(self, number: int) -> None:
-    """Ends a run that is saved."""
+    """Prints that the run is saved, and raises Stopped."""
     self.checkpoints.wait()
     name = signal.Signals(number).name
     self.progress.say(f'{name}: saved step {self.step} in {self.directory}. Start the same command again to resume.')
     raise Stopped(128 + number)
 
   def close(self) -> None:
-    """Lets a save in the background come to its end, without hiding the error that may have brought us here."""
+    """Waits for a save in the background, and ignores its error, because another error may be on its way to the user."""
     self.progress.close()
     try:
       self.checkpoints.close()

@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl, TensorBoard and Weights & Biases."""
+"""Logs a run's metrics to metrics.jsonl, TensorBoard and Weights & Biases, and reads metrics.jsonl."""
 
 from collections.abc import Callable
 import functools
@@ -16,19 +16,19 @@ from trainers.config import ConfigError, RunConfig
 
 
 def is_timing(name: str) -> bool:
-  """Whether a field differs between a run and its repetition; all others are equal bit for bit."""
+  """Returns whether a field measures time. Only these fields differ when a run is repeated; all others are equal bit for bit."""
   return name == 'seconds' or name.endswith('_per_second')
 
 
 def read(directory: str | Path) -> list[dict[str, Any]]:
-  """Returns the objects of a run's metrics.jsonl; lines that are none of a run's, or that a kill cut short, are left out."""
+  """Returns the objects of a run's metrics.jsonl, without foreign lines and without a last line that is not complete."""
   return [row for row, _ in _parse(Path(directory) / 'metrics.jsonl')[0]]
 
 
 def _parse(path: Path) -> tuple[list[tuple[dict[str, Any], str]], list[int]]:
-  """Returns (object, its line) of a file of metrics, and the numbers of the lines that are no object with a step.
+  """Returns ([(object, its line)] of a file of metrics, the numbers of foreign lines, which are not objects with a step).
 
-  What follows the last line end is the half line that a killed process leaves: it is in neither.
+  Text after the last line end is ignored: it is part of a line that a killed process did not finish.
   """
   rows, foreign = [], []
   data = path.read_bytes() if path.exists() else b''
@@ -46,14 +46,14 @@ def _parse(path: Path) -> tuple[list[tuple[dict[str, Any], str]], list[int]]:
 
 
 def evaluated(directory: str | Path, step: int, prefix: str = 'valid') -> bool:
-  """Whether a run has logged an evaluation of this step. prefix: 'valid', or 'average' for that of its last checkpoints."""
+  """Returns whether a run has logged an evaluation of this step. prefix: 'valid', or 'average' for the averaged checkpoints."""
   return any(row['step'] == step and any(name.startswith(f'{prefix}/') for name in row) for row in read(directory))
 
 
 def forget_after(path: Path, step: int, say: Callable[[str], None]) -> None:
-  """Rewrites a file of metrics without what was logged after `step`, in full or not at all.
+  """Removes all rows after `step` from a file of metrics, atomically.
 
-  Lines that no run wrote are left out as well; then the whole file is kept under another name, which is said.
+  Lines that no run wrote are removed too; then a copy of the whole file is kept, and `say` names it.
   """
   rows, foreign = _parse(path)
   if foreign:
@@ -69,7 +69,7 @@ def forget_after(path: Path, step: int, say: Callable[[str], None]) -> None:
 
 
 class MetricFile:
-  """Lines appended to a file, each at once. Lines that a full disk does not take are kept and written later."""
+  """A file to which each line is written at once. Lines that cannot be written, on a full disk, are kept and written later."""
 
   def __init__(self, path: Path, say: Callable[[str], None]):
     self.path, self._say, self._pending, self._told = path, say, b'', False
@@ -86,7 +86,9 @@ class MetricFile:
       self._told = False
     except OSError as e:
       if not self._told:
-        self._say(f'{self.path} cannot be written: {e}. Training goes on; its lines are written once that is possible.')
+        self._say(
+          f'{self.path} cannot be written: {e}. Training continues, and the lines are written later if possible.'
+        )
       self._told = True
 
   def close(self) -> None:
@@ -97,13 +99,13 @@ class MetricFile:
 
 
 class MetricLog:
-  """Writes metrics of process 0. Opening it at `step` forgets what a stopped run logged after that step.
+  """Writes the metrics of process 0. Rows after `step`, which a stopped run has logged, are removed first.
 
-  Only metrics.jsonl is part of the run; TensorBoard and Weights & Biases are left out when they fail.
+  If TensorBoard or Weights & Biases fail, the run continues without them; metrics.jsonl is always written.
 
   Raises:
     CheckpointError: metrics.jsonl cannot be read or written.
-    ConfigError: Weights & Biases are asked for and not installed.
+    ConfigError: Weights & Biases is asked for but not installed.
   """
 
   def __init__(
@@ -140,7 +142,7 @@ class MetricLog:
   def write(self, step: int, values: dict[str, float]) -> None:
     if self._file is None:
       return
-    # JSON has no NaN; None keeps the line readable everywhere.
+    # JSON has no NaN, so null is written instead.
     row = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
     self._file.write(json.dumps({'step': step, **row}))
     for one in self._sides:

@@ -1,4 +1,4 @@
-"""The loss of a decoder-only language model on a batch, alone: research code and benchmarks need no more than this."""
+"""The next-token loss of a decoder-only language model on a batch, for trainers, benchmarks and research code."""
 
 from typing import Any
 
@@ -20,13 +20,13 @@ def next_token_loss(
   """Returns (sum of the negative log-likelihoods of batch['targets'], sum of batch['mask']).
 
   Args:
-    batch: tokens, targets int32 [B, T] and mask float32 [B, T]; segments and positions int32 [B, T] where documents that
-      share a row must not see each other.
-    key: random key for dropout (`config.dropout`); None, as in evaluation, drops nothing.
+    batch: tokens, targets int32 [B, T] and mask float32 [B, T]; also segments and positions int32 [B, T] if documents share a
+      row and must not attend to each other.
+    key: random key for dropout (`config.dropout`); None, for evaluation: no dropout.
     label_smoothing: see `jaxlm.losses.cross_entropy`.
 
   Raises:
-    ValueError: a model that is not causal, whose tokens see what they are to predict.
+    ValueError: the model is not causal, so tokens would see their targets.
   """
   config.check_causal('Predicting the next token')
   cache = caches.Sequence(batch.get('segments'))

@@ -1,12 +1,12 @@
-"""OptimizerConfig -> an optax chain and its schedule.
+"""Makes an optax optimizer and its learning rate schedule from an OptimizerConfig.
 
-Step s = 0, 1, ... of S, W of them warm-up, peak p, floor f = p * min_lr_ratio, u = (s - W) / (S - W):
+The learning rate at step s = 0, 1, ... of S steps, with W warm-up steps, peak p, floor f = p * min_lr_ratio, u = (s - W) / (S - W):
 
   s < W         p s / W
   constant      p
   linear        f + (p - f) (1 - u)
   cosine        f + (p - f) (1 + cos(pi u)) / 2
-  wsd           p until the last `decay_fraction` of all steps, linear to f over those
+  wsd           p, then linear to f over the last `decay_fraction` of all steps
   inverse_sqrt  p sqrt(max(W, 1) / max(s, 1))         https://arxiv.org/abs/1706.03762
 """
 
@@ -49,14 +49,14 @@ def decay_mask(config: OptimizerConfig, params: Any) -> Any:
 
   def decays(path, _) -> bool:
     names = [str(getattr(k, 'key', k)) for k in path]
-    # A caller's own parameter, which the table does not know, is a matrix.
+    # A parameter of a caller's model that the table does not know counts as a matrix.
     return (kind_of(names) or 'matrix') not in config.decay_exempt
 
   return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
-  """Returns AdamW after global-norm clipping, over a run of `steps` steps."""
+  """Returns AdamW with global-norm clipping before it, for a run of `steps` steps."""
   schedule = make_schedule(config, steps)
   adamw = optax.adamw(
     schedule,
@@ -66,6 +66,6 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
     weight_decay=config.weight_decay,
     mask=lambda params: decay_mask(config, params),
   )
-  # Without clipping there is an empty link in its place, so that a run may switch it on or off and resume.
+  # Without clipping the chain has an identity in its place, so that a resumed run may switch clipping on or off.
   clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
   return Optimizer(optax.chain(clip, adamw), schedule)

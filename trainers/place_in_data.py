@@ -1,4 +1,4 @@
-"""Where a run is in its text: what its checkpoints note, and how another batch size or row length goes on from there."""
+"""The position of a run in its training text: what checkpoints note of it, and how a run resumes with other batches from there."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -9,13 +9,13 @@ from jaxlm.errors import CheckpointError
 
 
 def describe(batches: packing.Batches, held_out: Mapping[str, packing.EvalBatches]) -> dict[str, dict[str, Any]]:
-  """Returns the size and a digest of the training text and of the held-out text, as tokens."""
+  """Returns the number of tokens and a digest of the training text and of the held-out text."""
   corpora = {'training': batches.corpus, 'held-out': next(iter(held_out.values())).corpus}
   return {name: {'tokens': len(corpus), 'digest': corpus.digest} for name, corpus in corpora.items()}
 
 
 def changes(notes: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-  """Returns a sentence for each text that is not the one of the notes."""
+  """Returns a sentence for each text that differs from the one in the notes."""
   found = []
   for name, text in now.items():
     texts = notes.get('texts')
@@ -23,7 +23,7 @@ def changes(notes: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if isinstance(before, dict) and before != text:
       found.append(
         f'The {name} text has changed since this run was saved: it had {before.get("tokens")} tokens and has '
-        f'{text["tokens"]} now, with another digest. The run goes on as far into it as it was.'
+        f'{text["tokens"]} now, with another digest. The run continues at the same position.'
       )
   return found
 
@@ -31,20 +31,22 @@ def changes(notes: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def resumed(
   batches: packing.Batches, step: int, notes: Mapping[str, Any], before: Mapping[str, Any]
 ) -> packing.Batches:
-  """Returns batches that go on at `step` behind the rows, or for rows of another length the tokens, that were read.
+  """Returns batches that continue at `step` after the rows already read; if the row length has changed, after the tokens read.
 
   Args:
-    notes: of the checkpoint: 'rows' and their 'length'. Older ones have none; then `before` tells.
+    notes: notes of the checkpoint with 'rows' and their 'length'; in older checkpoints, without them, `before` gives both.
     before: the config of the run up to the checkpoint.
 
   Raises:
-    CheckpointError: notes that are not numbers.
+    CheckpointError: the notes are not numbers.
   """
   data = before.get('data', {})
   length = notes.get('length', data.get('length', batches.length))
   rows = notes.get('rows', step * data.get('batch_size', batches.batch_size))
   if type(rows) is not int or rows < 0 or type(length) is not int or length < 1:
-    raise CheckpointError(f'The notes of the checkpoint of step {step} say {rows=} and {length=}: not numbers of rows.')
-  # Rounded up: a row of which a part was read is left out rather than read again.
+    raise CheckpointError(
+      f'The notes of the checkpoint of step {step} have {rows=} and {length=}: expected whole numbers.'
+    )
+  # Rounded up, so that a row of which a part was read is skipped.
   rows = -(-rows * length // batches.length)
   return batches if rows == batches.rows_before(step) else dataclasses.replace(batches, start=(step, rows))

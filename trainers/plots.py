@@ -1,4 +1,4 @@
-"""The curve of a run's loss."""
+"""Plots the loss of a run."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from trainers import metrics
 def plot_losses(
   directory: str | Path, path: str | Path | None = None, *, label: str = 'loss (nats per token)'
 ) -> Path | None:
-  """Draws the training and validation loss of a run into RUN/loss.png; returns its path, or None without any data.
+  """Draws the training and validation loss of a run into RUN/loss.png; returns the path, or None if there are no data.
 
-  label: of the loss's axis.
+  label: label of the loss axis.
   """
-  from matplotlib.figure import Figure  # Not pyplot: no global state, no display.
+  from matplotlib.figure import Figure  # Unlike pyplot, this needs no display and has no global state.
 
   rows = metrics.read(directory)
   train = [(r['step'], r['loss']) for r in rows if r.get('loss') is not None]

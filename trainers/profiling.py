@@ -1,4 +1,4 @@
-"""How long the steps of a run take, and a profiler's trace of some of them."""
+"""Measures the time of a run's steps, and records a profiler trace of some of them."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ import jax
 
 @dataclasses.dataclass
 class Clock:
-  """Seconds of this process's training, and the rate since the last call; evaluation and saving are left out."""
+  """Counts the seconds of training in this process, without evaluation and saving, and the tokens per second."""
 
   seconds: float = 0.0
   _last: float = dataclasses.field(default_factory=time.monotonic)
@@ -25,17 +25,17 @@ class Clock:
 
 
 class Trace:
-  """A jax.profiler trace of `steps` steps from `start` on; the first ones compile and would hide the rest."""
+  """A jax.profiler trace of `steps` steps from `start` on. The first steps of a run compile and would dominate the trace."""
 
   def __init__(self, directory: Path, start: int, steps: int):
     self.directory, self.start, self.end, self.on = directory, start, start + steps, False
 
   def at(self, step: float, done: Any) -> None:
-    """Begins or ends the trace before `step`, once the array `done` of the step before is computed."""
+    """Starts or ends the trace before `step`, after waiting for `done`, an array of the previous step."""
     if not self.on and self.start <= step < self.end:
       jax.block_until_ready(done)
       options = jax.profiler.ProfileOptions()
-      # The Python tracer crashes jax 0.7 when a save's threads run beside it; XLA's events are what matters.
+      # The Python tracer crashes jax 0.7 while a save runs in threads. XLA's events are enough.
       options.python_tracer_level = 0
       jax.profiler.start_trace(str(self.directory), profiler_options=options)
       self.on = True

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a progress bar, or a line now and then."""
+"""Shows the progress of a run: a progress bar on a terminal, and a line every few seconds elsewhere."""
 
 import math
 import sys
@@ -8,9 +8,9 @@ from jaxlm import console
 
 
 class Progress:
-  """A bar on a terminal; elsewhere a line now and then. `say` prints without tearing the bar.
+  """A progress bar on a terminal; elsewhere a line every `every_seconds`. `say` prints a text above the bar.
 
-  A terminal or pipe that goes away is no reason to stop: what would be shown on it is dropped.
+  If the terminal or pipe is closed, the run continues without output.
   """
 
   def __init__(self, start: int, total: int, *, show: bool, unit: str = 'tokens', every_seconds: float = 5.0):
@@ -23,13 +23,13 @@ class Progress:
       self._bar = tqdm(total=total, initial=start, unit='step', dynamic_ncols=True)
 
   def begin(self, step: int) -> None:
-    """Starts to count at `step`."""
+    """Sets the step from which the progress is counted."""
     self.done = self._start = step
     if self._bar is not None:
       self._bar.initial = self._bar.n = self._bar.last_print_n = step
 
   def update(self, step: int, loss: float, rate: float) -> None:
-    """Shows that `step` is done. rate: of its unit of data, per second."""
+    """Shows that `step` is done. rate: units of data (such as tokens) per second."""
     advanced, self.done = step - self.done, step
     if self._bar is not None:
       try:
@@ -55,7 +55,7 @@ class Progress:
     except (OSError, ValueError) as e:
       self.show = False
       console.silence(sys.stdout)
-      _last_word(f'Standard output is gone ({e}): the run goes on without it.')
+      _last_word(f'Standard output is closed ({e}): the run continues without it.')
 
   def close(self) -> None:
     try:
@@ -68,7 +68,7 @@ class Progress:
     if self._bar is not None:
       self._bar.disable, self._bar = True, None
     console.silence(sys.stderr)
-    self.say(f'The progress bar is gone ({error}): the run goes on without it.')
+    self.say(f'The progress bar cannot be written ({error}): the run continues without it.')
 
 
 def _last_word(text: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run says before its first step: what it will train, where, and how much memory that takes."""
+"""Prints a report before a run's first step: its config, its devices, its parameter count and its memory."""
 
 from collections.abc import Callable
 import math
@@ -12,7 +12,7 @@ from trainers.run_directory import flatten
 
 
 def nbytes_per_device(tree: Any) -> int:
-  """Bytes of a tree of abstract arrays with shardings on the device that holds most of it."""
+  """Returns the bytes per device of a tree of abstract arrays with shardings."""
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
@@ -33,7 +33,7 @@ def print_start(
   parts = {
     'parameters': nbytes_per_device(state.params),
     'optimizer': nbytes_per_device(state.opt_state),
-    # Accumulation keeps a running sum beside each micro-batch's gradients.
+    # With accumulation there is also a running sum of the micro-batches' gradients.
     'gradients': nbytes_per_device(state.params) * (2 if config.run.accumulate > 1 else 1),
     'average': nbytes_per_device(state.ema),
     'frozen arrays': nbytes_per_device(frozen),

@@ -1,4 +1,4 @@
-"""A run directory: config.json says what it is, and only a directory that has one is ever written into again."""
+"""Run directories: creates, checks and locks them. A directory is used again only if it has the config.json of a run."""
 
 from collections.abc import Collection, Iterator
 import dataclasses
@@ -18,13 +18,13 @@ from jaxlm.io import checkpoint
 from jaxlm.io.atomic import write_atomically
 
 MAY_CHANGE = ('remat', 'dropout')
-"""Fields of a model that a resumed run may change: they say how it is computed or trained, and not what it is."""
+"""Fields of a model that a resumed run may change, because they only say how the model is computed or trained."""
 HIDDEN = ('.lock', '.config.json.tmp')
-"""What a process that was killed at once may leave before its config.json."""
+"""Files that a process killed at the start may leave without a config.json."""
 
 
 def versions() -> dict[str, Any]:
-  """Returns what the numbers of a run may depend on besides its config."""
+  """Returns versions, devices and commit: everything but the config that the numbers of a run may depend on."""
   import flax
   import optax
   import orbax.checkpoint
@@ -54,20 +54,20 @@ def _git_commit() -> str | None:
 
 
 def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
-  """{'a': {'b': 1}} -> {'a.b': 1}."""
+  """Returns a nested dictionary as a flat one: {'a': {'b': 1}} -> {'a.b': 1}."""
   if not isinstance(tree, dict):
     return {prefix: tree}
   return {k: v for name, x in tree.items() for k, v in flatten(x, f'{prefix}.{name}' if prefix else name).items()}
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-  """Returns (field, old value, new value) where two configs differ."""
+  """Returns (field, old value, new value) for each field in which two configs differ."""
   old, new = flatten(old), flatten(new)
   return [(k, old.get(k), new.get(k)) for k in sorted(old | new) if old.get(k) != new.get(k)]
 
 
 def with_new_fields(old: dict[str, Any], config: Any) -> dict[str, Any]:
-  """Returns the fields of a run that may be older than some of `config`'s: those had their defaults."""
+  """Returns the config `old` of a run. Fields of `config` that did not exist when the run began get their defaults."""
   new = {}
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
@@ -82,7 +82,7 @@ def with_new_fields(old: dict[str, Any], config: Any) -> dict[str, Any]:
 
 
 def check_start(path: str | Path, start: str | None) -> None:
-  """Raises CheckpointError if there is a run already that began with other parameters than those of `start`."""
+  """Raises CheckpointError if the directory has a run that began with another --start."""
   if not (Path(path) / 'config.json').exists():
     return
   before = checkpoint.run_config(path).get('start')
@@ -94,15 +94,15 @@ def check_start(path: str | Path, start: str | None) -> None:
 
 
 def open_run(path: str | Path, config: Any, trainer: str) -> tuple[TextIO, list[tuple[str, Any, Any]]]:
-  """Makes a new run directory with its config, or checks that an old one may be resumed with `config`.
+  """Creates a run directory with its config, or checks that an existing run can be resumed with `config`.
 
-  The config of an old one stays as it is until `write_config`: what cannot be resumed is not to be changed.
+  The config.json of an existing run does not change before `write_config`, in case the run cannot be resumed.
 
   Returns (the lock, to be closed at the end of the run; the settings that changed since the run began).
 
   Raises:
-    CheckpointError: `path` is a file, holds something that is not a run, a run of another model or trainer, or one that
-      another process is writing.
+    CheckpointError: `path` is a file, has files but no run, has a run of another model or trainer, or another process is
+      writing to it.
   """
   path = Path(path)
   new = configs.to_dict(config)
@@ -138,7 +138,7 @@ def open_run(path: str | Path, config: Any, trainer: str) -> tuple[TextIO, list[
 
 
 def write_config(path: str | Path, config: Any, trainer: str, kept: Collection[str] = ()) -> None:
-  """Writes config.json. The fields `kept`, such as 'data.tokenizer', stay as they are in one that is there.
+  """Writes config.json. The fields `kept`, such as 'data.tokenizer', keep the values of an existing config.json.
 
   Raises:
     CheckpointError: it cannot be written.
@@ -159,12 +159,12 @@ def write_config(path: str | Path, config: Any, trainer: str, kept: Collection[s
 def news(
   changed: Collection[tuple[str, Any, Any]], kept: Collection[str], step: int, rate_before: float | None, rate: float
 ) -> Iterator[str]:
-  """Yields what a user should know who resumes a run at `step` with other settings.
+  """Yields messages for a user who resumes a run at `step` with other settings.
 
   Args:
-    changed: what `open_run` returned.
+    changed: the changed settings, from `open_run`.
     kept: fields whose new value is ignored.
-    rate_before, rate: learning rate of the next step, as it was when the run was saved (None: not known) and as it is now.
+    rate_before, rate: learning rate of the next step with the settings of the checkpoint (None: not known) and with the new ones.
   """
   text = lambda fields: ', '.join(f'{k} {a!r} -> {b!r}' for k, a, b in fields)
   if ignored := [c for c in changed if c[0] in kept]:
@@ -176,7 +176,7 @@ def news(
 
 
 def lock(path: str | Path) -> TextIO:
-  """Returns an open file that keeps other processes out of a run; the system lets go of it however this process ends.
+  """Returns an open, locked file that keeps other processes out of a run. The lock ends with this process at the latest.
 
   Raises:
     CheckpointError: another process is writing the run.

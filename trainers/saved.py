@@ -1,7 +1,7 @@
-"""The checkpoints of a run: what is saved, and what a run goes on from.
+"""Saves and restores the checkpoints of a run.
 
-A run goes on from its newest checkpoint that is whole. One that is damaged is named and moved to RUN/damaged-checkpoints, and
-the one before it is used: training again what is lost costs time, and a damaged number costs the run.
+A run resumes from its newest checkpoint that is not damaged. A damaged one is reported and moved to RUN/damaged-checkpoints, and
+the one before it is used: the lost steps are trained again, because one damaged number could spoil the run.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -22,23 +22,23 @@ from trainers.step import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Notes:
-  """What a checkpoint says beside its arrays; the defaults are those of checkpoints that are older than a field."""
+  """The notes that a checkpoint has beside its arrays. The defaults hold for older checkpoints that lack a field."""
 
   tokens: float = 0.0
-  """Targets trained on so far."""
+  """Number of targets (or of the task's unit) trained on so far."""
   seed: int = 0
   evaluation_due: bool = False
-  """A signal came during the evaluation of this step, which is still to be made."""
+  """Whether a signal stopped the evaluation of this step, so that it must be done after resuming."""
   learning_rate: float | None = None
   """Learning rate of the next step."""
   best: dict[str, Any] = dataclasses.field(default_factory=dict)
-  """The best evaluation so far, and how many came after it: a trainers.best.Best as a dictionary."""
+  """The best evaluation so far, a trainers.best.Best as a dictionary."""
   data: dict[str, Any] = dataclasses.field(default_factory=dict)
-  """What the task says of its data, and how far it has been read."""
+  """The task's notes about its data, and the position up to which they were read."""
 
   @classmethod
   def read(cls, folder: Path) -> 'Notes':
-    """Raises CheckpointError, naming the file and the field, if the notes are not those of a run."""
+    """Returns the notes of a checkpoint. Raises CheckpointError, naming file and field, if a value has a wrong type."""
     found, kept = checkpoint.read_notes(folder), {}
     number = (int, float)
     kinds = {'tokens': number, 'seed': int, 'evaluation_due': bool, 'learning_rate': number, 'best': dict, 'data': dict}
@@ -49,21 +49,21 @@ class Notes:
       good = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
       if not good or (isinstance(value, float) and not math.isfinite(value)):
         raise CheckpointError(
-          f'{folder / checkpoint.NOTES / "metadata"}: {name}={value!r} is not what a run notes there.'
+          f'{folder / checkpoint.NOTES / "metadata"}: {name}={value!r} has a wrong type or is not finite.'
         )
       kept[name] = value
     return cls(**kept)
 
 
 class RunCheckpoints:
-  """Saves states of a run and restores the newest good one. Every process calls every method."""
+  """Saves the states of a run and restores the newest good one. Every process must call every method."""
 
   def __init__(self, directory: Path, *, keep: int, keep_also: Callable[[Sequence[int]], Collection[int]]):
     self.directory, self._keep, self._keep_also = directory, keep, keep_also
     self._saver: checkpoint.Checkpointer | None = None
 
   def latest(self) -> int | None:
-    """Step of the newest complete checkpoint."""
+    """Returns the step of the newest complete checkpoint, or None."""
     found = checkpoint.steps(self.directory)
     return found[-1] if found else None
 
@@ -84,10 +84,10 @@ class RunCheckpoints:
       self._saver.close()
 
   def restore(self, abstract: TrainState, say: Callable[[str], None]) -> tuple[int, TrainState, Notes]:
-    """Returns (step, state, notes) of the newest checkpoint that is whole.
+    """Returns (step, state, notes) of the newest checkpoint that is not damaged.
 
     Raises:
-      CheckpointError: of the newest one, if none can be used.
+      CheckpointError: no checkpoint can be used; the message is that of the newest one.
     """
     first, bad = None, []
     for step in reversed(checkpoint.steps(self.directory)):
@@ -96,7 +96,7 @@ class RunCheckpoints:
         found = Notes.read(folder), _read_state(folder, abstract)
       except CheckpointError as e:
         error = e
-      # A host whose part is whole must not go on from a step that another host cannot read.
+      # All hosts must resume from the same step, so a step that one host cannot read is used by none.
       if distributed.all_hosts(error is None):
         notes, state = found
         self._set_aside(bad, say)
@@ -126,7 +126,7 @@ class RunCheckpoints:
 
 
 def _read_state(folder: Path, abstract: TrainState) -> TrainState:
-  """Reads a state; one that was saved without a moving average, or without clipping, becomes one of this run's kind."""
+  """Reads a state. If it was saved without a moving average or without clipping, it is converted to this run's structure."""
   average = (
     abstract.ema if (folder / 'ema').is_dir() or 'ema' in checkpoint.read_notes(folder).get('digests', {}) else None
   )
@@ -144,6 +144,6 @@ def _read_state(folder: Path, abstract: TrainState) -> TrainState:
 
 
 def _is_unclipped(folder: Path) -> bool:
-  """Whether the optimizer's state is that of a chain without a first link for clipping, as runs once had it."""
+  """Returns whether the optimizer's state has no first part for clipping, as in runs of older versions."""
   names = checkpoint.names(folder / 'state')
   return any(n.startswith('opt/0/') for n in names) and not any(n.startswith('opt/1/') for n in names)

@@ -1,7 +1,7 @@
-"""What runs beside training: event files, services, plots. It may fail, and training goes on without it.
+"""Optional output of training: event files, services and plots. If one fails, training continues without it.
 
-A writer is anything with write(step, values) and close(). It works in a thread of its own, behind a queue of limited size,
-so that a full disk or a service that does not answer neither stops the loop nor keeps the process from ending.
+A writer is an object with write(step, values) and close(). It works in a separate thread behind a queue of limited size, so that
+a full disk or a service that does not answer can neither stop the loop nor keep the process from ending.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,14 +14,14 @@ import time
 from typing import Any
 
 WAITING = 10_000
-"""Calls that may wait for a writer; one that is further behind is left out."""
+"""Largest number of calls that may wait for a writer; a writer further behind is dropped."""
 PATIENCE = 30.0
 """Seconds that a writer may take to finish at the end of a run."""
 
 
 @contextlib.contextmanager
 def left_out(what: str, say: Callable[[str], None]) -> Iterator[None]:
-  """Turns an error in a part that training can do without into one message."""
+  """Catches an error in an optional part of training, and prints it as one message."""
   try:
     yield
   except Exception as e:
@@ -29,12 +29,12 @@ def left_out(what: str, say: Callable[[str], None]) -> Iterator[None]:
 
 
 class Side:
-  """A writer that never fails and never blocks: one that does is named once and left out.
+  """Runs a writer so that it never raises and never blocks. A writer that fails is reported once and dropped.
 
   Args:
-    name: of the writer, for the message.
-    open_writer: makes the writer; called in its thread, so that it may import and connect as slowly as it likes.
-    say: shows the message.
+    name: name of the writer, for the message.
+    open_writer: creates the writer; called in its thread, because imports and connections may be slow.
+    say: prints the message.
   """
 
   def __init__(self, name: str, open_writer: Callable[[], Any], say: Callable[[str], None]):
@@ -54,7 +54,7 @@ class Side:
       self._leave_out(f'{WAITING} values wait for it.')
 
   def close(self, patience: float = PATIENCE) -> None:
-    """Lets the writer finish what waits, for at most `patience` seconds."""
+    """Waits at most `patience` seconds until the writer has written all values and closed."""
     end = time.monotonic() + patience
     if not self._out:
       with contextlib.suppress(queue.Full):
@@ -83,8 +83,8 @@ class Side:
 
 
 class TensorBoard:
-  """Scalars in an event file. tensorboardX's SummaryWriter has a thread that dies of the first error and a queue that then
-  blocks for ever, so events are written here, one after the other."""
+  """Writes scalars to a TensorBoard event file. It does not use tensorboardX's SummaryWriter, whose queue blocks for ever after an
+  error in its thread."""
 
   def __init__(self, directory: Path, step: int):
     from tensorboardX.event_file_writer import EventsWriter
@@ -93,10 +93,11 @@ class TensorBoard:
 
     self._event, self._session, self._scalar = event_pb2.Event, event_pb2.SessionLog, scalar
     directory.mkdir(parents=True, exist_ok=True)
-    # A file is named after the second it was begun in; one of a run that was resumed at once is not to be written over.
+    # The name of an event file has the second of its creation. The process id and the step keep a run that is resumed within that
+    # second from overwriting it.
     self._events = EventsWriter(str(directory / 'events'), f'.{os.getpid()}.{step}')
     if step:
-      # TensorBoard then drops what a stopped run logged after `step`: a resumed run writes it again.
+      # These events make TensorBoard drop values after `step`, which a stopped run logged and the resumed run writes again.
       self._put(step + 1, file_version='brain.Event:2')
       self._put(step + 1, session_log=self._session(status=self._session.START))
       self._events.flush()
@@ -114,7 +115,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-  """Scalars in a Weights & Biases project, under the run directory's name."""
+  """Writes scalars to a Weights & Biases project, under the name of the run directory."""
 
   def __init__(self, directory: Path, project: str, settings: dict[str, Any]):
     import wandb

@@ -1,4 +1,4 @@
-"""Training that begins with the parameters of another run (--start), for a trainer that does nothing more for it."""
+"""Loads the parameters of another run with which a run begins (--start)."""
 
 from typing import Any
 
@@ -14,12 +14,13 @@ def parameters(start: str, trainer: str, abstract: Any, layout: Layout) -> Any:
 
   Args:
     start: run directory.
-    trainer: name of the trainer that goes on from it.
+    trainer: name of the new run's trainer.
     abstract: parameters of the new run as shapes.
-    layout: of the devices.
+    layout: layout of the devices.
 
   Raises:
-    CheckpointError: not a run of this trainer, or of another model; the first parameter that differs is named with both shapes.
+    CheckpointError: `start` is a run of another trainer or model; the message names the first parameter that differs, with both
+      shapes.
   """
   theirs = checkpoint.run_config(start).get('trainer', 'pretrain')
   if theirs != trainer:

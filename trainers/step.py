@@ -1,10 +1,10 @@
-"""One train step, written once, for one device, as sums.
+"""The train step of all trainers, written for one device and with sums instead of means.
 
   loss = sum_n factor_n total_n / weight_n;   params += update(grad(loss))
 
-`loss_fn(params, batch, context)` returns the sums of each part n of the loss over the rows it is given. They are added over
-micro-batches and devices before they are divided, so that any number of devices and of micro-batches with uneven padding gives the
-same number. The step knows nothing about devices except an axis name.
+`loss_fn(params, batch, context)` returns the sums of each term n of the loss over the rows it is given. The sums are added over
+micro-batches and devices before they are divided, so the result does not depend on the number of devices and micro-batches or on
+uneven padding. The step knows nothing about devices except an axis name.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from jaxlm.attention import flash
 
 @struct.dataclass
 class TrainState:
-  """All that changes in training; with the seed it is all that a resumed run needs."""
+  """Everything that changes in training. A resumed run needs only this state and the seed."""
 
   step: jax.Array  # [], int32: steps done
   params: Any
@@ -31,7 +31,7 @@ class TrainState:
 
 @struct.dataclass
 class Context:
-  """What a loss may read besides the parameters and the batch."""
+  """Inputs of a loss besides the parameters and the batch."""
 
   step: jax.Array  # [], int32: steps done before this one
   key: jax.Array | None = None  # a function of (seed, step, device, micro-batch); None in evaluation
@@ -42,27 +42,26 @@ class Term(NamedTuple):
   """One part of a loss: factor * total / weight."""
 
   total: jax.Array  # [], a sum over the rows of the batch
-  weight: jax.Array  # [], the sum of what each summand counts
-  factor: float | jax.Array | None = (
-    1.0  # the same for every row; it may depend on the step. None: reported, not trained on
-  )
+  weight: jax.Array  # [], the sum of the rows' weights, such as the number of targets
+  # The same for every row; it may depend on the step. None: the term is reported, but not trained on.
+  factor: float | jax.Array | None = 1.0
 
 
 def init_state(params: Any, tx: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
-  # The copy keeps the two trees' buffers apart: a step donates both.
+  # A copy, because a step donates both trees, which must not share buffers.
   average = jax.tree.map(jnp.copy, params) if ema else None
   return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average)
 
 
 def terms(found: Any) -> dict[str, Term]:
-  """Returns what a loss function returned as named terms: a dictionary of them, or the pair (total, weight) of the only one.
+  """Returns the result of a loss function, {name: Term} or the pair (total, weight) of a single term, as {name: Term}.
 
   Raises:
     ValueError: one of several terms is named 'loss', which is the name of their sum, or none of them is trained on.
   """
   named = found if isinstance(found, dict) else {'loss': Term(*found)}
   if len(named) > 1 and 'loss' in named:
-    raise ValueError(f"The terms {', '.join(named)} of a loss: 'loss' is the name of their sum; call it otherwise.")
+    raise ValueError(f"The terms {', '.join(named)} of a loss: 'loss' is the name of their sum; choose another name.")
   if all(term.factor is None for term in named.values()):
     raise ValueError(f'No term of the loss ({", ".join(named)}) has a factor: there is nothing to train on.')
   return named
@@ -84,17 +83,17 @@ def make_train_step(
 ) -> Callable:
   """Returns step(state, batch, frozen=(), axis_name=None) -> (state, metrics).
 
-  The metrics are scalars: 'loss'; the mean of each term where there are several; 'grad_norm' and 'param_norm'; 'learning_rate'; and
-  under the name `unit` the weight of the first term.
+  The metrics are scalars: 'loss'; the mean of each term if there are several; 'grad_norm' and 'param_norm'; 'learning_rate' if
+  there is a schedule; and, under the name `unit`, the weight of the first term that is trained on.
 
   Args:
-    loss_fn: (params, batch, Context) -> {name: Term}, or (total, weight) where there is one term only.
+    loss_fn: (params, batch, Context) -> {name: Term}, or (total, weight) for a single term.
     tx: optimizer; its updates are added to the parameters.
     schedule: learning rate by step, for the metrics only.
-    seed: of the keys.
-    accumulate: micro-batches that each device's rows are split into; must divide them.
-    ema_decay: of the moving average; 0 keeps none.
-    unit: what the weight of the first term counts.
+    seed: seed of the random keys.
+    accumulate: number of micro-batches into which each device's rows are split; must divide their number.
+    ema_decay: decay of the moving average (0: no average).
+    unit: unit in which that weight counts, such as 'tokens'.
   """
 
   def found(params, batch, context) -> dict[str, Term]:
@@ -108,10 +107,10 @@ def make_train_step(
     return value, {name: (term.total, term.weight) for name, term in parts.items()}
 
   def over_micro_batches(sums: Callable, batch, context):
-    """Returns sums(batch, context), added over micro-batches of the batch."""
+    """Returns the sum of sums(micro_batch, context) over the micro-batches of the batch."""
     if accumulate == 1:
       return sums(batch, context)
-    # Every accumulate-th row, so that rows split over a mesh stay where they are.
+    # A micro-batch has every accumulate-th row, so that rows split over a mesh stay on their devices.
     split = lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
     micro = jax.tree.map(split, batch)
 
@@ -134,7 +133,8 @@ def make_train_step(
     trained = [name for name, term in shapes.items() if term.factor is not None]
     first, scales = trained[0], {}
     if len(trained) > 1:
-      # The gradient of a mean needs its weight, so weights are summed first. XLA drops what they do not need of the forward pass.
+      # The gradient of a mean needs its weight, so weights are summed first. XLA removes the parts of this forward pass that
+      # weights do not need.
       weigh = lambda batch, context: {
         n: t.weight for n, t in found(state.params, batch, context).items() if n in trained
       }
@@ -165,15 +165,15 @@ def make_train_step(
 
 
 def data_parallel(train_step: Callable, axis_name: str = 'data') -> Callable:
-  """pmaps a step over local devices: step(state, batch, frozen=()), with state and frozen arrays replicated, and a batch of
-  [devices, B, ...]. The state keeps its own shape and is donated."""
+  """Returns step(state, batch, frozen=()) with pmap over the local devices. State and frozen arrays are replicated, and batch
+  arrays are [devices, B, ...]. The state has no device axis, and is donated."""
 
   def step(state, batch, frozen):
     with flash.on_each_device():
       return train_step(state, batch, *frozen, axis_name=axis_name)
 
-  # Frozen arrays go in as a tuple: where all arguments together have as many leaves as there are axes, jax 0.10 takes each axis
-  # for that of one leaf.
+  # Frozen arrays are passed in a tuple: if all arguments together have as many leaves as in_axes has entries, jax 0.10 takes the
+  # entries for those of single leaves.
   mapped = jax.pmap(step, axis_name=axis_name, in_axes=(None, 0, (None,)), out_axes=None, donate_argnums=0)
 
   def on_devices(state, batch, frozen=()):

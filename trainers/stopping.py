@@ -1,4 +1,4 @@
-"""Signals: a run that is told to stop saves first."""
+"""Signal handling: a run that gets SIGTERM or Ctrl-C saves before it stops."""
 
 import math
 import signal
@@ -8,15 +8,15 @@ import jax
 import numpy as np
 
 GRACE = 2.0
-"""Seconds that an evaluation may go on after a signal; a run that is not stopped by then may be killed."""
+"""Seconds that an evaluation may continue after a signal. Systems soon kill a process that does not stop."""
 
 
 class Stopped(SystemExit):
-  """A run that a signal stopped after saving; the exit code is 128 + the signal's number."""
+  """Raised when a signal has stopped a run and the run is saved; the exit code is 128 + the signal's number."""
 
 
 class StopOnSignal:
-  """Remembers the first SIGTERM or Ctrl-C; a second Ctrl-C interrupts at once. Hosts agree through `stop`."""
+  """Remembers a SIGTERM or Ctrl-C; a second Ctrl-C interrupts at once. `stop` makes all hosts agree."""
 
   def __init__(self):
     self.received, self._came, self._previous = 0, math.inf, {}
@@ -25,7 +25,7 @@ class StopOnSignal:
     try:
       for number in (signal.SIGTERM, signal.SIGINT):
         self._previous[number] = signal.signal(number, self._handle)
-    except ValueError:  # Not the main thread: signals are somebody else's.
+    except ValueError:  # Only the main thread can handle signals.
       pass
     return self
 
@@ -41,19 +41,19 @@ class StopOnSignal:
     self.received = number
 
   def stop(self, step: int, every: int) -> bool:
-    """Whether to stop after `step`. Several hosts ask each other, every `every` steps only: it waits for the devices."""
+    """Returns whether to stop after `step`. Several hosts agree only every `every` steps, because that waits for the devices."""
     self.received = self._largest(self.received, step, every)
     return bool(self.received)
 
   def stop_evaluation(self, batch: int) -> bool:
-    """Whether to break an evaluation off after `batch` of its batches, for a signal that came a while ago."""
+    """Returns whether to stop an evaluation after `batch` batches, because a signal came more than GRACE seconds ago."""
     late = self.received if time.monotonic() - self._came > GRACE else 0
     late = self._largest(late, batch, 10)
     self.received = max(self.received, late)
     return bool(late)
 
   def _largest(self, number: int, count: int, every: int) -> int:
-    """Returns the largest of all hosts' numbers, which only they ask for whose `count` is a multiple of `every`."""
+    """Returns the largest `number` of all hosts if `count` is a multiple of `every`, otherwise 0; on one host, `number`."""
     if jax.process_count() == 1:
       return number
     if count % every:

@@ -1,4 +1,4 @@
-"""What differs between trainers: parameters, losses, batches and evaluation. The loop knows none of it."""
+"""The interface between the training loop and a trainer: a Task has parameters, losses, batches and evaluation."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,56 +13,56 @@ Batch = dict[str, np.ndarray]
 
 
 class Task:
-  """What is trained. Rows are the part of a batch that this process reads."""
+  """Base class of tasks. An argument `rows` is the part of a batch that this process reads."""
 
   trainer: str
-  """Name of the command that made the run, kept in its config.json; `jaxlm.models.registry` knows how to load what it trains."""
+  """Name of the trainer, kept in config.json; `jaxlm.models.registry` finds the loader of its models by it."""
   batch_size: int
-  """Rows of a batch over all devices and hosts."""
+  """Number of rows of a batch over all devices and hosts."""
   unit: str = 'tokens'
-  """What the weight of the loss's first term counts; throughput is logged as UNIT_per_second."""
+  """Unit in which the weight of the loss's first term counts; throughput is logged as UNIT_per_second."""
   loss_label: str = 'loss (nats per token)'
-  """Label of the loss's axis in the plot."""
+  """Label of the loss axis in the plot."""
   best_metric: str = 'loss'
-  """Held-out metric that says which checkpoint is the best, where the config names none."""
+  """Held-out metric by which the best checkpoint is chosen, if the config names none."""
   higher_is_better: tuple[str, ...] = ()
-  """Metrics that are to rise; all others are to fall."""
+  """Metrics that are better when higher; all others are better when lower."""
   host_metrics: tuple[str, ...] = ()
-  """Names of what `evaluate_on_host` returns."""
+  """Names of the metrics that `evaluate_on_host` returns."""
   kept: tuple[str, ...] = ()
-  """Settings that a resumed run ignores, because `save_assets` has written what they once said."""
+  """Settings that a resumed run ignores, because files written by `save_assets` depend on their first values."""
 
   def init_params(self, key: jax.Array) -> Any:
     raise NotImplementedError
 
   def given_params(self) -> Any:
-    """Returns parameters on the run's devices that a new run begins with, of the shapes of `init_params`.
+    """Returns parameters, on the run's devices, with which a new run begins; their shapes are those of `init_params`.
 
-    None: new parameters or, where the config has a `start`, those of that run.
+    None: the parameters of the config's `start`, or new ones if it has none.
     """
     return None
 
   def frozen(self) -> Any:
-    """Returns a tree of arrays that the loss reads as `Context.frozen` and that are never trained: a target, a teacher, a trie.
+    """Returns a tree of arrays for `Context.frozen` that are not trained, such as a target, a teacher or a trie.
 
-    They lie on the devices as parameters do, and no checkpoint holds them.
+    They are sharded like parameters, and are not saved in checkpoints.
     """
     return ()
 
   def loss(self, params: Any, batch: Any, context: Context) -> Any:
-    """Returns {name: Term} or, where there is one term, (total, weight); see `trainers.step`."""
+    """Returns {name: Term}, or (total, weight) for a single term; see `trainers.step`."""
     raise NotImplementedError
 
   def batch(self, step: int, rows: slice) -> Batch:
-    """Returns `rows` of the batch of a step: a function of the task's seed and the step, nothing else."""
+    """Returns `rows` of the batch of a step. It must depend only on the task, its seed and the step."""
     raise NotImplementedError
 
   def eval_batches(self, rows: slice) -> Iterable[Batch]:
-    """Yields `rows` of held-out batches of batch_size, padded with rows of weight 0; the same ones every time."""
+    """Yields `rows` of held-out batches of batch_size, padded with rows of weight 0; the same batches every time."""
     return ()
 
   def eval_sums(self, params: Any, batch: Any, context: Context) -> dict[str, jax.Array]:
-    """Returns sums that `eval_metrics` makes metrics of."""
+    """Returns sums over a batch, from which `eval_metrics` computes metrics."""
     sums = {}
     for name, term in terms(self.loss(params, batch, context)).items():
       sums |= {name: term.total, f'{name}/weight': term.weight}
@@ -71,7 +71,7 @@ class Task:
     return sums
 
   def eval_metrics(self, sums: dict[str, float]) -> dict[str, float]:
-    """Returns metrics of the summed sums; 'loss' is the one that the plot shows."""
+    """Returns metrics from sums over all held-out batches; the plot shows 'loss'."""
     names = [name for name in sums if f'{name}/weight' in sums]
     means = {name: sums[name] / max(sums[f'{name}/weight'], 1e-8) for name in names}
     factor = lambda name: sums[f'{name}/factor'] / max(sums[f'{name}/weight'], 1e-8)
@@ -80,25 +80,25 @@ class Task:
   def evaluate_on_host(
     self, params: Any, frozen: Any, stop: Callable[[], bool], say: Callable[[str], None]
   ) -> dict[str, float] | None:
-    """Returns the metrics `host_metrics`, which no sum of batches gives: of decoded text, of ranked items.
+    """Returns the metrics `host_metrics`, which are not sums over batches: those of decoded text or of ranked items.
 
-    Every process calls it, and must return the same.
+    Every process calls it, and must return the same metrics.
 
     Args:
-      params: on one device where every device holds all of them, otherwise spread as they are trained.
-      frozen: as `params`.
-      stop: whether a signal asks to break off; then None is returned, and a resumed run evaluates anew. All processes must ask
-        equally often: after each batch, say, and not by the clock.
-      say: shows a text.
+      params: on one device if every device holds all of them, otherwise sharded as in training.
+      frozen: like `params`.
+      stop: returns whether a signal asks to stop the evaluation; it must then return None, and a resumed run evaluates again. All
+        processes must call it equally often, for example after each batch.
+      say: prints a text.
     """
     return {}
 
   def headline(self, metrics: dict[str, float]) -> dict[str, float]:
-    """Returns those metrics of an evaluation that are shown on the screen; all are logged."""
+    """Returns the metrics of an evaluation that are printed; all metrics are logged."""
     return metrics
 
   def activation_bytes(self, rows: int) -> int | None:
-    """Returns about how much memory the forward pass keeps for `rows` rows on one device."""
+    """Returns an estimate of the bytes that the forward pass keeps for `rows` rows on one device, or None."""
     return None
 
   def describe(self) -> str:
@@ -106,18 +106,18 @@ class Task:
     return ''
 
   def data_notes(self, step: int) -> dict[str, Any]:
-    """Returns what a checkpoint notes, as JSON, of the data and of how far it has been read before `step`."""
+    """Returns JSON values for the notes of a checkpoint: what the data are, and how far they are read before `step`."""
     return {}
 
   def resume(self, step: int, notes: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """Goes on at `step` from where `data_notes` said the data was; returns what is to be said aloud of it.
+    """Continues the data at `step` from the position in `notes`, which `data_notes` made; returns messages to print.
 
-    `before` is the config of the run so far; notes are {} in checkpoints that are older than these.
+    `before`: the config of the run so far. `notes` is {} in checkpoints of older versions.
     """
     return []
 
   def save_assets(self, directory: Path) -> None:
-    """Writes what the run directory needs besides checkpoints, such as a tokenizer. May be called again on resuming."""
+    """Writes files that the run directory needs besides checkpoints, such as a tokenizer. Called again when a run resumes."""
 
   def finish(self, directory: Path, say: Callable[[str], None]) -> None:
-    """Runs in one process after the last step, with everything saved: samples, plots, the next command."""
+    """Called in process 0 after the last step, when everything is saved, for samples, plots and the next command."""

@@ -1,5 +1,5 @@
-"""python -m benchmarks.accelerator: what the library does on a GPU or TPU, answered by one command in six minutes.
+"""python -m benchmarks.accelerator: measures the library on a GPU or TPU with one command in six minutes.
 
-Each part is a module with a function `cases(setting)`; see record.py. Nothing is needed but jax, flax, optax and numpy.
-PyTorch and transformers are timed beside us where they are installed.
+Each part is a module with a function `cases(setting)`; see record.py. Only jax, flax, optax and numpy are needed. PyTorch and
+transformers are timed too if they are installed.
 """

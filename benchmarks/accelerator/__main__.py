@@ -1,13 +1,13 @@
-"""python -m benchmarks.accelerator: what the library does on a GPU or TPU, in six minutes; see the package.
+"""python -m benchmarks.accelerator: measures the library on a GPU or TPU in six minutes; see the package's docstring.
 
   python -m benchmarks.accelerator --out accelerator.json                 all parts
   python -m benchmarks.accelerator --parts attention training --seconds 200
-  python -m benchmarks.accelerator --tiny                                 proves every part on a CPU in a minute
+  python -m benchmarks.accelerator --tiny                                 runs every part on a CPU in a minute
 
-`python -m benchmarks.report FILE` makes tables of what was written.
+`python -m benchmarks.report FILE` prints the written file as tables.
 """
 
-import argparse  # The machines that this is for may have nothing but jax, flax, optax and numpy.
+import argparse  # Not tyro: the machine may have only jax, flax, optax and numpy.
 import importlib
 import os
 from pathlib import Path
@@ -17,14 +17,14 @@ from benchmarks.accelerator.setting import ACCELERATOR, TINY
 from jaxlm import console
 
 PARTS = {
-  'chip': 'matrix product and copy: what all else is a ratio to',
-  'peers': 'PyTorch and transformers, where they are installed; first, while JAX holds little memory',
+  'chip': 'matrix product and copy, to which other parts are compared',
+  'peers': 'PyTorch and transformers, if installed; early, while JAX holds little memory',
   'agreement': 'the same tokens and losses as on the CPU',
-  'attention': 'flash attention: right, and how fast',
+  'attention': 'flash attention: correctness and speed',
   'training': 'training steps of 135M and 1B models',
   'decoding': 'a 1B model over full, lazy and quantised caches',
-  'speculation': 'what drafting and verifying cost, and the gain predicted',
-  'blocks': "sizes of the attention kernels' blocks, tried one by one; only if asked for",
+  'speculation': 'cost of drafting and verifying, and the predicted gain',
+  'blocks': 'block sizes of the attention kernels, tried one by one; runs only if named in --parts',
 }
 
 USUAL = [part for part in PARTS if part != 'blocks']
@@ -40,20 +40,22 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     '--parts', nargs='+', choices=PARTS, default=USUAL, metavar='PART', help='parts to run (all but blocks)'
   )
   parser.add_argument(
-    '--seconds', type=float, default=360, help='bound of the whole, compilation included (%(default)s)'
+    '--seconds', type=float, default=360, help='time limit for all parts, compilation included (%(default)s)'
   )
-  parser.add_argument('--tiny', action='store_true', help='small sizes, whose times mean nothing, to try it on a CPU')
+  parser.add_argument(
+    '--tiny', action='store_true', help='small sizes that test the code on a CPU; the times mean nothing'
+  )
   parser.add_argument('--out', type=Path, help='JSON file (benchmarks/results/accelerator_DEVICE.json; tiny: none)')
   parser.add_argument(
-    '--programs', type=Path, metavar='FOLDER', help="write the compiled programs' text, to look for copies"
+    '--programs', type=Path, metavar='FOLDER', help="write the compiled programs' text, for example to find copies"
   )
   return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs the parts; returns 1 if anything that was checked is wrong or failed."""
+  """Runs the parts; returns 1 if a case failed or a check is wrong, otherwise 0."""
   args = arguments(argv)
-  # Before JAX is imported: PyTorch's process needs memory too.
+  # Set before JAX is imported, because PyTorch's process needs memory too.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   import jax
 

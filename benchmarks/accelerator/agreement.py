@@ -1,6 +1,6 @@
-"""The same tokens and the same losses as on the host's CPU: float32, matrix products at the highest precision.
+"""Checks that the chip gives the same tokens and losses as the host's CPU, in float32 with matrix products at highest precision.
 
-Decoders beside plain decoding must give its tokens on the chip too, where they promise that.
+Lossless decoders must also give the tokens of plain decoding on the chip.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,7 +48,7 @@ def cases(setting: Setting) -> Iterator[Case]:
   names = [name for name in PLAIN if not (setting.tiny and name.startswith('lazy'))]
   runs = [('softmax', name) for name in names] + [('sigmoid', 'plain')]
   here, host = jax.devices()[0], jax.devices('cpu')[0]
-  # All at once, since most of their time is compiling. Nothing here is timed.
+  # All runs at once, because most of their time is compiling. They are not timed.
   with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
     generated = {(*run, d): pool.submit(generate, *run, d) for run in runs for d in {here, host}}
     trained = pool.submit(losses)
@@ -60,7 +60,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 
 def model(config: ModelConfig, device: jax.Device) -> LanguageModel:
-  """Returns a model whose likeliest tokens are well ahead of the others: its weights are wide."""
+  """Returns a model with large random weights, so that its likeliest token is well ahead of the others."""
   with jax.default_device(jax.devices('cpu')[0]):
     params = jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, random_params(config, 'float32'))
   return LanguageModel(config, jax.device_put(params, device))
@@ -75,7 +75,7 @@ def generate(attention: str, name: str, device: jax.Device) -> np.ndarray:
   config = MODEL.replace(attention=attention, attention_offset='neg_log_n' if attention == 'sigmoid' else 0.0)
   lm, options = model(config, device), PLAIN[name]
   rng = np.random.default_rng(0)
-  prompts = [(list(rng.integers(0, 256, 6)) * 8)[:n] for n in (40, 23, 31)]  # They repeat themselves, for lookup.
+  prompts = [(list(rng.integers(0, 256, 6)) * 8)[:n] for n in (40, 23, 31)]  # Repeated tokens, for prompt lookup.
   way = {
     'drafter': decoders.speculative.generate,
     'lazy': decoders.simlayerkv.generate,

@@ -1,6 +1,6 @@
-"""`flash_attention` on the chip: right, against float64 on the host, and how fast, beside `jax.nn.dot_product_attention`.
+"""`flash_attention` on the chip: its error against float64 on the host, and its speed beside `jax.nn.dot_product_attention`.
 
-A visible pair of query and key costs two products of the head's size forward and five backward; hidden pairs are not counted.
+A visible pair of query and key costs two dot products of the head size forward and five backward. Hidden pairs are not counted.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ CHECKS = (
   ('float32', 64, 'all at once'),
 )
 LIMITS = {'bfloat16': 1e-2, 'float32': 1e-5}
-"""Largest |x - exact| / |exact| that is right, with norms over all numbers of a result."""
+"""Largest allowed error |x - exact| / |exact|, with norms over all numbers of a result."""
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -41,7 +41,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 
 def implementations(setting: Setting, operation: str) -> dict[str, Callable]:
-  """Returns functions of (q, k, v, options) by name."""
+  """Returns attention functions (q, k, v, **options) by name."""
   ours = lambda q, k, v, **options: flash_attention(q, k, v, operation=operation, **options)
   found = {'xla': functools.partial(ours, implementation='xla')}
   if jax.default_backend() != 'cpu':
@@ -84,7 +84,7 @@ def outputs_and_gradients(attend: Callable) -> Callable:
 
 
 def drawn(T: int, N: int, K: int, H: int, dtype: str, B: int = 1) -> list[jax.Array]:
-  """Returns q, k, v and the output's gradient."""
+  """Returns random q, k, v and output gradient."""
   shapes = (B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, N, H)
   return [jax.random.normal(jax.random.key(i), shape, dtype) for i, shape in enumerate(shapes)]
 
@@ -131,7 +131,7 @@ def times(setting: Setting) -> Iterator[Case]:
     arrays = [jax.ShapeDtypeStruct((B, T, n, H), jnp.bfloat16) for n in (N, K, K, N)]
     for operation in ('softmax', 'sigmoid'):
       attends = implementations(setting, operation)
-      if T != 4096 and not setting.tiny:  # One length is enough to see that nobody would use it.
+      if T != 4096 and not setting.tiny:  # It is slow, so one length is enough.
         del attends['xla']
       elif operation == 'softmax':
         attends['jax.nn, xla'] = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation='xla')

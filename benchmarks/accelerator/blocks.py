@@ -1,4 +1,4 @@
-"""Sizes of the attention kernels' blocks, tried one by one: what the defaults of pallas_kernels.attention_calls should be."""
+"""Times block sizes of the attention kernels one by one, to choose the defaults of pallas_kernels.attention_calls."""
 
 from collections.abc import Iterator
 import functools

@@ -1,4 +1,4 @@
-"""What the chip reaches on the two things that all else is made of: a large matrix product, and a copy."""
+"""Speed of the chip's basic operations: a large matrix product, a copy, a matrix times a vector, and an empty call."""
 
 from collections.abc import Iterator
 
@@ -24,21 +24,21 @@ _reached: dict[str, float] = {}
 
 
 def peak(setting: Setting) -> float:
-  """Returns the operations a second of a bfloat16 matrix product, measured once."""
+  """Returns the FLOP/s of a bfloat16 matrix product, measured once."""
   if 'peak' not in _reached:
     matmul(setting, 'bfloat16', 'default')
   return _reached['peak']
 
 
 def bandwidth(setting: Setting) -> float:
-  """Returns the bytes a second of a copy, measured once."""
+  """Returns the bytes per second of a copy, measured once."""
   if 'bandwidth' not in _reached:
     copy(setting)
   return _reached['bandwidth']
 
 
 def matmul(setting: Setting, dtype: str, precision: str) -> dict[str, float]:
-  """Random numbers: a chip may be faster on zeros than on real data."""
+  """Times random matrices, because a chip may be faster on zeros than on real data."""
   n = setting.matmul
   a, b = (jax.random.normal(jax.random.key(i), (n, n), dtype) for i in range(2))
   multiply = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))

@@ -1,7 +1,7 @@
-"""Decoding a random Llama in bfloat16 over caches of several kinds: tokens a second, and what the device holds for them.
+"""Decoding of a random Llama in bfloat16 over several kinds of cache: tokens per second, and bytes on the device.
 
-A step reads all weights and the whole cache once, so that its time is a bandwidth too: it is shown as a share of what a copy
-reaches. Caches are filled with random numbers; half of the layers are lazy in the cut ones.
+A step reads all weights and the whole cache once, so its time gives a bandwidth, which is shown as a share of a copy's. Caches are
+filled with random numbers. In cut caches half of the layers are lazy.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,11 +27,11 @@ from jaxlm.config import ModelConfig
 from jaxlm.lengths import bucket
 
 POOLED = 'lazy, pooled (the default layout)'
-CALLS = 2  # Warm-up calls of a program, beside those that are timed.
+CALLS = 2  # Number of warm-up calls of a program before the timed ones.
 
 
 def kinds(setting: Setting) -> dict[str, LazyConfig | None]:
-  """Returns what is kept by each kind of cache; None: the plain decoder's own."""
+  """Returns the LazyConfig of each kind of cache; None: the plain decoder's cache."""
   half = setting.decoded.num_layers // 2
   lazy = LazyConfig(n_initial=4, n_recent=setting.kept - 4, n_full=half, layout='static')
   quant = KiviConfig() if not setting.tiny else KiviConfig(4, 16, 16)
@@ -82,7 +82,7 @@ def layer(setting: Setting, batch: int, context: int, seed) -> tuple[jax.Array, 
 
 
 def state_of(setting: Setting, at: tuple, keep: LazyConfig | None, programs: Compiled) -> decode_state.DecodeState:
-  """Returns rows that have read `context` tokens, over a cache of this kind."""
+  """Returns the state of rows that have read `context` tokens, with a cache of this kind."""
   (batch, context, kind), c = at, setting.decoded
   room, lengths = capacity(setting, context) - context, jnp.full(batch, context, jnp.int32)
   make = jax.jit(functools.partial(layer, setting, batch, context))
@@ -100,7 +100,7 @@ def state_of(setting: Setting, at: tuple, keep: LazyConfig | None, programs: Com
 
 
 def which_pool(config: ModelConfig, keep: LazyConfig, batch: int) -> np.ndarray:
-  """Returns [L, B]: 1 for lazy layers, the last ones."""
+  """Returns [L, B] int: 1 for lazy layers, which are the last ones, otherwise 0."""
   return np.repeat((np.arange(config.num_layers) >= keep.n_full)[:, None], batch, axis=1).astype(int)
 
 
@@ -135,7 +135,7 @@ def zeros(arrays: Any) -> Any:
 
 
 def cut_of(setting: Setting, at: tuple, keep: LazyConfig, cut: bool) -> Callable:
-  """Returns what makes a layer's kept cache of (keys, values), or of a row of them (keys, values, row)."""
+  """Returns the function that cuts a layer's cache, given (keys, values), or for a single row (keys, values, row)."""
   batch, context, kind = at
   kept, lengths = Keep(keep, capacity(setting, context) - context), jnp.full(batch, context, jnp.int32)
   if kind == POOLED:

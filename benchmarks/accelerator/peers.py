@@ -1,6 +1,6 @@
-"""The same training steps and decoding in PyTorch and transformers, where they are installed, in a process of their own.
+"""The same training steps and decoding in PyTorch and transformers, if they are installed, in a separate process.
 
-PyTorch and JAX in one process fill the device's memory together and give none of it back.
+In one process, PyTorch and JAX would both keep the device memory that they have once used.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from jaxlm.config import ModelConfig
 
 NAME = 'PyTorch and transformers'
 LONGEST = 120.0
-"""Seconds after which the other process ends, whatever it is doing."""
+"""Seconds after which the other process is ended."""
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -60,7 +60,7 @@ def main(peak: float, setting: Setting) -> None:
   def report(table: str, labels: dict[str, Any], run: Callable[[], dict[str, Any]]) -> None:
     try:
       row = run()
-    except Exception as error:  # Out of memory, say: the next one runs all the same.
+    except Exception as error:  # Such as out of memory; the next measurement still runs.
       row = failure(error)
     print(json.dumps({'table': table, 'labels': labels, **row}), flush=True)
     free()
@@ -97,7 +97,7 @@ def wait() -> None:
 
 
 def train(training: Training, peak: float, setting: Setting) -> dict[str, Any]:
-  """A training step: bfloat16 autocast, fused AdamW, PyTorch's own flash attention; not compiled."""
+  """Times a training step with bfloat16 autocast, fused AdamW and PyTorch's flash attention, without torch.compile."""
   import torch
   import transformers
 
@@ -126,7 +126,7 @@ def train(training: Training, peak: float, setting: Setting) -> dict[str, Any]:
 
 
 def decode(setting: Setting, batch: int, context: int) -> dict[str, Any]:
-  """Greedy steps, eager, over a DynamicCache of random numbers."""
+  """Times greedy decoding steps in eager mode over a DynamicCache of random numbers."""
   import torch
   import transformers
 

@@ -1,8 +1,8 @@
-"""Cases of a benchmark, run one by one, each written to a file the moment it is done, within a limit of time.
+"""Runs the cases of a benchmark one by one within a time limit, and writes each result to a file at once.
 
-A *case* is a function that returns what it measured, with the numbers that tell it from others. What a case raises is its own
-result: the next one runs all the same. A case that hangs, in a compiler perhaps, ends the process when the time is up; what was
-written before stays.
+A *case* is a function that returns its measurements, with labels that identify it. If a case raises an error, the error is its
+result, and the next case runs. If a case hangs, for example in a compiler, the process ends when the time is up, and the file keeps
+the earlier results.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +18,7 @@ from typing import Any
 from jaxlm.io.atomic import write_atomically
 
 OUT_OF_TIME = 3
-"""Exit code of a process that was ended because a case did not return in time."""
+"""Exit code of a process that ended because a case did not return in time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Case:
 
   table: str
   labels: Mapping[str, Any]
-  """What is measured, as the first columns of the table's row."""
+  """Labels that identify the case: the first columns of its row."""
   run: Callable[[], Mapping[str, Any]]
   """Returns the other columns."""
 
@@ -63,7 +63,7 @@ class Record:
     print(f'-- {name}: {seconds:.1f} s; {self.left:.0f} s left', flush=True)
 
   def run_part(self, part: str, cases: Callable[[], Iterable[Case]]) -> None:
-    """Runs the cases of a part; an error in finding them is a row as well."""
+    """Runs the cases of a part. An error while the cases are made is a row too."""
     start = time.monotonic()
     try:
       for case in cases():
@@ -93,7 +93,7 @@ class Record:
         self.contents['rows'].append({'part': 'none', 'table': 'none', 'error': f'Ended in {self.now}.'})
         self._write()
       print(f'Time is up; ended in {self.now}.', flush=True)
-      os._exit(OUT_OF_TIME)  # A compiler that hangs does not let Python exit.
+      os._exit(OUT_OF_TIME)  # sys.exit would wait for a compiler that hangs.
 
     timer = threading.Timer(max(self.left, 0) + grace, end)
     timer.daemon = True

@@ -1,4 +1,4 @@
-"""The sizes that each part runs at: for an accelerator, or tiny, to prove the code on a CPU."""
+"""The sizes of each part: for an accelerator, or tiny ones that test the code on a CPU."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ class Setting:
   attention: tuple[tuple[int, int, int, int], ...]
   """(length, query heads, key heads, head size) of the attention that is timed."""
   attention_tokens: int
-  """Tokens of a batch there, over all its sequences."""
+  """Number of tokens in a batch for attention, over all its sequences."""
   trained: dict[str, Training]
   decoded: ModelConfig
   batches: tuple[int, ...]
@@ -40,7 +40,7 @@ class Setting:
   verified: tuple[int, ...]
   """Tokens verified in one call."""
   min_seconds: float
-  """A timed stretch is made of as many calls as take so long."""
+  """Calls are repeated until a timed measurement takes at least so many seconds."""
   repeats: int
 
   @property
@@ -83,7 +83,7 @@ ACCELERATOR = Setting(
   repeats=5,
 )
 
-# Not every version of XLA multiplies bfloat16 on a CPU in every place.
+# Some versions of XLA do not support all bfloat16 products on a CPU.
 _TINY = llama(3, 32, 64, 4, 2, 16, 128, max_length=512).replace(dtype='float32')
 TINY = Setting(
   tiny=True,

@@ -1,7 +1,7 @@
-"""What the parts of a round of speculative decoding cost on the chip, in plain steps, and the gain that they predict.
+"""The cost of each part of a speculative decoding round on the chip, divided by that of a plain step, and the predicted gain.
 
-A round drafts D tokens, each at cost c, and verifies them in one call of cost v(D + 1). Where a drafted token is accepted with
-probability s, the tokens a round are M = 1 + s + ... + s^D, and the gain is M / (v(D + 1) + D c) for the best D.
+A round drafts D tokens, each at cost c, and verifies them in one call of cost v(D + 1). If a drafted token is accepted with
+probability s, a round gives M = 1 + s + ... + s^D tokens, and the gain is M / (v(D + 1) + D c) for the best D.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from jaxlm.caches.branch import Branch
 
 RATIOS = (0.3, 0.5, 0.7)
 ACCEPTED = (0.6, 0.7, 0.8, 0.9, 0.95)
-DRAFTED = 8  # Tokens of a draft.
+DRAFTED = 8  # Number of tokens in a draft.
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -67,9 +67,9 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 
 def slope(run: Callable[[int, Any], Any], setting: Setting, make: Callable[[], Any]) -> float:
-  """Returns the seconds of one more step: of a long run less a short one, so that what a call costs falls away.
+  """Returns the seconds of one step: the time of a long run minus that of a short one, without the cost of a call.
 
-  run: takes steps from a state, which it may give away; make: returns such a state, outside the time.
+  run(n, state): takes n steps, and may donate the state. make: returns a new state; it is not timed.
   """
   few, many = 2, 2 + setting.new_tokens
   taken: dict[int, list[float]] = {few: [], many: []}
@@ -93,7 +93,7 @@ def round_state(state: decode_state.DecodeState) -> rounds.SpeculativeState:
 
 
 def verify(setting: Setting, n: int, params: Any, state: rounds.SpeculativeState, steps):
-  """Verifies chains of n - 1 drafted tokens, so n nodes, `steps` times, each beginning with a token of the one before."""
+  """Verifies `steps` chains of n - 1 drafted tokens (n nodes). Each chain starts with a token of the one before."""
   drafter, none = PromptLookup(max_draft=max(n - 1, 1)), jnp.asarray([-1])
 
   def one(_, s):
@@ -107,7 +107,7 @@ def verify(setting: Setting, n: int, params: Any, state: rounds.SpeculativeState
 
 
 def draft(setting: Setting, params: Any, state: decode_state.DecodeState, keep, steps):
-  """Drafts `steps` tokens, in drafts of DRAFTED."""
+  """Drafts `steps` tokens in drafts of DRAFTED tokens."""
   branch = Branch.create(state.cache, setting.decoded, len(state.last), DRAFTED)
 
   def one(i, carry):
@@ -125,7 +125,7 @@ def draft(setting: Setting, params: Any, state: decode_state.DecodeState, keep, 
 
 
 def kept(setting: Setting, ratio: float) -> jax.Array:
-  """Returns which sub-layers run, [2, L]; those skipped are spread evenly over the inner layers."""
+  """Returns [2, L]: which sub-layers run. The skipped ones are spread evenly over the inner layers."""
   inner = 2 * (setting.decoded.num_layers - 2)
   skipped = np.floor(np.arange(inner) * ratio) != np.floor((np.arange(inner) + 1) * ratio)
   return jnp.asarray(np.pad(~skipped.reshape(-1, 2).T, ((0, 0), (1, 1)), constant_values=True))

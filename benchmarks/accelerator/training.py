@@ -1,6 +1,6 @@
-"""A training step of a Llama in bfloat16: tokens a second, the share of what the chip's matrix product reaches, memory.
+"""A training step of a Llama in bfloat16: tokens per second, the share of the chip's matrix product speed, and memory.
 
-The step is the whole one: forward, loss, backward, clipping, AdamW on float32 parameters. It counts 6 operations for each matrix
+The step has all parts: forward, loss, backward, clipping, AdamW on float32 parameters. It counts 6 operations for each matrix
 parameter and token, and those of attention over the keys that a token sees.
 """
 
@@ -48,7 +48,7 @@ def make_step(model: ModelConfig) -> tuple[Callable, Any]:
 
 
 def batch_of(training: Training, packed: bool) -> dict[str, jax.Array]:
-  """Returns random tokens; packed: in two documents a row, which do not see each other."""
+  """Returns a batch of random tokens; packed: each row has two documents, which do not attend to each other."""
   shape = training.batch, training.length
   tokens = jax.random.randint(jax.random.key(1), shape, 0, training.model.vocab_size)
   batch = {'tokens': tokens, 'targets': jnp.roll(tokens, -1, axis=1), 'mask': jnp.ones(shape, jnp.float32)}

@@ -1,12 +1,12 @@
 """SimLayerKV (https://arxiv.org/abs/2410.13846): layers that only look at the first and the latest tokens keep only those.
 
   out = decoders.simlayerkv.generate(lm, prompts, lazy=LazyConfig(threshold=0.9))
-  context = decoders.simlayerkv.compress(lm, [document])        # once, then
-  out = context.ask(lm, ['What is ...?'])                       # as often as wanted
+  context = decoders.simlayerkv.compress(lm, [document])        # reads the document once
+  out = context.ask(lm, ['What is ...?'])                       # any number of times
 
-The prompt is read with a full cache, each layer's lazy ratio is measured, and the lazy layers' caches are replaced by
-smaller ones and deleted. Decoding is plain decoding over what is left. With `stage='decode'` the first two generated
-tokens are those of the full cache, with `stage='prefill'` the first.
+The prompt is read with a full cache, and each layer's lazy ratio is measured. The full caches of lazy layers are replaced by
+smaller ones and deleted. Plain decoding continues with the smaller caches. The full cache gives the first two generated tokens
+with `stage='decode'`, and only the first one with `stage='prefill'`.
 """
 
 from typing import TYPE_CHECKING

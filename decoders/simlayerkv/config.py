@@ -1,4 +1,4 @@
-"""Which layers keep their whole cache, as plain data and NumPy: no JAX here, so that a command shows its help at once.
+"""SimLayerKV's settings, and the choice of lazy layers. This file does not import JAX, so that a command shows its help at once.
 
 SimLayerKV (v1 of https://arxiv.org/abs/2410.13846) trims a layer whose lazy ratio is above a threshold; LightTransfer
 (v2) keeps a fixed number of layers whole, those with the lowest ratios.
@@ -16,7 +16,7 @@ from jaxlm.errors import unknown
 
 @dataclasses.dataclass(frozen=True)
 class LazyConfig:
-  """What a lazy layer keeps, and which layers are lazy: by `threshold`, `n_full` or `budget`, at most one of them.
+  """Which layers are lazy, and which tokens a lazy layer keeps. One of `threshold`, `n_full` and `budget` may choose the layers.
 
   The lazy ratio of a layer is the share of attention that goes to the first n_initial and the latest score_recent tokens."""
 
@@ -30,22 +30,23 @@ class LazyConfig:
   """Number of layers that are not lazy and keep every token: those with the lowest lazy ratios. Fewer: less memory.
   (none: threshold or budget decides if one is given; otherwise half of the layers are full.)"""
   budget: int | None = None
-  """Bytes that the cache of a row may take after its prompt: as many layers keep every token as fit. (none: n_full decides.)"""
+  """Largest size in bytes of a row's cache after its prompt: as many layers keep every token as fit. (none: threshold or n_full
+  decides.)"""
   stage: Literal['decode', 'prefill'] = 'decode'
-  """When lazy layers are found and cut. decode: after the first generated token was read, from its attention. prefill: after the
-  prompt, from the attention of its last n_last tokens."""
+  """When lazy layers are found and cut. decode: after the first generated token is read, from its attention. prefill: after the
+  prompt is read, from the attention of its last n_last tokens."""
   n_last: int = 1
   """For stage prefill: number of the prompt's last tokens whose attention gives the lazy ratio."""
   score_recent: int | None = None
-  """Number of latest tokens that count for the lazy ratio (none: as many as n_recent)."""
+  """Number of latest tokens whose attention counts for the lazy ratio (none: n_recent)."""
   include_self: bool = True
   """Count the attention of a token to itself as attention to a recent token."""
   growth: Literal['append', 'ring'] = 'append'
   """What lazy layers do with generated tokens. append: they keep all. ring: each new token replaces the oldest of the n_recent,
   so that memory stays constant."""
   batch: Literal['all', 'mean', 'group'] = 'group'
-  """How the lazy layers of several rows are found. group: each row has its own. all: a layer's lowest ratio of any row counts for
-  all rows. mean: the mean of the rows' ratios counts for all."""
+  """How the lazy layers of several rows are found. group: each row has its own lazy layers. all: the rows share them, by each
+  layer's lowest ratio over the rows. mean: the rows share them, by each layer's mean ratio over the rows."""
   keep: Literal['window', 'snapkv', 'h2o'] = 'window'
   """Which tokens a lazy layer keeps, n_initial + n_recent in each case. window: the first and the latest ones. snapkv: in each head
   the latest n_observed, and those to which these attend most. h2o: in each head the latest half, and those to which all tokens of
@@ -53,13 +54,13 @@ class LazyConfig:
   n_observed: int = 32
   """For keep snapkv: number of the prompt's latest tokens whose attention chooses what is kept; they are kept too."""
   prefill: Literal['whole', 'layerwise'] = 'whole'
-  """How the prompt is read. whole: by all layers, then lazy ones are cut. layerwise: each layer is cut before the next one is
-  computed, so that at most one layer is whole at a time: for long prompts. It needs stage prefill and layout static, and rows
-  that are read together must share their lazy layers."""
+  """How the prompt is read. whole: by all layers, then lazy layers are cut. layerwise: each layer is cut before the next one is
+  computed, which saves memory with long prompts. layerwise needs stage prefill and layout static, and rows that are read together
+  must share their lazy layers."""
   layout: Literal['pooled', 'static'] = 'pooled'
-  """How the program knows which layers are lazy. pooled: they are data, and one compiled program serves all prompts with the same
-  number of lazy layers. static: they are part of the program, which is compiled for each choice, and rows with different lazy
-  layers are decoded apart."""
+  """How the compiled program knows which layers are lazy. pooled: they are data, and one program serves all prompts with the same
+  number of lazy layers. static: they are part of the program. A program is compiled for each choice of lazy layers, and rows with
+  different lazy layers are decoded separately."""
   exempt_layers: tuple[int, ...] = ()
   """Numbers of layers that are never lazy, from 0; negative ones count from the last layer."""
   quant: KiviConfig | None = None
@@ -105,29 +106,29 @@ class LazyConfig:
 
   @property
   def kept(self) -> int:
-    """Tokens in a lazy layer before it grows."""
+    """Number of tokens in a lazy layer right after it is cut."""
     return self.n_initial + self.n_recent
 
   def replace(self, **changes) -> 'LazyConfig':
     return dataclasses.replace(self, **changes)
 
 
-# As the authors' code, v2's summary and kvpress run them. The first four cut half of the layers unless a threshold, n_full or
-# budget is given.
+# Settings of the authors' code, of kvpress and of version 2 of the paper. The first four cut half of the layers unless a
+# threshold, n_full or budget is given.
 PRESETS = {
   'authors-decode': LazyConfig(n_recent=1024),
   'authors-prefill': LazyConfig(n_recent=1024, stage='prefill', n_last=32, score_recent=512, include_self=False),
-  # It drops the last key before it counts 1024 recent ones, and keeps one fewer.
+  # kvpress drops the last key before it counts 1024 recent ones, so it keeps one token fewer.
   'kvpress': LazyConfig(n_recent=1023, stage='prefill', score_recent=1024, include_self=False, batch='mean'),
   'lighttransfer': LazyConfig(n_recent=1020, stage='prefill'),
-  # Baselines. StreamingLLM reads the prompt with full attention here, and keeps original positions.
+  # Baselines. `streaming` is StreamingLLM, except that the prompt is read with full attention and tokens keep their positions.
   'streaming': LazyConfig(n_full=0, stage='prefill', growth='ring'),
   'snapkv': LazyConfig(n_full=0, stage='prefill', keep='snapkv', n_initial=0, n_recent=768),
   'h2o': LazyConfig(n_full=0, stage='prefill', keep='h2o', n_initial=0, n_recent=1024),
   'kivi': LazyConfig(threshold=1.0, quant=KiviConfig()),
 }
 
-# Thresholds from the authors' code, for 1024 recent tokens and stage `decode`.
+# Thresholds of the authors' code, for 1024 recent tokens and stage `decode`.
 THRESHOLDS = {
   'llama-2-7b-chat': 0.65,
   'llama-3-8b-instruct': 0.9,
@@ -137,7 +138,7 @@ THRESHOLDS = {
 
 
 def preset(name: str, model: str | None = None, **changes) -> LazyConfig:
-  """Returns a preset, with the threshold that the paper's authors chose for `model` if that is given.
+  """Returns a preset with `changes`; if `model` is given, with the threshold that the paper's authors chose for it.
 
   Raises:
     ValueError: there is no such preset or model; the nearest name is suggested.
@@ -148,13 +149,13 @@ def preset(name: str, model: str | None = None, **changes) -> LazyConfig:
     if model not in THRESHOLDS:
       raise unknown('model', model, THRESHOLDS)
     changes = {'threshold': THRESHOLDS[model], **changes}
-    if model.startswith('qwen'):  # The authors' code spares the last layer of Qwen alone.
+    if model.startswith('qwen'):  # The authors' code never cuts the last layer of Qwen.
       changes = {'exempt_layers': (-1,), **changes}
   return PRESETS[name].replace(**changes)
 
 
 def exempt(lazy: LazyConfig, model: ModelConfig) -> np.ndarray:
-  """Returns [L] bool: layers that cannot be lazy, which those with a sliding window are too.
+  """Returns [L] bool: the layers that are never lazy, which are `exempt_layers` and all layers with a sliding window.
 
   Raises:
     ValueError: an exempt layer does not exist.
@@ -167,7 +168,7 @@ def exempt(lazy: LazyConfig, model: ModelConfig) -> np.ndarray:
 
 
 def layer_bytes(model: ModelConfig, tokens: int, quant: KiviConfig | None = None) -> int:
-  """Returns the bytes of so many tokens' keys and values in one layer."""
+  """Returns the bytes of the keys and values of `tokens` tokens in one layer."""
   exact = 4 if model.dtype == 'float32' else 2
   if quant is not None:
     return round(model.num_kv_heads * quant.bytes(tokens, model.head_dim, exact))
@@ -175,7 +176,7 @@ def layer_bytes(model: ModelConfig, tokens: int, quant: KiviConfig | None = None
 
 
 def cache_bytes(model: ModelConfig, length: int, lazy_layers: int, kept: int, quant: KiviConfig | None = None) -> int:
-  """Returns the bytes of keys and values of one row of `length` tokens with so many lazy layers."""
+  """Returns the bytes of the keys and values of one row of `length` tokens, of which each lazy layer keeps at most `kept`."""
   whole, cut = layer_bytes(model, length, quant), layer_bytes(model, min(length, kept), quant)
   return (model.num_layers - lazy_layers) * whole + lazy_layers * cut
 
@@ -183,21 +184,21 @@ def cache_bytes(model: ModelConfig, length: int, lazy_layers: int, kept: int, qu
 def compression_ratio(
   model: ModelConfig, length: int, lazy_layers: int, kept: int, quant: KiviConfig | None = None
 ) -> float:
-  """Returns how many times smaller the cache of a row is; 1 - 1 / this is the share removed."""
+  """Returns how many times smaller the cache of a row becomes; 1 - 1 / ratio is the share of bytes removed."""
   return cache_bytes(model, length, 0, kept) / cache_bytes(model, length, lazy_layers, kept, quant)
 
 
 def select_lazy(ratios, lengths, lazy: LazyConfig, model: ModelConfig) -> np.ndarray:
   """Returns [B, L] bool: the lazy layers of each row.
 
-  A layer that would forget nothing is not lazy. With equal ratios the earlier layer stays full.
+  No layer is lazy in rows of at most `lazy.kept` tokens. With equal ratios the earlier layer stays full.
 
   Args:
     ratios: [B, L] lazy ratios in [0, 1].
-    lengths: [B] tokens in the cache.
+    lengths: [B] number of tokens in each row's cache.
 
   Raises:
-    ValueError: ratios that are not finite, more full layers than there are, or a budget that lazy layers alone exceed.
+    ValueError: ratios that are not finite, more full layers than the model has, or a budget that lazy layers alone exceed.
   """
   ratios, lengths = np.asarray(ratios, np.float32), np.asarray(lengths)
   if (bad := np.argwhere(~np.isfinite(ratios))).size:
@@ -223,7 +224,10 @@ def select_lazy(ratios, lengths, lazy: LazyConfig, model: ModelConfig) -> np.nda
 
 
 def full_layers(lazy: LazyConfig, model: ModelConfig, length: int) -> int:
-  """Returns how many layers stay full, by a rule that counts them. Raises ValueError for more than there are."""
+  """Returns how many layers stay full by `budget` or `n_full`; without both, half of them.
+
+  Raises ValueError if n_full is more than the model's layers, or if the budget is too small.
+  """
   if lazy.n_full is not None and lazy.n_full > model.num_layers:
     raise ValueError(f'n_full={lazy.n_full} is more than the {model.num_layers} layers of the model.')
   if lazy.budget is not None:
@@ -232,7 +236,7 @@ def full_layers(lazy: LazyConfig, model: ModelConfig, length: int) -> int:
 
 
 def full_layers_within(budget: int, model: ModelConfig, length: int, kept: int, quant: KiviConfig | None = None) -> int:
-  """Returns how many layers can keep `length` tokens within the budget. Raises ValueError if not even none can."""
+  """Returns how many layers can keep `length` tokens within the budget. Raises ValueError if the cache is too large even with all layers lazy."""
   L = model.num_layers
   for n_full in range(L, -1, -1):
     if cache_bytes(model, length, L - n_full, kept, quant) <= budget:

@@ -1,8 +1,8 @@
-"""A text that has been read, its cache cut down: asked many times, continued turn by turn, saved and loaded.
+"""`Context`: texts that have been read, with their compressed cache, to answer questions and to continue turn by turn.
 
 context = compress(lm, [document], lazy=LazyConfig(stage='prefill'), room=512)
-out = context.ask(lm, ['First question?', 'Second question?'])   # the context itself never changes
-out, context = context.reply(lm, ['And then?'])                  # a turn: the text and its answer are now part of it
+out = context.ask(lm, ['First question?', 'Second question?'])   # does not change the context
+out, context = context.reply(lm, ['And then?'])                  # a turn: the new context includes question and answer
 context.save('document.cache'); context = Context.load('document.cache', lm)
 """
 
@@ -38,19 +38,19 @@ from jaxlm.lengths import bucket
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """Rows of tokens that have been read, and their cache."""
+  """Rows of tokens that have been read, with their cache."""
 
   cache: Any
   ids: list[list[int]]
-  """Token ids of each row, in the order they were read; but `pending` of them are not yet."""
+  """Token ids of each row, in reading order. The last `pending` of them are not in the cache yet."""
   pending: int
-  """Last tokens of each row that are chosen and not read: after an answer 1."""
+  """Number of tokens at the end of each row that are not in the cache yet: 1 after an answer, otherwise 0."""
   room: int
-  """Tokens that can still be read or generated."""
+  """Number of tokens per row that can still be read or generated."""
   model: dict[str, Any]
-  """What the cache belongs to: see `fingerprint`."""
+  """Fingerprint of the model that made the cache; see `decoders.fingerprint`."""
   stats: dict[str, Any]
-  """What happened as it was made: lazy_layers, lazy_ratios, kv_bytes_full, compression, prefill_seconds."""
+  """Statistics of the compression: lazy_layers, lazy_ratios, kv_bytes_full, compression, prefill_seconds, compile_seconds."""
 
   @property
   def nbytes(self) -> int:
@@ -64,15 +64,16 @@ class Context:
     )
 
   def ask(self, lm: LanguageModel, questions: Sequence[Any], *, max_new_tokens: int = 64, **options) -> Output:
-    """Answers questions, and stays as it is.
+    """Answers questions. The context does not change.
 
     Args:
-      questions: strings or token ids, one for each row; or any number of them for the only row, answered one after the
-        other.
+      questions: strings or token ids, one for each row. A context of one row takes any number of questions, and answers each
+        of them separately.
       max_new_tokens, options: as for `decoders.generate`.
 
     Raises:
-      ValueError: another number of questions, no room for them, or another model.
+      ValueError: the number of questions is not the number of rows, there is no room for them, or the cache was made by
+        another model.
     """
     if len(self.ids) > 1 or len(questions) == 1:
       return self._answered(lm, questions, max_new_tokens, options)[0]
@@ -89,7 +90,7 @@ class Context:
   def reply(
     self, lm: LanguageModel, turns: Sequence[Any], *, max_new_tokens: int = 64, **options
   ) -> tuple[Output, 'Context']:
-    """Returns the answers to a turn of each row, and the context that both are part of. Raises as `ask`."""
+    """Returns the answers to one turn per row, and a context that includes turns and answers. Raises as `ask`."""
     return self._answered(lm, turns, max_new_tokens, options)
 
   def extend(self, lm: LanguageModel, texts: Sequence[Any]) -> 'Context':
@@ -100,7 +101,7 @@ class Context:
     return dataclasses.replace(self, cache=cache, ids=ids, pending=0, room=self.room - max(map(len, new)))
 
   def save(self, folder: str | Path) -> None:
-    """Writes the context to a new folder. Raises FileExistsError if it is there already."""
+    """Writes the context to a new folder. Raises FileExistsError if the folder exists."""
     notes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != 'cache'}
     files.save(folder, self.cache, notes)
 
@@ -129,25 +130,25 @@ class Context:
 
   def _given(self, lm: LanguageModel, texts: Sequence[Any]) -> list[list[int]]:
     if len(texts) != len(self.ids):
-      raise ValueError(f'{len(texts)} texts for {len(self.ids)} rows: one for each is needed.')
+      raise ValueError(f'{len(texts)} texts for {len(self.ids)} rows: pass one text for each row.')
     encode = lambda t: lm.tokenizer.encode(t, bos=False) if isinstance(t, str) and lm.tokenizer is not None else t
     return prompt_lib.encode(lm, [encode(t) for t in texts])
 
   def _new(self, lm: LanguageModel, texts: Sequence[Any]) -> list[list[int]]:
-    """Returns the ids of each row that are to be read: what is pending, and the text's."""
+    """Returns the ids that each row still has to read: its pending ids, then those of its text."""
     self._check_model(lm)
     pending = [row[len(row) - self.pending :] for row in self.ids]
     return [[*old, *more] for old, more in zip(pending, self._given(lm, texts))]
 
   def _read(self, clock: Clock, lm: LanguageModel, new: list[list[int]], total: int = 0, slots: int = 0):
-    """Returns (logits [B, V] after the new tokens, the cache with them). Raises ValueError if there is no room."""
+    """Returns (logits [B, V] after the new tokens, the cache that includes them). Raises ValueError if there is no room."""
     longest = max(map(len, new))
     if longest + slots > self.room:
       raise ValueError(
         f'{longest + slots} tokens are more than the room for {self.room} that this context has left: '
         'compress it with more `room`.'
       )
-    # Padding is written beyond the text, where there must be room too.
+    # Padding is written into the slots after the text, so it needs room too.
     width = min(bucket(longest), self.room)
     tokens, lengths = np.zeros((len(new), width), np.int32), np.array([len(row) for row in new], np.int32)
     for row, ids in zip(tokens, new):
@@ -160,7 +161,9 @@ class Context:
 
   def _answered(self, lm: LanguageModel, questions, max_new_tokens: int, options) -> tuple[Output, 'Context']:
     if options.get('batch_size') is not None or options.get('num_samples', 1) != 1:
-      raise ValueError('A context answers all its rows at once, each once: leave batch_size and num_samples out.')
+      raise ValueError(
+        'A context answers all rows at once, with one answer each: leave batch_size and num_samples out.'
+      )
     _check_forward(lm, options.get('direction'))
     new = self._new(lm, questions)
     memory = _ContextMemory(self, new, max_new_tokens)
@@ -169,7 +172,7 @@ class Context:
     ids = [[*prompt, *answer] for prompt, answer in zip(prompts, out.rows())]
     read = max(len(row) - len(old) for row, old in zip(ids, self.ids))
     cache = memory.cache
-    if memory.overran:  # Not every cache can take tokens back: what is kept is read again.
+    if memory.overran:  # Not every cache can remove tokens, so the old cache reads the kept tokens again.
       _, cache = self._read(Clock(), lm, [[*given, *answer[:-1]] for given, answer in zip(new, out.rows())])
     return out, dataclasses.replace(self, cache=cache, ids=ids, pending=1, room=self.room - read)
 
@@ -186,7 +189,7 @@ SUMMED = (
   'accepted',
   'verified',
 )
-_read = functools.partial(jax.jit, static_argnames='config')(read)  # The context's own cache is not given away.
+_read = functools.partial(jax.jit, static_argnames='config')(read)  # No donation: the context still needs its cache.
 
 
 class _ContextMemory(WholeMemory):
@@ -194,7 +197,7 @@ class _ContextMemory(WholeMemory):
 
   def __init__(self, context: Context, new: list[list[int]], max_new_tokens: int):
     self.context, self.new, self.max_new_tokens, self.cache = context, new, max_new_tokens, None
-    self.overran = False  # Some row's cache has tokens behind a stop string.
+    self.overran = False  # Whether the cache of a row has tokens after a stop string.
 
   def read(self, clock, lm, padded, total_B, plan: Plan):
     self.lengths = padded.lengths
@@ -216,23 +219,23 @@ def compress(
   room: int = 512,
   prefill_chunk: int | None = None,
 ) -> Context:
-  """Reads texts and cuts their caches down.
+  """Reads texts, cuts their caches, and returns them as a context.
 
   Args:
     texts: strings or token ids; they may differ in length.
-    lazy: which layers are lazy and what they keep, decided by the texts themselves: stage='prefill'.
-    room: tokens per row that can be read or generated afterwards.
+    lazy: which layers are lazy and which tokens they keep; it needs stage='prefill'.
+    room: number of tokens per row that can be read or generated afterwards.
     prefill_chunk: as for `decoders.generate`.
 
   Raises:
-    ValueError: as `decoders.simlayerkv.generate`; a stage that needs a generated token; a model that reads in reverse.
+    ValueError: as `decoders.simlayerkv.generate`; a stage other than 'prefill'; a model that reads in reverse or with a signal.
   """
   _check_forward(lm)
   if lazy.stage != 'prefill':
     raise ValueError(f"stage={lazy.stage!r} needs a generated token, and a context has none: use stage='prefill'.")
   memory = _Compressing(lazy, lm.config)
   ids = prompt_lib.encode(lm, texts)
-  # Generating one token is reading and choosing; the token is dropped.
+  # Generating one token reads the texts. The token is dropped.
   memory.room = room = min(room, lm.config.max_length - max(map(len, ids)))
   out = generate_plain(lm, ids, max_new_tokens=1, eos_id=None, prefill_chunk=prefill_chunk, memory=memory)
   stats = memory.stats() | {name: out.stats[name] for name in ('prefill_seconds', 'compile_seconds')}
@@ -240,7 +243,7 @@ def compress(
 
 
 def _check_forward(lm: LanguageModel, direction: str | None = None) -> None:
-  """Raises ValueError for a text that would grow at its beginning, or would begin anew with a signal at each turn."""
+  """Raises ValueError if texts grow at their beginning (reverse), or if each turn would start with a direction signal."""
   if resolve(lm.config, direction) == 'reverse' or lm.config.direction_signal != 'none':
     raise ValueError(
       'A context grows at its end: it needs a model that reads forward without a signal, not one with '
@@ -249,9 +252,11 @@ def _check_forward(lm: LanguageModel, direction: str | None = None) -> None:
 
 
 class _Compressing(LazyMemory):
-  """Holds on to the cache."""
+  """A LazyMemory that keeps the cut cache."""
 
   def finished(self, rows_R, state: DecodeState) -> None:
     if len(rows_R) < len(self.lazy_layers):
-      raise ValueError("Rows with other lazy layers cannot share a static layout: use layout='pooled' or batch='all'.")
+      raise ValueError(
+        "Rows with different lazy layers cannot share a static layout: use layout='pooled' or batch='all'."
+      )
     self.cache = state.cache

@@ -1,4 +1,4 @@
-"""What a saved context says beside its cache, checked by type and range before the cache is read."""
+"""Checks of a saved context's notes, which are all its fields except the cache. They run before the cache is read."""
 
 import math
 from typing import Any
@@ -48,7 +48,7 @@ def check_room(cache: Any, notes: dict[str, Any]) -> None:
 
 
 def _check_stats(stats: dict[str, Any], rows: int, layers: int) -> None:
-  """Raises ValueError for statistics that a context uses or prints later, and cannot."""
+  """Raises ValueError if a statistic that a context uses or prints later is missing or has a wrong type or range."""
   lazy, ratios = stats.get('lazy_layers'), stats.get('lazy_ratios')
   of_rows = lambda x: isinstance(x, list) and len(x) == rows and all(isinstance(row, list) for row in x)
   if not of_rows(lazy) or not all(_whole(layer, 0, layers - 1) for row in lazy for layer in row):

@@ -1,4 +1,4 @@
-"""Decoding with the caches of lazy layers cut down, the layers' lazy ratios, and thresholds that are chosen by them."""
+"""SimLayerKV's functions: decoding with cut caches in lazy layers, measuring lazy ratios, and choosing a threshold from them."""
 
 from collections.abc import Sequence
 
@@ -20,16 +20,16 @@ def generate(
   lazy: LazyConfig = LazyConfig(),
   **options,
 ) -> Output:
-  """Continues each prompt with the caches of its lazy layers cut down.
+  """Continues each prompt with smaller caches in its lazy layers.
 
   Args:
     prompts, max_new_tokens: as for `decoders.generate`.
-    lazy: which layers are lazy, and what they keep.
+    lazy: which layers are lazy, and which tokens they keep.
     options: all other arguments of `decoders.generate`.
 
   Raises:
-    ValueError: as `decoders.generate`; attention weights that can be negative, so that no share of them is a ratio;
-      activations that are not finite; layers, budgets or groups that do not fit the model.
+    ValueError: as `decoders.generate`; attention weights that can be negative, for which no lazy ratio is defined; activations
+      that are not finite; layers, budgets or groups that do not fit the model.
   """
   memory = LazyMemory(lazy, lm.config)
   return generate_plain(lm, prompts, max_new_tokens=max_new_tokens, memory=memory, **options)
@@ -40,7 +40,8 @@ def lazy_scores(
 ) -> np.ndarray:
   """Returns the lazy ratio of each prompt's layers, float32 [B, L]; arguments as for `generate`."""
   memory = LazyMemory(lazy.replace(threshold=1.0, n_full=None, budget=None, quant=None), lm.config)
-  # The first token is the prefill's, the second is scored as it is read; a third, so that rows are not done by then.
+  # The prefill chooses the first token, and the scored step chooses the second. Without a third token, rows would be done after
+  # that step, and LazyMemory.compress would drop their ratios.
   generate_plain(lm, prompts, max_new_tokens=3, eos_id=None, memory=memory, **options)
   return np.stack(memory.ratios)
 
@@ -52,16 +53,16 @@ def calibrate_threshold(
   lazy: LazyConfig = LazyConfig(),
   **options,
 ) -> float:
-  """Returns the highest threshold with which the caches of these texts are, together, `target_ratio` times smaller.
+  """Returns the highest threshold at which the caches of these texts together are at least `target_ratio` times smaller.
 
   Args:
-    lm, texts: what to measure on; texts as long as those to come.
+    texts: texts to measure, about as long as those that will be decoded.
     target_ratio: bytes of the full caches over bytes kept, quantisation included if `lazy` has it.
-    lazy: everything but the threshold.
-    options: of `decoders.generate`, such as batch_size.
+    lazy: all other settings; its threshold, n_full and budget are ignored.
+    options: arguments of `decoders.generate`, such as batch_size.
 
   Raises:
-    ValueError: not even with all layers lazy are the caches so small.
+    ValueError: the caches do not become that small even if all layers are lazy.
   """
   lazy = lazy.replace(n_full=None, budget=None)
   lengths = [len(ids) for ids in encode(lm, texts, options.get('direction'))]
@@ -72,7 +73,7 @@ def calibrate_threshold(
     kept = sum(cache_bytes(lm.config, n, int(z), lazy.kept, lazy.quant) for n, z in zip(lengths, chosen))
     return sum(cache_bytes(lm.config, n, 0, lazy.kept) for n in lengths) / kept
 
-  # A layer is lazy above the threshold, so just below each ratio there is one more.
+  # A layer is lazy if its ratio is above the threshold, so the candidates are the numbers just below each ratio.
   steps = np.unique(np.nextafter(ratios.ravel(), np.float32(0)))[::-1]
   for threshold in [1.0, *steps.tolist(), 0.0]:
     if compression(threshold) >= target_ratio:

@@ -1,8 +1,8 @@
-"""Prompts read one layer at a time, each layer cut before the next is computed.
+"""Layer-wise prefill: each layer's cache is cut before the next layer is computed.
 
-So no more is ever there than what is kept, one layer's whole cache, and the states between two layers. With a number of
-full layers those held are a heap: the laziest one is cut as soon as there is one too many (LightTransfer, v2 of
-https://arxiv.org/abs/2410.13846).
+Memory holds only the kept caches, one layer's whole cache, and the hidden states between two layers. If the number of full layers
+is given, a heap holds the layers that are still full: as soon as it has one too many, the laziest of them is cut (LightTransfer,
+v2 of https://arxiv.org/abs/2410.13846).
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from jaxlm.models import functions
 
 @struct.dataclass
 class SingleLayerCache:
-  """The cache of one layer, whatever its number."""
+  """A cache of one layer, which ignores the layer's number."""
 
   cache: Any
 
@@ -37,7 +37,7 @@ class SingleLayerCache:
 
 @struct.dataclass
 class CompressedPrompt:
-  """A cache that is cut already, and how that was decided."""
+  """The cut cache of the prompts, with the lazy ratios and the lazy layers."""
 
   cache: LayeredCache
   ratios: jax.Array  # [B, L] float32
@@ -56,7 +56,7 @@ def embed(params, tokens_BT, total_B, *, config: ModelConfig):
 
 @functools.partial(jax.jit, static_argnames=('config', 'index', 'capacity', 'score'), donate_argnames='x_BTD')
 def one_layer(params, x_BTD, positions_BT, scheme, lengths_B, *, config: ModelConfig, index: int, capacity: int, score):
-  """Returns (the states after the layer, its cache with ratios [B, 1])."""
+  """Returns (the hidden states after the layer, its cache with ratios [B, 1])."""
   cache = score(FullCache.create(config.replace(num_layers=1, windows=()), len(x_BTD), capacity), lengths_B)
   x_BTD, alone = functions.block(params, config, index, x_BTD, positions_BT, scheme, SingleLayerCache(cache))
   return x_BTD, alone.cache
@@ -76,11 +76,11 @@ def prefill(
 
   Args:
     clock, padded, total_B, capacity: as for `decoders.strategies.WholeMemory.read`.
-    score: wraps a layer's cache so that it notes its ratio.
-    compact: (keys, values, lengths, votes, cut=bool) -> what a layer keeps.
+    score: wraps a layer's cache so that it records its lazy ratio.
+    compact: (keys, values, lengths, votes, cut=bool) -> the cache that a layer keeps.
 
   Raises:
-    ValueError: rows that are to decide for themselves, ratios that are not finite, more full layers than there are.
+    ValueError: several rows with batch='group', ratios that are not finite, or more full layers than the model has.
   """
   c, lengths = lm.config, padded.lengths
   if lazy.batch == 'group' and len(lengths) > 1:
@@ -92,7 +92,7 @@ def prefill(
   score = dataclasses.replace(score, layers=1)
   x_BTD, positions_BT, scheme = clock.run('prefill', embed, lm.params, jnp.asarray(padded.tokens), total_B, config=c)
   lengths_B = jnp.asarray(lengths)
-  held: list[tuple[float, int]] = []  # (-ratio, -layer): the laziest first, and of equal ones the latest
+  held: list[tuple[float, int]] = []  # heap of (-ratio, -layer): the laziest layer first, the later one of equal layers
   layers: list[Any] = [None] * c.num_layers
   lazy_L, ratios, full_bytes = [False] * c.num_layers, [], 0
 
@@ -107,7 +107,7 @@ def prefill(
         x.delete()
 
   for layer in range(c.num_layers):
-    # Layers that only differ in their parameters share a program.
+    # Layers that differ only in their parameters share a program.
     index = layer % len(c.windows) if c.windows else 0
     x_BTD, cache = clock.run(
       'prefill', one_layer, lm.params[f'layer_{layer}'], x_BTD, positions_BT, scheme, lengths_B,

@@ -1,4 +1,4 @@
-"""How a decoder finds the lazy layers of a prompt and cuts their caches down."""
+"""SimLayerKV's memory strategy: it finds the lazy layers of each row and cuts their caches."""
 
 from collections.abc import Callable
 import dataclasses
@@ -24,7 +24,7 @@ from jaxlm.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """Wraps a cache so that it notes lazy ratios. A value, so that programs are compiled once for equal ones."""
+  """Wraps a cache so that it records lazy ratios. It is compared by value, so that equal ones share compiled programs."""
 
   initial: int
   recent: int
@@ -32,9 +32,9 @@ class Score:
   include_self: bool
   layers: int
   before: int
-  """Slots before the first token."""
+  """Number of slots before the first token: 1 with a sink token, otherwise 0."""
   voting: bool = False
-  """Votes for single tokens are taken too."""
+  """Whether votes for single tokens are recorded too."""
   voters: int | None = None
 
   @classmethod
@@ -58,11 +58,11 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-  """What a layer keeps of its full cache; a value, so that programs are compiled once for equal ones."""
+  """Cuts a layer's full cache. It is compared by value, so that equal ones share compiled programs."""
 
   lazy: LazyConfig
   room: int
-  """Tokens to be appended."""
+  """Number of tokens that will be appended."""
 
   def __call__(self, cut: bool, keys_BKSH, values_BKSH, lengths_B, votes_BKS) -> Any:
     c = self.lazy
@@ -80,13 +80,13 @@ class Keep:
 
 @functools.partial(jax.jit, static_argnames=('keep', 'cut'))
 def compact(keys_BKSH, values_BKSH, lengths_B, votes_BKS, *, keep: Keep, cut: bool) -> Any:
-  """Returns what one layer keeps of its full cache."""
+  """Returns the cache that one layer keeps."""
   return keep(cut, keys_BKSH, values_BKSH, lengths_B, votes_BKS)
 
 
 @functools.partial(jax.jit, static_argnames=('keep', 'cut'))
 def compact_row(keys_BKSH, values_BKSH, lengths_B, votes_BKS, row, *, keep: Keep, cut: bool) -> Any:
-  """Returns what one layer keeps of one row."""
+  """Returns the cache that one layer keeps for one row."""
   one = lambda x: jax.lax.dynamic_index_in_dim(x, row, keepdims=True)
   return keep(cut, *jax.tree.map(one, (keys_BKSH, values_BKSH, lengths_B, votes_BKS)))
 
@@ -97,16 +97,16 @@ def take_rows(tree, rows):
 
 
 class LazyMemory(WholeMemory):
-  """Finds the lazy layers of each row and cuts their caches down.
+  """Finds the lazy layers of each row and cuts their caches.
 
   Raises:
-    ValueError: attention weights that can be negative, so that no share of them is a ratio; layers or groups that do not
-      fit the model.
+    ValueError: attention weights that can be negative, for which no lazy ratio is defined; layers or groups that do not fit the
+      model.
   """
 
   def __init__(self, lazy: LazyConfig, config: ModelConfig):
     if config.attention in UNSCORED:
-      raise ValueError(f'attention={config.attention!r} has negative weights: how lazy a layer is has no meaning.')
+      raise ValueError(f'attention={config.attention!r} has negative weights, for which no lazy ratio is defined.')
     exempt(lazy, config)
     if lazy.quant is not None:
       lazy.quant.check_head_dim(config.head_dim)
@@ -141,7 +141,7 @@ class LazyMemory(WholeMemory):
       state = advance(state.replace(cache=self.score(state.cache, state.position + 1)), 1, rows_R)
     lengths_R = np.asarray(state.position) + self.score.before
     ratios_RL = np.asarray(state.cache.ratios)
-    if self.lazy.prefill == 'layerwise':  # The layers are cut already; each prompt's samples have its rows.
+    if self.lazy.prefill == 'layerwise':  # The layers are cut already, the same ones in every row.
       self.note(ratios_RL, np.tile(state.cache.lazy, (len(rows_R), 1)), state.cache.full_bytes, state.cache.nbytes)
       return [(rows_R, state.replace(cache=state.cache.cache))]
     if self.lazy.stage == 'decode' and bool(jnp.all(state.done)):  # No step was taken, so nothing was scored.
@@ -160,12 +160,12 @@ class LazyMemory(WholeMemory):
   def cut(
     self, state: DecodeState, lazy_RL: np.ndarray, lengths_R: np.ndarray, plan: Plan
   ) -> list[tuple[np.ndarray, DecodeState]]:
-    """Returns (rows, their state) of what is decoded together, the caches cut down; the whole cache is deleted."""
+    """Returns (rows, their state) for each group of rows that is decoded together, with cut caches; deletes the whole cache."""
     rows_R, votes = np.arange(len(lazy_RL)), state.cache.votes
     state = state.replace(cache=state.cache.whole)
     cache = state.cache
     if not lazy_RL.any() and self.lazy.quant is None:
-      return [(rows_R, state)]  # And so the program is plain decoding's.
+      return [(rows_R, state)]  # The cache stays whole, so plain decoding's program is used.
     keep, lengths = Keep(self.lazy, self.growth(state.tokens.shape[1], plan)), jnp.asarray(lengths_R, jnp.int32)
     delete = lambda layer: (cache.keys[layer].delete(), cache.values[layer].delete())
     if self.lazy.layout == 'pooled':

@@ -1,4 +1,4 @@
-"""The engine of speculative decoding: tokens are drafted by something cheap and verified several at a time.
+"""Speculative decoding: a cheap drafter proposes several tokens, and the model verifies them in one call.
 
   out = decoders.speculative.generate(lm, prompts, drafter=PromptLookup())
 

@@ -11,11 +11,11 @@ from decoders.speculative.trees import NOWHERE, Tree
 
 @dataclasses.dataclass(frozen=True)
 class CombinedDrafter(Drafter):
-  """A drafter; see `decoders.speculative.rounds.Drafter`.
+  """Drafts with `first`, and with `second` for rows in which `first` finds nothing.
 
   Raises:
-    ValueError: the second one is a draft model, whose cache would miss what the first one's rounds added, or is two drafters
-      itself; when it is used, a rule that needs drawn tokens.
+    ValueError: `second` is a draft model, whose cache would miss the tokens that `first` added, or is a CombinedDrafter itself;
+      when the drafter is used: the rule needs drawn tokens.
   """
 
   first: Drafter
@@ -26,7 +26,7 @@ class CombinedDrafter(Drafter):
       raise ValueError('A draft model must read every token, so it cannot be the second of two drafters.')
     if isinstance(self.second, CombinedDrafter):
       raise ValueError(
-        'The second of two drafters cannot be two drafters itself: give these as CombinedDrafter(CombinedDrafter(...), ...).'
+        'The second of two drafters cannot be two drafters itself: use CombinedDrafter(CombinedDrafter(...), ...).'
       )
 
   @property
@@ -46,7 +46,7 @@ class CombinedDrafter(Drafter):
 
   def check(self, lm, longest, drawn) -> None:
     if drawn:
-      raise ValueError("Of two drafters it is not known which law a token was drawn from: use rule='match' with them.")
+      raise ValueError("Two drafters do not record the probabilities that rule='residual' needs: use rule='match'.")
     for drafter in (self.first, self.second):
       drafter.check(lm, longest, drawn)
 
@@ -81,4 +81,4 @@ class CombinedDrafter(Drafter):
     return first, self.second.learn(second, jnp.where(found_R, 0, drafted_R), accepted_R), found_R
 
 
-Together = CombinedDrafter  # Its first name, which stays.
+Together = CombinedDrafter  # The former name, which stays valid.

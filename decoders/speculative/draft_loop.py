@@ -1,7 +1,7 @@
-"""How a model drafts: token after token, until it is unsure of one or the row has no room.
+"""The loop in which a model drafts, token after token, until a token is improbable or the row is full.
 
-A drafter that is a model brings a step function, and what the model has read before (its cache, or keys and values beside the
-target's). The loop chooses the tokens, stops, and says how many candidates are verified beside each token.
+A drafter that is a model passes its step function, and its cache (or its keys and values beside the target's). The loop chooses
+the tokens, decides when to stop, and chooses how many candidates are verified beside each token.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class DraftPolicy:
   """How many tokens are drafted in a round, and how many candidates are verified at each depth."""
 
   max_draft: int
-  """Tokens of a chain at most."""
+  """Largest number of tokens in a chain."""
   threshold: float
-  """A drafted token less probable than this is the last of its chain."""
+  """A drafted token less probable than this ends its chain."""
   adapt: bool = False
-  """The threshold of each row changes from round to round; see `adapted_threshold`."""
+  """Whether the threshold of each row changes from round to round; see `adapted_threshold`."""
   width_bounds: tuple[float, ...] = ()
-  """Falling probabilities of the drafted token that separate the `widths`."""
+  """Decreasing probabilities of the drafted token that separate the `widths`."""
   widths: tuple[int, ...] = (1,)
-  """Candidates at a depth, the drafted token among them: above each of `width_bounds`, and below the last."""
+  """Numbers of candidates at a depth, the drafted token included: one number above each of `width_bounds`, and one below them."""
 
   @property
   def most_beside(self) -> int:
@@ -46,7 +46,7 @@ class DraftPolicy:
 
   def sizes(self, depths: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """Returns (depth, most leaves) of the trees with chains of these lengths."""
-    # All tokens of a chain but the last are at least as probable as the threshold, unless that changes.
+    # All tokens of a chain but the last are at least as probable as the threshold, if it does not adapt.
     least = 0.0 if self.adapt else self.threshold
     bounds = (1.0, *self.width_bounds)
     before_last = max((w for b, w in zip(bounds, self.widths) if b > least), default=self.widths[0])
@@ -62,16 +62,16 @@ class DraftPolicy:
 
 @struct.dataclass
 class Drafting:
-  """Chains of R rows while they grow, at most D tokens with W candidates at each depth."""
+  """State of the drafting loop: R growing chains of at most D tokens, with W candidates at each depth."""
 
   depth: jax.Array  # [] int32, tokens of the longest chain so far
   last: jax.Array  # [R] int32, the token drafted last
   growing: jax.Array  # [R] bool
   length: jax.Array  # [R] int32, tokens of the chain
-  candidates: jax.Array  # [R, D, W] int32, the best first: that one is the chain's token
+  candidates: jax.Array  # [R, D, W] int32, the best first, which is the chain's token
   widths: jax.Array  # [R, D] int32, how many of the candidates are verified
-  odds: jax.Array | None  # [R, D, V] float32, what the candidates were drawn from; None: not drawn
-  read: Any  # what the step function carries
+  odds: jax.Array | None  # [R, D, V] float32, probabilities that the candidates were drawn from; None: not drawn
+  read: Any  # the state that the step function carries, such as a cache
 
 
 def draft(
@@ -87,32 +87,32 @@ def draft(
   idle: jax.Array | None = None,
   first_logits: Float[Array, 'R V'] | None = None,
 ) -> tuple[Tree, Any]:
-  """Returns (a tree for each row, what the step function carried in the end). Traced.
+  """Returns (a tree for each row, the last state of the step function). Runs under jit.
 
   Args:
     step: given the newest token of each row [R, 1], its position [R, 1] and `read`, returns (float32 logits after it [R, V],
       the new `read`).
-    read: what the model has read before, of fixed shapes.
+    read: the first state of the step function; its shapes never change.
     values, rule: as for `Drafter.propose`.
-    threshold: of each row, instead of the policy's.
-    idle: [R] bool, rows that need no tree, beside those that are done.
-    first_logits: the logits after `state.last`, where the drafter has read that token itself. Otherwise the first step reads it.
+    threshold: a threshold for each row, instead of the policy's.
+    idle: [R] bool, rows that need no tree, in addition to those that are done.
+    first_logits: the logits after `state.last`, if the drafter has read that token already (None: the first step reads it).
   """
   R, D, W = len(state.last), policy.max_draft, min(policy.widths[-1], vocab_size)
   threshold = policy.threshold if threshold is None else threshold
   drawn = rule == 'residual' and 'temperature' in values
-  room_R = state.tokens.shape[1] - state.lengths - 1  # The last token of a round is the target's own.
+  room_R = state.tokens.shape[1] - state.lengths - 1  # The target chooses the last token of a round.
   idle_R = state.done if idle is None else state.done | idle
 
   def extended(s: Drafting, logits_RV, read) -> Drafting:
     t = s.depth
-    # The noise that the target will choose with is the best guess of its choice; but what is drawn needs noise of its own.
+    # With the noise that the target will use, the draft makes the target's choice most often. Drawn tokens need independent noise.
     key = independent_key if drawn else jax.random.fold_in
     noise_R = jax.vmap(key)(state.keys, state.position + t + 1)
     scores_RW, top_RW = jax.lax.top_k(ranked(logits_RV, noise_R, state.seen, values), W)
     logit_R = jnp.take_along_axis(logits_RV, top_RW[:, :1], axis=1)[:, 0]
     probability_R = jnp.exp(logit_R - jax.nn.logsumexp(logits_RV, axis=-1))
-    # Tokens that a sampling filter drops have a score of -inf, and are no candidates.
+    # Tokens that a sampling filter drops have the score -inf, and are not candidates.
     width_R = jnp.minimum(policy.width(probability_R), jnp.isfinite(scores_RW).sum(axis=1))
     put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new.astype(x.dtype), t, 1)
     return Drafting(
@@ -127,7 +127,7 @@ def draft(
     )
 
   def next_token(s: Drafting) -> Drafting:
-    position_R = jnp.minimum(state.position + s.depth, state.total - 1)  # Rows that stopped may have reached their end.
+    position_R = jnp.minimum(state.position + s.depth, state.total - 1)  # Rows that stopped may be at their end.
     return extended(s, *step(s.last[:, None], position_R[:, None], s.read))
 
   ints = lambda *shape: jnp.zeros((R, *shape), jnp.int32)
@@ -148,9 +148,9 @@ def adapted_threshold(
   accepted: Int[Array, ' R'],
   max_draft: int,
 ) -> tuple[Float[Array, ' R'], Float[Array, ' R']]:
-  """Returns each row's (threshold, smoothed acceptance rate) after a round, as Draft & Verify
+  """Returns each row's (threshold, smoothed acceptance rate) after a round, as in Draft & Verify
   (https://arxiv.org/abs/2309.08168): the threshold rises while less than 0.9 of the drafted tokens are accepted, and falls
-  otherwise. It stays after a round without a draft, or with the longest one.
+  otherwise. It does not change after a round without drafted tokens, or with `max_draft` of them.
   """
   some_R = drafted > 0
   latest_R = accepted / jnp.maximum(drafted, 1)

@@ -1,10 +1,10 @@
 """Drafting with a smaller model of the same vocabulary, as in https://arxiv.org/abs/2211.17192.
 
-Models of one family may pad their vocabulary to different sizes behind the tokens that their tokenizer has (Qwen2.5: 151936 and
-152064 of 151665). Padding is never drafted; the target chooses as it does alone.
+Models of one family may pad the vocabulary of one tokenizer to different sizes (Qwen2.5: 151665 tokens, padded to 151936 or
+152064). Padding ids are never drafted; the target chooses tokens as it does in plain decoding.
 
-Its cache is sure to hold every token but the last two: of a draft that was wholly accepted, the last token was never read. So
-each round begins by reading the last two tokens.
+The draft model's cache may lack the last two tokens: if a whole draft was accepted, the draft model has not read the last token
+of that draft. So each round begins by reading the last two tokens.
 """
 
 from collections.abc import Callable
@@ -31,24 +31,24 @@ PROBE = 'Two models, 1 text: naïve?'
 
 @dataclasses.dataclass(frozen=True)
 class DraftModel(Drafter):
-  """A drafter; see `decoders.speculative.rounds.Drafter`.
+  """Drafts with a smaller model; see `decoders.speculative.rounds.Drafter`.
 
   Raises:
-    ValueError: max_draft below 1, or a threshold outside [0, 1]. When it is used: a draft model with another vocabulary (another
-      size is fine where both have the same tokens and pad them) or direction, or with a context shorter than the texts.
+    ValueError: max_draft is below 1, or the threshold is outside [0, 1]. When the drafter is used: the draft model has another
+      vocabulary (only the number of padding ids may differ), another direction, or a context shorter than the texts.
   """
 
   config: ModelConfig
   params: Callable[[], Any] = dataclasses.field(compare=False)
-  """Returns the draft model's parameters. Drafters are compared without them."""
+  """Returns the draft model's parameters. They do not count when drafters are compared."""
   max_draft: int = 5
-  """Tokens drafted in a round at most."""
+  """Largest number of tokens drafted in a round."""
   threshold: float = 0.4
   """Drafting stops after a token less probable than this."""
   tokenizer: Any = dataclasses.field(default=None, compare=False)
-  """The draft model's tokenizer, if it has one, so that another vocabulary is noticed."""
+  """The draft model's tokenizer, if it has one; `check` compares it with the target's."""
   most_ids: int | None = None
-  """Ids from here on are never drafted (None: the smaller model has a token for each); `traced` sets the tokenizer's size."""
+  """Ids from this number on are never drafted (None: no limit). `traced` sets it to the tokenizer's size."""
 
   def __post_init__(self):
     if self.max_draft < 1:
@@ -78,7 +78,7 @@ class DraftModel(Drafter):
     if lm.config.vocab_size != self.config.vocab_size and not self._pads_the_vocabulary_of(lm):
       raise ValueError(
         f'The draft model has {self.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a '
-        'vocabulary. Other sizes work only where both have a tokenizer, and these have the same tokens.'
+        'vocabulary. Different sizes work only if both have a tokenizer, and the tokenizers have the same tokens.'
       )
     if self.tokenizer is not None and lm.tokenizer is not None:
       ours, theirs = lm.tokenizer.encode(PROBE), self.tokenizer.encode(PROBE)
@@ -118,7 +118,7 @@ class DraftModel(Drafter):
     )[1]
 
   def _for_the_target(self, logits_RV, size: int) -> jax.Array:
-    """Returns draft logits [R, size] in the target's vocabulary; what may not be drafted is -inf."""
+    """Returns draft logits [R, size] in the target's vocabulary, -inf for ids that may not be drafted."""
     V = self.config.vocab_size
     if size == V:
       return logits_RV
@@ -132,7 +132,7 @@ class DraftModel(Drafter):
     model = Transformer(self.config)
 
     def step(tokens_RT, positions_RT, cache):
-      # A padding id that only the target has reads as the last one of the draft model.
+      # A padding id that only the target has is read as the last id of the draft model.
       tokens_RT = jnp.minimum(tokens_RT, self.config.vocab_size - 1)
       logits_RTV, cache = model.apply({'params': draft_params}, tokens_RT, positions_RT, cache, state.total)
       return self._for_the_target(logits_RTV[:, -1], config.vocab_size), cache

@@ -1,4 +1,4 @@
-"""The engine of speculative decoding: what `decoders.generate` does with rows for which tokens are drafted."""
+"""Speculative decoding as a loop strategy of `decoders.generate`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ COUNTED = ('rounds', 'drafted', 'accepted', 'verified')
 
 
 class SpeculativeLoop(PlainLoop):
-  """What `decoders.generate` does with rows that have been read, where tokens are drafted."""
+  """Extends rows by rounds of drafting and verifying; see `decoders.strategies.PlainLoop`."""
 
   def __init__(self, drafter: Drafter, rule: trees.Rule = 'match'):
     if rule not in ('match', 'residual'):
@@ -44,14 +44,14 @@ class SpeculativeLoop(PlainLoop):
     R, M = state.tokens.shape
     if not state.cache.exact:
       raise ValueError(
-        'A quantised cache rounds tokens as they grow old, so a tree read at once would see other numbers than its tokens '
-        'one by one: decode plainly, or leave quant out.'
+        'A quantised cache rounds tokens as they grow old, so tokens verified together would see other values than tokens '
+        'decoded one by one: use plain decoding, or leave quant out.'
       )
     text = np.zeros((R, plan.slots), np.int32)
     for row, ids, new, n in zip(text, prompts, np.asarray(state.tokens), np.asarray(state.lengths)):
       row[: len(ids)] = ids
       row[len(ids) : len(ids) + n] = new[:n]
-    # Each its own array, since they are given away.
+    # Each counter needs its own array, because the buffers are donated.
     zeros = lambda: jnp.zeros(R, jnp.int32)
     fields = {name: getattr(state, name) for name in DecodeState.__dataclass_fields__}
     state = SpeculativeState(**fields, text=jnp.asarray(text), memory=None, **{name: zeros() for name in COUNTED})
@@ -80,7 +80,7 @@ def run_rounds(
   drafter: Drafter,
   rule: trees.Rule,
 ) -> tuple[SpeculativeState, jax.Array]:
-  """Returns (the state after at most so many rounds with this drafter, whose memory it has; the rounds taken)."""
+  """Returns (the state after at most `most` rounds, the rounds taken). `state.memory` must be the drafter's."""
   static = {'config': lm.config, 'drafter': drafter.traced, 'rule': rule}
   return clock.run('decode', decode, lm.params, drafter.weights(), state, jnp.int32(most), eos_E, values, **static)
 
@@ -98,9 +98,10 @@ def generate(
 
   Args:
     prompts, max_new_tokens: as for `decoders.generate`.
-    drafter: what proposes tokens: `PromptLookup`, `DraftModel`, ...
-    rule: which of them are accepted when sampling. match: those that plain decoding chooses with the same seed; residual: as
-      many as the law allows. Greedy decoding, and drafts that are not drawn, match.
+    drafter: proposes tokens: `PromptLookup`, `DraftModel`, ...
+    rule: which proposed tokens are accepted when sampling. match: those that plain decoding chooses with the same seed.
+      residual: more of them; the output has the same distribution as plain decoding. Greedy decoding, and drafters that do not
+      draw their tokens, always use match.
     options: all other arguments of `decoders.generate`.
 
   Raises:

@@ -1,6 +1,6 @@
-"""Drafting without a model: what followed the last few tokens where they stood before, in prompt or output.
+"""Prompt lookup: drafts the tokens that followed the last few tokens where these occurred before, in prompt or output.
 
-Prompt lookup decoding, the baseline of every speculative method: free, and good wherever a text repeats itself.
+It is the baseline of every speculative method: it needs no model, and works well if a text repeats itself.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class PromptLookup(Drafter):
-  """A drafter; see `decoders.speculative.rounds.Drafter`."""
+  """Drafts by prompt lookup; see `decoders.speculative.rounds.Drafter`."""
 
   max_draft: int = 10
-  """Tokens drafted in a round at most."""
+  """Largest number of tokens drafted in a round."""
   longest: int = 3
-  """Tokens that are looked up; where they never stood before, the last ones of them."""
+  """Largest number of last tokens that are looked up. If they do not occur earlier, fewer of them are looked up."""
   shortest: int = 1
+  """Smallest number of last tokens that are looked up."""
 
   def __post_init__(self):
     if self.max_draft < 1:
       raise ValueError(f'{self.max_draft=} must be at least 1.')
     if not 1 <= self.shortest <= self.longest:
-      raise ValueError(f'{self.shortest=} and {self.longest=}: at least 1, and not falling.')
+      raise ValueError(f'{self.shortest=} and {self.longest=}: expected 1 <= shortest <= longest.')
 
   @property
   def buckets(self) -> tuple[tuple[int, int], ...]:
@@ -45,18 +46,18 @@ class PromptLookup(Drafter):
 def found(
   text: Int[Array, 'B S'], last: Int[Array, ' B'], longest: int, shortest: int, count: int
 ) -> tuple[Int[Array, 'B D'], Int[Array, ' B']]:
-  """Returns (D = `count` tokens that follow, how many of them were found: all or none).
+  """Returns (the D = `count` tokens that follow the match, how many of them were found: D or 0).
 
   Args:
-    text: tokens up to position `last`; what comes later is not read.
-    longest, shortest: length of the run of last tokens that is looked for. The longest one counts, and of equal ones the
-      latest. A text that ends while it is copied goes on from what was copied.
+    text: tokens up to position `last`; later ones are not read.
+    longest, shortest: bounds on the length of the match. The longest match counts, and of equally long matches the latest. If
+      copying reaches the end of the text, it continues with the copied tokens.
   """
   S = text.shape[1]
   at_1S = jnp.arange(S)[None]
   before_BS = at_1S < last[:, None]
   run_BS, same_BS = jnp.zeros(text.shape, jnp.int32), before_BS
-  for back in range(longest):  # run: of the tokens up to here, how many are those up to `last`.
+  for back in range(longest):  # run_BS: how many tokens up to each position are the same as those up to `last`.
     wanted_B1 = jnp.take_along_axis(text, jnp.maximum(last - back, 0)[:, None], axis=1)
     behind_BS = jnp.pad(text, ((0, 0), (back, 0)))[:, :S]
     same_BS = same_BS & (behind_BS == wanted_B1) & (at_1S >= back)

@@ -1,8 +1,8 @@
 """One round of speculative decoding: draft a tree, verify it in one call of the target, accept, compact.
 
-The target reads the tree beside its cache (`jaxlm.caches.branch`), a rule says which path is kept
-(`decoders.speculative.trees`), and the keys and values of that path alone are added to the cache. Nothing is ever written
-that is taken back, so any cache will do.
+The target reads the tree beside its cache (`jaxlm.caches.branch`), a rule chooses the accepted path
+(`decoders.speculative.trees`), and only the keys and values of that path are added to the cache. No token is ever removed from
+the cache, so every kind of cache works that keeps exact numbers.
 """
 
 from collections.abc import Sequence
@@ -25,38 +25,38 @@ from jaxlm.models import functions
 
 @struct.dataclass
 class SpeculativeState(DecodeState):
-  """Rows on their way, and what is known of their rounds."""
+  """Decoding state of R rows, with the drafter's memory and counters."""
 
-  text: jax.Array  # [R, S] int32, prompt and output, where they are
-  memory: Any  # the drafter's
+  text: jax.Array  # [R, S] int32, prompt and output, each token at its position
+  memory: Any  # the drafter's memory
   rounds: jax.Array  # [R] int32, rounds that the row took part in
   drafted: jax.Array  # [R] int32, tokens of all chains
-  accepted: jax.Array  # [R] int32, tokens kept beyond one a round
-  verified: jax.Array  # [R] int32, nodes that the target read, with those that only pad
+  accepted: jax.Array  # [R] int32, drafted tokens kept; the target adds one more token per round
+  verified: jax.Array  # [R] int32, nodes that the target read, padding nodes included
 
 
 class Drafter:
-  """Proposes tokens. A value, so that programs are compiled once for equal ones; what changes is its memory.
+  """Base class of drafters, which propose tokens. Its defaults suit a drafter without weights and memory that fits every model.
 
-  Drafters are made from this one, which has no weights, needs no memory, and fits every model.
+  Drafters are compared by value, so that equal ones share compiled programs. Everything that changes is in the memory.
   """
 
   buckets: tuple[tuple[int, int], ...]
-  """Rising sizes (D, M) that trees are verified at: the smallest that holds all rows' trees; the last is that of `propose`.
-  Where tokens are drawn for the rule `residual`, D is at least 1."""
+  """Increasing tree sizes (D, M). A round is verified at the smallest size that holds the trees of all rows; the last size is that
+  of the trees that `propose` returns. If tokens are drawn for the rule `residual`, D is at least 1."""
   most_beside: int = 0
-  """Most leaves of one node."""
+  """Largest number of leaves of one node."""
 
   @property
   def traced(self) -> 'Drafter':
-    """An equal drafter without what its programs do not need, and would keep alive."""
+    """This drafter without the fields that compiled programs do not need; the programs would keep them in memory."""
     return self
 
   def check(self, lm: LanguageModel, longest: int, drawn: bool) -> None:
-    """Raises ValueError if it cannot draft for this model, rows of so many tokens, or a rule that needs drawn tokens."""
+    """Raises ValueError if it cannot draft for this model, for rows of `longest` tokens, or for a rule that needs drawn tokens."""
 
   def weights(self) -> Any:
-    """Returns the drafter's own parameters, () for none. Unlike its memory they stay what they are."""
+    """Returns the drafter's parameters, or () without parameters. Unlike the memory, they do not change."""
     return ()
 
   def begin(
@@ -67,7 +67,10 @@ class Drafter:
     state: SpeculativeState,
     chunk: int | None = None,
   ) -> Any:
-    """Returns the drafter's memory of rows that have been read, `chunk` tokens at a time, with none in the state."""
+    """Returns the drafter's first memory, for rows that the target has read; `state.memory` is None.
+
+    `chunk`: number of a prompt's tokens that a drafter reads at once (None: all).
+    """
     return ()
 
   def propose(
@@ -80,36 +83,37 @@ class Drafter:
     config: ModelConfig,
     idle_R=None,
   ) -> tuple[trees.Tree, Any]:
-    """Returns (a tree for each row, the memory). Traced.
+    """Returns (a tree for each row, the new memory). Runs under jit.
 
     Args:
-      draft_params: what `weights` returned.
-      idle_R: rows that need no tree, beside those that are done.
+      draft_params: the result of `weights`.
+      values: the active sampling settings (`Sampling.active`).
+      idle_R: [R] bool, rows that need no tree, in addition to those that are done.
     """
     raise NotImplementedError
 
   def learn(self, memory: Any, drafted_R, accepted_R) -> Any:
-    """Returns the memory after a round. Traced."""
+    """Returns the memory after a round, given each row's number of drafted and accepted tokens. Runs under jit."""
     return memory
 
 
 def verify(params, state: SpeculativeState, tree: trees.Tree, values, config: ModelConfig, drafter: Drafter, rule):
   """Reads a tree beside the cache.
 
-  Returns (what is accepted; the keys and values of its path, of each layer [R, P, K, H]; where on the path logits are not
-  finite [R, P]; the cache's position of the first node [R, 1]). All are P = 1 + the drafter's largest depth nodes wide, whatever the tree's size.
+  Returns (the accepted path; its keys and values in each layer [R, P, K, H]; whether the logits of each of its nodes are not finite
+  [R, P]; the position of the first node in the cache [R, 1]). P = 1 + the drafter's largest depth, for trees of every size.
   """
   R, D = tree.chain.shape
   tokens_RN, depth_RN, seen_RNN = trees.nodes(tree, state.last)
   N = tokens_RN.shape[1]
   branch = Branch.create(state.cache, config, R, N).replace(seen=seen_RNN)
-  # Nodes that only pad a tree stand no further than the row may reach, where there may be no embedding.
+  # Padding nodes get no position beyond the last one of the row, because a position embedding may end there.
   positions_RN = jnp.minimum(state.position[:, None] + depth_RN, state.total[:, None] - 1)
   hidden_RND, branch = functions.hidden(params, config, tokens_RN, positions_RN, branch, state.total)
   logits_RNV = functions.logits(params, config, hidden_RND)
   flat = lambda x: x.reshape(R * N, *x.shape[2:])
   seen = None
-  if state.seen is not None:  # Each node's own path counts as seen.
+  if state.seen is not None:  # For each node, the tokens on the path to it count as seen too.
     path_RNN = jnp.broadcast_to(tokens_RN[:, None], seen_RNN.shape)
     put = lambda seen_V, tokens_N, here_N: seen_V.at[tokens_N].max(here_N)
     seen = flat(jax.vmap(jax.vmap(put, (None, 0, 0)))(state.seen, path_RNN, seen_RNN))
@@ -131,7 +135,7 @@ def verify(params, state: SpeculativeState, tree: trees.Tree, values, config: Mo
 
 
 def noise_of(state: SpeculativeState, depth_RN, depths: int, size: int):
-  """Returns the noise that plain decoding chooses with after each node [R, N, V]; nodes of one depth share it."""
+  """Returns the noise [R, N, V] that plain decoding uses after each node; nodes of one depth share it."""
   at_RP = jnp.minimum(state.position[:, None] + jnp.arange(depths)[None], state.total[:, None] - 1) + 1
   of_row = lambda key, at_P: noise(jax.vmap(jax.random.fold_in, (None, 0))(key, at_P), size)
   return jnp.take_along_axis(jax.vmap(of_row)(state.keys, at_RP), depth_RN[:, :, None], axis=1)
@@ -145,9 +149,9 @@ def independent_key(key, position):
 def one_round(
   params, draft_params, state: SpeculativeState, eos_E, values, *, config: ModelConfig, drafter, rule
 ) -> SpeculativeState:
-  """Drafts, verifies, and adds what is accepted to the rows that are not done."""
+  """Drafts, verifies, and adds the accepted tokens to the rows that are not done."""
   tree, memory = drafter.propose(params, draft_params, state, values, rule, config)
-  # No more than can be kept: one token of a round is the target's own.
+  # The output has room for at most this many drafted tokens, because the target adds one token per round.
   room_R = jnp.maximum(state.tokens.shape[1] - state.lengths - 1, 0)
   length_R = jnp.where(state.done, 0, jnp.minimum(tree.length, room_R))
   parents_RM = jnp.where(tree.parents < room_R[:, None], tree.parents, trees.NOWHERE)
@@ -169,7 +173,7 @@ def one_round(
 def with_accepted(
   state: SpeculativeState, accepted: trees.Accepted, kept, broken_RP, first_R1, drafted_R, eos_E, drafter
 ):
-  """Adds accepted tokens to the output and to the cache, up to the end of a row, or to logits that are not finite."""
+  """Adds accepted tokens to output and cache, up to the end of each row or up to the first logits that are not finite."""
   R, P = accepted.tokens.shape
   index_1P, rows_R1 = jnp.arange(P)[None], jnp.arange(R)[:, None]
   offered_RP = index_1P <= accepted.count[:, None]
@@ -197,7 +201,7 @@ def with_accepted(
     done=state.done | ended_R | (lengths >= M) | ~finite_R.all(),
     finite=finite_R,
     seen=None if state.seen is None else state.seen.at[rows_R1, accepted.tokens].max(new_RP),
-    # The slots behind are written too, and hidden by their positions until later tokens overwrite them.
+    # The slots after the new tokens are written too. Their positions hide them until later tokens overwrite them.
     cache=state.cache.appended(*kept, first_R1 + index_1P, new_RP),
     memory=drafter.learn(state.memory, drafted_R, jnp.minimum(accepted.count, drafted_R)),
     rounds=state.rounds + (new_R > 0),

@@ -1,14 +1,16 @@
-"""What is drafted, and which of it is kept: a chain of tokens with leaves beside it, verified by one call of the target.
+"""Drafted trees, and the rules that accept their tokens.
 
-Node 0 is the last token chosen, nodes 1 .. D are the chain, each the child of the one before; then come the M leaves, whose
-parents are nodes of the chain. After acceptance all that is kept but one leaf stands in order. N = 1 + D + M.
+A tree is a chain of tokens with leaves beside it. One call of the target verifies it. Node 0 is the last token chosen, nodes
+1 .. D are the chain, each the child of the one before. The M leaves come next; their parents are nodes 0 .. D - 1. So the
+accepted path is a first part of the chain and at most one leaf. N = 1 + D + M.
 
 A token is accepted by one of two rules, both lossless (https://arxiv.org/abs/2410.06916, https://arxiv.org/abs/2211.17192):
   match      the target chooses a token at every node, with the noise that plain decoding has at that position; a child is
-             accepted if it is that token. Greedy decoding is the case without noise. The output is plain decoding's,
+             accepted if it is that token. In greedy decoding there is no noise. The output is the same as plain decoding's,
              token for token.
-  residual   a child x drawn from q is accepted with probability min(1, p(x) / q(x)), else p becomes (p - q)+ / sum, x is
-             taken out of q, and the next child is tried. The output has plain decoding's law, and more is accepted.
+  residual   a child x drawn from q is accepted with probability min(1, p(x) / q(x)); otherwise p becomes (p - q)+ / sum, x is
+             removed from q, and the next child is tried. The output has the distribution of plain decoding, and more tokens are
+             accepted than with `match`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
   from jaxtyping import Array, Float, Int
 
 Rule = Literal['match', 'residual']
-NOWHERE = 1 << 30  # The parent of no leaf.
+NOWHERE = 1 << 30  # The parent of a leaf that does not exist.
 
 
 @struct.dataclass
@@ -31,20 +33,20 @@ class Tree:
   """Drafted tokens of each row."""
 
   chain: jax.Array  # [B, D] int32
-  length: jax.Array  # [B] int32: how many of them there are
-  leaves: jax.Array  # [B, M] int32, in the order of their parents, and of one parent in the order of their drawing
-  parents: jax.Array  # [B, M] int32, node of the chain; NOWHERE for no leaf, and then for no later one
-  odds: jax.Array | None = None  # [B, D, V] float32: what the children of each node were drawn from; None: not drawn
+  length: jax.Array  # [B] int32: number of tokens in the chain
+  leaves: jax.Array  # [B, M] int32, sorted by parent; leaves of one parent in the order in which they were drawn
+  parents: jax.Array  # [B, M] int32: nodes 0 .. D - 1; NOWHERE for leaves that do not exist, which come last
+  odds: jax.Array | None = None  # [B, D, V] float32: each node's children were drawn from these; None: not drawn
 
   def cut(self, depth: int, leaves: int) -> 'Tree':
-    """Returns the first part of chain and leaves."""
+    """Returns the tree with the first `depth` tokens of the chain and the first `leaves` leaves."""
     odds = None if self.odds is None else self.odds[:, :depth]
     return Tree(self.chain[:, :depth], self.length, self.leaves[:, :leaves], self.parents[:, :leaves], odds)
 
 
 @struct.dataclass
 class Accepted:
-  """A path through a tree: `count` nodes after node 0 are kept, and count + 1 tokens are new, the last one not drafted."""
+  """A path through a tree. It keeps `count` nodes after node 0 and gives count + 1 new tokens; the last one is the target's."""
 
   path: jax.Array  # [B, D + 1] int32: nodes, the first one 0
   tokens: jax.Array  # [B, D + 1] int32: the token after each of them
@@ -68,7 +70,7 @@ def nodes(tree: Tree, last_B):
 
 
 def match(tree: Tree, targets: Int[Array, 'B N']) -> Accepted:
-  """Accepts the nodes that are what the target chose after their parents, `targets`."""
+  """Accepts the nodes whose token is the one that the target chose after their parent; `targets`: that choice for each node."""
   D = tree.chain.shape[1]
   hit_BD = (tree.chain == targets[:, :D]) & (jnp.arange(D)[None] < tree.length[:, None])
   along_B = jnp.cumprod(hit_BD, axis=1).sum(axis=1)
@@ -78,7 +80,7 @@ def match(tree: Tree, targets: Int[Array, 'B N']) -> Accepted:
 
 
 def along(tree: Tree, along_B, hit_BM, tokens_BN) -> Accepted:
-  """Returns the path along the chain and, where one is hit, to a leaf; `tokens` follow each node."""
+  """Returns the path of `along_B` chain nodes, and one leaf more if `hit_BM` marks one. `tokens_BN`: the token after each node."""
   D, M = tree.chain.shape[1], tree.leaves.shape[1]
   index_1P = jnp.arange(D + 1)[None]
   path_BP, count_B = jnp.broadcast_to(index_1P, (len(along_B), D + 1)), along_B
@@ -95,8 +97,8 @@ def residual(tree: Tree, probabilities: Float[Array, 'B N V'], keys: jax.Array, 
 
   Args:
     probabilities: the target's after each node, as plain decoding would draw from them.
-    keys: [B] noise that nothing else has seen.
-    width: most children of a node.
+    keys: [B] random keys that nothing else uses.
+    width: largest number of children of a node.
   """
   D = tree.chain.shape[1]
 
@@ -106,7 +108,7 @@ def residual(tree: Tree, probabilities: Float[Array, 'B N V'], keys: jax.Array, 
       accepted = here & (u * q_V[x] < p_V[x])
       left_V = jnp.maximum(p_V - q_V, 0.0)
       mass = left_V.sum()
-      # Nothing is left by rounding only.
+      # The mass is 0 only by rounding.
       rejected_V = jnp.where(mass > 0, left_V / jnp.where(mass > 0, mass, 1.0), p_V)
       rest_V = q_V.at[x].set(0.0)
       rest_V = rest_V / jnp.maximum(rest_V.sum(), jnp.finfo(jnp.float32).tiny)
@@ -130,7 +132,7 @@ def residual(tree: Tree, probabilities: Float[Array, 'B N V'], keys: jax.Array, 
     carry = jnp.int32(0), jnp.bool_(True), jnp.int32(-1), p_NV[0]
     node, _, leaf, left_V = jax.lax.while_loop(lambda carry: carry[1], step, carry)
     last_V = jnp.where(leaf >= 0, p_NV[D + 1 + leaf], left_V)
-    # The noise of no node, and so of no width: what a row gets does not depend on how deep other rows' trees are.
+    # NOWHERE is the number of no node, so this noise is unused, and it does not depend on the depth of other rows' trees.
     final = jax.random.categorical(jax.random.fold_in(key, NOWHERE), jnp.log(last_V))
     return node, leaf, final.astype(jnp.int32)
 
@@ -138,7 +140,7 @@ def residual(tree: Tree, probabilities: Float[Array, 'B N V'], keys: jax.Array, 
   hit_BM = jnp.arange(tree.leaves.shape[1])[None] == leaf_B[:, None]
   B, N = probabilities.shape[:2]
   accepted = along(tree, along_B, hit_BM, jnp.zeros((B, N), jnp.int32))
-  # After each node comes its child on the path, after the last one what was drawn.
+  # The token after a node is its child on the path; after the last node it is the token just drawn.
   own_BN = jnp.concatenate([jnp.zeros((B, 1), jnp.int32), tree.chain, tree.leaves], axis=1)
   child_BP = jnp.roll(jnp.take_along_axis(own_BN, accepted.path, axis=1), -1, axis=1)
   last_BP = jnp.arange(D + 1)[None] == accepted.count[:, None]
@@ -159,7 +161,7 @@ def with_leaves(
   most: int,
   odds: Float[Array, 'B D V'] | None = None,
 ) -> Tree:
-  """Returns a tree with the first `width` of the candidates beside each token of the chain as leaves, at most `most`."""
+  """Returns a tree. Its leaves are the first `width` candidates beside each token of the chain, at most `most` in all."""
   B, D, W = beside.shape
   node_1D1, nth_11W = jnp.arange(D)[None, :, None], jnp.arange(W)[None, None]
   there_BDW = (nth_11W < width[:, :, None]) & (node_1D1 < length[:, None, None])

@@ -1,11 +1,11 @@
 """SWIFT (https://arxiv.org/abs/2410.06916): a model drafts for itself with some of its sub-layers skipped.
 
   out = decoders.swift.generate(lm, prompts, swift=SwiftConfig())
-  stream = decoders.swift.Stream(lm, SwiftConfig())     # the search goes on from request to request
+  stream = decoders.swift.Stream(lm, SwiftConfig())     # continues the search from request to request
   out = stream.generate(prompts)
 
-Which sub-layers are skipped is searched while tokens are generated: sets are scored by how many of the latest tokens they
-would have drafted. The tokens are plain decoding's whatever the set.
+The search for the sub-layers to skip runs while tokens are generated. A set's score is the share of the latest tokens that the
+model predicts without these sub-layers. The output is the same as that of plain decoding, for every set.
 """
 
 from typing import TYPE_CHECKING

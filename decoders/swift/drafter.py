@@ -1,6 +1,6 @@
 """SWIFT's drafter: the model itself with some of its sub-layers skipped (https://arxiv.org/abs/2410.06916).
 
-The probability of each drafted token says how many other candidates are verified beside it, and whether drafting goes on.
+The probability of each drafted token decides how many candidates are verified beside it, and whether drafting continues.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from decoders.swift.sets import SkipSet
 from jaxlm.caches.branch import Branch
 from jaxlm.config import ModelConfig
 
-DEPTHS = (1, 4, 10)  # Lengths of chains for which there are smaller verifying programs than that for `max_draft`.
+DEPTHS = (1, 4, 10)  # Chain lengths below `max_draft` for which a smaller verifying program is compiled.
 
 
 @struct.dataclass
 class Memory:
-  """What the drafter keeps between rounds."""
+  """State of the drafter between rounds."""
 
   keep: jax.Array  # [2, L] bool, sub-layers that run
   threshold: jax.Array  # [R] float32
@@ -32,10 +32,10 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class SkipDrafter(Drafter):
-  """A drafter; see `decoders.speculative.rounds.Drafter`. Its fields are those of `SwiftConfig`."""
+  """SWIFT's drafter; see `decoders.speculative.rounds.Drafter`, and `SwiftConfig` for the fields."""
 
   start: SkipSet
-  """The set skipped at first. Unless `how` is static, the memory says what is skipped later."""
+  """The set to skip at first. Unless `how` is static, the memory's `keep` decides what is skipped later."""
   how: skipping.How = 'cond'
   max_draft: int = 25
   threshold: float = 0.8
@@ -72,7 +72,7 @@ class SkipDrafter(Drafter):
     memory, R, D = state.memory, len(state.last), self.max_draft
     keep = self.start.keep(config.num_layers) if self.how == 'static' else memory.keep
     beside = Branch.create(state.cache, config, R, D)
-    # The loop carries the drafted tokens' keys and values without the cache, which is only read: it might be copied.
+    # The loop carries only the keys and values of drafted tokens. The cache is only read, and carrying it might copy it.
     carried = lambda branch: branch.replace(cache=None, seen=None)
 
     def step(tokens_R1, positions_R1, drafted):

@@ -4,8 +4,9 @@
   k(x, x') = (1 - w) m(x, x') + w (x - c) (x' - c) / v,   c and v the mean and the variance of X
   mean(x) = k_xX (K + N)^-1 y,   var(x) = k_xx - k_xX (K + N)^-1 k_Xx,   N = diag(noise / repeats)
 
-with y scaled to mean 0 and deviation 1: with w = 0 the surrogate of SWIFT's search (https://arxiv.org/abs/2410.06916), whose
-code takes that of `bayesian-optimization` with noise 1e-2. The linear part says that coordinates add up, whatever else does not.
+y is scaled to mean 0 and standard deviation 1. With w = 0 this is the surrogate of SWIFT's search
+(https://arxiv.org/abs/2410.06916): its code uses the one of `bayesian-optimization` with noise 1e-2. The linear part of k models
+effects of single coordinates that add up; the Matern part models all others.
 """
 
 from collections.abc import Sequence
@@ -26,13 +27,13 @@ def ucb(mean, std, kappa: float = 2.5) -> np.ndarray:
 
 
 class GaussianProcess:
-  """Regression with a length scale, and a noise and a linear share if several are given, of maximum marginal likelihood.
+  """Gaussian process regression. `fit` chooses noise, l and w from the values given, by the largest marginal likelihood.
 
   Args:
-    noise: variances of one observation, in units of the variance of y; the most likely is taken.
-    length_scales: the same for l, in units of sqrt(d), the diagonal of the unit cube.
-    linear: the same for w.
-    tune_on: of more observations than this, the latest choose l, noise and w; all of them predict.
+    noise: candidate variances of one observation, in units of the variance of y.
+    length_scales: candidates for l, in units of sqrt(d), the diagonal of the unit cube.
+    linear: candidates for w.
+    tune_on: number of latest observations that choose l, noise and w. All observations are used to predict.
   """
 
   def __init__(
@@ -49,7 +50,7 @@ class GaussianProcess:
     """Conditions on y [n] at X [n, d]; sets `length_scale`, `noise`, `linear` and `log_likelihood`, and returns itself.
 
     Args:
-      repeats: [n] how many observations each y is the mean of (none: 1).
+      repeats: [n] number of observations whose mean each y is (None: 1).
 
     Raises:
       ValueError: no observations, shapes that do not fit, or values that are not finite.
@@ -57,7 +58,9 @@ class GaussianProcess:
     X, y = np.asarray(X, float), np.asarray(y, float)
     repeats = np.ones(len(y)) if repeats is None else np.asarray(repeats, float)
     if X.ndim != 2 or not len(X) or y.shape != X.shape[:1] or repeats.shape != y.shape:
-      raise ValueError(f'X [n, d], y [n] and repeats [n] of n >= 1, not {X.shape}, {y.shape} and {repeats.shape}.')
+      raise ValueError(
+        f'Expected X [n, d], y [n] and repeats [n] with n >= 1, not {X.shape}, {y.shape} and {repeats.shape}.'
+      )
     if not (np.isfinite(X).all() and np.isfinite(y).all() and (repeats > 0).all()):
       raise ValueError('X and y must be finite, and repeats positive.')
     self.X, self.center, self.scale = X, y.mean(), y.std() or 1.0
@@ -78,7 +81,7 @@ class GaussianProcess:
     return self
 
   def mean(self, X) -> np.ndarray:
-    """Returns the mean alone of `predict`, in a fraction of its time."""
+    """Returns only the mean of `predict`, in a fraction of its time."""
     return self._kernel(X, self.X) @ self.weights * self.scale + self.center
 
   def predict(self, X) -> tuple[np.ndarray, np.ndarray]:

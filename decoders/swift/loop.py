@@ -1,4 +1,4 @@
-"""How rows of one request go on with SWIFT: in the way the guard decides on, and between chunks of calls a step of the search."""
+"""SWIFT's loop strategy for one request: the guard chooses how each chunk is decoded, and the search runs between chunks."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from jaxlm.lengths import bucket
 if TYPE_CHECKING:
   from decoders.swift.stream import Stream
 
-FIRST_ROUNDS = 2  # Rounds of the first try of a draft, whose cost is not known yet.
-# Calls between two decisions of the guard: as many as take LONGEST_CHUNK seconds, so that deciding costs little beside them, but
-# at most MOST_CALLS.
+FIRST_ROUNDS = 2  # Rounds of the first try of drafting, whose cost is not known yet.
+# Calls between two decisions of the guard: as many as take LONGEST_CHUNK seconds, so that deciding costs little time, but at most
+# MOST_CALLS.
 MOST_CALLS, LONGEST_CHUNK = 256, 0.5
 
 
 @dataclasses.dataclass
 class Shared:
-  """What the requests of a stream have in common. The loop of each request reads it and changes it."""
+  """State that the requests of a stream share. The loop of each request reads and changes it."""
 
   swift: SwiftConfig
   search: SearchBase
@@ -47,11 +47,11 @@ class Shared:
   saved_score: float | None
   """Matchness of the set that was read from a file; None if there was none, or if it is not known."""
   generated: int = 0
-  """Tokens of a row over all requests. The search tells by it which windows share tokens."""
+  """Number of tokens generated per row over all requests. The search uses it to see which windows share tokens."""
 
   @property
   def score(self) -> float | None:
-    """Matchness of the set that is drafted with; None if it is not known."""
+    """Matchness of the set that drafts skip; None if it is not known."""
     return self.search.best_score or self.saved_score
 
 
@@ -59,10 +59,10 @@ class SwiftLoop(SpeculativeLoop):
   """The loop of one request.
 
   Args:
-    stream: the stream of the request. The loop takes what its requests share, and `ended`, which it calls when a search ends.
+    stream: the stream of the request. The loop uses its `shared` state, and calls its `ended` when a search ends.
     rule: as for `SpeculativeLoop`.
-    sampling: tokens are sampled; False: greedy.
-    lookup: drafts first wherever it finds something.
+    sampling: whether tokens are sampled; False: greedy.
+    lookup: drafts before SWIFT, and SWIFT only where it finds nothing (None: SWIFT drafts alone).
   """
 
   def __init__(self, stream: Stream, rule: trees.Rule, sampling: bool, lookup: PromptLookup | None):
@@ -77,14 +77,14 @@ class SwiftLoop(SpeculativeLoop):
     super().clear()
     self.search_seconds, self.searched_sets, self.calls_since_search = 0.0, 0, 0
     self.calls_taken: Counter[str] = Counter()  # by way
-    self.first_search_seconds = math.inf  # what the first step of the search is expected to take
+    self.first_search_seconds = math.inf  # expected time of the first step of the search
 
   def drafter_with(self, skip_set: SkipSet) -> Drafter:
-    """Returns the drafter that skips this set at first, after lookup where there is one."""
+    """Returns the drafter that skips this set, combined with prompt lookup if the loop has it."""
     c = self.swift
     found = not self.search.active and c.static_when_found
     how = 'static' if found else c.draft
-    # Where the set is data all sets share a program, so the drafter must not tell them apart.
+    # If the set is data, all sets share one program, so drafters of different sets must be equal.
     start = skip_set if how == 'static' else SkipSet()
     drafter = SkipDrafter(
       start, how, c.max_draft, c.threshold, c.adapt_threshold, c.width_bounds, c.widths(not self.sampling)
@@ -95,7 +95,7 @@ class SwiftLoop(SpeculativeLoop):
     state = super().begin(clock, lm, prompts, state, plan)
     prompt_lengths = np.array([len(p) for p in prompts])
     self.text = OutputText(prompt_lengths)
-    # A step of the search reads so many tokens at once, as reading the prompts did.
+    # A step of the search reads this many tokens at once. Its time is estimated from that of the prefill.
     tokens = (self.swift.num_candidates + 1) * self.window
     seconds = clock.seconds.get('prefill', 0.0) * tokens / bucket(int(prompt_lengths.max()))
     self.first_search_seconds = min(self.first_search_seconds, seconds)
@@ -127,18 +127,18 @@ class SwiftLoop(SpeculativeLoop):
     return state, taken
 
   def all_ways(self) -> dict[str, Way]:
-    """Returns the ways by their names, the surest one first and the most daring one last. Drafts are with the best set now."""
+    """Returns the ways by name, from the safest to the most speculative one. Drafting skips the best set so far."""
     lookup = [] if self.lookup is None else [LookupRounds(self.lookup, self.rule)]
     return {way.name: way for way in (PlainSteps(), *lookup, DraftRounds(self.drafter, self.rule))}
 
   def ways(self) -> list[str]:
-    """Returns the names of the ways that the guard may choose from now, in the same order."""
+    """Returns the names of the ways that the guard may choose now, in the same order."""
     *surer, draft = self.all_ways()
     account, search = self.account, self.search
-    # Before a set is tried, a token that it drafts must be accepted more often than it costs; of a set given nothing is known.
+    # A set is tried only if the expected acceptance of a drafted token exceeds its cost. A given set has no score, so it is tried.
     untried = draft not in account.call and account.best([*surer, draft]) != draft
     known = self.shared.score is not None or search.active
-    # Where leaves are verified beside the chain, a near miss may be accepted too.
+    # If leaves are verified beside the chain, a token that the draft ranks second or lower may be accepted too.
     likely = max(self.shared.score or 0.0, search.best_nearness if self.drafter.most_beside else 0.0)
     hopeless = account.on and untried and known and likely <= search.cost(search.best)
     return surer if hopeless else [*surer, draft]
@@ -147,7 +147,7 @@ class SwiftLoop(SpeculativeLoop):
     """Returns how many calls of the model to make in this way until the next decision.
 
     Args:
-      missing: tokens until there are enough to score sets on.
+      missing: number of tokens still to be generated before sets can be scored.
     """
     searching, account = self.search.active, self.account
     if not account.on:
@@ -158,15 +158,15 @@ class SwiftLoop(SpeculativeLoop):
       return CHUNK
     most = MOST_CALLS
     if searching and account.affords_search(self.first_search_seconds):
-      most = max(missing, CHUNK)  # While rows go on: with short requests there would never be a step of the search.
+      most = max(missing, CHUNK)  # Longer chunks might end a short request before any step of the search.
     return min(max(int(LONGEST_CHUNK / account.call[name]), CHUNK), most)
 
   def now(self, clock: Clock) -> float:
-    """Returns seconds, of which compiling takes none."""
+    """Returns the time in seconds, without the time spent compiling."""
     return time.perf_counter() - clock.compile_seconds
 
   def search_step(self, call: Call, state: SpeculativeState) -> SpeculativeState:
-    """Scores some sets on tokens just generated, if there are enough, and drafts with the best set from then on."""
+    """Scores some sets on the tokens just generated, if there are enough of them; drafting skips the best set from then on."""
     search, window = self.search, self.window
     lengths_R, last_R = np.asarray(state.lengths), np.asarray(state.position)
     valid_R = ~np.asarray(state.done) & (lengths_R > window + 1)

@@ -1,4 +1,4 @@
-"""What a skip set is worth, without generating: the tokens it predicts of a text, and the bytes that a draft step reads."""
+"""Measures of a skip set without generating: the share of tokens that it predicts, and the bytes that a draft step reads."""
 
 from collections.abc import Sequence
 
@@ -15,12 +15,12 @@ from jaxlm.language_model import LanguageModel
 def matchness(
   lm: LanguageModel, ids: Sequence[int], sets: Sequence[SkipSet], window: int | None = None, at_once: int = 8
 ) -> np.ndarray:
-  """Returns the share of a text's last tokens that the model finds likeliest without the sub-layers of each set, [C] float32.
+  """Returns the matchness of each set, [C] float32: the share of a text's last tokens that the model predicts without the set.
 
   Args:
-    ids: the text, best the model's own.
-    window: how many of the last tokens (none: half of them).
-    at_once: sets that are scored in one pass.
+    ids: the text, best one that the model generated.
+    window: number of last tokens to predict (None: half of the text).
+    at_once: number of sets scored in one pass.
 
   Raises:
     ValueError: a window that is longer than the text allows, or a set that the model cannot skip.

@@ -1,4 +1,4 @@
-"""What both searches for the set of sub-layers to skip share: the budget, the start set, checks, counting, and when they end."""
+"""The base class of both searches for the set to skip: the budget, the start set, checks, counts, and the end of the search."""
 
 import abc
 from collections.abc import Sequence
@@ -13,42 +13,44 @@ from decoders.swift.sets import SkipSet, num_skippable, uniform
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """What `observe` was told, and the best set after it."""
+  """The scores that one call of `observe` got, and the best set after it."""
 
   iterations: int
-  """Sets scored until then."""
+  """Number of sets scored so far."""
   scores: tuple[float, ...]
   """Matchness of the sets proposed."""
   incumbent: float | None
-  """Matchness of the set that was the best one before, on the same tokens."""
+  """Matchness, on the same tokens, of the set that was the best one before."""
   best: SkipSet
   best_score: float
   tolerance: int
-  """Sets scored since the best one was found."""
+  """Number of sets scored since the best one was found."""
 
 
 class SearchBase(abc.ABC):
-  """Proposes sets to score, and keeps the best. All sets proposed skip int(d ratio) sub-layers, or as many bytes as allowed.
+  """Proposes sets to score, and keeps the best one. Proposed sets skip int(d * skip_ratio) sub-layers, or that share of the bytes.
 
   Attributes:
-    best: the set to draft with now; before anything is found, the start set.
-    stopped: why the search ended: 'max_score', 'tolerance', 'max_iter', or None. Set from outside, it ends the search.
-    iterations, tolerance, history: sets scored, the same since the best was found, and a `Step` of each `observe`.
+    best: the best set so far, at first the start set.
+    stopped: why the search ended: 'max_score', 'tolerance', 'max_iter', or None. A caller may set it to end the search.
+    iterations: number of sets scored.
+    tolerance: number of sets scored since the best one was found.
+    history: one `Step` for each call of `observe`.
 
   Args:
     costs: [d] bytes of each sub-layer, as `SkipSet.vector` orders them; for ratio_of='bytes' and objective='speedup'.
     seed: seed for the sets drawn at random.
-    start: the start set (none: config.skip, else every second layer; see `default_start`).
-    fixed_cost: bytes that every draft step reads too: the first and the last layer, and the head.
+    start: the start set (None: config.skip, or without it `default_start`).
+    fixed_cost: bytes that every draft step reads in addition: the first and the last layer, and the head.
 
   Raises:
     ValueError: a start set that the model cannot skip, costs that are missing or do not fit, a ratio that skips nothing.
   """
 
   scores_incumbent: bool
-  """`observe` compares candidates with the score of `best` on the same tokens."""
+  """Whether `observe` compares candidates with the score of `best` on the same tokens."""
   window: Literal['first', 'latest']
-  """Which of a request's generated tokens the sets are scored on."""
+  """The generated tokens of a request on which sets are scored."""
 
   def __init__(
     self,
@@ -79,36 +81,36 @@ class SearchBase(abc.ABC):
     self.iterations = self.tolerance = 0
     self.history: list[Step] = []
     self._rng = np.random.default_rng(seed)
-    self._position = 0  # of the window's end among the tokens of all requests
+    self._position = 0  # position of the window's end in the tokens of all requests
 
   def default_start(self) -> SkipSet:
-    """Returns the set to start from where none is given."""
+    """Returns the set to start from if none is given."""
     return uniform(self.num_layers)
 
   @property
   def active(self) -> bool:
-    """There is something to score."""
+    """Whether the search still runs."""
     return self.config.search and self.stopped is None
 
   @property
   @abc.abstractmethod
   def best_score(self) -> float:
-    """Matchness of the best set; 0 before any."""
+    """Matchness of the best set; 0 before the first score."""
 
   @property
   @abc.abstractmethod
   def best_nearness(self) -> float:
-    """Nearness of the best set, which tells rather how often a token is among the likeliest few; 0 before any."""
+    """Nearness of the best set, which also counts tokens that are among the likeliest few; 0 before the first score."""
 
   def cost(self, skip_set: SkipSet) -> float:
-    """Returns the bytes that a draft step reads, in units of a full one."""
+    """Returns the bytes that a draft step reads, divided by those of a full step."""
     return float(self._cost(skip_set.vector(self.num_layers)))
 
   def propose(self, position: int | None = None) -> list[SkipSet]:
     """Returns the sets to score next, `config.num_candidates` of them.
 
     Args:
-      position: tokens generated over all requests up to the end of the window (none: the window is a new one).
+      position: number of tokens generated over all requests up to the end of the window (None: the next disjoint window).
 
     Raises:
       RuntimeError: the search is over.
@@ -125,12 +127,12 @@ class SearchBase(abc.ABC):
     incumbent: float | None = None,
     nearness: Sequence[float] | None = None,
   ) -> None:
-    """Takes the scores of the sets proposed last; may change `best` and end the search.
+    """Records the scores of the sets proposed last; may change `best` and end the search.
 
     Args:
       scores: matchness of each candidate, all on one window.
-      incumbent: matchness of `best` on the same window; needed where `scores_incumbent`.
-      nearness: of each candidate and, where `scores_incumbent`, of `best` after them. Without it sets are compared by matchness.
+      incumbent: matchness of `best` on the same window; needed if `scores_incumbent`.
+      nearness: nearness of each candidate and, if `scores_incumbent`, then of `best` (None: sets are compared by matchness).
 
     Raises:
       ValueError: a score that is missing, NaN or outside [0, 1].
@@ -161,8 +163,8 @@ class SearchBase(abc.ABC):
 
   @abc.abstractmethod
   def _compare(self, candidates: list[SkipSet], matchness: Sequence[float], nearness: Sequence[float]) -> None:
-    """Takes the values of the candidates and, where `scores_incumbent`, of the best set after them. May change `best`, and then
-    sets `tolerance` to 0; may set `stopped` to 'max_score'."""
+    """Records the values of the candidates and, if `scores_incumbent`, then of the best set. May change `best`, which sets
+    `tolerance` to 0, and may set `stopped` to 'max_score'."""
 
   def _cost(self, vectors):
     return 1 - vectors @ self.costs / (self.costs.sum() + self.fixed_cost)

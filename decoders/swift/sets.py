@@ -1,7 +1,7 @@
-"""Which sub-layers a model skips as it drafts for itself, as plain data, and files of the sets found: no JAX here.
+"""Sets of sub-layers that a model skips while it drafts, and the files that keep them. This file does not import JAX.
 
-A skipped sub-layer, attention or MLP, adds nothing to the residual stream. The first and the last layer always run, so a
-model of L layers has d = 2 (L - 2) sub-layers to skip (SWIFT, https://arxiv.org/abs/2410.06916).
+A skipped sub-layer (attention or MLP) adds nothing to the residual stream. The first and the last layer always run, so a model of L
+layers has d = 2 (L - 2) sub-layers that can be skipped (SWIFT, https://arxiv.org/abs/2410.06916).
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class SkipSet:
     return len(self.attention) + len(self.mlp)
 
   def check(self, num_layers: int) -> None:
-    """Raises ValueError where a model of so many layers cannot skip this set: see `num_skippable` for its size."""
+    """Raises ValueError if a model of `num_layers` layers cannot skip this set, or is too small: see `num_skippable`."""
     num_skippable(num_layers)
     for name in ('attention', 'mlp'):
       for layer in getattr(self, name):
@@ -49,11 +49,11 @@ class SkipSet:
           raise ValueError(f'{name} names layer {layer}: the first and the last of {num_layers} layers always run.')
 
   def vector(self, num_layers: int) -> np.ndarray:
-    """Returns [d] bool, True where skipped: attention of layers 1 to L-2, then MLP of the same. Raises as `check`."""
+    """Returns [d] bool, True if skipped: attention of layers 1 to L-2, then MLP of the same layers. Raises as `check`."""
     return ~self.keep(num_layers)[:, 1:-1].reshape(-1)
 
   def keep(self, num_layers: int) -> np.ndarray:
-    """Returns [2, L] bool, True where the sub-layer runs: attention, then MLP. Raises as `check`."""
+    """Returns [2, L] bool, True if the sub-layer runs: row 0 attention, row 1 MLP. Raises as `check`."""
     self.check(num_layers)
     keep = np.ones((2, num_layers), bool)
     keep[0, list(self.attention)] = False
@@ -71,7 +71,7 @@ class SkipSet:
 
 
 def num_skippable(num_layers: int) -> int:
-  """Returns d = 2 (L - 2). Raises ValueError for fewer than 4 layers, where no search is worth its time."""
+  """Returns d = 2 (L - 2). Raises ValueError for fewer than 4 layers, for which a search is not worth its time."""
   if num_layers < 4:
     raise ValueError(
       f'A model of {num_layers} layers is too shallow to draft for itself by skipping: the first and the last always '
@@ -88,9 +88,9 @@ def uniform(num_layers: int) -> SkipSet:
 
 
 def spread(num_layers: int, weights, budget: float) -> np.ndarray:
-  """Returns [d] bool: sub-layers of evenly spread layers, as many as the budget holds; both of a layer, one of the last."""
+  """Returns [d] bool: both sub-layers of evenly spread layers, as many as the budget allows; of the last layer maybe only one."""
   middle = num_layers - 2
-  # Each layer as far as can be from those before it: by halves, quarters, ...
+  # Bit-reversed order: each layer is as far as possible from those before it.
   bits = max(1, (middle - 1).bit_length())
   order = [r for r in (int(f'{i:0{bits}b}'[::-1], 2) for i in range(1 << bits)) if r < middle]
   sublayers = [x for layer in order for x in (layer, middle + layer)]
@@ -98,9 +98,9 @@ def spread(num_layers: int, weights, budget: float) -> np.ndarray:
 
 
 def pack(order, weights, budget: float) -> np.ndarray:
-  """Returns [P, d] bool: of each row's order [P, d] of sub-layers every one that fits in what is left of the budget.
+  """Returns [P, d] bool sets. For each row, sub-layers are taken in its `order` [P, d] if they fit the rest of the budget.
 
-  With weights [d] of 1 these are the first `budget`; no set can take one more.
+  With all `weights` [d] equal to 1, the first `budget` sub-layers are taken. No further sub-layer fits any set.
   """
   order = np.asarray(order)
   taken, left, rows = np.zeros(order.shape, bool), np.full(len(order), float(budget)), np.arange(len(order))
@@ -112,14 +112,14 @@ def pack(order, weights, budget: float) -> np.ndarray:
 
 
 def draw(rng: np.random.Generator, count: int, weights, budget: float) -> np.ndarray:
-  """Returns [count, d] bool: sets drawn at random within the budget, as `pack` fills it."""
+  """Returns [count, d] bool: random sets that fill the budget as `pack` does."""
   return pack(np.argsort(rng.random((count, len(weights))), axis=1), weights, budget)
 
 
 def vary(rng: np.random.Generator, count: int, parents, weights, budget: float) -> np.ndarray:
-  """Returns [count, d] bool: one of parents [n, d] each, with one or two sub-layers given up for others."""
+  """Returns [count, d] bool: copies of random `parents` [n, d], each with one or two sub-layers replaced by others."""
   members = parents[rng.integers(len(parents), size=count)]
-  keys = rng.random(members.shape) + ~members  # members come first, in random order, and the first of them are given up
+  keys = rng.random(members.shape) + ~members  # Members come first, in random order; the first one or two are replaced.
   given_up = np.argsort(keys, axis=1)[:, :2]
   keys[np.arange(count), given_up[:, 0]] = 2
   two = np.flatnonzero(rng.random(count) < 0.5)
@@ -130,15 +130,15 @@ def vary(rng: np.random.Generator, count: int, parents, weights, budget: float) 
 def load(
   path: str | Path, key: str, num_layers: int, fingerprint: Mapping | None = None
 ) -> tuple[SkipSet, float | None] | None:
-  """Returns (the set saved under `key`, its score), or None where there is no such file or key.
+  """Returns (the set saved under `key`, its score), or None if the file or the key does not exist.
 
   Args:
     key: names model and task, as 'model/task'.
-    fingerprint: further JSON values that tell models apart, as given to `save`.
+    fingerprint: more JSON values that identify the model, as given to `save`.
 
   Raises:
-    DataError: the file is not one of `save`.
-    ValueError: the set was found for a model of other layers or another fingerprint; both are named.
+    DataError: `save` did not write the file.
+    ValueError: the set was found for a model with another number of layers or fingerprint; the message shows both.
   """
   entry = _read(Path(path)).get(key)
   if entry is None:
@@ -160,7 +160,7 @@ def load(
 
 
 def _entry(entry: Any) -> tuple[dict, SkipSet, float | None]:
-  """Returns (model, set, score) of an entry of the file. Raises ValueError, naming the field, for what `save` did not write."""
+  """Returns (model, set, score) of an entry of the file. Raises ValueError, naming the field, if `save` did not write it."""
   if not isinstance(entry, dict):
     raise ValueError('expected an object')
   for name in ('attention', 'mlp'):
@@ -176,7 +176,7 @@ def _entry(entry: Any) -> tuple[dict, SkipSet, float | None]:
 
 
 def check_writable(path: str | Path) -> None:
-  """Raises OSError where `save` could not write: better before a search than after it."""
+  """Raises OSError if `save` could not write. Called before a search, whose result would otherwise be lost."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.is_dir() or not os.access(path.parent, os.W_OK):
@@ -191,7 +191,7 @@ def save(
   fingerprint: Mapping | None = None,
   score: float | None = None,
 ) -> None:
-  """Writes a set under `key` of a JSON file, beside the sets of other keys; `load` has the arguments and errors."""
+  """Writes a set under `key` of a JSON file and keeps the sets of other keys. For arguments and errors see `load`."""
   skip_set.check(num_layers)
   path = Path(path)
   with _locked(path):
@@ -202,7 +202,7 @@ def save(
 
 @contextlib.contextmanager
 def _locked(path: Path):
-  """Keeps others, threads too, from writing a file meanwhile."""
+  """Context in which no other process or thread writes the file."""
   path.parent.mkdir(parents=True, exist_ok=True)
   folder = os.open(path.parent, os.O_RDONLY)
   try:
@@ -214,7 +214,7 @@ def _locked(path: Path):
 
 
 def _model(num_layers: int, fingerprint: Mapping | None) -> dict:
-  return json.loads(json.dumps({'num_layers': num_layers, **(fingerprint or {})}))  # tuples compare as JSON's lists
+  return json.loads(json.dumps({'num_layers': num_layers, **(fingerprint or {})}))  # lists, as in the file
 
 
 def _read(path: Path) -> dict:
@@ -222,7 +222,7 @@ def _read(path: Path) -> dict:
     sets = json.loads(path.read_text())
   except FileNotFoundError:
     return {}
-  except ValueError as e:  # JSON that is not, or bytes that are no text
+  except ValueError as e:  # The file is not JSON, or not text.
     raise DataError(f'{path} is not a JSON file of skip sets: {e}. Repair it or move it away.') from e
   if not isinstance(sets, dict):
     raise DataError(f'{path} is not a JSON file of skip sets: it holds a {type(sets).__name__}. Move it away.')

@@ -1,9 +1,9 @@
-"""A transformer with some sub-layers left out: each is the identity on the residual stream, its norm left out too.
+"""A transformer that skips some sub-layers: a skipped sub-layer, with its norm, is the identity on the residual stream.
 
-Three ways that give the same states (https://arxiv.org/abs/2410.06916 skips by changing the module itself):
-  static   the set is part of the program: best fused, compiled for each set
-  cond     the set is data, each sub-layer a branch: one program, and what is skipped is not computed
-  mask     the set is data, everything is computed and some of it discarded: can be mapped over many sets
+Three implementations give the same states:
+  static   the set is part of the program: it is fused best, and compiled for each set
+  cond     the set is data, and each sub-layer is a branch: one program, which does not compute skipped sub-layers
+  mask     the set is data, and skipped sub-layers are computed and discarded: can be mapped over many sets
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
   from jaxtyping import Array, Float, Int
 
 How = Literal['static', 'cond', 'mask']
-AT_ONCE = 1024  # Tokens whose logits are held at once: those of all sets, rows and tokens would not fit.
+AT_ONCE = 1024  # Number of tokens whose logits are in memory at once; those of all sets, rows and tokens would not fit.
 
 
 def hidden(
@@ -40,15 +40,15 @@ def hidden(
 
   Args:
     tokens, positions, length: as for `functions.hidden`.
-    branch: what is skipped neither reads nor needs what it has of that layer.
-    keep: [2, L] bool, whether attention (row 0) and MLP (row 1) of each layer run; NumPy's if `how` is static. The first and
-      the last layer run whatever it says.
+    branch: a skipped attention does not read its layer of the branch, which may hold anything.
+    keep: [2, L] bool, whether attention (row 0) and MLP (row 1) of each layer run; a NumPy array if `how` is static. The first
+      and the last layer always run.
   """
   x, positions, scheme = functions.embedded(params, config, tokens, positions, False, length)
   branch = branch.placed(positions)
 
   def either(runs, sublayer, x, rest):
-    """Returns what the sub-layer makes of (x, rest), or these."""
+    """Returns sublayer(x, rest) if it runs, otherwise (x, rest)."""
     if isinstance(runs, bool | np.bool_):
       return sublayer(x, rest) if runs else (x, rest)
     if how == 'cond':
@@ -60,7 +60,7 @@ def hidden(
     layer_params = params[f'layer_{i}']
     runs = (True, True) if i in (0, config.num_layers - 1) else (keep[0, i], keep[1, i])
 
-    # Only the branch's own keys and values go through a conditional: what it returned of the cache would be copied.
+    # Only the branch's keys and values go through a conditional; a cache that it returned would be copied.
     def attention_block(x, rest, layer_params=layer_params, branch=branch, i=i):
       x, after = functions.attention_block(layer_params, config, i, x, positions, scheme, branch.with_layer(i, *rest))
       return x, (after.keys[i], after.values[i])
@@ -81,21 +81,21 @@ def logits(params: Any, states: Float[Array, '... D'], config: ModelConfig) -> F
 
 @functools.partial(jax.jit, static_argnames=('config', 'window'))
 def scores(params, keep_C2L, text_RS, first_R, valid_R, total_R, cache, *, config: ModelConfig, window: int):
-  """Returns how well the model guesses a text without the sub-layers of each of C sets, [C] matchness and [C] nearness.
+  """Returns how well the model predicts a text without the sub-layers of each of C sets: [C] matchness and [C] nearness.
 
     matchness = 1 / window sum_i [ argmax of the logits after y_i = y_(i+1) ],   i = 0 .. window - 1
     nearness  = 1 / window sum_i p_i(y_(i+1)) / max p_i
 
-  with p_i the distribution after y_i. The text is read in parallel beside the whole model's cache of what comes before y_0, and
-  scores are averaged over rows.
+  p_i is the distribution after y_i. The tokens y are read in parallel on top of the whole model's cache of the tokens before y_0.
+  Scores are averaged over rows.
 
   Args:
     keep_C2L: as for `hidden`.
     text_RS: tokens at their positions.
     first_R: the position of y_0 in each row.
-    valid_R: rows that count.
+    valid_R: whether a row counts.
     total_R: as `length` of `hidden`.
-    cache: of the rows; tokens from y_0 on are not seen.
+    cache: cache of the rows; its tokens from y_0 on are not read.
   """
   R = len(text_RS)
   take = lambda row, at: jax.lax.dynamic_slice(row, (at,), (window + 1,))
@@ -108,7 +108,7 @@ def scores(params, keep_C2L, text_RS, first_R, valid_R, total_R, cache, *, confi
     return hidden(params, y[:, :-1], positions_RT, empty, total_R, keep_2L, config, 'mask')[0]
 
   def guessed(token_and_state):
-    """Returns whether a token is the likeliest one, and its probability in units of that one's."""
+    """Returns whether a token is the likeliest one, and its probability divided by the likeliest token's."""
     token, state_D = token_and_state
     logits_V = logits(params, state_D, config)
     return jnp.argmax(logits_V) == token, jnp.exp(logits_V[token] - jnp.max(logits_V))

@@ -1,4 +1,4 @@
-"""Requests to a model that drafts for itself, over which the sub-layers to skip are searched."""
+"""SWIFT's public functions: `generate` for one call, and `Stream` for many requests that share one search."""
 
 from collections.abc import Sequence
 import warnings
@@ -26,22 +26,22 @@ def generate(
   swift: SwiftConfig = SwiftConfig(),
   **options,
 ) -> Output:
-  """Continues each prompt as `decoders.generate` does; for arguments, and for more than one call, see `Stream`."""
+  """Continues each prompt as `decoders.generate` does; for the arguments, and for several calls, see `Stream`."""
   return Stream(lm, swift).generate(prompts, max_new_tokens=max_new_tokens, **options)
 
 
 class Stream:
-  """Requests to one model, over which the set to skip is searched.
+  """A stream of requests to one model. The search for the set to skip continues from request to request.
 
   Attributes:
-    search: what was found so far; see `decoders.swift.search_base.SearchBase`.
+    search: the search and its results; see `decoders.swift.search_base.SearchBase`.
     account: the guard's measurements; see `decoders.swift.guard.Account`.
-    shared: these and what else the loop of each request is handed.
+    shared: the state that the loops of all requests share.
 
   Raises:
-    ValueError: a model with fewer than 4 layers, a set that it cannot skip, a file that is damaged or whose set is another
-      model's.
-    OSError: a file of sets that cannot be written.
+    ValueError: the model has fewer than 4 layers, the set cannot be skipped, or the file of sets is damaged or has a set of
+      another model.
+    OSError: the file of sets cannot be written.
   """
 
   def __init__(self, lm: LanguageModel, swift: SwiftConfig = SwiftConfig()):
@@ -76,7 +76,7 @@ class Stream:
     Args:
       prompts, max_new_tokens, options: as for `decoders.generate`.
       rule: as for `decoders.speculative.generate`.
-      lookup: drafts first where it finds something; SWIFT elsewhere.
+      lookup: drafts before SWIFT; SWIFT drafts for rows in which it finds nothing (None: SWIFT drafts alone).
 
     Raises:
       ValueError: as `decoders.generate`.
@@ -88,11 +88,11 @@ class Stream:
 
   @property
   def score(self) -> float | None:
-    """Matchness of the set drafted with; None where nothing is known of it."""
+    """Matchness of the set that drafts skip; None if it is not known."""
     return self.shared.score
 
   def ended(self) -> None:
-    """Writes the set that a search has found, if there is a file for it; warns where that fails, and the request goes on."""
+    """Writes the set that a search has found to the file of sets, if there is one. A failure is only a warning."""
     if self.saved_as is not None:
       skip_set, score = self.search.best, self.search.best_score
       try:

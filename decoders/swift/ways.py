@@ -1,4 +1,4 @@
-"""The ways in which rows go on between two decisions of the guard: plain steps, rounds of prompt lookup, rounds of drafts."""
+"""The ways of decoding that SWIFT's guard chooses from: plain steps, rounds of prompt lookup, and rounds of SWIFT's drafts."""
 
 import dataclasses
 from typing import Any, NamedTuple, Protocol
@@ -18,20 +18,20 @@ from jaxlm.language_model import LanguageModel
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-  """What `decoders.generate` hands to a loop when rows are to go on."""
+  """Arguments that `decoders.generate` passes to a loop's `advance`."""
 
   clock: Clock
   lm: LanguageModel
   eos: jax.Array  # [E] int32
   values: dict[str, jax.Array]
-  """The options of sampling that have an effect."""
+  """The sampling settings that have an effect (`Sampling.active`)."""
 
 
 class OutputText:
-  """Brings `state.text` up to date before it is read: plain steps do not write their tokens there.
+  """Updates `state.text` before it is read, because plain steps do not write their tokens to it.
 
   Args:
-    prompt_lengths: [R] tokens of each row's prompt.
+    prompt_lengths: [R] number of tokens in each row's prompt.
   """
 
   def __init__(self, prompt_lengths: np.ndarray):
@@ -47,24 +47,24 @@ class OutputText:
 
 
 class Progress(NamedTuple):
-  """What a way made of the rows."""
+  """The result of `Way.advance`."""
 
   state: SpeculativeState
-  calls: int  # calls of the model
-  tokens: float  # that a row got which did not end meanwhile
+  calls: int  # number of calls of the model
+  tokens: float  # number of new tokens in a row that did not end
 
 
 class Way(Protocol):
-  """One way to go on. `name` is what the guard knows it by."""
+  """One way to decode. The guard knows it by its `name`."""
 
   name: str
 
   def advance(self, call: Call, text: OutputText, state: SpeculativeState, most: int) -> Progress:
-    """Goes on for at most so many calls of the model. The state is given away: its arrays may be deleted."""
+    """Decodes for at most `most` calls of the model. The arrays of `state` may be deleted."""
 
 
 class PlainSteps:
-  """A token a step, without drafts."""
+  """Plain decoding: one token per step, without drafts."""
 
   name = 'plain'
 
@@ -76,7 +76,7 @@ class PlainSteps:
 
 @dataclasses.dataclass(frozen=True)
 class LookupRounds:
-  """Rounds of prompt lookup alone, in rows whose memory is that of lookup and SWIFT together (`CombinedDrafter`)."""
+  """Rounds in which only prompt lookup drafts. The state has the memory of a `CombinedDrafter` of lookup and SWIFT."""
 
   lookup: PromptLookup
   rule: trees.Rule
@@ -91,7 +91,7 @@ class LookupRounds:
 
 @dataclasses.dataclass(frozen=True)
 class DraftRounds:
-  """Rounds in which SWIFT drafts, after lookup where there is one."""
+  """Rounds in which SWIFT drafts, or lookup and SWIFT combined."""
 
   drafter: Drafter
   rule: trees.Rule
@@ -102,11 +102,11 @@ class DraftRounds:
 
 
 def rounds_with(drafter: Drafter, rule: trees.Rule, call: Call, state: Any, most: int) -> Progress:
-  """Takes at most so many rounds with a drafter whose memory the state has, and whose text is complete."""
-  # Copies: the arrays are given away.
+  """Takes at most `most` rounds with a drafter. `state.memory` is the drafter's, and `state.text` is complete."""
+  # These are copies, because the arrays are donated.
   lengths_R, rounds_R = np.array(state.lengths), np.array(state.rounds)
   state, rounds = run_rounds(call.clock, call.lm, state, most, call.eos, call.values, drafter, rule)
-  # Rows that ended took part in fewer rounds, and are no measure of the others.
+  # The mean is over the rounds that each row took part in, because rows that ended took part in fewer.
   new = (np.asarray(state.lengths) - lengths_R).sum()
   tokens_a_round = new / max((np.asarray(state.rounds) - rounds_R).sum(), 1)
   return Progress(state, int(rounds), float(int(rounds) * tokens_a_round))
@@ -114,7 +114,7 @@ def rounds_with(drafter: Drafter, rule: trees.Rule, call: Call, state: Any, most
 
 @jax.jit
 def with_output(text_RS, tokens_RM, start_R, lengths_R):
-  """Returns the text with the output where it follows the prompts."""
+  """Returns the text with each row's output written after its prompt."""
   R, M = tokens_RM.shape
   index_RM = jnp.where(
     jnp.arange(M)[None] < lengths_R[:, None], start_R[:, None] + jnp.arange(M)[None], text_RS.shape[1]

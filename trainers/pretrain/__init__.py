@@ -1,12 +1,12 @@
 """Pretrains a decoder-only language model on text.
 
-  python -m trainers.pretrain                                          minutes on a CPU, on text that ships with Python
+  python -m trainers.pretrain                                          takes minutes on a CPU; the text ships with Python
   python -m trainers.pretrain sink-60m --data.source 'pile/*.jsonl' --model.attention sigmoid
   python -m trainers.pretrain --direction both                         texts are read forward and in reverse
-  python -m trainers.pretrain --start runs/embedded --data.source selected.jsonl     a model is trained further, here on what
-                                                                       python -m jaxlm.analysis.direction select wrote
+  python -m trainers.pretrain --start runs/embedded --data.source selected.jsonl     trains a model further, here on the
+                                                                       output of python -m jaxlm.analysis.direction select
 
-Starting the same command again resumes. No JAX is imported before the flags are read, so that --help is quick.
+Starting the same command again resumes the run. JAX is imported after the flags are read, so that --help is fast.
 """
 
 from trainers.pretrain.config import DataConfig as DataConfig

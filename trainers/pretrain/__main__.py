@@ -1,4 +1,4 @@
-"""python -m trainers.pretrain [PRESET] ...; see the package's docstring."""
+"""Command line: python -m trainers.pretrain [PRESET] ...; see the package's docstring."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Every setting of pretraining, as plain data: no JAX here, so that a command shows its help at once."""
+"""All settings of pretraining as plain data. This file does not import JAX, so that a command shows its help at once."""
 
 import dataclasses
 from typing import Literal
@@ -13,36 +13,37 @@ class DataConfig:
   """Text, its tokenizer, and how it is cut into batches."""
 
   source: str = 'embedded'
-  """'embedded' (text that ships with Python), files, folders or patterns (.txt .md .rst .jsonl .json .parquet, with commas
-  between), or tfds:NAME[:SPLIT]."""
+  """Training text: 'embedded' (text that ships with Python), files, folders or patterns separated by commas (.txt .md .rst .jsonl
+  .json .parquet), or tfds:NAME[:SPLIT]."""
   valid_source: str | None = None
-  """Held-out text (none: a part of `source`)."""
+  """Held-out text, given like source (none: a part of source)."""
   valid_fraction: float = 0.05
-  """Part of the documents that is held out when there is no valid_source."""
+  """Share of the documents that is held out if there is no valid_source."""
   field: str = 'text'
-  """Where JSON, Parquet and TFDS examples keep their text."""
+  """Name of the field that holds the text in JSON, Parquet and TFDS examples."""
   download: bool = False
-  """Whether TFDS may download and prepare what is not there."""
+  """Let TFDS download and prepare a data set that is not on this machine."""
   tokenizer: str = 'train'
-  """'train' (a SentencePiece model of the training text; with --start, the model's own), 'bytes', or a folder or .model file that
-  holds a tokenizer."""
+  """'train' (a new SentencePiece model of the training text, or with --start the tokenizer of that model), 'bytes', or a folder or
+  .model file with a tokenizer."""
   vocab_size: int = 32000
-  """Size of a tokenizer that is trained."""
+  """Vocabulary size of a tokenizer that is trained."""
   batch_size: int = 64
-  """Rows per step, over all devices and hosts."""
+  """Number of rows per step, over all devices and hosts."""
   length: int = 1024
-  """Tokens per row."""
+  """Number of tokens per row."""
   packing: Literal['documents', 'concat'] = 'documents'
-  """documents: those that share a row do not see each other. concat: a row is one text, across document borders."""
+  """How documents fill rows. documents: documents that share a row do not attend to each other. concat: a row is one text, and
+  attention crosses document borders."""
   fraction: float = 1.0
-  """Part of the training rows that is used, over and over if the steps ask for more."""
+  """Share of the training rows that is used; the rows are repeated if the run has more steps."""
   replace: Literal['none', 'fixed', 'random'] = 'none'
-  """Replace the tokens at `replace_positions` of every row, in training and held-out text: by one fixed token, or by a
-  random one that stays the same for a row."""
+  """Replace the tokens at replace_positions of every row, in training and held-out text. fixed: by replace_token. random: by a
+  random token that stays the same for a row."""
   replace_positions: tuple[int, ...] = (1,)
-  """Positions in a row, from 1."""
+  """Positions in a row whose tokens are replaced, counted from 1."""
   replace_token: int = 1
-  """Id of the fixed token."""
+  """For replace fixed: id of the new token."""
   seed: int = 0
   """Seed for the order of the rows."""
 
@@ -64,15 +65,16 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReverseConfig:
-  """Of --direction reverse and both: what is read in reverse, and what tells the model."""
+  """For --direction reverse and both: which texts are read in reverse, and how the model is told the direction."""
 
   share: float = 0.5
-  """both: probability that a document is read in reverse, drawn anew in each epoch."""
+  """For direction both: probability that a document is read in reverse, drawn anew in each epoch."""
   pairing: Literal['independent', 'duplicate'] = 'independent'
-  """both. independent: each document's direction is drawn. duplicate: each row occurs in both directions within an epoch, as two
-  rows."""
+  """For direction both. independent: each document's direction is drawn at random. duplicate: each row occurs twice in an epoch,
+  once in each direction."""
   signal: DirectionSignal = 'none'
-  """What tells the direction. none: nothing. token: one of two extra ids after BOS. bos: a BOS of its own for reverse texts."""
+  """How the model is told the direction of a text. none: it is not told. token: by one of two extra ids after BOS. bos: reverse
+  texts start with a different BOS."""
 
   def __post_init__(self):
     if not 0 <= self.share <= 1:
@@ -85,19 +87,19 @@ class ReverseConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """What is looked at besides the training loss."""
+  """What is evaluated besides the training loss."""
 
   batches: int | None = 20
-  """Held-out batches per evaluation (none: all), with --direction both in each direction."""
+  """Number of held-out batches per evaluation, and per direction with --direction both (none: all)."""
   sinks: bool = False
   """Measure attention sinks on the first 64 tokens of each held-out row: Sink_1 .. Sink_10, row mass, norm ratios."""
   prompts: tuple[str, ...] = ('The ', 'This function returns ', 'In general, ')
-  """Continued at the end of the run."""
+  """Prompts that the model continues, as samples of its text."""
   sample_tokens: int = 48
-  """Tokens of each continuation (0: no samples)."""
+  """Number of tokens in each continuation (0: no samples)."""
   samples: Literal['end', 'each'] = 'end'
-  """When the prompts are continued: at the end of the run, or at each evaluation as well, which then also measures how much of a
-  continuation repeats itself."""
+  """When the prompts are continued. end: at the end of the run. each: also at each evaluation, which then measures how much of the
+  continuations is repetition."""
 
   def __post_init__(self):
     check_choices(self)
@@ -112,25 +114,25 @@ class PretrainConfig(TrainConfig):
   """Pretrain a decoder-only language model on text."""
 
   start: str | None = None
-  """Train this model further: a run directory, a Hugging Face directory, a .gguf file, a fetched name or a Hub id. Architecture,
-  parameters and tokenizer are its own; the optimizer and its warm-up begin anew. Of model.*, dtype, remat and dropout count,
-  and max_length where nothing depends on it. (none: new parameters)"""
+  """Model to train further: a run directory, a Hugging Face directory, a .gguf file, a fetched name or a Hub id (none: new
+  parameters). Architecture, parameters and tokenizer come from this model; the optimizer and its warm-up start anew. Of the flags
+  model.*, only dtype, remat and dropout have an effect, and max_length if the model does not depend on it."""
   model: ModelConfig = ModelConfig()
   data: DataConfig = DataConfig()
   eval: EvalConfig = EvalConfig()
   direction: Direction = 'forward'
-  """Texts are read forward, from their end (reverse), or some so and some so (both). Other than forward, they begin with BOS and
-  end with EOS."""
+  """Direction in which texts are read. forward: from their beginning. reverse: from their end. both: some forward and some in
+  reverse. With reverse and both, each text begins with BOS and ends with EOS."""
   reverse: ReverseConfig = ReverseConfig()
   label_smoothing: float = 0.0
-  """Part of each training target that is shared out over the whole vocabulary (0: none). Evaluation does without."""
+  """Share of each training target that is spread over the whole vocabulary (0: none). Evaluation does not use it."""
 
   def __post_init__(self):
     super().__post_init__()
     if not 0 <= self.label_smoothing < 1:
       raise ConfigError(f'label_smoothing={self.label_smoothing} must be at least 0 and less than 1.')
     self._check_direction()
-    if self.start is None:  # With it, the model is not known yet.
+    if self.start is None:  # The model of `start` is not known yet.
       self.check_lengths()
     if self.eval.sinks and self.data.length < 16:
       raise ConfigError(f'eval.sinks needs rows of at least 16 tokens, not data.length={self.data.length}.')
@@ -138,9 +140,7 @@ class PretrainConfig(TrainConfig):
   def check_lengths(self):
     """Raises ConfigError if the model does not predict next tokens, or rows do not fit it."""
     if not self.model.causal:
-      raise ConfigError(
-        'model.causal=False lets tokens see the next ones, which pretraining has them predict: leave it out.'
-      )
+      raise ConfigError('model.causal=False lets tokens see the next ones, which pretraining predicts: leave it out.')
     if self.data.length > self.model.max_length:
       raise ConfigError(
         f'data.length={self.data.length} is longer than the model: model.max_length={self.model.max_length}.'
@@ -159,7 +159,7 @@ class PretrainConfig(TrainConfig):
         raise ConfigError(
           f'reverse.{name}={value!r} is for direction={" or ".join(map(repr, readers))}, not for {d!r}.'
         )
-    # `main` sets the model's own two fields, so they are either as they were or as they must be.
+    # `main` sets these two fields of the model, so each has either its default or the value of the flag.
     for flag, name, value in (
       ('--direction', 'direction', d),
       ('--reverse.signal', 'direction_signal', self.reverse.signal),

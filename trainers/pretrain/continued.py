@@ -1,7 +1,7 @@
-"""Training that goes on from a model (--start): its architecture, its tokenizer, its parameters in float32.
+"""Training that continues from a model (--start), with its architecture, its tokenizer and its parameters in float32.
 
-What is new: the optimizer, the schedule with its warm-up, the data, and perhaps the direction. Ids that a direction signal
-adds get rows that are initialised as those of a new model. Once the run has a checkpoint, nothing is read from the model.
+The optimizer, the schedule with its warm-up and the data are new, and the direction may be. Ids that a direction signal adds get
+embedding rows initialised like those of a new model. Once the run has a checkpoint, the model of --start is not read again.
 """
 
 from collections.abc import Collection
@@ -23,7 +23,7 @@ from trainers.config import ConfigError
 from trainers.pretrain import task as language_modeling
 
 OURS = ('dtype', 'remat', 'dropout')
-"""Fields of a model that say how it is computed or trained, not what it is: those of the run count."""
+"""Fields of a ModelConfig that say how the model is computed or trained; the run's values are used, not those of --start."""
 
 
 def begin(config: Any, directory: str | Path, explicit: Collection[str] = ()) -> tuple[Any, Any, Any]:
@@ -33,11 +33,11 @@ def begin(config: Any, directory: str | Path, explicit: Collection[str] = ()) ->
 
   Args:
     config: a PretrainConfig with a `start`.
-    directory: of the run.
-    explicit: fields of `config.model` that the user asked for; all others come from the model.
+    directory: the run directory.
+    explicit: fields of `config.model` that the user set; all other fields come from the model.
 
   Raises:
-    ConfigError: what was asked for does not fit the model; both values are named.
+    ConfigError: a setting does not fit the model; the message shows both values.
     CheckpointError: the model cannot be loaded.
   """
   directory, signal, name = Path(directory), config.reverse.signal, config.start
@@ -55,7 +55,7 @@ def begin(config: Any, directory: str | Path, explicit: Collection[str] = ()) ->
   else:
     theirs = configs.model_config(checkpoint.run_config(directory)['model'])
     tokenizer, added = language_modeling.load_tokenizer(config.data, directory), 0
-    explicit.discard('vocab_size')  # It was the model's, and may have grown since.
+    explicit.discard('vocab_size')  # It was checked when the run began, and a signal may have added ids since.
   model = _agreed(config.model, theirs, explicit, name)
   model = model.replace(vocab_size=theirs.vocab_size + added, direction=config.direction, direction_signal=signal)
   config = dataclasses.replace(config, model=model)
@@ -66,7 +66,7 @@ def begin(config: Any, directory: str | Path, explicit: Collection[str] = ()) ->
 
 
 def _agreed(ours: ModelConfig, theirs: ModelConfig, explicit: Collection[str], name: str) -> ModelConfig:
-  """Returns the model's config with the run's own fields put in. Raises ConfigError for any other that differs."""
+  """Returns the model's config with the run's values of OURS. Raises ConfigError if another explicit field differs."""
   taken = {field: getattr(ours, field) for field in OURS}
   for field in sorted(explicit):
     mine, other = getattr(ours, field), getattr(theirs, field)
@@ -80,13 +80,13 @@ def _agreed(ours: ModelConfig, theirs: ModelConfig, explicit: Collection[str], n
 
 
 def _counts_length(config: ModelConfig) -> bool:
-  """Whether parameters, or what the model computes, depend on its max_length."""
+  """Returns whether the parameters or the outputs of the model depend on its max_length."""
   stretched = config.position == 'rope' and config.rope.scaling != 'none' and not config.rope.original_length
   return config.position == 'learned' or config.attention_offset == 'neg_log_n' or stretched
 
 
 def _tokenizer(data: Any, lm: jaxlm.LanguageModel, name: str) -> Any:
-  """Returns the model's tokenizer, or the one that is named for a model without. Raises ConfigError if they differ."""
+  """Returns the model's tokenizer; for a model without one, that of data.tokenizer. Raises ConfigError if the two differ."""
   if data.tokenizer == 'train':
     if lm.tokenizer is None:
       raise ConfigError(f"--start {name} has no tokenizer: name its own with --data.tokenizer, or 'bytes'.")
@@ -101,13 +101,13 @@ def _tokenizer(data: Any, lm: jaxlm.LanguageModel, name: str) -> Any:
   if corpus.tokenizer_fingerprint(named) != corpus.tokenizer_fingerprint(lm.tokenizer):
     raise ConfigError(
       f'data.tokenizer={data.tokenizer!r} ({named.vocab_size} ids) is not the tokenizer of --start {name} '
-      f'({lm.tokenizer.vocab_size} ids), which is used: pass --data.tokenizer train, which trains none here.'
+      f'({lm.tokenizer.vocab_size} ids), which the run must use: leave --data.tokenizer out.'
     )
   return lm.tokenizer
 
 
 def _added_ids(theirs: ModelConfig, signal: str, name: str) -> int:
-  """Returns how many ids a signal adds to the model. Raises ConfigError if it has those of another signal."""
+  """Returns how many ids a signal adds to the model. Raises ConfigError if the model has another signal."""
   if signal in ('none', theirs.direction_signal):
     return 0
   if theirs.direction_signal != 'none':
@@ -118,7 +118,7 @@ def _added_ids(theirs: ModelConfig, signal: str, name: str) -> int:
 
 
 def _grown(params: Any, old: ModelConfig, new: ModelConfig, seed: int, mesh: jax.sharding.Mesh) -> Any:
-  """Returns parameters of `new`: those given, and of a larger vocabulary the rows that `init_params` makes."""
+  """Returns parameters for `new`: the given ones, with rows from `init_params` for ids that the vocabulary gained."""
   if new.vocab_size == old.vocab_size:
     return params
   leaves, structure = jax.tree.flatten(params)

@@ -1,4 +1,4 @@
-"""The curves of attention sinks that a run of pretraining measures with --eval.sinks."""
+"""Plots the attention sinks that a pretraining run measures with --eval.sinks."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from trainers import metrics
 
 
 def plot_sinks(directory: str | Path) -> Path | None:
-  """Draws Sink_1, that of the slot if there is one, and the norm ratios of a run into RUN/sinks.png, or nothing."""
+  """Draws Sink_1, the sink of the slot if the model has one, and the norm ratios into RUN/sinks.png; None if there are no data."""
   from matplotlib.figure import Figure
 
   rows = [r for r in metrics.read(directory) if r.get('valid/sink_1') is not None]

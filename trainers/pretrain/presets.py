@@ -1,4 +1,4 @@
-"""Named settings of pretraining: small ones, and those of papers."""
+"""Presets of pretraining: small settings, and those of papers."""
 
 from jaxlm.config import ModelConfig
 from trainers.config import OptimizerConfig, RunConfig
@@ -10,11 +10,11 @@ def _heads(n: int, head_dim: int, kv: int | None = None) -> dict[str, int]:
 
 
 def _sink(num_layers: int, dim: int, heads: int, mlp_dim: int, *, steps: int = 20_000, remat: str = 'none'):
-  """The attention-sink paper's setting (its default is 10 x 768) with its code's constant learning rate."""
+  """Returns the attention-sink paper's setting (10 x 768 in the paper) with the constant learning rate of its code."""
   shape = dict(num_layers=num_layers, model_dim=dim, **_heads(heads, dim // heads), mlp_dim=mlp_dim)
   return PretrainConfig(
     model=ModelConfig(**shape, max_length=2048, vocab_size=50432, remat=remat),
-    # The paper's rows are cut across document borders, and attention crosses them.
+    # In the paper, rows cross document borders, and so does attention.
     data=DataConfig(vocab_size=50432, batch_size=512, length=2048, packing='concat'),
     optimizer=OptimizerConfig(),
     run=RunConfig(steps=steps, eval_every=1000, save_every=1000, seed=3406),
@@ -47,7 +47,7 @@ PRESETS = {
     ),
   ),
   'sink-mini': (
-    'Attention-sink paper in small: 2 layers x 128 on bytes; minutes on a CPU.',
+    'A small version of the attention-sink paper: 2 layers x 128 on bytes; minutes on a CPU.',
     PretrainConfig(
       model=ModelConfig(
         num_layers=2, model_dim=128, **_heads(4, 32), mlp_dim=256, max_length=256, vocab_size=260, dtype='float32'
@@ -58,8 +58,8 @@ PRESETS = {
       eval=EvalConfig(batches=5, sinks=True),
     ),
   ),
-  'sink-1m': ('Attention-sink paper, its debugging size: 2 layers x 256.', _sink(2, 256, 8, 512)),
-  'sink-10m': ('Attention-sink paper, between its sizes: 4 layers x 512.', _sink(4, 512, 8, 1024)),
+  'sink-1m': ('Attention-sink paper, debugging size: 2 layers x 256.', _sink(2, 256, 8, 512)),
+  'sink-10m': ("Attention-sink paper, between the paper's sizes: 4 layers x 512.", _sink(4, 512, 8, 1024)),
   'sink-60m': (
     'Attention-sink paper: 10 layers x 768, 20,000 steps of a million tokens, constant learning rate.',
     _sink(10, 768, 8, 1536),

@@ -1,4 +1,4 @@
-"""What a language model adds to a few prompts, and how much it repeats itself."""
+"""Continues a few prompts with a language model, and measures how much the continuations repeat themselves."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,9 +9,9 @@ NGRAM = 4
 def continuations(
   lm: Any, prompts: Sequence[str], directions: Iterable[str], max_new_tokens: int
 ) -> tuple[list[str], list[list[int]]]:
-  """Returns (prompts with what the model adds to them, the tokens that it added), in each of the directions.
+  """Returns (prompts with their continuations as text, the tokens of the continuations), for each of the directions.
 
-  In reading order: what a reverse model adds stands before the prompt. Sampling is a function of the model and the prompts.
+  Texts are in reading order: a reverse continuation is before its prompt. The same model and prompts give the same samples.
   """
   import decoders
   from decoders.prompts import encode
@@ -29,7 +29,7 @@ def continuations(
 
 
 def repetition(rows: Iterable[Sequence[int]], n: int = NGRAM) -> float:
-  """Returns the share of n-grams that stand earlier in the same row already (https://arxiv.org/abs/1908.04319); 0 without any."""
+  """Returns the share of n-grams that occur earlier in the same row (https://arxiv.org/abs/1908.04319); 0 if there are none."""
   total = distinct = 0
   for row in rows:
     grams = [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]

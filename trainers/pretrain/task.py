@@ -31,12 +31,12 @@ from trainers.side import left_out
 from trainers.step import Context
 
 DIRECTIONS = ('forward', 'reverse')
-# The attention-sink paper's metric is defined on sequences of this length; it falls as they grow.
+# The attention-sink paper defines its metric on sequences of this length; it falls for longer ones.
 SINK_TOKENS = 64
 
 
 def load_tokenizer(data: Any, run_directory: str | Path) -> Any:
-  """Returns the tokenizer of a run: the one it already holds, the one that `data.tokenizer` names, or a new one."""
+  """Returns the tokenizer of a run: the one in its directory, else the one that `data.tokenizer` names, or a new one."""
   if (held := Path(run_directory) / 'tokenizer').is_dir():
     if (found := tokenizers.from_directory(held)) is not None:
       return found
@@ -65,10 +65,10 @@ def documents(data: Any, spec: str) -> sources.Source:
 
 
 def _reading(config: Any, tokenizer: Any) -> tuple[directions.Reading, directions.Headed]:
-  """Returns how documents are read, and the tokenizer that stores them so. Raises ConfigError if it has no EOS."""
+  """Returns (how documents are read, a tokenizer with the signal's ids). Raises ConfigError if the tokenizer has no EOS."""
   r = config.reverse
   try:
-    # A model that is trained further may have a vocabulary that is larger than its tokenizer's.
+    # With `start`, the model's vocabulary may be larger than the tokenizer's.
     headed = directions.Headed(tokenizer, r.signal, config.model.vocab_size if config.start else None)
   except ValueError as e:
     raise ConfigError(f'direction={config.direction!r}: {e}') from e
@@ -78,7 +78,7 @@ def _reading(config: Any, tokenizer: Any) -> tuple[directions.Reading, direction
 class LanguageModeling(Task):
   """Next-token prediction on a text source. `config` is a PretrainConfig whose model has the tokenizer's vocabulary.
 
-  `params` is what a new run begins with, on its devices; None for new parameters.
+  `params`: parameters, on the run's devices, with which a new run begins; None for new parameters.
   """
 
   trainer = 'pretrain'
@@ -115,8 +115,8 @@ class LanguageModeling(Task):
     few = ''
     if self.config.direction == 'both' and self.config.reverse.pairing == 'independent' and b.corpus.num_documents < 50:
       few = (
-        '. A document is read in one direction for a whole epoch, and these are few: for both at once, give the text in '
-        'more documents, or --reverse.pairing duplicate'
+        '. There are few documents, and each is read in one direction for a whole epoch: split the text into more documents, '
+        'or pass --reverse.pairing duplicate'
       )
     return (
       f'Data: {len(b.corpus):,} training tokens in {b.corpus.num_documents:,} documents, {b.steps_per_epoch:.1f} steps '
@@ -136,7 +136,7 @@ class LanguageModeling(Task):
     return init_params(self.config.model, key)
 
   def given_params(self) -> Any:
-    given, self._given = self._given, None  # Not kept beside those that are trained.
+    given, self._given = self._given, None  # They must not stay in memory beside the trained parameters.
     return given
 
   def loss(self, params: Any, batch: Any, context: Context) -> tuple:
@@ -147,12 +147,13 @@ class LanguageModeling(Task):
     data, prefix = self.config.data, self.config.model.prefix
     if data.packing != 'concat':
       return batch
-    # One text per row: causality is all the mask there is.
+    # A row is one text, so the causal mask is enough.
     batch = {k: v for k, v in batch.items() if k not in ('segments', 'positions')}
     if data.replace != 'none':
       token = data.replace_token if data.replace == 'fixed' else None
       batch = replace_tokens(batch, data.replace_positions, token=token, vocab_size=self.tokenizer.vocab_size)
-    if prefix:  # Tokens that every position sees are not to be predicted (the paper's code forgets this in validation).
+    # All positions see the prefix, so its tokens are no targets. (In validation the paper's code forgets this.)
+    if prefix:
       batch['mask'] = np.where(np.arange(data.length) >= prefix - 1, batch['mask'], 0).astype(np.float32)
     return batch
 
@@ -171,7 +172,7 @@ class LanguageModeling(Task):
     bytes_BT = jnp.asarray(self._bytes_V)[batch['targets']]
     loss_sum, weight = self.loss(params, batch, context)
     sums = {'loss': loss_sum, 'weight': weight, 'bytes': jnp.sum(bytes_BT * batch['mask'])}
-    if 'reversed' in batch:  # All rows of a batch alike.
+    if 'reversed' in batch:  # All rows of a batch have the same direction.
       reverse = batch['reversed'][0]
       for way, part in zip(DIRECTIONS, (1 - reverse, reverse)):
         sums |= {f'loss_{way}': part * sums['loss'], f'weight_{way}': part * sums['weight']}
@@ -245,7 +246,7 @@ class LanguageModeling(Task):
       return
     shutil.rmtree(scratch, ignore_errors=True)
     self.tokenizer.save(scratch)
-    scratch.rename(final)  # There in full or not at all, whenever the process is killed.
+    scratch.rename(final)  # Atomic: a killed process leaves no partial folder.
 
   def finish(self, directory: Path, say: Callable[[str], None]) -> None:
     with left_out('The plot of sinks', say):
@@ -253,7 +254,7 @@ class LanguageModeling(Task):
     prompts = list(self.config.eval.prompts)
     if prompts and self.config.eval.sample_tokens and jax.process_count() == 1:
       with left_out('The samples', say):
-        # Of the saved run, so that what is shown is what a user would load.
+        # The samples are from the saved run, so that they show the model that a user would load.
         lm = LanguageModel(*checkpoint.load_run(directory))
         say('\n\n'.join(samples.continuations(lm, prompts, self.held_out, self.config.eval.sample_tokens)[0]))
     say(f'Checkpoints, metrics.jsonl, loss.png and TensorBoard events: {directory}')

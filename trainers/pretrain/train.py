@@ -1,4 +1,4 @@
-"""A run of pretraining, from its config to the last checkpoint. JAX is imported as it starts."""
+"""Runs pretraining from its config to the last checkpoint. JAX is imported when `main` is called."""
 
 from collections.abc import Collection
 import dataclasses
@@ -11,12 +11,12 @@ def main(config: PretrainConfig, explicit: Collection[str] = ()):
   """Trains, or resumes, the run in config.run.directory; returns the last TrainState.
 
   Args:
-    config: with a `start`, its `model` counts for nothing but dtype, remat, dropout and the `explicit` fields.
-    explicit: fields of the model that the user asked for, which must fit `start`.
+    config: with a `start`, only dtype, remat, dropout and the `explicit` fields of `config.model` are used.
+    explicit: fields of the model that the user set; they must fit the model of `start`.
 
   Raises:
     ConfigError, DataError, CheckpointError, DivergedError: see their messages.
-    trainers.loop.Stopped: a signal stopped the run, which is saved.
+    trainers.loop.Stopped: a signal stopped the run after it was saved.
   """
   from trainers import distributed, loop, run_directory
   from trainers.pretrain import task
