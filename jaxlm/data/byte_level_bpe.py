@@ -1,4 +1,4 @@
-"""Byte-level BPE, GPT-2's kind of tokenizer, as a tokenizer.json made of a vocabulary and merges."""
+"""Byte-level BPE (GPT-2's kind of tokenizer): builds a tokenizer.json from a vocabulary and merges."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -16,7 +16,7 @@ def _split(regex: str) -> list[dict[str, Any]]:
   return [{'type': 'Split', 'pattern': {'Regex': regex}, 'behavior': 'Isolated', 'invert': False}, _NO_REGEX]
 
 
-# Mistral's: a word begins at a capital letter, too.
+# Mistral's rule: a capital letter also begins a word.
 _UPPER, _LOWER = r'[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]', r'[\p{Ll}\p{Lm}\p{Lo}\p{M}]'
 _TEKKEN = (
   rf'[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*'
@@ -29,7 +29,7 @@ _RULES: dict[str, list[dict[str, Any]]] = {
   'qwen2': _split(_REGEX.format(numbers='')),
   'tekken': _split(_TEKKEN),
 }
-_TAGS = {  # which tags stand for a rule, as in llama.cpp's llama-vocab.cpp
+_TAGS = {  # rule -> further tags with the same rule, as in llama.cpp's llama-vocab.cpp
   'gpt-2': 'default phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat mpt olmo a.x-4.0 mellum',
   'smollm': 'starcoder refact command-r codeshell exaone minerva-7b',
   'llama-bpe': 'llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 dbrx smaug-bpe',
@@ -39,8 +39,8 @@ _TAGS = {  # which tags stand for a rule, as in llama.cpp's llama-vocab.cpp
 PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
   tag: _RULES[rule] for rule, tags in _TAGS.items() for tag in (rule, *tags.split())
 }
-"""How text is cut before merging, by 'tokenizer.ggml.pre'."""
-# Models that begin a text with BOS, and take a whole word that is in the vocabulary as it is. A file need not say so.
+"""Rules that split a text before merging, by the tag 'tokenizer.ggml.pre'."""
+# Tags of models that begin a text with BOS and do not apply merges to a whole word of the vocabulary. Files need not say so.
 LLAMA3 = ('llama-bpe', 'llama3', 'llama-v3', 'falcon3', 'falcon-h1', 'pixtral', 'midm-2.0', 'lfm2', 'tekken')
 
 
@@ -52,7 +52,7 @@ def tokenizer_json(
   added: Mapping[int, bool],
   pre: str = 'gpt-2',
 ) -> str:
-  """Returns the tokenizer.json of GPT-2's kind of tokenizer. `added`: ids never split nor merged, and whether each is special."""
+  """Returns the tokenizer.json of a byte-level BPE tokenizer. `added`: id of each added token -> whether it is special."""
   tokens = {id: token for token, id in vocabulary.items()}
   processor = None
   bos = settings.get('bos_token_id')
