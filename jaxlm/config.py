@@ -207,7 +207,7 @@ class ModelConfig:
     if self.direction == 'forward' and self.direction_signal != 'none':
       raise ValueError(f"{self.direction_signal=} needs direction='reverse' or 'both', not 'forward'.")
     if self.vocab_size <= (extra := SIGNAL_IDS[self.direction_signal]):
-      raise ValueError(f'{self.vocab_size=} leaves no id for tokens: {self.direction_signal=} takes {extra}.')
+      raise ValueError(f'{self.vocab_size=} leaves no room for tokens: {self.direction_signal=} takes {extra} ids.')
     if not self.norm_eps >= 0:
       raise ValueError(f'{self.norm_eps=} must not be negative.')
     if self.num_heads % self.num_kv_heads:

@@ -49,7 +49,7 @@ def _forward(params, tokens, *, config):
 
 
 def forward(lm: LanguageModel, tokens: Int[Array, 'B T']) -> Float[Array, 'B T V']:
-  """Returns float32 logits of a full forward pass, compiled once per shape. Pad rows on the right, with any id."""
+  """Returns the float32 logits of a full forward pass, compiled once per shape. Pad shorter rows on the right, with any id."""
   return _forward(lm.params, jnp.asarray(tokens), config=lm.config)
 
 

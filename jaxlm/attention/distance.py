@@ -56,6 +56,6 @@ def distance_scores(
     return -slopes_N[None, :, None, None] * distance[:, None].astype(jnp.float32)
   if scheme == 'relative_t5':
     return jnp.moveaxis(table.T[bucket(distance)], -1, 1).astype(jnp.float32)
-  if scheme == 'relative_paper':  # The term is the bucket's number itself: it raises the logits of distant keys by up to 31.
+  if scheme == 'relative_paper':  # The term is the bucket's number: it raises distant keys' logits by up to 31.
     return bucket(distance)[:, None].astype(jnp.float32)
   return None

@@ -130,7 +130,8 @@ class PooledCache:
     new = New(k, v, positions)
     if q.shape[1] > 1:
       return self.beside(layer, q, positions, new, rule), self._with(layer, new, self.valid)
-    cache = self._with(layer, new, self.valid)  # A single token is written before attention, which then reads only the pool.
+    # A single token is written before attention, which then reads only the pools.
+    cache = self._with(layer, new, self.valid)
     attended = lambda pool, q, positions, row_B: pool.attended(q, positions, rule, row_B)
     return cache._in_pools(layer, attended, q, positions), cache
 

@@ -32,7 +32,7 @@ def exists(name: str) -> bool:
   """Returns whether a file or folder of this name exists. A name that the system refuses, such as a long list, does not."""
   try:
     return Path(name).expanduser().exists()
-  except (OSError, RuntimeError, ValueError):  # The name is too long, has an unknown ~user or contains a null character.
+  except (OSError, RuntimeError, ValueError):  # A name too long, an unknown ~user, or a null character.
     return False
 
 

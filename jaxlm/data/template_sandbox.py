@@ -164,7 +164,8 @@ def _environment():
     def filter(*args, **kwargs):
       _look_at_clock()
       if name == 'join' and len(args) > at and not hasattr(args[at], '__len__'):
-        args = (*args[:at], list(_timed(args[at])), *args[at + 1 :])  # A generator has no length, so it is read into a list.
+        # A generator has no length, so it is read into a list.
+        args = (*args[:at], list(_timed(args[at])), *args[at + 1 :])
       value = args[at] if len(args) > at else None
       _check_growth(name, value, [*args[at + 1 :], *kwargs.values()])
       return bounded(function(*args, **kwargs))

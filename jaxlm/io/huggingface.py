@@ -188,7 +188,8 @@ def save(
     if not overwrite and (found := [directory / p.name for p in new if (directory / p.name).exists()]):
       raise _exists(found)
     (directory / CONFIG).unlink(missing_ok=True)  # The directory does not load until all files are moved.
-    for old in [*ours(), *(directory / name for name in _TOKENIZER_FILES)]:  # Otherwise old shards or tokenizer files would stay.
+    # Old shards and tokenizer files are deleted; otherwise they would become part of the new model.
+    for old in [*ours(), *(directory / name for name in _TOKENIZER_FILES)]:
       old.unlink(missing_ok=True)
     for path in new:
       os.replace(path, directory / path.name)

@@ -99,7 +99,7 @@ class Parts:
   def _compare(self, where: Path, before: dict[str, Any]) -> None:
     if changed := difference(before, self.facts):
       raise errors.DataError(
-        f'{where} is from a run that differed in {changed}. Start again with --overwrite, or choose another --out.'
+        f'{where} is of a run that differed in {changed}. Start again with --overwrite, or choose another --out.'
       )
 
   def _resume(self) -> int:

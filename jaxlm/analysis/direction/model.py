@@ -99,12 +99,12 @@ def doubt(lm: LanguageModel, reverse_lm: LanguageModel | None = None) -> str:
   of = lm.config.direction
   if reverse_lm is None and of != 'both':
     return (
-      f'According to its config, the model was trained on {of} text only: the difference of its losses shows how '
+      f'The model was trained on {of} text only, according to its config: the difference of its losses shows how '
       'unfamiliar the other direction is, not which direction suits a text. Use a model trained on both, or two models.'
     )
   if reverse_lm is not None and (of == 'reverse' or reverse_lm.config.direction == 'forward'):
     return (
-      f'According to their configs, --model was trained on {of} text and --reverse-model on {reverse_lm.config.direction} text; '
+      f'--model was trained on {of} text and --reverse-model on {reverse_lm.config.direction} text, according to their configs; '
       'expected forward and reverse (or both).'
     )
   return ''
