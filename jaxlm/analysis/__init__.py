@@ -40,8 +40,8 @@ if TYPE_CHECKING:
   from jaxlm.evaluation.documents import document_losses as document_losses
   from jaxlm.evaluation.likelihood import likelihoods as likelihoods
 
-# A submodule with the name of a function would hide the function once it is imported. The modules sinks.py and laziness.py
-# bear such names, so nothing may import them: they are command lines only, as direction/ and evaluate.py are.
+# A submodule hides a function of the same name once it is imported. The modules sinks.py and laziness.py have names of public
+# functions, so no other module may import them; they are command lines only.
 _PUBLIC = {
   **dict.fromkeys(('Question', 'answer_choices', 'read_questions'), 'jaxlm.evaluation.choices'),
   'document_losses': 'jaxlm.evaluation.documents',

@@ -2,7 +2,7 @@
 
   o_t = sum_s w_ts v_s
 
-An operation (`jaxlm.attention.operations`) turns logits into weights; a position scheme may add to the logits before.
+An operation (`jaxlm.attention.operations`) turns logits into weights; a position scheme may first add a term to the logits.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def knows(rule: AttentionRule) -> bool:
 
 
 def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
-  """Returns whether to use the kernels for a sequence. Not for float32, whose users expect exact numbers."""
+  """Returns whether to use the kernels for a sequence. float32 does not use them, because its users expect exact numbers."""
   alone = _each_device.get() or jax.device_count() == 1
   accelerator = jax.default_backend() in ('gpu', 'tpu')
   return accelerator and alone and q.dtype != 'float32' and q.shape[1] >= SHORTEST and knows(rule)

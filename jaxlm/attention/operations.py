@@ -4,7 +4,7 @@
 
 Every operation of the attention-sink paper (https://arxiv.org/abs/2410.10781, table of attention operations) is one
 function from float32 logits and a mask to weights, and one entry in OPERATIONS. Masked weights are 0. For operations whose
-similarity is a kernel, phi(q) . phi(k) / sqrt(H), the block applies phi to queries and keys before.
+similarity is a kernel, phi(q) . phi(k) / sqrt(H), the block has already applied phi to queries and keys.
 """
 
 from collections.abc import Callable

@@ -30,7 +30,7 @@ class AttentionRule:
   dropout: float = struct.field(pytree_node=False, default=0.0)  # dropout rate of the weights; above 0 only in training
   slot_key: Array | None = None  # [K, H]: an extra key without a position that every query sees
   slot_value: Array | None = None  # [K, H]: value of the extra key; None is 0
-  slot_logit: Array | None = None  # [N]: a fixed logit per head instead of the extra key
+  slot_logit: Array | None = None  # [N]: a learned logit per head instead of the extra key
   distance_table: Array | None = None  # [N, 32], for relative_t5
   dropout_key: Array | None = None  # random key; needed if dropout is above 0
 

@@ -34,7 +34,7 @@ WORDS = {
   'tokenizer': 'the tokenizer',
 }
 
-# Facts in the keys may differ if the facts in the values agree: the same weights may lie at another path.
+# The fact named by a key may differ if the fact named by its value agrees: the same weights may be at another path.
 NAMES = {'model': 'weights', 'reverse_model': 'reverse_weights', 'corpus': 'source'}
 
 

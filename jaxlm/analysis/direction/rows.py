@@ -171,7 +171,7 @@ def lay(placed: list, B: int, S: int, prefix: tuple[int, ...], eos: int, *, reve
     positions_BS[row, whole] = np.arange(whole.stop - whole.start)
   if reversed:
     ids_BS = reverse(ids_BS, segments_BS, fixed_BS)
-  # A chunk's last id is also an input, and its target belongs to the next chunk; `_sums` does not read this target.
+  # A chunk's last id is also an input. Its target is the next chunk's first id or padding, and `_sums` does not read it.
   inputs = {'tokens': ids_BS, 'segments': segments_BS, 'positions': positions_BS}
   return {'targets': ids_BS[:, 1:], **{name: x_BS[:, :-1] for name, x_BS in inputs.items()}}
 

@@ -14,7 +14,7 @@ from jaxlm import console
 if TYPE_CHECKING:
   from jaxlm.analysis.lazy.report import LazinessReport
 
-READ = 200  # The first document that is long enough is searched among this many documents of a source.
+READ = 200  # Largest number of documents of a source that are read to find one that is long enough.
 LONGEST = 2048
 
 
