@@ -1,4 +1,4 @@
-"""The shape of a model, as plain data: no JAX here, so that command lines can show their help at once."""
+"""Configuration of a model. This file does not import JAX, so that a command shows its help at once."""
 
 import dataclasses
 import json
@@ -17,11 +17,11 @@ Activation = Literal['silu', 'gelu', 'gelu_tanh', 'relu']
 Direction = Literal['forward', 'reverse', 'both']
 DirectionSignal = Literal['none', 'token', 'bos']
 SIGNAL_IDS: dict[str, int] = {'none': 0, 'token': 2, 'bos': 1}
-"""How many ids a direction signal takes; they are the last ones of a model's vocabulary."""
+"""Number of token ids that each direction signal uses; they are the last ids of a model's vocabulary."""
 
 
 def check_choices(config: Any) -> None:
-  """Raises ValueError, suggesting the nearest, for a field that has none of the names it may have."""
+  """Raises ValueError for a Literal field with a value that is not allowed; the message suggests the nearest allowed value."""
   for name, hint in get_type_hints(type(config)).items():
     value = getattr(config, name)
     if get_origin(hint) is Literal and value not in get_args(hint):
@@ -30,30 +30,30 @@ def check_choices(config: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-  """Rotary positions and how they are stretched beyond the length a model was trained at."""
+  """Rotary position embedding (RoPE), and how it is scaled to contexts longer than the training length."""
 
   theta: float = 10000.0
-  """Base of the wavelengths."""
+  """Base of the rotation frequencies, theta^(-2i / dimensions)."""
   fraction: float = 1.0
-  """Part of each head that is rotated (GPT-NeoX: 0.25)."""
+  """Fraction of each head's dimensions that is rotated (GPT-NeoX: 0.25)."""
   scaling: Literal['none', 'linear', 'dynamic', 'llama3', 'yarn'] = 'none'
-  """How positions beyond `original_length` are treated."""
+  """Method that extends the context beyond `original_length`."""
   factor: float = 1.0
-  """Stretch: the context grows by about this much."""
+  """The context becomes longer by about this factor."""
   original_length: int = 0
-  """Context length before stretching (0: the model's max_length)."""
+  """Context length before scaling, in tokens (0: the model's max_length)."""
   low_freq_factor: float = 1.0
-  """llama3: wavelengths longer than original_length / this are stretched fully."""
+  """llama3: wavelengths longer than original_length / low_freq_factor are scaled by the whole factor."""
   high_freq_factor: float = 4.0
-  """llama3: wavelengths shorter than original_length / this are left alone."""
+  """llama3: wavelengths shorter than original_length / high_freq_factor are not scaled."""
   beta_fast: float = 32.0
-  """yarn: dimensions that turn more often than this over original_length are left alone."""
+  """yarn: dimensions with more than this number of rotations over original_length are not scaled."""
   beta_slow: float = 1.0
-  """yarn: dimensions that turn less often than this are stretched fully."""
+  """yarn: dimensions with fewer than this number of rotations are scaled by the whole factor."""
   attention_factor: float | None = None
-  """yarn: multiplies cos and sin (none: 0.1 ln(factor) + 1)."""
+  """yarn: number that multiplies cos and sin (none: 0.1 ln(factor) + 1)."""
   truncate: bool = True
-  """yarn: round the ramp's two ends to whole dimensions."""
+  """yarn: rounds the first and the last dimension of the ramp between the two betas to whole dimensions."""
 
   def __post_init__(self):
     check_choices(self)
@@ -70,19 +70,19 @@ class RopeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SinkConfig:
-  """A slot beside the tokens, seen by every query, where attention can go that would else go to the first token."""
+  """An extra token, key or logit that every query sees. It can receive the attention that otherwise goes to the first token."""
 
   kind: Literal['none', 'token', 'kv', 'k', 'v', 'logit'] = 'none'
   """token: a learned embedding before the first token. kv: a learned key and value in every layer. k: a learned key with a
   fixed value. v: a learned vector added to every head's output. logit: a learned logit per head, value 0."""
   shared: bool = False
-  """kv, k, v: one for all heads of a layer."""
+  """kv, k, v: all heads of a layer share one vector."""
   learned_dims: int | None = None
-  """k: only the first so many dimensions of the key are learned, the others are 0 (none: all)."""
+  """k: number of leading dimensions of the key that are learned; the others are 0 (none: all are learned)."""
   value: Literal['zero', 'unit', 'ones'] = 'zero'
   """k: direction of the fixed value; unit is (1, 0, ...), ones is (1, 1, ...) / sqrt(head_dim)."""
   value_scale: float = 1.0
-  """k: length of the fixed value."""
+  """k: norm of the fixed value."""
 
   def __post_init__(self):
     check_choices(self)
@@ -90,13 +90,13 @@ class SinkConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DropoutConfig:
-  """Dropout, in training only: numbers are set to 0 at random, and those that stay are divided by 1 - rate.
+  """Dropout, in training only: numbers are set to 0 at random, and the others are divided by 1 - rate.
 
-  It hinders a model from learning its training text by heart; 0.1 to 0.3 helps where the text is read many times.
+  Dropout reduces overfitting: 0.1 to 0.3 helps when training repeats the same text many times.
   """
 
   residual: float = 0.0
-  """Rate for what attention and the MLP add to the residual stream, and for the embeddings that the first layer reads."""
+  """Rate for the outputs of attention and MLP before they are added to the residual stream, and for the embeddings."""
   attention: float = 0.0
   """Rate for the attention weights. Above 0, training computes them without the fused kernels, which takes more memory."""
   mlp: float = 0.0
@@ -106,7 +106,7 @@ class DropoutConfig:
     for name in ('residual', 'attention', 'mlp'):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(
-          f'dropout.{name}={getattr(self, name)} must be within [0, 1): it is the share that is set to 0.'
+          f'dropout.{name}={getattr(self, name)} must be within [0, 1): it is the fraction of numbers that is set to 0.'
         )
 
 
@@ -134,31 +134,32 @@ class ModelConfig:
   gated_mlp: bool = True
   """down(activation(gate(x)) * up(x)) instead of down(activation(up(x)))."""
   parallel_residual: bool = False
-  """Attention and MLP read the same residual stream and are added together (GPT-NeoX)."""
+  """Attention and MLP read the same input, and both outputs are added to it (GPT-NeoX)."""
   norm_placement: Literal['pre', 'post', 'hybrid'] = 'pre'
   """pre: x + f(norm(x)). post: norm(x + f(x)), without a final norm. hybrid: pre, and a norm on the attention's output."""
   position: Position = 'rope'
-  """Added to the embedding (learned, sinusoidal), rotated into queries and keys (rope), or added to the logits by distance:
-  alibi, relative_t5 (a learned table per head), relative_paper (the attention-sink code's fixed one)."""
+  """Position encoding. learned, sinusoidal: added to the embedding. rope: rotates queries and keys. alibi, relative_t5 (a learned
+  table per head), relative_paper (the fixed table of the attention-sink paper's code): added to the logits by distance."""
   rope: RopeConfig = RopeConfig()
   attention: Operation = 'softmax'
-  """How attention logits become weights; *_norm divides them by their sum."""
+  """How attention logits become weights; the operations *_norm divide the weights by their sum."""
   attention_power: float = 1.0
-  """p of the normaliser (sum w^p)^(1/p), for softmax, sigmoid_norm and elu1_norm."""
+  """Power p of the normaliser (sum w^p)^(1/p), for softmax, sigmoid_norm and elu1_norm."""
   attention_row_sum: float = 1.0
-  """Weights are multiplied by this (softmax: rows sum to it)."""
+  """Factor on the attention weights (softmax: each row sums to it)."""
   attention_offset: float | Literal['neg_log_n'] = 0.0
-  """Added to the logits; neg_log_n is -log(max_length), which tames sigmoid's long rows."""
+  """Number added to the attention logits. neg_log_n is -log(max_length), which keeps the sum of sigmoid weights small in long
+  sequences."""
   head_mixing: Literal['concat', 'sum'] = 'concat'
-  """Heads are concatenated before the output projection, or added up."""
+  """Whether the heads' outputs are concatenated or summed before the output projection."""
   sink: SinkConfig = SinkConfig()
   causal: bool = True
-  """A token sees itself and earlier tokens. Without it, a token sees the whole sequence, as in an encoder or a
+  """True: a token sees itself and earlier tokens. False: a token sees the whole sequence, as in an encoder or a
   non-autoregressive decoder; such a model cannot be trained to predict the next token."""
   prefix: int = 0
-  """Prefix LM: the first so many tokens are seen by every token, also by earlier ones (0: causal)."""
+  """Prefix LM: number of first tokens that every token sees, earlier ones included (0: causal)."""
   qk_norm: bool = False
-  """RMSNorm on each query and key head before positions (Qwen3)."""
+  """Applies RMSNorm to each query and key head before the position encoding (Qwen3)."""
   qkv_bias: bool = False
   out_bias: bool = False
   """Bias of the attention output projection."""
@@ -166,8 +167,8 @@ class ModelConfig:
   tied_embeddings: bool = False
   """The output layer is the transposed embedding."""
   windows: tuple[int, ...] = ()
-  """Sliding window of each layer in tokens, itself included (0: unlimited); a shorter tuple repeats over the layers. A model
-  that is not causal sees as many tokens on the other side, too."""
+  """Sliding window of each layer, in tokens, the query itself included (0: unlimited); a shorter tuple repeats over the layers.
+  In a model that is not causal, the window extends equally far to both sides."""
   attention_softcap: float | None = None
   """Attention logits become cap * tanh(logits / cap)."""
   logit_softcap: float | None = None
@@ -182,12 +183,12 @@ class ModelConfig:
   dtype: Literal['float32', 'bfloat16', 'float16'] = 'bfloat16'
   """Computation dtype; parameters and attention logits stay float32 in training."""
   remat: Literal['none', 'dots', 'full'] = 'none'
-  """What the backward pass recomputes: nothing, all but matrix products, or whole layers."""
+  """What the backward pass recomputes to save memory: nothing, everything but matrix products, or whole layers."""
   direction: Direction = 'forward'
-  """Which way the model learned to read texts. Trainers set it from --direction."""
+  """The direction in which the model was trained to read text. Trainers set it from --direction."""
   direction_signal: DirectionSignal = 'none'
-  """What tells it: nothing, one of two ids after BOS, or a BOS of its own for reverse texts; these are the vocabulary's last
-  ids. Trainers set it from --reverse.signal."""
+  """How a text shows its direction. none: not at all. token: one of two ids after BOS. bos: reverse texts begin with another BOS.
+  These ids are the last ones of the vocabulary. Trainers set it from --reverse.signal."""
 
   def __post_init__(self):
     check_choices(self)
@@ -206,7 +207,7 @@ class ModelConfig:
     if self.direction == 'forward' and self.direction_signal != 'none':
       raise ValueError(f"{self.direction_signal=} needs direction='reverse' or 'both', not 'forward'.")
     if self.vocab_size <= (extra := SIGNAL_IDS[self.direction_signal]):
-      raise ValueError(f'{self.vocab_size=} leaves no room beside the {extra} ids of {self.direction_signal=}.')
+      raise ValueError(f'{self.vocab_size=} leaves no room for tokens: {self.direction_signal=} takes {extra} ids.')
     if not self.norm_eps >= 0:
       raise ValueError(f'{self.norm_eps=} must not be negative.')
     if self.num_heads % self.num_kv_heads:
@@ -244,7 +245,7 @@ class ModelConfig:
     return -math.log(self.max_length) if self.attention_offset == 'neg_log_n' else self.attention_offset
 
   def check_causal(self, what: str) -> None:
-    """Raises ValueError if the model sees later tokens; `what` names the thing that needs one that does not."""
+    """Raises ValueError if the model is not causal; `what` names the operation that needs a causal model."""
     if not self.causal:
       raise ValueError(f'{what} needs a causal model; this one has causal=False, so its tokens see later ones.')
 
@@ -257,13 +258,13 @@ class ModelConfig:
 
 
 TRAINING_ONLY = ('init', 'init_std', 'dropout')
-"""Fields of a ModelConfig that only training reads: what a trained model computes does not depend on them."""
+"""Fields of a ModelConfig that only training reads. The outputs of a trained model do not depend on them."""
 
 
 def computing_fields(config: ModelConfig) -> dict[str, Any]:
-  """Returns, as JSON, the fields that what a trained model computes may depend on: what saved files know a model by.
+  """Returns, as JSON, the fields that the outputs of a trained model may depend on. Saved files identify a model by them.
 
-  `causal` is among them only where it is False, since files from before it was a field know causal models without it.
+  `causal` is included only if it is False: older files were written before the field existed, and their models are causal.
   """
   omitted = (*TRAINING_ONLY, 'causal') if config.causal else TRAINING_ONLY
   return {name: value for name, value in to_dict(config).items() if name not in omitted}
@@ -277,6 +278,6 @@ def model_config(fields: dict[str, Any]) -> ModelConfig:
   """Returns the ModelConfig that `to_dict` wrote.
 
   Raises:
-    ValueError: a field that this version does not know, or whose value has another type or is out of range.
+    ValueError: a field is unknown in this version, or its value has the wrong type or is out of range.
   """
   return config_fields.read(ModelConfig, fields, 'model')

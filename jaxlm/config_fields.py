@@ -1,4 +1,4 @@
-"""A config made of JSON: every field is checked by type and range before anything is computed from it."""
+"""Reading a config from JSON. The type and the range of every field are checked."""
 
 import dataclasses
 import math
@@ -9,15 +9,15 @@ from jaxlm import errors
 
 Config = TypeVar('Config')
 LARGEST = 100_000_000
-"""No size of a model is larger: widths and vocabularies are a hundredth of it, positions a tenth."""
+"""Largest integer accepted in a config. Real vocabularies are about 100 times smaller, real contexts about 10 times."""
 MOST_LAYERS = 10_000
 
 
 def read(kind: type[Config], fields: Any, where: str) -> Config:
-  """Returns the config that `jaxlm.config.to_dict` wrote. A field that is not there has its default.
+  """Returns the config that `jaxlm.config.to_dict` wrote. A missing field gets its default.
 
   Raises:
-    ValueError: a field that is not known, or whose value has another type or is out of range; the message names both.
+    ValueError: a field is unknown, or its value has the wrong type or is out of range; the message names field and value.
   """
   if not isinstance(fields, dict):
     raise ValueError(f'{where} is {errors.shown(fields)}; expected an object.')
@@ -29,7 +29,7 @@ def read(kind: type[Config], fields: Any, where: str) -> Config:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-  """Returns a value of JSON as a field of this type holds it. Raises ValueError as `read`."""
+  """Returns a JSON value converted to a field's type. Raises ValueError under the same conditions as `read`."""
   if dataclasses.is_dataclass(hint):
     return read(hint, value, where)
   if get_origin(hint) is tuple:

@@ -1,4 +1,4 @@
-"""The screen and the keyboard of commands: what happens when a reader goes away, and on Ctrl-C."""
+"""Terminal behaviour of commands: closed pipes, Ctrl-C, help width, errors in one line."""
 
 from collections.abc import Iterator
 import contextlib
@@ -10,17 +10,17 @@ from typing import Any
 
 
 def silence(stream: Any) -> None:
-  """Points a stream whose reader is gone at nothing, so that no later write, nor the flush at exit, fails again."""
+  """Redirects a stream whose pipe is closed to /dev/null, so that later writes and the flush at exit do not fail."""
   try:
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, stream.fileno())
     os.close(nothing)
-  except (AttributeError, OSError, ValueError):  # Not a file of the system, or closed already.
+  except (AttributeError, OSError, ValueError):  # The stream has no file descriptor, or is closed already.
     pass
 
 
 def bound_width() -> None:
-  """Lets help be set for 40 to 500 columns, whatever the terminal says: for four of them tyro takes all memory."""
+  """Limits the width of help texts to 40 to 500 columns: with a width of 4 columns, tyro uses all memory."""
   columns = shutil.get_terminal_size().columns
   if not 40 <= columns <= 500:
     os.environ['COLUMNS'] = str(min(max(columns, 40), 500))
@@ -28,15 +28,14 @@ def bound_width() -> None:
 
 @contextlib.contextmanager
 def command(cleans_up: bool = False) -> Iterator[None]:
-  """Around a whole command: Ctrl-C, and a reader that goes away (| head), end it as shells expect, without a traceback.
+  """Wraps a whole command: after Ctrl-C or a closed pipe (| head) it ends with the usual exit status and without a traceback.
 
-  Ctrl-C ends the process itself, as it ends any program in C: Python's way of unwinding leaves threads of XLA running into a
-  dying interpreter, which crashes. What is written is written atomically, and a part that has something to save, such as the
-  training loop, takes the signal for as long as it has. With `cleans_up`, for commands without JAX that have something to
-  remove, Python unwinds.
+  Ctrl-C kills the process at once, as it does a C program: a KeyboardInterrupt would shut the interpreter down while threads of
+  XLA still run, and crash. Files are written atomically. Code that must save first, such as the training loop, installs its
+  own signal handler. With `cleans_up`, Ctrl-C raises KeyboardInterrupt, for commands without JAX that remove temporary files.
   """
   bound_width()
-  with contextlib.suppress(ValueError):  # Not the main thread: signals are somebody else's.
+  with contextlib.suppress(ValueError):  # Python sets signal handlers only in the main thread.
     if not cleans_up and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
       signal.signal(signal.SIGINT, signal.SIG_DFL)
   try:
@@ -54,10 +53,10 @@ def command(cleans_up: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-  """Ends the command with one line for an error whose message says what was wrong; a programming error keeps its traceback."""
+  """Ends the command with a message of one line for ValueError and OSError; other errors keep their traceback."""
   try:
     yield
-  except BrokenPipeError:  # Nothing is wrong where a reader has read enough: `command` ends it.
+  except BrokenPipeError:  # A closed pipe is not an error; `command` handles it.
     raise
   except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')

@@ -1,4 +1,4 @@
-"""Errors that say what was wrong, with the value, and what to do."""
+"""Exception types, and helpers for error messages."""
 
 from collections.abc import Iterable
 import difflib
@@ -6,25 +6,25 @@ import operator
 
 
 class DataError(ValueError):
-  """A data source that is missing, empty or not what it was said to be."""
+  """A data source is missing, empty or not of the expected format."""
 
 
 class CheckpointError(ValueError):
-  """Weights that cannot be read, or that do not fit their config; the message names the file or the parameter."""
+  """Weights cannot be read, or do not fit their config; the message names the file or the parameter."""
 
 
 class DivergedError(ArithmeticError):
-  """A training loss that is no longer finite."""
+  """The training loss is no longer finite."""
 
 
 class NotFiniteError(ArithmeticError, ValueError):
-  """Logits of a decoder that are not finite; the message names the row, the position and the dtype."""
+  """The logits of a decoder are not finite; the message names the row, the position and the dtype."""
 
 
 def check_seed(name: str, seed: object) -> None:
-  """Raises ValueError for a seed that is no whole number from 0 to 2**32 - 1.
+  """Raises ValueError unless the seed is a whole number from 0 to 2**32 - 1.
 
-  JAX makes keys of 32 bits, so that another seed would repeat the numbers of one within.
+  JAX uses 32 bits of a seed, so a seed outside of this range gives the same random numbers as a seed inside.
   """
   try:
     good = not isinstance(seed, bool) and 0 <= operator.index(seed) < 2**32
@@ -32,12 +32,12 @@ def check_seed(name: str, seed: object) -> None:
     good = False
   if not good:
     raise ValueError(
-      f'{name}={shown(seed)} must be a whole number within 0 .. 2**32 - 1: JAX takes 32 bits, and others would repeat.'
+      f'{name}={shown(seed)} must be a whole number within 0 .. 2**32 - 1: JAX uses 32 bits of a seed, so others would repeat.'
     )
 
 
 def shown(value: object, most: int = 100) -> str:
-  """Returns a value for a message, cut where it is long: a damaged file may hold anything."""
+  """Returns repr(value) for a message, cut to `most` characters: a value from a damaged file may be very long."""
   text = repr(value)
   return text if len(text) <= most else f'{text[:most]}...'
 

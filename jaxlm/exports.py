@@ -9,8 +9,8 @@ def lazily(package: str, public: Mapping[str, str], modules: Collection[str] = (
   """Returns a package's `__getattr__` and `__dir__`.
 
   Args:
-    package: its `__name__`.
-    public: name -> the module that it is imported from.
+    package: `__name__` of the package.
+    public: public name -> the module that defines it.
     modules: names of submodules that are imported on first use.
   """
 

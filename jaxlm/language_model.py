@@ -1,4 +1,4 @@
-"""A language model in one value: config, parameters, tokenizer; and the way in and out for each format."""
+"""LanguageModel (config, parameters and tokenizer), and how it is loaded and saved."""
 
 from __future__ import annotations
 
@@ -51,29 +51,30 @@ def _forward(params, tokens, *, config):
 
 
 def forward(lm: LanguageModel, tokens: Int[Array, 'B T']) -> Float[Array, 'B T V']:
-  """Returns float32 logits of a full forward pass, compiled once per shape. Pad rows on the right, with any id."""
+  """Returns the float32 logits of a full forward pass, compiled once per shape. Pad shorter rows on the right, with any id."""
   return _forward(lm.params, jnp.asarray(tokens), config=lm.config)
 
 
 def load(
   path: str | Path, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None, *, tokenizer: Any = FROM_FILES
 ) -> LanguageModel:
-  """Returns a model from a run of ours, a Hugging Face directory, a .gguf file, a fetched name or a Hub id.
+  """Returns a model from a run directory, a Hugging Face directory, a .gguf file, a fetched name or a Hub id.
 
-  A run of ours gives what its trainer makes (jaxlm.models.registry), a Marian directory (OPUS-MT) a Seq2SeqModel, everything
-  else a LanguageModel.
+  A run directory gives the type of model that its trainer makes (jaxlm.models.registry), a Marian directory (OPUS-MT) a
+  Seq2SeqModel; all others give a LanguageModel.
 
-  Host memory needed is the parameters' own size plus one block of a tensor.
+  Loading needs host memory for the parameters and one block of a tensor.
 
   Args:
     path: see above; a local path is tried before a name.
-    dtype: of parameters and computation; None: float32 on a CPU, bfloat16 on an accelerator.
-    mesh: devices to spread each tensor over as it is read (jaxlm.models.sharding); None: the default device.
-    tokenizer: instead of the model's own, which then is not read: another one, or None for token ids alone.
+    dtype: dtype of parameters and computation; None: float32 on a CPU, bfloat16 on an accelerator.
+    mesh: devices over which each tensor is sharded as it is read (jaxlm.models.sharding); None: the default device.
+    tokenizer: replaces the model's tokenizer, whose files are then not read; None: the model has no tokenizer.
 
   Raises:
-    CheckpointError: nothing there, of another kind, truncated, corrupt, pickled, of a family that is not supported,
-      or not fitting its config or tokenizer. The message names the file, and the parameter or field.
+    CheckpointError: the path does not exist, is not a model, is truncated, corrupt or pickled, belongs to a model family that
+      is not supported, or does not fit its config or tokenizer. The message names the file, and the parameter or field.
+    ValueError: an unknown dtype.
   """
   if dtype is None:
     dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
@@ -145,7 +146,10 @@ def _load_directory(place: Path, dtype: str, mesh, tokenizer) -> Any:
 
 
 def _is_run(place: Path, files: list[Path]) -> bool:
-  """Returns whether a directory is a run of ours. Others have folders named checkpoints, and fields named model."""
+  """Returns whether a directory is a run of jaxlm's trainers.
+
+  A folder "checkpoints" or a field "model" alone does not prove it: other programs use these names too.
+  """
   from jaxlm.io import huggingface
 
   config = place / huggingface.CONFIG
@@ -168,7 +172,7 @@ def _load_file(place: Path, dtype: str, mesh, tokenizer) -> tuple[ModelConfig, A
 
 
 def _find(name: str) -> Path:
-  """Returns where a fetched name or a Hub id lies. Raises CheckpointError saying what was tried."""
+  """Returns the local path of a fetched name or a Hub id. Raises CheckpointError that says what was tried."""
   import difflib
 
   from jaxlm.data import fetch
@@ -182,7 +186,7 @@ def _find(name: str) -> Path:
     if place is not None:
       return place
     raise CheckpointError(f'{name!r} has not been fetched yet: python -m jaxlm.data.fetch {name}')
-  # A first part that is a local folder means a mistyped path, not a Hub organisation.
+  # If the part before the slash is a local folder, the name is a mistyped path and not a Hub id.
   if re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', name) and not Path(name.split('/')[0]).exists():
     return _from_hub(name)
   near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -205,11 +209,11 @@ def _from_hub(name: str) -> Path:
       huggingface_hub.snapshot_download(
         name,
         allow_patterns=['*.json', '*.safetensors', '*.model', '*.jinja', 'merges.txt'],
-        # Folders hold other forms of the weights, and consolidated.safetensors is a second copy of them.
+        # Subfolders hold the weights in other formats; consolidated.safetensors is a second copy of them.
         ignore_patterns=['*/*', 'consolidated*.safetensors'],
       )
     )
-  except Exception as e:  # the client's own, its HTTP library's and the system's
+  except Exception as e:  # Errors of the Hub client, of its HTTP library and of the operating system.
     raise CheckpointError(
       f'There is no model at {name!r} here, and as a Hub id it could not be had ({type(e).__name__}: {e}). '
       f'Expected {KINDS}.'
@@ -219,18 +223,18 @@ def _from_hub(name: str) -> Path:
 def save_huggingface(
   lm: LanguageModel, path: str | Path, *, max_shard_size: int | str = '5GB', overwrite: bool = False
 ) -> None:
-  """Writes a directory that transformers, and `load`, read: config.json, safetensors, the tokenizer's files.
+  """Writes config.json, safetensors and tokenizer files into a directory that transformers and `load` can read.
 
-  Parameters keep their dtype. Until everything is written, what was in the directory before stays as it is.
+  Parameters keep their dtype. Files that were in the directory before stay unchanged until everything is written.
 
   Args:
-    path: directory, made if it is not there.
-    max_shard_size: larger weights are split into files of at most this size ('5GB', '200MB', or bytes).
-    overwrite: replaces a model that is there already, its tokenizer included.
+    path: directory; it is created if it does not exist.
+    max_shard_size: weights larger than this are split into several files ('5GB', '200MB', or a number of bytes).
+    overwrite: replaces a model that is already in the directory, its tokenizer included.
 
   Raises:
-    ValueError: no family of models can express the config; the message names the fields.
-    FileExistsError: there is a model already and `overwrite` is False.
+    ValueError: no model family can represent the config; the message names the fields.
+    FileExistsError: the directory holds a model already and `overwrite` is False.
   """
   from jaxlm.io import huggingface
 

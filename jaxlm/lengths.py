@@ -1,7 +1,7 @@
-"""Few lengths, so that few programs are compiled."""
+"""Rounds lengths up to a few sizes, so that few programs are compiled."""
 
 
 def bucket(n: int) -> int:
-  """Rounds a length up to one of few sizes: multiples of 16, and of a quarter of the power of two below."""
+  """Rounds n up to a multiple of max(16, p / 4), where p is the largest power of two that is not above n."""
   step = max(16, 1 << max(0, n.bit_length() - 3))
   return -(-n // step) * step

@@ -1,7 +1,7 @@
-"""What a model does, measured: sinks, laziness, direction.
+"""Measurements of a model: attention sinks, lazy layers, forward and reverse losses, likelihoods.
 
-  jaxlm.analysis.sink_metric(weights_LBNTS, eps=0.3)    # attention maps -> Sink_k of each position
-  jaxlm.analysis.sinks(lm, tokens)                      # the same and more for a model, without keeping its maps
+  jaxlm.analysis.sink_metric(weights_LBNTS, eps=0.3)    # Sink_k of each position, from attention maps
+  jaxlm.analysis.sinks(lm, tokens)                      # Sink_k and related numbers of a model; maps are not kept
   jaxlm.analysis.laziness(lm, tokens)                   # how lazy each layer is, along a prompt and after it
   jaxlm.analysis.score_documents(lm, texts)             # each text's losses forward and in reverse
   jaxlm.analysis.document_losses(lm, texts)             # loss, perplexity, bits per byte on held-out text
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
   from jaxlm.evaluation.documents import document_losses as document_losses
   from jaxlm.evaluation.likelihood import likelihoods as likelihoods
 
-# No module is called as a function is: importing it would hide the function. `jaxlm.analysis.sinks` as a module is the
-# command line, which nothing imports; so are `jaxlm.analysis.laziness`, `jaxlm.analysis.direction` and `jaxlm.analysis.evaluate`.
+# A submodule hides a function of the same name once it is imported. The modules sinks.py and laziness.py have names of public
+# functions, so no other module may import them; they are command lines only.
 _PUBLIC = {
   **dict.fromkeys(('Question', 'answer_choices', 'read_questions'), 'jaxlm.evaluation.choices'),
   'document_losses': 'jaxlm.evaluation.documents',

@@ -1,4 +1,4 @@
-"""python -m jaxlm.analysis.evaluate MODEL SPEC ...; its functions are in jaxlm.evaluation."""
+"""Command line: python -m jaxlm.analysis.evaluate MODEL SPEC ... The functions are in jaxlm.evaluation."""
 
 from jaxlm import console
 from jaxlm.evaluation.command import run

@@ -1,4 +1,4 @@
-"""python -m jaxlm.analysis.laziness MODEL ...; the function of the same name is in jaxlm.analysis.lazy.report."""
+"""Command line: python -m jaxlm.analysis.laziness MODEL ... The function `laziness` is in jaxlm.analysis.lazy.report."""
 
 from jaxlm import console
 from jaxlm.analysis.lazy.command import run

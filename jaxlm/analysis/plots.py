@@ -1,4 +1,4 @@
-"""What the pictures of all analyses share."""
+"""Helper that the plots of all analyses share."""
 
 
 def wrapped(title: str, width: float) -> str:

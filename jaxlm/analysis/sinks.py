@@ -1,4 +1,4 @@
-"""python -m jaxlm.analysis.sinks MODEL ...; the function of the same name is in jaxlm.analysis.sink.report."""
+"""Command line: python -m jaxlm.analysis.sinks MODEL ... The function `sinks` is in jaxlm.analysis.sink.report."""
 
 from jaxlm import console
 from jaxlm.analysis.sink.command import run

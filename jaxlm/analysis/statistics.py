@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def rank_correlation(a: Float[np.ndarray, ' L'], b: Float[np.ndarray, ' L']) -> float:
-  """Returns Spearman's correlation, equal values sharing their mean rank; NaN if all values of either are equal."""
+  """Returns Spearman's correlation. Equal values share their mean rank; NaN if all values of `a` or of `b` are equal."""
   ranks = [_ranks(x) for x in (a, b)]
   if any(np.ptp(r) == 0 for r in ranks):
     return math.nan

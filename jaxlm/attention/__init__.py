@@ -1,1 +1,1 @@
-"""Attention: operations, rules, positions, and what a query does with keys."""
+"""Attention: operations, rules, position encodings and grouped-query attention."""

@@ -1,8 +1,8 @@
-"""Grouped-query attention as an `AttentionRule` says, over keys and values with heads first.
+"""Grouped-query attention under an `AttentionRule`, over keys and values with the head axis before the slot axis.
 
   o_t = sum_s w_ts v_s
 
-The weights are an operation's (`jaxlm.attention.operations`) of logits, to which the position scheme may add.
+An operation (`jaxlm.attention.operations`) turns logits into weights; a position scheme may first add a term to the logits.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ def attention_weights(
 
   Args:
     q, k: queries, and keys with heads first; N = K G.
-    q_positions, k_positions: where they stand; the batch axes may be 1.
+    q_positions, k_positions: positions of queries and keys; the batch axes may be 1.
     rule: see AttentionRule.
-    mask: keys that are not hidden, such as those of the query's document; all axes but the last may be 1.
+    mask: true for keys that a query may see, in addition to the rule (for example the keys of the query's document); all
+      axes but the last may be 1.
   """
   q_BKRH = by_key_head(q, k.shape[1])
   return weigh(dot(q_BKRH, k), q_BKRH, q_positions, k_positions, rule, mask)
 
 
 def by_key_head(q: Float[Array, 'B T N H'], num_kv_heads: int) -> Float[Array, 'B K R H']:
-  """Returns the queries that each key head serves, R = G T of them, so that all products are plain batched ones.
+  """Returns the R = G T queries of each key head, so that all products are batched matrix products.
 
-  Einsums over all five axes cost more copies on a CPU.
+  Einsums over five axes would need more copies on a CPU.
   """
   B, T, N, H = q.shape
   G = N // num_kv_heads
@@ -63,7 +64,7 @@ def weigh(
   rule: AttentionRule,
   mask: Bool[Array, 'B T S'] | Bool[Array, 'B K T S'] | None = None,
 ) -> tuple[Float[Array, 'B K G T S'], Float[Array, 'B K G T'] | None]:
-  """Returns what `attention_weights` does, of products that are already taken."""
+  """Returns the result of `attention_weights`, given the products q . k as `logits`."""
   B, K, R, S = logits.shape
   T = q_positions.shape[1]
   G = R // T
@@ -92,13 +93,13 @@ def weigh(
 
 
 def _by_distance(rule: AttentionRule, distance, K: int, G: int):
-  """Returns what the position scheme adds, [B, K, G, T, S]; `distance` as `distances` returns it."""
+  """Returns the position scheme's term of the logits, [B, K, G, T, S]; `distance` comes from `distances`."""
   rows = distance.reshape(-1, *distance.shape[-2:])
   scores = distance_scores(rule.position, rows, K * G, rule.distance_table, rule.causal)
   scores = jnp.broadcast_to(scores, (len(rows), K * G, *rows.shape[1:]))
   if distance.ndim == 3:
     return scores.reshape(-1, K, G, *rows.shape[1:])
-  head_K = jnp.arange(K)  # of every head's distances, its own scores
+  head_K = jnp.arange(K)  # Distances differ by key head; each head takes the scores of its own distances.
   return scores.reshape(-1, K, K, G, *rows.shape[1:])[:, head_K, head_K]
 
 
@@ -133,11 +134,11 @@ def attend_by(
   rule: AttentionRule,
   mask: Bool[Array, 'B T S'] | Bool[Array, 'B K T S'] | None = None,
 ) -> Float[Array, 'B T N H']:
-  """Attention over keys and values that only two functions know.
+  """Attention over keys and values that are given by two functions, for example because they are quantised.
 
   Args:
-    score: [B, K, R, H] queries -> their float32 products with all keys [B, K, R, S].
-    mix: float32 weights [B, K, R, S] -> the weighted sums of all values [B, K, R, H].
+    score: maps queries [B, K, R, H] to their float32 products with all keys [B, K, R, S].
+    mix: maps float32 weights [B, K, R, S] to the weighted sums of all values [B, K, R, H].
     others: as for `attention_weights`.
   """
   B, T, N, H = q.shape

@@ -1,8 +1,8 @@
-"""Position schemes that add to the logits by the distance of query and key.
+"""Position schemes that add a term to the logits, which depends on the distance between query and key.
 
 alibi          s_ij - m_h (i - j),  m_h = 2^(-8 h / N)          https://arxiv.org/abs/2108.12409
 relative_t5    s_ij + table_h[bucket(i - j)], learned           https://arxiv.org/abs/1910.10683
-relative_paper s_ij + bucket(i - j)                             as the attention-sink paper's code has it
+relative_paper s_ij + bucket(i - j)                             as in the code of the attention-sink paper
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 
 def bucket(distance: Int[Array, '...'], buckets: int = BUCKETS) -> Int[Array, '...']:
-  """Returns T5's bucket of a distance: the first half are exact, the others logarithmic up to a distance of 128."""
+  """Returns T5's bucket of a distance: the first half of the buckets hold one distance each, the others are logarithmic up to 128."""
   exact = buckets // 2
   distance = jnp.maximum(distance, 0)
   steps = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(MAX_DISTANCE / exact) * (buckets - exact)
@@ -32,7 +32,7 @@ def bucket(distance: Int[Array, '...'], buckets: int = BUCKETS) -> Int[Array, '.
 
 
 def both_sides_bucket(distance: Int[Array, '...']) -> Int[Array, '...']:
-  """Returns T5's bucket where queries see both sides: 0 .. 15 for keys up to the query, 16 .. 31 for later ones."""
+  """Returns T5's bucket for attention that is not causal: 0 .. 15 for keys up to the query, 16 .. 31 for later keys."""
   half = BUCKETS // 2
   return bucket(jnp.abs(distance), half) + jnp.where(distance < 0, half, 0)
 
@@ -40,13 +40,13 @@ def both_sides_bucket(distance: Int[Array, '...']) -> Int[Array, '...']:
 def distance_scores(
   scheme: str, distance: Int[Array, 'B T S'], num_heads: int, table: Float[Array, 'N 32'] | None, causal: bool = True
 ) -> Float[Array, 'B N T S'] | None:
-  """Returns what a scheme adds to the logits, float32, or None for a scheme that adds nothing there.
+  """Returns the float32 term that a scheme adds to the logits, or None if it adds none. N is 1 if all heads have the same term.
 
   Args:
-    distance: query position minus key position. One head stands for all where they are equal.
-    table: of relative_t5.
-    causal: whether queries see no later keys. If they do, relative_t5 has other buckets for these (`both_sides_bucket`), and
-      the other schemes take |distance|.
+    distance: query position minus key position.
+    table: learned table of relative_t5.
+    causal: whether queries see no later keys. If False, relative_t5 uses other buckets for later keys
+      (`both_sides_bucket`), and the other schemes use |distance|.
   """
   if not causal and scheme == 'relative_t5':
     return jnp.moveaxis(table.T[both_sides_bucket(distance)], -1, 1).astype(jnp.float32)
@@ -56,6 +56,6 @@ def distance_scores(
     return -slopes_N[None, :, None, None] * distance[:, None].astype(jnp.float32)
   if scheme == 'relative_t5':
     return jnp.moveaxis(table.T[bucket(distance)], -1, 1).astype(jnp.float32)
-  if scheme == 'relative_paper':  # The bucket's number itself: far keys gain up to 31.
+  if scheme == 'relative_paper':  # The term is the bucket's number: it raises distant keys' logits by up to 31.
     return bucket(distance)[:, None].astype(jnp.float32)
   return None

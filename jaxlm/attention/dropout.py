@@ -2,7 +2,7 @@
 
   y_i = m_i x_i / (1 - p),   m_i = 0 with probability p, else 1
 
-so that y is x on average. The mask depends on the key and the shape alone: what a backward pass computes anew is the same.
+so the expectation of y is x. The mask depends only on the key and the shape, so rematerialisation in the backward pass repeats it.
 """
 
 from __future__ import annotations

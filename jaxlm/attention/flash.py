@@ -1,7 +1,7 @@
-"""Attention of a whole sequence through `pallas_kernels.flash_attention`, on accelerators, where the kernels know the rule.
+"""Attention of a whole sequence through `pallas_kernels.flash_attention`, on accelerators, for rules that the kernels support.
 
-Kernels are not split by XLA's partitioner, so they are for programs of one device: those of a process that has only one, and
-those that run on each device by themselves (`on_each_device`), as a pmapped training step does.
+XLA's partitioner does not split kernels, so they are used only in programs for one device: in a process with a single device,
+and in programs that run on each device separately (`on_each_device`), such as a pmapped training step.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pallas_kernels import flash_attention
 if TYPE_CHECKING:
   from jaxtyping import Array, Float
 
-SHORTEST = 128  # Tokens; below, the weights of all heads are small.
+SHORTEST = 128  # In tokens; for shorter sequences the weights of all heads take little memory.
 _each_device = contextvars.ContextVar('each_device', default=False)
 
 
 @contextlib.contextmanager
 def on_each_device():
-  """What is traced within runs on each device by itself."""
+  """Context for tracing a program that runs on each device separately, such as a pmapped step."""
   token = _each_device.set(True)
   try:
     yield
@@ -34,7 +34,7 @@ def on_each_device():
 
 
 def knows(rule: AttentionRule) -> bool:
-  """Whether the kernels compute what the rule says, of queries and keys in order."""
+  """Returns whether the kernels support the rule, for queries and keys in order of position."""
   plain = rule.power == rule.row_sum == 1.0 and rule.softcap is None and not rule.prefix and not rule.has_slot
   return (
     plain and not rule.dropout and rule.operation in ('softmax', 'sigmoid') and not rule.position.startswith('relative')
@@ -42,7 +42,7 @@ def knows(rule: AttentionRule) -> bool:
 
 
 def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
-  """Whether a sequence's attention should go through the kernels here. float32 does not: its users want exact numbers."""
+  """Returns whether to use the kernels for a sequence. float32 does not use them, because its users expect exact numbers."""
   alone = _each_device.get() or jax.device_count() == 1
   accelerator = jax.default_backend() in ('gpu', 'tpu')
   return accelerator and alone and q.dtype != 'float32' and q.shape[1] >= SHORTEST and knows(rule)
@@ -51,7 +51,7 @@ def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
 def attend(
   q: Float[Array, 'B T N H'], k: Float[Array, 'B T K H'], v: Float[Array, 'B T K H'], rule: AttentionRule, **options
 ) -> Float[Array, 'B T N H']:
-  """Attention of a sequence from its first token on, causal if the rule is. options: of `flash_attention`."""
+  """Returns attention of a whole sequence, causal if the rule is. `options` are keyword arguments of `flash_attention`."""
   slopes = alibi_slopes(q.shape[2]) if rule.position == 'alibi' else None
   return flash_attention(
     q, k, v, operation=rule.operation, causal=rule.causal, window=rule.window, scale=rule.scale, bias=rule.offset,

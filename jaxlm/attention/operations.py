@@ -3,8 +3,8 @@
   o_t = sum_s w_ts v_s,   w_ts = a sim(s_ts) / Z_t,   s_ts = q_t . k_s / sqrt(H) + ...
 
 Every operation of the attention-sink paper (https://arxiv.org/abs/2410.10781, table of attention operations) is one
-function from float32 logits and a mask to weights, and one entry in OPERATIONS. Masked weights are 0. Operations whose
-similarity is a kernel, phi(q) . phi(k) / sqrt(H), get queries and keys that the block has already put through phi.
+function from float32 logits and a mask to weights, and one entry in OPERATIONS. Masked weights are 0. For operations whose
+similarity is a kernel, phi(q) . phi(k) / sqrt(H), the block has already applied phi to queries and keys.
 """
 
 from collections.abc import Callable

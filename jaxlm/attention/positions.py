@@ -1,8 +1,8 @@
-"""Rotary positions (https://arxiv.org/abs/2104.09864), the ways of stretching them to longer contexts, and sinusoids.
+"""Rotary position embedding (https://arxiv.org/abs/2104.09864), its scaling to longer contexts, and sinusoidal positions.
 
   rotate(x, p)_i = x_i cos(p f_i) - x_{i + R/2} sin(p f_i),   f_i = theta^(-2i / R),   R rotated dimensions of the head
 
-in the half-split layout of Hugging Face checkpoints (GGUF stores the interleaved one; jaxlm.io.gguf undoes that).
+in the half-split layout of Hugging Face checkpoints (GGUF stores the interleaved layout; jaxlm.io.gguf converts it).
 Sinusoids are added to the embedding: x_t + [sin(t f), cos(t f)] (https://arxiv.org/abs/1706.03762).
 """
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def rope_frequencies(config: ModelConfig, length: Int[Array, ' B'] | int) -> tuple[Float[Array, 'B R/2'], float]:
   """Returns (frequencies [R/2] or [B, R/2], float32 radians per token; factor on cos and sin).
 
-  `length`: tokens of the whole sequence, read by `dynamic` scaling only. A decoder passes the length it will reach,
-  so that keys cached early and late agree; with the length of a plain forward pass this is Hugging Face's formula.
+  Only `dynamic` scaling uses `length`, the number of tokens of the whole sequence. A decoder passes its final length, so that
+  keys cached early and late have the same frequencies. With the length of a plain forward pass, the formula is Hugging Face's.
   """
   rope, dim = config.rope, config.rotated_dim
   original = rope.original_length or config.max_length
@@ -44,7 +44,7 @@ def rope_frequencies(config: ModelConfig, length: Int[Array, ' B'] | int) -> tup
     turns = original * frequency / (2 * math.pi)
     keep = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
     return jnp.asarray(keep * frequency + (1 - keep) * frequency / rope.factor, jnp.float32), 1.0
-  # yarn, https://arxiv.org/abs/2309.00071: dimension that turns `beta` times over the original length
+  # yarn, https://arxiv.org/abs/2309.00071. turning(beta): the dimension with `beta` rotations over the original length.
   turning = lambda beta: dim * math.log(original / (beta * 2 * math.pi)) / (2 * math.log(rope.theta))
   low, high = turning(rope.beta_fast), turning(rope.beta_slow)
   if rope.truncate:
@@ -61,7 +61,7 @@ def rope_frequencies(config: ModelConfig, length: Int[Array, ' B'] | int) -> tup
 def rope_tables(
   config: ModelConfig, positions: Int[Array, 'B T'], length
 ) -> tuple[Float[Array, 'B T R/2'], Float[Array, 'B T R/2']]:
-  """Returns cos and sin, float32, for each position; shared by all layers of one forward pass."""
+  """Returns float32 cos and sin of the angles at each position. All layers of a forward pass share them."""
   frequency, factor = rope_frequencies(config, length)
   if frequency.ndim == 1:
     frequency = frequency[None]

@@ -1,4 +1,4 @@
-"""What attention in one layer is: its operation, scale, window, prefix, position scheme and sink, as one value."""
+"""AttentionRule: how one layer attends (operation, scale, window, prefix, position scheme and sink), as one value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @struct.dataclass
 class AttentionRule:
-  """What a cache needs to know of a layer to attend for it. Arrays are the layer's parameters; the rest is static."""
+  """Everything that a cache needs to compute a layer's attention. Arrays are parameters of the layer; other fields are static."""
 
   operation: str = struct.field(pytree_node=False)
   scale: float = struct.field(pytree_node=False)
@@ -27,23 +27,23 @@ class AttentionRule:
   row_sum: float = struct.field(pytree_node=False, default=1.0)
   offset: float = struct.field(pytree_node=False, default=0.0)
   position: str = struct.field(pytree_node=False, default='none')
-  dropout: float = struct.field(pytree_node=False, default=0.0)  # rate for the weights; above 0 only in training
-  slot_key: Array | None = None  # [K, H]: a key that every query sees, at no position
-  slot_value: Array | None = None  # [K, H]; None is 0
-  slot_logit: Array | None = None  # [N]: a logit instead of a key
-  distance_table: Array | None = None  # [N, 32], of relative_t5
-  dropout_key: Array | None = None  # random key; needed where dropout is above 0
+  dropout: float = struct.field(pytree_node=False, default=0.0)  # dropout rate of the weights; above 0 only in training
+  slot_key: Array | None = None  # [K, H]: an extra key without a position that every query sees
+  slot_value: Array | None = None  # [K, H]: value of the extra key; None is 0
+  slot_logit: Array | None = None  # [N]: a learned logit per head instead of the extra key
+  distance_table: Array | None = None  # [N, 32], for relative_t5
+  dropout_key: Array | None = None  # random key; needed if dropout is above 0
 
   @property
   def has_slot(self) -> bool:
     return self.slot_key is not None or self.slot_logit is not None
 
   def visible(self, q_positions_BT, k_positions) -> Bool[Array, '...']:
-    """Which keys each query may see: not in its future, not before its window; and always the prefix.
+    """Returns which keys each query may see: keys up to its position and within its window, and always the prefix.
 
-    Without `causal` the future is visible as well, and a window reaches as far into it: |distance| < window.
+    If the rule is not causal, later keys are visible too, and a window extends to both sides: |distance| < window.
 
-    [B, T, S], or [B, K, T, S] if the keys stand at other positions in each head.
+    The result is [B, T, S], or [B, K, T, S] if the keys' positions differ by head.
     """
     distance = distances(q_positions_BT, k_positions)
     visible = distance >= 0 if self.causal else jnp.ones_like(distance, bool)
@@ -53,14 +53,14 @@ class AttentionRule:
 
 
 def distances(q_positions_BT, k_positions):
-  """Returns query minus key position, [B, T, S] or [B, K, T, S] as the keys' positions are [B, S] or [B, K, S]."""
+  """Returns query minus key position: [B, T, S] for key positions [B, S], or [B, K, T, S] for [B, K, S]."""
   if k_positions.ndim == 3:
     q_positions_BT = q_positions_BT[:, None]
   return q_positions_BT[..., None] - k_positions[..., None, :]
 
 
 def layer_rule(config: ModelConfig, layer: int) -> AttentionRule:
-  """Returns the static part of a layer's rule."""
+  """Returns the rule of a layer without its parameters."""
   shift = int(config.sink.kind == 'token')
   return AttentionRule(
     operation=config.attention,

@@ -1,4 +1,4 @@
-"""Caches: what a transformer remembers, and how a layer attends over it. `jaxlm.caches.protocol` says what a cache is."""
+"""Caches: they store keys and values, and compute a layer's attention over them. `jaxlm.caches.protocol` defines a cache."""
 
 from jaxlm.caches.branch import Branch as Branch
 from jaxlm.caches.full import FullCache as FullCache

@@ -1,4 +1,4 @@
-"""Tokens beside a cache that is only read, so that taking them back costs nothing: a draft's, or a tree's to be verified."""
+"""Drafted tokens or a token tree kept beside a cache that is only read, so that rejecting them costs nothing."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @struct.dataclass
 class Branch:
-  """A cache and N tokens beside it, read in any number of calls. `at` and `seen` are for the T tokens of the next one."""
+  """A cache and slots for N tokens beside it, filled by any number of calls. `at` and `seen` describe the T tokens of the next call."""
 
   cache: Draftable
   keys: tuple[jax.Array, ...]  # per layer [B, N, K, H]
   values: tuple[jax.Array, ...]  # per layer [B, N, K, H]
   positions: jax.Array  # [B, N] int32
-  at: jax.Array  # [] int32, where they go
-  seen: jax.Array  # [B, T, N] bool, which of the N each of them sees
+  at: jax.Array  # [] int32, slot of the first of the T tokens
+  seen: jax.Array  # [B, T, N] bool, which of the N tokens each of the T tokens sees
 
   @classmethod
   def create(cls, cache: Draftable, config: ModelConfig, batch: int, size: int) -> 'Branch':
@@ -48,8 +48,8 @@ class Branch:
     return sizes.line(self, f'{self.positions.shape[1]} tokens beside {self.cache}')
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
-    # A token that is not seen has the weight 0, and 0 times infinity is NaN. So values that are not finite are put in as 0, and
-    # only the tokens that see them lose their output: a wrong draft that overflows must not spoil what stands beside it.
+    # A hidden token has the weight 0, and 0 times infinity is NaN. So values that are not finite are stored as 0, and only the
+    # tokens that see them get NaN outputs: a wrong draft that overflows must not change other branches of the tree.
     lost_BT = ~jnp.isfinite(v).all(axis=(2, 3))
     sees_BTT = jax.lax.dynamic_slice_in_dim(self.seen, self.at, v.shape[1], axis=2)
     spoilt_BT = (sees_BTT & lost_BT[:, None]).any(axis=2)
@@ -60,7 +60,7 @@ class Branch:
     return jnp.where(spoilt_BT[:, :, None, None], jnp.nan, out), branch
 
   def placed(self, positions) -> 'Branch':
-    """Notes the positions of the next tokens."""
+    """Returns the branch with the positions of the next tokens stored."""
     return self.replace(positions=self._put(self.positions, positions))
 
   def _put(self, old, new):
@@ -71,6 +71,6 @@ class Branch:
     return self.replace(keys=put(self.keys, keys), values=put(self.values, values))
 
   def along(self, path: Int[Array, 'B P']) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """Returns the keys and the values of all layers [B, P, K, H] along a path through the branch."""
+    """Returns the keys and the values of all layers, [B, P, K, H], for the token indices `path` of the branch."""
     pick = lambda x: jnp.take_along_axis(x, path[:, :, None, None], axis=1)
     return tuple(map(pick, self.keys)), tuple(map(pick, self.values))

@@ -1,6 +1,6 @@
-"""A cache as JSON: what is in it and where, and whether that can be a cache of a model. No array is read or made here.
+"""Converts the structure of a cache to JSON and back, and checks it against a model. No array is read or allocated.
 
-A file may say anything. Everything is checked by kind, type and size against the model before an array is allocated for it.
+A file may be damaged or hostile, so kinds, types and sizes are checked against the model before an array is allocated.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ MOST = 2**31
 
 
 def described(x: Any, arrays: dict[str, jax.Array]) -> Any:
-  """Returns x as JSON, its arrays put aside under numbers."""
+  """Returns x as JSON. Its arrays are moved into `arrays` under consecutive numbers."""
   if dataclasses.is_dataclass(x):
     fields = {f.name: described(getattr(x, f.name), arrays) for f in dataclasses.fields(x)}
     return {'kind': type(x).__name__, 'fields': fields}
@@ -37,10 +37,10 @@ def described(x: Any, arrays: dict[str, jax.Array]) -> Any:
 
 
 def read(saved: Any, arrays: list[jax.ShapeDtypeStruct]) -> Any:
-  """Returns the cache that JSON describes, with a jax.ShapeDtypeStruct for each array, which are put into `arrays` by number.
+  """Returns the cache that JSON describes, with a jax.ShapeDtypeStruct for each array, and appends these to `arrays`.
 
   Raises:
-    ValueError: what describes no cache; the message names the field.
+    ValueError: `saved` does not describe a cache; the message names the field.
   """
   return _read(saved, 'cache', arrays)
 
@@ -89,7 +89,7 @@ def _whole(x: Any, least: int) -> bool:
 
 
 def check(cache: Any, config: ModelConfig, rows: int) -> None:
-  """Raises ValueError, naming the field, unless a cache as `read` returns it is one of the model, of so many rows."""
+  """Raises ValueError that names the field if a cache from `read` does not fit the model or does not have `rows` rows."""
   L, per_layer = config.num_layers, lambda x: isinstance(x, tuple) and len(x) == config.num_layers
   if isinstance(cache, FullCache):
     for name in ('keys', 'values', 'empty'):
@@ -121,7 +121,7 @@ def check(cache: Any, config: ModelConfig, rows: int) -> None:
 
 
 def _check_memory(memory: Any, config: ModelConfig, rows: int | None, where: str) -> int:
-  """Raises ValueError as `check`, of the memory of one layer, or of a pool. Returns its rows."""
+  """Checks the memory of one layer, or a pool if `rows` is None. Returns its number of rows; raises as `check` does."""
   if not isinstance(memory, Slots | Packed):
     raise ValueError(f'{where} is {type(memory).__name__}; expected Slots or Packed')
   K, H = config.num_kv_heads, config.head_dim

@@ -1,4 +1,4 @@
-"""Caches on disk: a folder with cache.json, which says what is where, and the arrays as Orbax writes them."""
+"""Caches on disk: a folder with cache.json, which describes the structure of the cache, and the arrays in Orbax's format."""
 
 from collections.abc import Callable
 import json
@@ -13,7 +13,7 @@ from jaxlm.errors import CheckpointError
 
 
 def save(folder: str | Path, cache: Any, notes: dict[str, Any]) -> None:
-  """Writes a cache and JSON notes beside it, all or nothing. Raises FileExistsError if there is something already."""
+  """Writes a cache and JSON notes; the folder appears when it is complete. Raises FileExistsError if it exists already."""
   folder = Path(folder).absolute()
   if folder.exists():
     raise FileExistsError(f'{folder} is there already, and is not overwritten: remove it or choose another name.')
@@ -23,7 +23,7 @@ def save(folder: str | Path, cache: Any, notes: dict[str, Any]) -> None:
   arrays: dict[str, jax.Array] = {}
   saved = {'cache': described.described(cache, arrays), 'notes': notes}
   (half / 'cache.json').write_text(json.dumps(saved) + '\n')
-  import orbax.checkpoint as ocp  # Here, so that decoding needs no Orbax.
+  import orbax.checkpoint as ocp  # Imported late, so that decoding does not need Orbax.
 
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(half / 'arrays', arrays)
@@ -34,11 +34,11 @@ def load(folder: str | Path, check: Callable[[Any, Any], None]) -> tuple[Any, di
   """Returns (cache, notes).
 
   Args:
-    check: called with the cache as `described.read` returns it and the notes before any array is read; raises ValueError
-      where these are not what the caller can use.
+    check: called before any array is read, with the cache as `described.read` returns it and with the notes; raises
+      ValueError if the caller cannot use them.
 
   Raises:
-    CheckpointError: the folder holds no cache or a damaged one, or `check` refuses it; the message names the folder.
+    CheckpointError: the folder holds no cache, or a damaged one, or `check` refuses it; the message names the folder.
   """
   import orbax.checkpoint as ocp
 
@@ -61,12 +61,12 @@ def load(folder: str | Path, check: Callable[[Any, Any], None]) -> tuple[Any, di
     raise CheckpointError(f'{folder} holds no saved cache: {e}.') from e
   except CheckpointError:
     raise
-  except Exception as e:  # Orbax and TensorStore raise whatever their storage does for bytes that are damaged.
+  except Exception as e:  # Orbax and TensorStore raise many types of errors for damaged files.
     raise CheckpointError(f'{folder} is no whole saved cache: {e}. Make it again.') from e
 
 
 def _check_stored(metadata: Any, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
-  """Raises ValueError unless the arrays on disk have the shapes that cache.json says: others would be padded or cut."""
+  """Raises ValueError if shapes on disk differ from those in cache.json: Orbax would pad or cut the arrays without an error."""
   tree = getattr(metadata, 'item_metadata', metadata)
   tree = getattr(tree, 'tree', tree)
   found = {name: tuple(x.shape) for name, x in (tree or {}).items()}

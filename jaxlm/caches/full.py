@@ -1,4 +1,4 @@
-"""The two plain memories: none beyond the sequence itself (training), and every key and value so far (decoding)."""
+"""The two plain caches: `Sequence` stores nothing (training), `FullCache` stores all keys and values (decoding)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @struct.dataclass
 class Sequence:
-  """No memory: each token sees its own sequence as the rule says, and with `segments` only its own document."""
+  """A cache that stores nothing: each token sees its own sequence under the rule, and with `segments` only its own document."""
 
   segments: jax.Array | None = None  # [B, T] int32, equal within a document; 0 is padding
 
@@ -31,10 +31,10 @@ class Sequence:
     return True
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
-    del layer, positions  # Within a row, order is index: positions restart at document borders.
+    del layer, positions  # Indices replace positions, which restart at document borders within a row.
     segments_BT = self.segments
     if segments_BT is not None and (before := q.shape[1] - segments_BT.shape[1]) > 0:
-      # A sink token stands before all documents of its row, and is seen by all of them.
+      # A sink token stands before all documents of its row, and every token sees it.
       mask_BTS = jnp.pad(same_segment(segments_BT), ((0, 0), (before, 0), (before, 0)), constant_values=True)
     elif flash.is_default(rule, q):
       return flash.attend(q, k, v, rule, segments=segments_BT), self
@@ -50,15 +50,15 @@ def same_segment(segments_BT):
 
 @struct.dataclass
 class FullCache:
-  """Every key and value so far; the slot of a token is its position.
+  """All keys and values so far; a token's slot is its position.
 
-  Rows of a batch may have different lengths, padded on the right: a padding slot lies in the future of every real
-  query until the real token of that position overwrites it, so no lengths are kept.
+  Rows of a batch may have different lengths and padding on the right. No lengths are stored: a padding slot is in the future
+  of every real query, which cannot see it, until the real token at this position overwrites it.
   """
 
   keys: tuple[jax.Array, ...]  # per layer [B, K, S, H]: heads first, so that a decode step reads them without a copy
   values: tuple[jax.Array, ...]  # per layer [B, K, S, H]
-  # Per layer, static: whether nothing is written yet, so that all rows start at slot 0.
+  # Per layer, static: whether nothing is written yet; then all rows start at slot 0.
   empty: tuple[bool, ...] = struct.field(pytree_node=False)
 
   @classmethod
@@ -88,7 +88,7 @@ class FullCache:
 
   @property
   def votes(self) -> tuple[None, ...]:
-    """The tokens' votes per layer (`jaxlm.caches.voted`): none are counted here."""
+    """Votes per layer (see `jaxlm.caches.voted`); a full cache counts none."""
     return (None,) * len(self.keys)
 
   def __repr__(self) -> str:
@@ -96,17 +96,17 @@ class FullCache:
     return sizes.line(self, f'{len(self.keys)} layers, {rows} rows of {slots} slots')
 
   def with_valid(self, valid: Bool[Array, 'B T'] | None) -> 'FullCache':
-    """Returns the cache itself: it need not know which new tokens are padding."""
+    """Returns the cache itself: it does not need to know which new tokens are padding."""
     del valid
     return self
 
   def reordered(self, index: Int[Array, ' B']) -> 'FullCache':
-    """Returns a cache whose row b is what row `index[b]` was, as beams need it."""
+    """Returns a cache whose row b is the old row `index[b]`, for beam search."""
     return jax.tree.map(lambda x: x[index], self)
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     k, v = (x.astype(self.keys[layer].dtype) for x in (k, v))
-    in_prompt = self.empty[layer]  # The new tokens are all there is, so unused slots need not be read.
+    in_prompt = self.empty[layer]  # The cache holds no older tokens, so attention reads only the new ones.
     out = flash.attend(q, k, v, rule) if in_prompt and flash.is_default(rule, q) and q.dtype == k.dtype else None
     k, v = heads_first(k), heads_first(v)
     if in_prompt:
@@ -134,16 +134,16 @@ class FullCache:
     return attend(q, self.keys[layer], self.values[layer], positions, slot_1S, rule, mask_B1S)
 
   def beside(self, layer: int, q, positions, new: New, rule: AttentionRule):
-    """Returns the attention of queries over what is there and over new tokens, which are not."""
+    """Returns the attention of queries over the stored tokens and over `new` tokens, which are not stored."""
     keys, values = self.keys[layer], self.values[layer]
     products = (lambda q: dot(q, keys)), (lambda w: jnp.matmul(w.astype(values.dtype), values).astype(jnp.float32))
     return beside(*products, q, positions, new, jnp.arange(keys.shape[2])[None], rule)
 
   def appended(self, keys, values, positions, mask) -> 'FullCache':
-    """Adds tokens to all layers: keys and values of each [B, T, K, H], their positions [B, T] rising by one.
+    """Returns the cache with tokens added to all layers: keys and values per layer [B, T, K, H], positions [B, T] rising by one.
 
-    A row with no token in `mask` [B, T] stays as it is. Other rows need room for all T tokens: tokens outside `mask` write garbage
-    into the next free slots, and later tokens overwrite it.
+    A row with no token in `mask` [B, T] does not change. Other rows need room for all T tokens: tokens outside `mask` write
+    garbage into the next free slots, and later tokens overwrite it.
     """
     write = lambda slots, new: write_rows(
       slots, heads_first(new).astype(slots.dtype), positions[:, 0], mask_B=mask.any(axis=1)
@@ -154,10 +154,10 @@ class FullCache:
 
 
 def in_order(q, k_BKTH, v_BKTH, rule: AttentionRule):
-  """Attention of a sequence from its first token on.
+  """Returns causal or full attention of a whole sequence, from its first token on.
 
-  A long causal one is taken in pieces, each over the keys up to its end: half the work, and an eighth of the memory. Under
-  dropout it is taken whole, since pieces would share their masks.
+  A long causal sequence is computed in eight pieces, each over the keys up to its end: about half the work and an eighth of
+  the memory. With dropout it is computed whole, because the pieces would share a dropout mask.
   """
   T, pieces = q.shape[1], 8
   index_1T = jnp.arange(T)[None]

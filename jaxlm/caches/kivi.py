@@ -1,8 +1,8 @@
-"""Min-max quantisation of keys and values, packed (KIVI, https://arxiv.org/abs/2402.02750).
+"""Min-max quantisation of keys and values with packed codes (KIVI, https://arxiv.org/abs/2402.02750).
 
   scale = (max - min) / (2^b - 1),  code = round(clip((x - min) / scale, 0, 2^b - 1)),  x ~ code scale + min
 
-per group: of consecutive tokens of one channel for keys, of consecutive channels of one token for values.
+per group. A group is consecutive tokens of one channel for keys, and consecutive channels of one token for values.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 class Quantized:
   """Packed codes with the scale and the minimum of each group."""
 
-  codes: jax.Array  # [B, K, S, H bits / 8] uint8 of keys; of values [B, K, H bits / 8, S]
-  scale: jax.Array  # [B, K, S / group, H] of keys; of values [B, K, H / group, S]
-  minimum: jax.Array  # as scale
+  codes: jax.Array  # uint8; keys: [B, K, S, H bits / 8]; values: [B, K, H bits / 8, S]
+  scale: jax.Array  # keys: [B, K, S / group, H]; values: [B, K, H / group, S]
+  minimum: jax.Array  # same shape as scale
   bits: int = struct.field(pytree_node=False)
-  # Values have their tokens last, so that their weighted sums run along memory.
+  # True for values: the token axis is last, so that weighted sums over tokens read contiguous memory.
   tokens_last: bool = struct.field(pytree_node=False, default=False)
 
   @property
@@ -38,7 +38,7 @@ class Quantized:
 
   @property
   def by_token(self) -> 'Quantized':
-    """The same with the tokens before the channels."""
+    """The same numbers with the token axis before the channel axis."""
     if not self.tokens_last:
       return self
     swapped = (x.swapaxes(-1, -2) for x in (self.codes, self.scale, self.minimum))
@@ -46,7 +46,7 @@ class Quantized:
 
 
 def quantize_keys(keys: Float[Array, 'B K S H'], config: KiviConfig) -> Quantized:
-  """Returns keys quantised per channel, in groups of tokens. Raises ValueError unless these divide S."""
+  """Returns keys quantised per channel, in groups of tokens. Raises ValueError if the group size does not divide S."""
   B, K, S, H = keys.shape
   if S % config.group:
     raise ValueError(f'{S} keys are no whole number of groups of {config.group}.')
@@ -55,7 +55,7 @@ def quantize_keys(keys: Float[Array, 'B K S H'], config: KiviConfig) -> Quantize
 
 
 def quantize_values(values: Float[Array, 'B K S H'], config: KiviConfig) -> Quantized:
-  """Returns values quantised per token, in groups of channels. Raises ValueError unless these divide H."""
+  """Returns values quantised per token, in groups of channels. Raises ValueError if the group size does not divide H."""
   B, K, S, H = values.shape
   config.check_head_dim(H)
   by_token = _quantize(values.reshape(B, K, S, H // config.group, config.group), 4, values.shape, config)
@@ -69,7 +69,7 @@ def _quantize(grouped, axis: int, shape, config: KiviConfig) -> Quantized:
   grouped = jnp.clip(grouped.astype(jnp.float32), -limit, limit)
   low, high = grouped.min(axis=axis, keepdims=True), grouped.max(axis=axis, keepdims=True)
   levels = 2**config.bits - 1
-  # Codes are taken with scale and minimum as they are kept, so that their rounding is not added to the codes' own.
+  # Codes are computed from the rounded scale and minimum that are stored, so that this rounding adds no error to the codes.
   scale, minimum = ((high - low) / levels).astype(kept), low.astype(kept)
   scale = jnp.where(scale == 0, jnp.ones_like(scale), scale)
   codes = jnp.round((grouped - minimum.astype(jnp.float32)) / scale.astype(jnp.float32))
@@ -83,36 +83,36 @@ def dequantize(packed: Quantized, dtype=jnp.float32) -> Float[Array, 'B K S H']:
   codes = unpack_codes(packed.codes, packed.bits).astype(jnp.float32)
   B, K, S, H = codes.shape
   _, _, rows, columns = packed.scale.shape
-  # One of the two axes is grouped, the other one whole.
+  # Only one of the two axes is grouped; the group size of the other is 1.
   spread = lambda x: x.astype(jnp.float32)[:, :, :, None, :, None]
   grouped = codes.reshape(B, K, rows, S // rows, columns, H // columns)
   return (grouped * spread(packed.scale) + spread(packed.minimum)).reshape(B, K, S, H).astype(dtype)
 
 
 FEW = 4
-"""So many queries take matrix-vector products, into which XLA's CPU backend fuses the unpacking."""
+"""Up to this many queries use matrix-vector products on a CPU, because XLA fuses unpacking into them."""
 
 FEW_TOGETHER = 2
-"""So many queries of a key head unpack codes once each on an accelerator; for more, codes are unpacked once and written out.
+"""Up to this many queries of a key head each unpack the codes again on an accelerator; for more, unpacked codes are written out once.
 
-Unpacking is arithmetic: with four queries an H100 took three times as long as over a cache of bfloat16 that is four times larger.
+Unpacking for each query costs arithmetic: with four queries, an H100 took three times as long as over a bfloat16 cache.
 """
 
 CACHED = 2048
-"""So many tokens, about, are unpacked together: a quarter of a megabyte a piece, which stays in a core's cache."""
+"""About this many tokens are unpacked together on a CPU: a quarter of a megabyte, which fits the cache of a core."""
 
 
 def spans(length: int, group: int) -> list[slice]:
-  """Returns equal parts of `length` tokens, in whole groups but the last."""
+  """Returns slices that cover `length` tokens. All have the same length, a multiple of `group`; the last may be shorter."""
   count = max(1, round(length / CACHED))
   size = -(-length // (count * group)) * group
   return [slice(at, min(at + size, length)) for at in range(0, length, size)]
 
 
 def score_quantized(q: Float[Array, 'R H'], keys: Quantized) -> Float[Array, 'R S']:
-  """Returns products with one head's quantised keys, float32, without writing the keys out whole.
+  """Returns float32 products of queries with one head's quantised keys, without writing all dequantised keys to memory.
 
-  Some tokens and one place of the bytes at a time, each a product of its own.
+  The products are computed for one span of tokens and one bit field of the bytes at a time.
   """
   q = q.astype(jnp.float32)
   scale_GH, minimum_GH = keys.scale.astype(jnp.float32), keys.minimum.astype(jnp.float32)
@@ -120,7 +120,7 @@ def score_quantized(q: Float[Array, 'R H'], keys: Quantized) -> Float[Array, 'R 
   group = S // len(scale_GH)
 
   def product(span: slice):
-    """Returns the products with these tokens' keys, without their minima."""
+    """Returns the products with code * scale of these tokens' keys; the minima are added later."""
     scale = scale_GH[span.start // group : span.stop // group]
     total = 0.0
     for i in range(8 // keys.bits):
@@ -136,11 +136,11 @@ def score_quantized(q: Float[Array, 'R H'], keys: Quantized) -> Float[Array, 'R 
 
 
 def mix_quantized(weights: Float[Array, 'R S'], values: Quantized) -> Float[Array, 'R H']:
-  """Returns weighted sums of one head's quantised values, float32. Scales are taken into the weights, not the codes."""
+  """Returns float32 weighted sums of one head's quantised values. The scales multiply the weights, not the codes."""
   scale_GS, minimum_GS = values.scale.astype(jnp.float32), values.minimum.astype(jnp.float32)
   P, groups = len(values.codes), len(scale_GS)
   group = P * 8 // values.bits // groups
-  run = math.gcd(P, group)  # Channels of one piece that share a scale.
+  run = math.gcd(P, group)  # Number of consecutive channels in one bit field that share a scale.
   few = len(weights) <= FEW
 
   def product(w_RS, channels):
@@ -157,9 +157,9 @@ def mix_quantized(weights: Float[Array, 'R S'], values: Quantized) -> Float[Arra
 
 
 def score_codes(q: Float[Array, 'B K R H'], keys: Quantized) -> Float[Array, 'B K R S']:
-  """Returns products with quantised keys, float32, as one sum over channels, into which a GPU's or TPU's compiler fuses the unpacking.
+  """Returns float32 products of a few queries with quantised keys, as one sum over channels.
 
-  Few queries: each unpacks the codes again, and none are written out.
+  XLA fuses the unpacking into this sum on GPU and TPU. Each query unpacks the codes again, and they are not written to memory.
   """
   B, K, S, P = keys.codes.shape
   groups = keys.scale.shape[2]
@@ -177,10 +177,10 @@ def score_codes(q: Float[Array, 'B K R H'], keys: Quantized) -> Float[Array, 'B 
 
 
 def mix_codes(weights: Float[Array, 'B K R S'], values: Quantized) -> Float[Array, 'B K R H']:
-  """Returns weighted sums of quantised values, float32, as `score_codes` does its products."""
+  """Returns float32 weighted sums of quantised values, with the method of `score_codes`."""
   P, groups = values.codes.shape[2], values.scale.shape[2]
   group = P * 8 // values.bits // groups
-  scale = jnp.repeat(values.scale.astype(jnp.float32), group, axis=2)  # [B, K, H, S], fused too
+  scale = jnp.repeat(values.scale.astype(jnp.float32), group, axis=2)  # [B, K, H, S]; XLA fuses it too
 
   def sums(i: int):
     scaled = piece(values.codes, i, values.bits) * scale[:, :, i * P : (i + 1) * P]
@@ -192,12 +192,12 @@ def mix_codes(weights: Float[Array, 'B K R S'], values: Quantized) -> Float[Arra
 
 
 def piece(packed: UInt8[Array, '*shape'], i: int, bits: int) -> Float[Array, '*shape']:
-  """Returns the codes in the i-th place of each byte: channels i P to (i + 1) P - 1."""
+  """Returns the codes in the i-th bit field of each byte: channels i P to (i + 1) P - 1."""
   return ((packed >> jnp.uint8(i * bits)) & jnp.uint8(2**bits - 1)).astype(jnp.float32)
 
 
 def pack_codes(codes: UInt8[Array, '*rows H'], bits: int) -> UInt8[Array, '*rows P']:
-  """Returns codes packed into bytes; byte j holds codes j, j + P, ..., so that each unpacks as one contiguous piece."""
+  """Returns codes packed into bytes. Byte j holds codes j, j + P, ..., so that each bit field unpacks to contiguous channels."""
   pieces = jnp.split(codes, 8 // bits, axis=-1)
   packed = pieces[0]
   for i, piece in enumerate(pieces[1:], 1):

@@ -1,8 +1,8 @@
-"""Caches whose layers remember differently: each layer its own kind and number of slots.
+"""Caches whose layers differ in kind (exact, windowed, quantised) and number of slots.
 
-A `LayeredCache` has one memory per layer, so a program is compiled for each choice of kinds. A `PooledCache` has one array
-for all rows of a kind, and data that say which layer and sequence has which rows: one program for every choice with as
-many rows of each kind, at the price of a loop over the sequences.
+A `LayeredCache` has one memory per layer, so a program is compiled for each assignment of kinds to layers. A `PooledCache` has
+one memory (pool) per kind, and index arrays that say which row of which pool each layer and sequence uses. So one program
+serves all assignments with the same number of rows of each kind, at the price of a loop over the sequences.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class LayeredCache:
   """One memory per layer: `Slots` or `Packed`."""
 
   layers: tuple[Any, ...]
-  valid: jax.Array | None = None  # [B, T] bool: new tokens that are no padding; None: all
-  fresh: bool = struct.field(pytree_node=False, default=False)  # Whether the model's sink token is still to come.
+  valid: jax.Array | None = None  # [B, T] bool: new tokens that are not padding; None: all
+  fresh: bool = struct.field(pytree_node=False, default=False)  # Whether the model's sink token has not been read yet.
 
   @classmethod
   def create(cls, config: ModelConfig, batch: int, *, recent: int, initial: int = 0, dtype=None) -> 'LayeredCache':
     """Returns an empty cache that keeps each row's first `initial` and latest `recent` tokens: a `Slots.ring` for each layer.
 
-    Needs no prefill: decoding may begin with the first token, and the bytes stay as they are. With `initial` 0 it equals a full
-    cache of a model with windows=(recent,). Without a sink token the cache keeps its structure from the first token on, so
-    it may be the carry of a loop; the sink token is read in a first call outside of the loop. Raises as `Slots.ring`.
+    Decoding may begin with the first token, without a prefill, and the size in bytes is constant. With `initial` 0 the outputs
+    equal those of a full cache of a model with windows=(recent,). The cache can be the carry of a loop, because its structure
+    does not change; if the model has a sink token, make a first call before the loop. Raises as `Slots.ring` does.
     """
     ring = lambda: Slots.ring(config, batch, recent=recent, initial=initial, dtype=dtype)
     return cls(tuple(ring() for _ in range(config.num_layers)), fresh=config.sink.kind == 'token')
@@ -85,12 +85,12 @@ class LayeredCache:
 
 @struct.dataclass
 class PooledCache:
-  """Memories of several kinds, and of which kind and where each layer of each sequence is."""
+  """One memory per kind, and indices that say which row of which memory belongs to each layer of each sequence."""
 
-  pools: tuple[Any, ...]  # of each kind one memory with all its rows
-  kind: jax.Array  # [L, B] int32
-  row: jax.Array  # [L, B] int32, within the pool
-  valid: jax.Array | None = None  # [B, T] bool: new tokens that are no padding; None: all
+  pools: tuple[Any, ...]  # per kind, one memory with all rows of this kind
+  kind: jax.Array  # [L, B] int32, index into `pools`
+  row: jax.Array  # [L, B] int32, row within the pool
+  valid: jax.Array | None = None  # [B, T] bool: new tokens that are not padding; None: all
 
   @property
   def fresh(self) -> bool:
@@ -113,9 +113,9 @@ class PooledCache:
     return self.replace(valid=valid)
 
   def reordered(self, index: Int[Array, ' B']) -> 'PooledCache':
-    """Returns a cache whose row b is what row `index[b]` was, as beams need it.
+    """Returns a cache whose row b is the old row `index[b]`, for beam search.
 
-    Rows that change places must have the same kinds of layers, which beams of one prompt have.
+    Rows that change places must have the same kinds of layers, as the beams of one prompt do.
     """
 
     def pool_of(i, pool):
@@ -130,7 +130,8 @@ class PooledCache:
     new = New(k, v, positions)
     if q.shape[1] > 1:
       return self.beside(layer, q, positions, new, rule), self._with(layer, new, self.valid)
-    cache = self._with(layer, new, self.valid)  # Written first, the new key needs no place beside the others.
+    # A single token is written before attention, which then reads only the pools.
+    cache = self._with(layer, new, self.valid)
     attended = lambda pool, q, positions, row_B: pool.attended(q, positions, rule, row_B)
     return cache._in_pools(layer, attended, q, positions), cache
 
@@ -151,7 +152,7 @@ class PooledCache:
       cache = cache._with(layer, New(k, v, positions), mask)
     return cache
 
-  # Writes are made in all pools and only reads are chosen: arrays that a branch returned changed would be copied.
+  # Writes go to all pools (with a mask), and only reads are inside a conditional: XLA would copy arrays that a branch changes.
   def _with(self, layer: int, new: New, valid) -> 'PooledCache':
     def append(i, pool):
       mask = None
@@ -164,7 +165,7 @@ class PooledCache:
     return self.replace(pools=tuple(append(i, pool) for i, pool in enumerate(self.pools)))
 
   def _in_pools(self, layer: int, read: Callable, *args):
-    """Applies `read(pool, *args, rows)` to the pool that each sequence has its row of `layer` in."""
+    """Applies `read(pool, *args, rows)`, for each sequence, to the pool that holds its row of `layer`."""
     kind_B, row_B = self.kind[layer], self.row[layer]
     if len(self.pools) == 1:
       return read(self.pools[0], *args, row_B)
@@ -179,13 +180,13 @@ class PooledCache:
 
 
 def pooled(kind_LB: np.ndarray, kinds: int, row: Callable[[int, int], Any], done: Callable[[int], None]) -> PooledCache:
-  """Builds a pooled cache row by row, so that what a layer was can be let go of before the next one is read.
+  """Builds a pooled cache layer by layer, so that the caller can free each layer's old cache before the next one is built.
 
   Args:
     kind_LB: the kind of each layer of each sequence.
-    kinds: how many there are.
-    row: (layer, sequence) -> the memory that it keeps, with one row.
-    done: called with each layer whose rows have been built.
+    kinds: number of kinds.
+    row: maps (layer, sequence) to its memory, which has one row.
+    done: called with the index of each layer when its rows are built.
   """
   L, B = kind_LB.shape
   used = [i for i in range(kinds) if (kind_LB == i).any()]

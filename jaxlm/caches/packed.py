@@ -1,8 +1,8 @@
-"""One layer's memory in few bits: keys quantised per channel, values per token, the newest tokens exact.
+"""Quantised memory of one layer: keys are quantised per channel, values per token; the newest tokens are exact.
 
-The layout of KIVI (https://arxiv.org/abs/2402.02750). Of n tokens, keys are quantised up to the last multiple of
-`residual`, values up to the last `residual` tokens; what is newer is kept as it came. Codes are packed, so the bytes are
-really gone, and attention reads the codes themselves.
+The layout is that of KIVI (https://arxiv.org/abs/2402.02750). Keys are quantised up to the last multiple of `residual` tokens,
+values except the last `residual` tokens. Codes are packed into bytes, so memory is really saved; attention reads the codes
+without a dequantised copy of the cache.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @struct.dataclass
 class Packed:
-  """Slots in the order of their tokens' coming. The last `residual` + 1 are never filled."""
+  """Slots in the order in which tokens were added. The last `residual` + 1 slots are never filled."""
 
   keys: Quantized  # [R, K, C, H]
   values: Quantized  # [R, K, C, H]
   key_tail: jax.Array  # [R, K, residual, H]: the tokens after the last quantised block
   value_tail: jax.Array  # [R, K, residual + 1, H]: the newest tokens; slot s is at s % (residual + 1)
   positions: jax.Array  # [R, C] int32, or [R, K, C] where heads differ; EMPTY where there is no token
-  evicted: jax.Array  # [R] int32: what a new token's position is ahead of its slot
+  evicted: jax.Array  # [R] int32: number of evicted tokens; a new token's slot is its position minus this
   config: KiviConfig = struct.field(pytree_node=False)
 
   @property
@@ -55,11 +55,11 @@ class Packed:
   def read(self, q, positions, rule: AttentionRule, rows=None, lengths=None):
     """Returns the attention of queries over tokens before `lengths` [B]; see `jaxlm.caches.protocol.Readable`."""
     seen = of_rows(self.positions, rows)
-    filled_B = (seen != EMPTY).sum(axis=-1).reshape(len(seen), -1)[:, 0]  # Each head holds as many tokens.
+    filled_B = (seen != EMPTY).sum(axis=-1).reshape(len(seen), -1)[:, 0]  # All heads hold the same number of tokens.
     return self._attended(q, positions, rule, rows, filled_B, held(seen, lengths))
 
   def attended(self, q, positions, rule: AttentionRule, rows=None):
-    """Returns the attention of the newest token's query over what is there."""
+    """Returns the attention of the newest token's query over the stored tokens."""
     return self._attended(q, positions, rule, rows, positions[:, 0] + 1 - of_rows(self.evicted, rows))
 
   def _attended(self, q, positions, rule: AttentionRule, rows, filled_B, mask=None):
@@ -67,12 +67,12 @@ class Packed:
     return attend_by(*self.products(filled_B, rows), q, self.heads, positions, seen, rule, mask)
 
   def attended_beside(self, q, positions, new: New, rule: AttentionRule, rows=None):
-    """Returns the attention of queries over what is there and over new tokens, which are exact to each other."""
+    """Returns the attention of queries over the stored tokens and over `new` tokens, which are not quantised."""
     filled_B = new.positions[:, 0] - of_rows(self.evicted, rows)
     return beside(*self.products(filled_B, rows), q, positions, new, of_rows(self.positions, rows), rule)
 
   def products(self, filled_B, rows=None):
-    """Returns the two functions that `attend_by` takes, of so many tokens in each row."""
+    """Returns the two functions that `attend_by` takes; row b holds `filled_B[b]` tokens."""
     R = self.config.residual
     newest_B = jnp.maximum(filled_B - R, 0)
 
@@ -92,21 +92,21 @@ class Packed:
     return score, mix
 
   def appended(self, k, v, positions, rows=None, mask=None) -> 'Packed':
-    """Adds tokens [B, T, K, H], their positions rising by one, or the last one again. `mask` [B, T]: the tokens to add."""
+    """Returns the memory with tokens [B, T, K, H] added. Positions rise by one, or repeat the last. `mask` [B, T]: tokens to add."""
     k, v = (heads_first(x).astype(self.key_tail.dtype) for x in (k, v))
     return append_each(self, k, v, positions, rows, mask)
 
   def appended_one(self, k_BK1H, v_BK1H, positions_B1, rows, mask) -> 'Packed':
     R, C = self.config.residual, self.positions.shape[-1]
     slot_B = positions_B1[:, 0] - of_rows(self.evicted, rows)
-    # The new value is written before the oldest is taken out of it: were that known sooner, a pool's codes might be
-    # written before the layer above has read them, and so be copied.
+    # The new value is written before the oldest is read from the tail. In the other order, XLA might schedule the write of a
+    # pool's codes before another layer has read them, which would copy the pool.
     value_tail = write_rows(self.value_tail, v_BK1H, slot_B % (R + 1), rows, mask)
     leaving = take_slots(of_rows(value_tail, rows), ((slot_B - R) % (R + 1))[:, None])
-    # Nothing leaves while there are few tokens: the code is then written where none is read.
+    # While there are few tokens, no value leaves the tail, and the code is written to the last slot, which is never read.
     to_B = jnp.where(slot_B >= R, slot_B - R, C - 1)
     key_tail = write_rows(self.key_tail, k_BK1H, slot_B % R, rows, mask)
-    # An unfinished block is written too: it is not read before its last token has come.
+    # An unfinished block is written too; it is not read before its last token is added.
     block = quantize_keys(of_rows(key_tail, rows), self.config)
     return self.replace(
       keys=_write(self.keys, block, slot_B // R * R, rows, mask),
@@ -118,28 +118,28 @@ class Packed:
 
 
 def _write(store: Quantized, new: Quantized, slot_B, rows, mask) -> Quantized:
-  """Writes tokens from each row's own slot on; what is kept per group of tokens is found at a fraction of the slot."""
+  """Writes tokens from slot `slot_B[b]` of each row on; arrays with one entry per group use the slot divided by the group size."""
   axis = 3 if store.tokens_last else 2
   at = lambda old: slot_B * old.shape[axis] // store.codes.shape[axis]
   return jax.tree.map(lambda old, x: write_rows(old, x, at(old), rows, mask, axis), store, new)
 
 
 def pack(memory: Slots, lengths: Int[Array, ' B'], config: KiviConfig) -> Packed:
-  """Returns the same tokens packed, of a memory that grows by appending, with room for as many as it has slots.
+  """Returns a quantised copy of a memory that grows by appending, with room for as many tokens as `memory` has slots.
 
   Args:
-    memory: its filled slots are its first ones.
-    lengths: tokens of each row so far, forgotten ones included.
+    memory: memory whose first slots are the filled ones.
+    lengths: tokens of each row so far, evicted ones included.
 
   Raises:
-    ValueError: the group does not divide the heads, or the memory is a ring, which overwrites single tokens of blocks
-      that are quantised together.
+    ValueError: the group size does not divide the head size, or the memory is a ring, which overwrites single tokens of
+      blocks that are quantised together.
   """
   if memory.recent is not None:
     raise ValueError("A ring cannot be packed, it overwrites single tokens: use growth='append'.")
   R, C = config.residual, memory.keys.shape[2]
   config.check_head_dim(memory.keys.shape[3])
-  more = -C % R + R  # A block more, so that a tail can be laid over the end.
+  more = -C % R + R  # One more block, so that a tail at the end stays within the array.
   keys, values = (jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))) for x in (memory.keys, memory.values))
   spare = ((0, 0),) * (memory.positions.ndim - 1) + ((0, more),)
   filled_B = lengths - memory.evicted

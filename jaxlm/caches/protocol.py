@@ -1,17 +1,17 @@
-"""What a cache is: the protocol between a model and its memory, in three parts.
+"""The protocol between a model and its cache, in three parts.
 
   grow   attend(layer, q, k, v, positions, rule) -> (out, cache)     extends the cache by new tokens and attends: `Cache`
-  read   read(layer, q, positions, rule, lengths) -> out             attends over what is there: `Readable`
-  draft  beside(layer, q, positions, new, rule) -> out               attends over what is there and over `New` tokens,
-         appended(keys, values, positions, mask) -> cache            and adds tokens to all layers: `Draftable`
+  read   read(layer, q, positions, rule, lengths) -> out             attends over the stored tokens: `Readable`
+  draft  beside(layer, q, positions, new, rule) -> out               attends over the stored tokens and over `New` tokens
+         appended(keys, values, positions, mask) -> cache            adds tokens to all layers: `Draftable`
 
-A cache is a pytree. All caches grow: the model hands its queries, keys and values to `attend` and knows nothing else about
-memory, so another memory is another value passed in. The other parts are for whoever else looks into a memory: cross-attention
-to an encoder's output or to another model's layers reads; speculative decoding drafts. `isinstance(cache, Readable)` tells
-whether a cache has a part, by its methods and not by its class.
+A cache is a pytree. Every cache can grow: the model passes queries, keys and values to `attend` and knows nothing else about
+the cache, so another kind of cache is another value passed in. Reading is for cross-attention to an encoder's output or to
+another model's layers; drafting is for speculative decoding. `isinstance(cache, Readable)` tests whether a cache has the
+methods of a part.
 
-Growing and drafting need a causal rule, because they hide what is no token of the row (unused slots, padding, tokens that were
-taken back) by its position in the future. Reading hides unused slots under every rule.
+Growing and drafting need a causal rule: unused slots, padding and rejected tokens are hidden by positions in the future.
+Reading hides unused slots under every rule.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Cache(Protocol):
 
   @property
   def fresh(self) -> bool:
-    """Whether the model begins with what it puts before the first token, because nothing is remembered yet. Static."""
+    """Whether the cache is empty, so that the model must put its sink token, if it has one, before the new tokens. Static."""
     ...
 
   def attend(
@@ -46,7 +46,7 @@ class Cache(Protocol):
   ) -> tuple[Float[Array, 'B T N H'], Any]:
     """Returns the attention output of `layer` and the extended cache.
 
-    Called once per layer. Positions rise by one along T, and are already applied to q and k.
+    The model calls it once per layer. Positions rise by one along T, and are already applied to q and k.
     """
     ...
 
@@ -69,11 +69,11 @@ class Readable(Protocol):
       q: queries; positions are already applied.
       positions: the queries' positions, in any order. `rule.visible` decides which tokens each query sees, and a ring hides
         from each query the tokens that are too old for it.
-      lengths: the row's tokens are those at positions 0 .. lengths - 1; later ones are hidden, such as drafted tokens that were
-        not accepted. A model's sink token counts. None: all tokens count. `FullCache` does not know which of its slots are
-        used, so a rule that is not causal needs `lengths` there.
+      lengths: number of tokens of each row, a model's sink token included. Tokens at later positions are hidden, for example
+        drafted tokens that were not accepted. None: all tokens are visible. `FullCache` does not know which of its slots are
+        used, so it needs `lengths` if the rule is not causal.
 
-    The softmax of a query that sees no token is the mean over all slots and has no meaning.
+    The result is meaningless for a query that sees no token: its softmax is the mean over all slots.
     """
     ...
 
@@ -84,13 +84,14 @@ class Draftable(Protocol):
 
   @property
   def exact(self) -> bool:
-    """Whether tokens are read as they were written, however old, so that many at once see what they see one by one. Static."""
+    """Whether stored keys and values never change (no quantisation), so that several tokens at once give the same outputs as one
+    by one. Static."""
     ...
 
   def beside(
     self, layer: int, q: Float[Array, 'B T N H'], positions: Int[Array, 'B T'], new: New, rule: AttentionRule
   ) -> Float[Array, 'B T N H']:
-    """Returns the attention of queries over the tokens that `layer` holds and over `new` ones, which it does not hold."""
+    """Returns the attention of queries over the tokens that `layer` holds and over `new` tokens, which it does not hold."""
     ...
 
   def appended(
@@ -100,5 +101,5 @@ class Draftable(Protocol):
     positions: Int[Array, 'B T'],
     mask: Bool[Array, 'B T'],
   ) -> Any:
-    """Returns the cache with tokens added to all layers: those in `mask`. Positions rise by one along T."""
+    """Returns the cache with the tokens in `mask` added to all layers. Positions rise by one along T."""
     ...

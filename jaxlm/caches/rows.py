@@ -1,7 +1,6 @@
-"""Products with single rows of large arrays, and writes into them, none of which copies the array.
+"""Products with rows of large arrays, and writes into such rows, without a copy of the array.
 
-Keys and values are [R, K, S, H]: R rows of S slots. B queries meet the rows that `rows` [B] names, or with None all rows
-in their order.
+Keys and values are [R, K, S, H]: R rows of S slots. Query b uses row `rows[b]`; with `rows` None it uses row b.
 """
 
 import jax
@@ -24,7 +23,7 @@ def heads_first(x_BTKH):
 
 
 def score_rows(q_BKRH, keys, rows_B=None):
-  """Returns products of queries with the keys of their rows, float32 [B, K, R, S]. keys: an array or Quantized."""
+  """Returns float32 products [B, K, R, S] of queries with the keys of their rows. `keys` is an array or Quantized."""
   if not isinstance(keys, Quantized):
     one = lambda q, k: jnp.matmul(q, k.T, preferred_element_type=jnp.float32)
     return _by_head(one, dot, q_BKRH, keys, rows_B)
@@ -34,7 +33,7 @@ def score_rows(q_BKRH, keys, rows_B=None):
 
 
 def mix_rows(w_BKRS, values, rows_B=None):
-  """Returns weighted sums of the values of the rows, [B, K, R, H]. values: an array or Quantized."""
+  """Returns weighted sums [B, K, R, H] of the values of the rows. `values` is an array or Quantized."""
   if not isinstance(values, Quantized):
     mix = lambda w, v: jnp.matmul(w.astype(v.dtype), v)
     return _by_head(mix, mix, w_BKRS, values, rows_B)
@@ -45,9 +44,9 @@ def mix_rows(w_BKRS, values, rows_B=None):
 
 
 def _by_head(one, whole, x_BKRX, store, rows_B):
-  """Applies `one` head after head on a CPU, where a row taken from a pool, or unpacked, is copied: a head's fits its caches.
+  """Applies `one` to one head at a time on a CPU, and `whole` to all heads at once on accelerators.
 
-  Elsewhere applies `whole` to all heads of the rows at once.
+  A CPU copies rows that are taken from a pool or unpacked; the copy of a single head fits the CPU's caches.
   """
   B, K = x_BKRX.shape[:2]
   in_order = rows_B is None
@@ -72,7 +71,7 @@ def _by_head(one, whole, x_BKRX, store, rows_B):
 
 
 def write_rows(slots_RKSH, new_BKTH, start_B, rows_B=None, mask_B=None, axis: int = 2):
-  """Writes each row's new entries along `axis` from its own slot on; where `mask` is false nothing changes."""
+  """Returns the array with the new entries of row b written along `axis` from slot `start_B[b]` on, if `mask_B[b]` is true."""
   B = new_BKTH.shape[0]
   at_slot = lambda row, start: (row, *(start if i == axis else 0 for i in range(1, 4)))
   if B > 1 and rows_B is None:
@@ -95,7 +94,7 @@ def write_rows(slots_RKSH, new_BKTH, start_B, rows_B=None, mask_B=None, axis: in
 
   if rows_B is not None:
     return one(0, slots_RKSH) if B == 1 else jax.lax.fori_loop(0, B, one, slots_RKSH)
-  # XLA's CPU backend fuses an update into the product that reads it, which copies the whole cache at every step; it
-  # does not fuse through a conditional (which is always true).
+  # XLA's CPU backend fuses an update into the product that reads it, which copies the whole cache at every step. It does not
+  # fuse through a conditional, so the update is inside one that is always true.
   apart = lambda slots: jax.lax.cond(start_B[0] >= 0, lambda slots: one(0, slots), lambda slots: slots, slots)
   return jax.lax.platform_dependent(slots_RKSH, cpu=apart, default=lambda slots: one(0, slots))

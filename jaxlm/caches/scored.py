@@ -1,4 +1,4 @@
-"""How lazy each layer is: the attention that the latest queries pay to the first and to the most recent tokens.
+"""Measures how lazy each layer is: the attention of the latest queries to the first and to the most recent tokens.
 
   r_l = mean over the last m queries i and all heads of  sum_{j in Initial or Recent(i)} w^l_ij
 
@@ -22,7 +22,7 @@ from jaxlm.caches.rows import heads_first
 if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int
 
-# Operations whose weights can be negative, so that no share of them is a ratio.
+# Operations whose weights can be negative, so that a share of their sum has no meaning.
 UNSCORED = ('identity', 'identity_norm', 'mlp', 'mlp_norm')
 
 
@@ -40,9 +40,9 @@ def lazy_ratio(
 ) -> Float[Array, ' B']:
   """Returns the share of attention on the first `initial` and each query's last `recent` keys, float32 in [0, 1].
 
-  Recent keys are counted from the query itself, or from the key before it. Weights that do not sum to 1 (sigmoid) are
-  divided by their sum. A slot beside the tokens is never evicted, so its weight counts as kept. `valid` marks the queries
-  that are averaged, all when None. Heads are averaged over queries' heads, as the paper's code does.
+  Recent keys include the query's own key if `include_self`, else they end with the key before it. Weights that do not sum to
+  1 (sigmoid) are divided by their sum. A sink slot is never evicted, so its weight counts towards the share. The result is a
+  mean over the queries in `valid` (None: all) and over query heads, as in the paper's code.
   """
   weights_BKGMS, slot_BKGM = attention_weights(q, k, q_positions, k_positions, rule)
   distance_BMS = q_positions[:, :, None] - k_positions[:, None, :]
@@ -60,9 +60,9 @@ def lazy_ratio(
 
 @struct.dataclass
 class Scored:
-  """Wraps a full cache and notes the lazy ratio of each layer, of each row's queries before `ends`.
+  """Wraps a full cache and measures the lazy ratio of each layer, over each row's last `queries` queries before `ends`.
 
-  They may come in several pieces, each of which adds its share to the ratio.
+  The queries may arrive in several calls; each call adds its share to the ratio.
   """
 
   cache: Any  # caches.FullCache, or one that wraps it
@@ -87,13 +87,13 @@ class Scored:
 
   @property
   def votes(self) -> tuple[jax.Array | None, ...]:
-    """The tokens' votes per layer, of the cache within; None where none are counted."""
+    """Votes per layer of the wrapped cache; None if it counts none."""
     return self.cache.votes
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     empty, T = self.cache.whole.empty[layer], q.shape[1]
     out, cache = self.cache.attend(layer, q, k, v, positions, rule)
-    # Slots, which positions are too unless padding restarts them.
+    # Indices are slots. Positions equal slots, except in an empty cache, where every row starts at slot 0.
     start_B1 = jnp.zeros_like(positions[:, :1]) if empty else positions[:, :1]
     slot_BM = self.ends[:, None] - self.queries + jnp.arange(self.queries)[None]
     index_BM = slot_BM - start_B1

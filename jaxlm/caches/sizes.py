@@ -1,4 +1,4 @@
-"""How large a cache is: in bytes, and in the line that it prints."""
+"""The size of a cache in bytes, and the text of its repr."""
 
 from typing import Any
 
@@ -11,5 +11,5 @@ def nbytes(tree: Any) -> int:
 
 
 def line(cache: Any, text: str) -> str:
-  """Returns what a cache prints: its class, `text`, and its megabytes. All its arrays would fill pages."""
+  """Returns the repr of a cache: its class, `text` and its size. A default repr would print all arrays."""
   return f'{type(cache).__name__}({text}; {nbytes(cache) / 1e6:.3g} MB)'

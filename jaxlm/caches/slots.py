@@ -1,7 +1,7 @@
-"""The exact memory of a layer: slots that know the positions of their tokens, so that any token may be missing.
+"""Unquantised memory of one layer. Each slot stores the position of its token, so any token can be evicted.
 
-Keys keep the rotation of their own positions, so distances to later queries stay what they were. A memory has R rows; `B`
-queries use those that `rows` names (see jaxlm.caches.rows), so that the rows of several layers can be one array.
+Keys keep the rotation of their original positions, so distances to later queries do not change. A memory has R rows; query b
+uses row `rows[b]` (see jaxlm.caches.rows), so that one array can hold the rows of several layers.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from jaxlm.config import ModelConfig
 if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int
 
-EMPTY = 1 << 30  # The position of a slot without a token: in the future of every query, so that a causal rule hides it.
+EMPTY = 1 << 30  # Position of a slot without a token. It is in the future of every query, so a causal rule hides it.
 
 
 @struct.dataclass
 class Slots:
-  """The first `initial` tokens and others of a layer.
+  """Keys and values of the first `initial` tokens and of other tokens of a layer.
 
-  Without `recent` new tokens are appended and nothing more is forgotten. With it the slots after the first are a ring, and
-  queries see its latest `recent` tokens, their own included (https://arxiv.org/abs/2309.17453). More slots than that let
-  as many tokens be taken back, by going on from an earlier position.
+  If `recent` is None, new tokens are appended and no token is evicted. Otherwise the slots after the first `initial` are a
+  ring, and queries see the latest `recent` tokens, their own included (https://arxiv.org/abs/2309.17453). Each slot beyond
+  `initial` + `recent` allows one token to be rejected: decoding continues from an earlier position.
   """
 
   keys: jax.Array  # [R, K, C, H]
   values: jax.Array  # [R, K, C, H]
   positions: jax.Array  # [R, C] int32, or [R, K, C] where heads differ; EMPTY where there is no token
-  evicted: jax.Array  # [R] int32, tokens forgotten so far: what a new token's position is ahead of its slot
+  evicted: jax.Array  # [R] int32, number of evicted tokens; a new token's slot is its position minus this
   initial: int = struct.field(pytree_node=False, default=0)
   recent: int | None = struct.field(pytree_node=False, default=None)
 
   @classmethod
   def ring(cls, config: ModelConfig, batch: int, *, recent: int, initial: int = 0, dtype=None) -> 'Slots':
-    """Returns an empty ring for one layer of `batch` rows: `initial` + `recent` slots, however many tokens come.
+    """Returns an empty ring for one layer of `batch` rows. It always has `initial` + `recent` slots.
 
     Args:
-      recent: each query sees its latest so many tokens, its own included.
-      initial: the first tokens of the row, which every query sees too; a model's sink token is one of them.
-      dtype: of keys and values; None: the model's.
+      recent: number of latest tokens that each query sees, its own included.
+      initial: number of first tokens that every query sees too, a model's sink token included.
+      dtype: dtype of keys and values; None: the model's.
 
     Raises:
       ValueError: `recent` is less than 1 or `initial` negative, or the model is not causal.
@@ -82,19 +82,19 @@ class Slots:
     return self.attended(q, positions, rule, rows, held(of_rows(self.positions, rows), lengths))
 
   def attended(self, q, positions, rule: AttentionRule, rows=None, mask=None):
-    """Returns the attention of queries over what is there. `mask` as for `attend_by`."""
+    """Returns the attention of queries over the stored tokens; `mask` is that of `attend_by`."""
     seen = of_rows(self.positions, rows)
     mask = both(self.near(seen, positions), mask)
     return attend_by(*self.products(rows), q, self.heads, positions, seen, rule, mask)
 
   def near(self, seen_BS, positions_BT):
-    """Returns which tokens are not forgotten yet, [B, T, S]; None: all."""
+    """Returns which tokens the ring does not hide from each query, bool [B, T, S]; None: it hides none."""
     if self.recent is None:
       return None
     return (seen_BS[:, None] > positions_BT[:, :, None] - self.recent) | (seen_BS < self.initial)[:, None]
 
   def attended_beside(self, q, positions, new: 'New', rule: AttentionRule, rows=None):
-    """Returns the attention of queries over what is there and over new tokens, which are not."""
+    """Returns the attention of queries over the stored tokens and over `new` tokens, which are not stored."""
     seen = of_rows(self.positions, rows)
     near = self.near(seen if self.recent is None else jnp.concatenate([seen, new.positions], axis=1), positions)
     return beside(*self.products(rows), q, positions, new, seen, rule, near)
@@ -104,9 +104,10 @@ class Slots:
     return (lambda q: score_rows(q, self.keys, rows)), (lambda w: mix_rows(w, self.values, rows))
 
   def appended(self, k, v, positions, rows=None, mask=None) -> 'Slots':
-    """Adds tokens [B, T, K, H], their positions rising by one. `mask` [B, T]: the tokens to add; None: all.
+    """Returns the memory with tokens [B, T, K, H] added; positions rise by one. `mask` [B, T]: the tokens to add; None: all.
 
-    Outside a ring, tokens outside `mask` write garbage into the next free slots of a row that adds any; later tokens overwrite it.
+    If the memory is not a ring and a row adds any token, its tokens outside `mask` write garbage into the next free slots;
+    later tokens overwrite it.
     """
     k, v = (heads_first(x).astype(self.keys.dtype) for x in (k, v))
     if self.recent is not None:
@@ -127,15 +128,15 @@ class Slots:
 
 
 def write_positions(positions, new_BT, slot_B, rows, mask):
-  """Writes positions as `write_rows` writes heads, of width 1."""
+  """Returns `positions` with new ones written by `write_rows`, as if they were keys of head size 1."""
   by_head = positions.reshape(len(positions), -1, positions.shape[-1], 1)
   new = jnp.broadcast_to(new_BT[:, None, :, None], (len(new_BT), by_head.shape[1], new_BT.shape[1], 1))
   return write_rows(by_head, new, slot_B, rows, mask).reshape(positions.shape)
 
 
 def extend(memory: Any, q, k, v, positions, rule: AttentionRule, valid=None) -> tuple[jax.Array, Any]:
-  """Returns the attention of new tokens, and the memory that has those that are `valid` [B, T]; None: all."""
-  if q.shape[1] == 1:  # Written first, the new key needs no place beside the others.
+  """Returns the attention of new tokens, and the memory with those in `valid` [B, T] added; None: all."""
+  if q.shape[1] == 1:  # A single token is written before attention, which then reads only the memory.
     memory = memory.appended(k, v, positions, mask=valid)
     return memory.attended(q, positions, rule), memory
   return memory.attended_beside(q, positions, New(k, v, positions), rule), memory.appended(k, v, positions, mask=valid)
@@ -146,19 +147,19 @@ def of_rows(x, rows_B):
 
 
 def held(positions, lengths_B=None) -> Bool[Array, '...']:
-  """Returns which slots hold a token, with `lengths` one of the row's first so many: [B, 1, S], or [B, K, 1, S] by head."""
+  """Returns which slots hold a token, [B, 1, S], or [B, K, 1, S] by head. With `lengths`, tokens at later positions do not count."""
   end = EMPTY if lengths_B is None else lengths_B.reshape(-1, *(1,) * (positions.ndim - 1))
   return (positions < end)[..., None, :]
 
 
 def both(mask, other):
-  """Returns what two masks show; None shows all."""
+  """Returns the conjunction of two masks; None stands for a mask that is true everywhere."""
   return mask if other is None else other if mask is None else mask & other
 
 
 @struct.dataclass
 class New:
-  """N tokens that are not in a memory, the first of them the next one: what comes later in the memory is not seen."""
+  """N tokens that are not stored in a memory. Stored tokens at or after the position of the first of them are hidden."""
 
   keys: jax.Array  # [B, N, K, H]
   values: jax.Array  # [B, N, K, H]
@@ -167,12 +168,12 @@ class New:
 
 
 def beside(score, mix, q, positions_BT, new: New, seen, rule: AttentionRule, near=None):
-  """Attends over a memory and over new tokens; see `attend_by`. `near` hides tokens of the memory, or of both."""
+  """Returns attention over a memory and over new tokens; see `attend_by`. `near` is a mask for the memory, or for both."""
   k_BKNH, v_BKNH = heads_first(new.keys), heads_first(new.values)
   K, S, N = k_BKNH.shape[1], seen.shape[-1], k_BKNH.shape[2]
   positions = new.positions
   positions = positions if seen.ndim == 2 else jnp.broadcast_to(positions[:, None], (len(seen), K, N))
-  # Padding, and tokens that were taken back, stand where the new ones will be.
+  # Padding and rejected tokens have the positions of the new tokens; they are hidden.
   seen = jnp.where(seen < positions[..., :1], seen, EMPTY)
   both_score = lambda q: jnp.concatenate([score(q), dot(q, k_BKNH)], axis=-1)
   both_mix = lambda w: mix(w[..., :S]) + jnp.matmul(w[..., S:].astype(v_BKNH.dtype), v_BKNH).astype(jnp.float32)
@@ -185,7 +186,7 @@ def beside(score, mix, q, positions_BT, new: New, seen, rule: AttentionRule, nea
 
 
 def append_each(memory: Any, k_BKTH, v_BKTH, positions_BT, rows, mask) -> Any:
-  """Appends tokens one after the other."""
+  """Returns the memory with tokens appended one after the other."""
   if positions_BT.shape[1] == 1:
     return memory.appended_one(k_BKTH, v_BKTH, positions_BT, rows, None if mask is None else mask[:, 0])
 
@@ -199,7 +200,7 @@ def append_each(memory: Any, k_BKTH, v_BKTH, positions_BT, rows, mask) -> Any:
 
 
 def everything_of(keys: Float[Array, 'B K S H'], values: Float[Array, 'B K S H'], lengths: Int[Array, ' B']) -> Slots:
-  """Returns the memory of all tokens, the first `lengths` of each row; its slots are their positions."""
+  """Returns a memory of the first `lengths` tokens of each row; a token's slot is its position."""
   slot_1S = jnp.arange(keys.shape[2])[None]
   positions_BS = jnp.where(slot_1S < lengths[:, None], slot_1S, EMPTY)
   return Slots(keys, values, positions_BS, jnp.zeros_like(lengths))
@@ -215,10 +216,10 @@ def window_of(
   room: int | None,
   spare: int = 0,
 ) -> Slots:
-  """Returns the first `initial` and the latest `recent` of each row's first `lengths` tokens, none of them twice.
+  """Returns a memory of the first `initial` and the latest `recent` of each row's `lengths` tokens, without repetition.
 
-  A row with fewer tokens keeps all. `room` is for so many tokens to be appended; None makes the latest ones a ring, which
-  `spare` slots let tokens be taken back from.
+  A row with fewer tokens keeps all. `room` is the number of free slots for appended tokens. If it is None, the latest tokens
+  are a ring with `spare` more slots, which allow so many tokens to be rejected.
   """
   lengths_B1 = lengths[:, None]
   if room is None:
@@ -244,16 +245,16 @@ def ring_slot(position_B, initial: int, size: int):
 
 
 def ring_positions(lengths_B, initial: int, size: int):
-  """Returns [B, initial + size]: the position that each slot holds after so many tokens, EMPTY for none."""
+  """Returns the position of the token in each slot of a ring after `lengths_B` tokens, [B, initial + size]; EMPTY for none."""
   slot_1C = jnp.arange(initial + size)[None]
   last_B1 = lengths_B[:, None] - 1
-  newest_BC = last_B1 - (last_B1 - slot_1C) % size  # the latest position that has this slot
+  newest_BC = last_B1 - (last_B1 - slot_1C) % size  # the latest position that is stored in this slot
   held_BC = jnp.where(slot_1C < initial, slot_1C, newest_BC)
   there_BC = (held_BC <= last_B1) & ((slot_1C < initial) | (held_BC >= initial))
   return jnp.where(there_BC, held_BC, EMPTY)
 
 
 def take_slots(x_BKSH, index):
-  """Returns the slots that `index` [B, C], or [B, K, C] of each head, names."""
+  """Returns the entries at the slots `index`, [B, C], or [B, K, C] if they differ by head."""
   index = index[:, None] if index.ndim == 2 else index
   return jnp.take_along_axis(x_BKSH, index[..., None], axis=2)

@@ -1,8 +1,8 @@
-"""Which tokens of a prompt each head looks at most, and the memory of these alone: SnapKV and H2O.
+"""Keeps only the prompt tokens to which each head attends most: SnapKV and H2O.
 
-A token's votes are the attention it gets, summed over queries: over the prompt's last ones (SnapKV,
-https://arxiv.org/abs/2404.14469) or over all of them (H2O, https://arxiv.org/abs/2306.14048). Both cut once, after the
-prompt.
+A token's votes are the attention that it receives, summed over queries: over the prompt's last queries (SnapKV,
+https://arxiv.org/abs/2404.14469) or over all of them (H2O, https://arxiv.org/abs/2306.14048). Both evict tokens once, after
+the prompt.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from jaxlm.caches.slots import EMPTY, Slots, take_slots
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, Int
 
-CHUNK = 256  # Queries whose weights exist at the same time.
+CHUNK = 256  # Number of queries whose weights are in memory at the same time.
 
 
 @struct.dataclass
 class Voted:
-  """Wraps a full cache and sums each token's attention, of each row's queries before `ends`."""
+  """Wraps a full cache and sums the attention that each token receives from each row's last `queries` queries before `ends`."""
 
   cache: Any  # FullCache, or one that wraps it
   ends: jax.Array  # [B] int32, the slot after the last query that votes
-  votes: tuple[jax.Array, ...]  # per layer [B, K, S] float32, zeros at first; means over the query heads of a key head
-  queries: int | None = struct.field(pytree_node=False, default=None)  # How many vote; None: all.
+  votes: tuple[jax.Array, ...]  # per layer [B, K, S] float32, zeros at first; mean over the query heads of a key head
+  queries: int | None = struct.field(pytree_node=False, default=None)  # Number of queries that vote; None: all.
 
   @classmethod
   def create(cls, cache: Any, ends_B, queries: int | None = None) -> 'Voted':
@@ -94,15 +94,15 @@ def heavy_of(
   pool: int,
   room: int,
 ) -> Slots:
-  """Returns the latest `recent` tokens of each row and, of each head, those with the most votes: `total` in all.
+  """Returns a memory of `total` tokens: the latest `recent` ones of each row and, per head, those with the most votes.
 
   Args:
-    pool: votes are first replaced by the most of so many neighbours, so that words stay whole (1: not).
-    room: for so many tokens to be appended.
+    pool: votes are first max-pooled over this many neighbouring tokens, so that words stay whole (1: no pooling).
+    room: number of free slots for appended tokens.
   """
   slot_11S, length_B11 = jnp.arange(keys.shape[2])[None, None], lengths[:, None, None]
   old = slot_11S < length_B11 - recent
-  votes = jnp.where(old, votes, 0.0)  # The latest ones stay anyway: they are nobody's neighbours.
+  votes = jnp.where(old, votes, 0.0)  # The latest tokens are always kept; their votes must not help their neighbours.
   if pool > 1:
     votes = jax.lax.reduce_window(votes, -jnp.inf, jax.lax.max, (1, 1, pool), (1, 1, 1), 'SAME')
   rank = jnp.where(old, votes, jnp.where(slot_11S < length_B11, jnp.inf, -jnp.inf))

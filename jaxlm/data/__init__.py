@@ -1,1 +1,1 @@
-"""Text to batches: tokenizers, sources, a token corpus on disk, and batches that depend on (corpus, seed, step) alone."""
+"""Text to batches: tokenizers, text sources, a token corpus on disk, and batches as a function of (corpus, seed, step)."""

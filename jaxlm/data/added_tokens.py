@@ -1,13 +1,13 @@
-"""Added tokens: strings that are one id each, whichever of a model's files declares them and with which flags.
+"""Added tokens: strings that are encoded as a single id. Several files of a model may declare them.
 
-  tokenizer.json            its own list, "added_tokens"
+  tokenizer.json            the list "added_tokens"
   tokenizer_config.json     "added_tokens_decoder" (id -> token with flags), and tokens by role: "eos_token", ...
-  special_tokens_map.json   tokens by role; left aside where there is an added_tokens_decoder
-  added_tokens.json         token -> id; special are those that have a role
+  special_tokens_map.json   tokens by role; ignored if there is an added_tokens_decoder
+  added_tokens.json         token -> id; a token is special if it has a role
 
-The files are joined as transformers joins them. A token is matched in text before anything else is; its flags say
-whether it takes spaces beside it along (lstrip, rstrip), whether it must be a whole word (single_word), and whether it
-is special: a special token is parsed only where the caller asks for it, so a user's text cannot write it.
+The files are merged in the same way as in transformers. Added tokens are matched in a text before the model encodes the rest.
+Flags of a token say whether it includes adjacent spaces (lstrip, rstrip), whether it must be a whole word (single_word), and
+whether it is special. A special token is parsed only if the caller asks for it, so that the text of a user cannot contain one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ _FLAGS = {'special': False, 'lstrip': False, 'rstrip': False, 'single_word': Fal
 
 
 def text_of(value: Any) -> str | None:
-  """Returns the text of a token, which files give as a string or as an object. Raises ValueError for anything else."""
+  """Returns the text of a token, which a file gives as a string or an object. Raises ValueError for other types."""
   text = value.get('content') if isinstance(value, Mapping) else value
   if text is not None and not isinstance(text, str):
     raise ValueError(f'a token is {errors.shown(value)}; expected a string, or an object with "content"')
@@ -42,17 +42,17 @@ def _token(value: Any, **flags: bool) -> Any:
 
 
 def marker(text: str) -> Any:
-  """Returns the AddedToken of a special token of which nothing but its text is known."""
+  """Returns the AddedToken of a special token for which only the text is known."""
   return _token(text, special=True, normalized=False)
 
 
 def fields_of(token: Any) -> dict[str, Any]:
-  """Returns an AddedToken as tokenizer_config.json writes it."""
+  """Returns the fields of an AddedToken in the format of tokenizer_config.json."""
   return {'content': token.content} | {name: getattr(token, name) for name in _FLAGS}
 
 
 def by_role(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the special tokens that settings name: role -> AddedToken, further ones under their text."""
+  """Returns the special tokens in `settings`: role -> AddedToken; tokens without a role are stored under their text."""
   flags = dict(special=True, normalized=False)
   found = {}
   for role in ROLES:
@@ -71,7 +71,7 @@ def by_role(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def declared(settings: Mapping[str, Any]) -> dict[int, Any]:
-  """Returns the tokens whose ids the files beside a vocabulary give: id -> AddedToken, by id."""
+  """Returns the tokens that settings declare with an id: id -> AddedToken, sorted by id."""
   decoder, plain = settings.get('added_tokens_decoder'), settings.get('added_tokens')
   entries: Iterator[tuple[Any, Any]]
   if decoder is not None:
@@ -98,9 +98,9 @@ def declared(settings: Mapping[str, Any]) -> dict[int, Any]:
 
 
 def install(tokenizer: Any, settings: Mapping[str, Any]) -> bool:
-  """Adds to a tokenizers.Tokenizer what the files beside its own say, and returns whether anything changed.
+  """Adds the tokens that `settings` declare to a tokenizers.Tokenizer, and returns whether anything changed.
 
-  Raises ValueError for a token whose id is neither its place in the vocabulary nor the next free one.
+  Raises ValueError if a token's id is neither its id in the vocabulary nor the next free id.
   """
   before = {id: token.special for id, token in tokenizer.get_added_tokens_decoder().items()}
   special, free = [], max(tokenizer.get_vocab().values(), default=-1) + 1
@@ -113,15 +113,15 @@ def install(tokenizer: Any, settings: Mapping[str, Any]) -> bool:
     free += known is None
     special += [token] if token.special else []
   roles = by_role(settings).values()
-  # A token that is special in one file and not in another is special: text must not be able to write it.
+  # A token that is special in any file is special, so that a user's text cannot contain it.
   tokenizer.add_special_tokens([*special, *(t for t in roles if tokenizer.token_to_id(t.content) is not None)])
   return before != {id: token.special for id, token in tokenizer.get_added_tokens_decoder().items()}
 
 
 class Splitter:
-  """Cuts a text at added tokens, for a tokenizer that knows nothing of them.
+  """Splits a text at added tokens, for a tokenizer library that does not support them.
 
-  The matching is that of the `tokenizers` package, around a model that leaves everything between the tokens whole.
+  The `tokenizers` package does the matching, with a model that leaves the text between added tokens whole.
   """
 
   _REST = '\ufffc'
@@ -130,7 +130,7 @@ class Splitter:
     """`tokens`: id -> AddedToken."""
     import tokenizers
 
-    ids = {}  # the library keeps the first of two tokens with one text
+    ids = {}  # the library keeps the first of two tokens with the same text
     for id, token in tokens.items():
       ids.setdefault(token.content, id)
     self._ids = list(ids.values())
@@ -142,7 +142,7 @@ class Splitter:
     self._plain.encode_special_tokens = True  # special strings are plain text
 
   def split(self, text: str, *, special: bool) -> Iterator[tuple[int | None, str, bool]]:
-    """Yields (id or None for plain text, its text, whether the text begins there)."""
+    """Yields (id or None for plain text, the part's text, whether the part is at the start of the text)."""
     cut = (self._parsing if special else self._plain).encode(text, add_special_tokens=False)
     for number, (start, stop) in zip(cut.ids, cut.offsets, strict=True):
       yield self._ids[number - 1] if number else None, text[start:stop], start == 0

@@ -1,4 +1,4 @@
-"""Byte-level BPE, GPT-2's kind of tokenizer, as a tokenizer.json made of a vocabulary and merges."""
+"""Byte-level BPE (GPT-2's kind of tokenizer): builds a tokenizer.json from a vocabulary and merges."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -16,7 +16,7 @@ def _split(regex: str) -> list[dict[str, Any]]:
   return [{'type': 'Split', 'pattern': {'Regex': regex}, 'behavior': 'Isolated', 'invert': False}, _NO_REGEX]
 
 
-# Mistral's: a word begins at a capital letter, too.
+# Mistral's rule: a capital letter also begins a word.
 _UPPER, _LOWER = r'[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]', r'[\p{Ll}\p{Lm}\p{Lo}\p{M}]'
 _TEKKEN = (
   rf'[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*'
@@ -69,7 +69,7 @@ def tokenizer_json(
   added: Mapping[int, bool],
   pre: str = 'gpt-2',
 ) -> str:
-  """Returns the tokenizer.json of GPT-2's kind of tokenizer. `added`: ids never split nor merged, and whether each is special."""
+  """Returns the tokenizer.json of a byte-level BPE tokenizer. `added`: id of each added token -> whether it is special."""
   tokens = {id: token for token, id in vocabulary.items()}
   processor = None
   bos = settings.get('bos_token_id')

@@ -1,4 +1,4 @@
-"""What all tokenizers share: decoding through a table from ids to bytes, special tokens in text, and chat."""
+"""Base class of all tokenizers: decoding through a table from ids to bytes, special tokens in text, and chat."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import functools
@@ -9,7 +9,7 @@ from jaxlm.data import chat as chat_lib
 
 
 class ByteTable:
-  """A tokenizer whose ids stand for bytes; subclasses fill the table and encode plain text."""
+  """A tokenizer in which each id stands for a string of bytes. Subclasses fill the table and encode plain text."""
 
   bos_id: int | None = None
   eos_id: int | None = None
@@ -20,7 +20,7 @@ class ByteTable:
   """Whether the model expects bos_id before a text."""
   chat_template: str | None = None
   strips_first_space: bool = False
-  """SentencePiece puts a space before a text; decoding takes it away again."""
+  """Whether decoding removes a space at the start of a text, because the encoder adds one (SentencePiece)."""
   _other_roles: Mapping[str, str] = {}
   """Special tokens besides BOS, EOS and padding, by name: {'unk_token': '<unk>'}."""
   _bytes: list[bytes]
@@ -37,7 +37,7 @@ class ByteTable:
     return frozenset(self._special.values())
 
   def token_id(self, text: str) -> int | None:
-    """Returns the id of the token whose text this is, special ones first; None if there is none."""
+    """Returns the id of the token with this text (special tokens first), or None if there is none."""
     found = self._special.get(text)
     data = text.encode('utf-8', errors='replace')
     return self._bytes.index(data) if found is None and data in self._bytes else found
@@ -71,7 +71,7 @@ class ByteTable:
     return [*self._ends('bos', bos), *ids, *self._ends('eos', eos)]
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """Returns `encode` of each text, faster."""
+    """Returns `encode` of each text; subclasses may compute them in parallel."""
     return [self._encode_plain(text) for text in texts]
 
   def _ends(self, name: str, wanted: bool) -> list[int]:
@@ -82,7 +82,7 @@ class ByteTable:
     return [id]
 
   def chat(self, messages: list[dict] | str, *, add_generation_prompt: bool = True, **variables: Any) -> list[int]:
-    # As in transformers, the template's own markers are parsed, and so are markers that a message smuggles in.
+    # As in transformers, special tokens are parsed in the whole rendered text, even if a message contains them.
     names = {f'{n}_token': self.token_text(getattr(self, f'{n}_id')) for n in ('bos', 'eos')}
     given = {**names, **self.role_texts, **variables}
     text = chat_lib.render(self.chat_template, messages, add_generation_prompt=add_generation_prompt, **given)
@@ -90,7 +90,7 @@ class ByteTable:
 
   @property
   def role_texts(self) -> dict[str, str]:
-    """Special tokens by name, as chat templates may use them: {'bos_token': '<s>', ...}."""
+    """Special tokens by the names that chat templates use: {'bos_token': '<s>', ...}."""
     ids = {name: getattr(self, f'{name}_id') for name in ('bos', 'eos', 'pad')}
     return self._other_roles | {f'{name}_token': self.token_text(id) for name, id in ids.items() if id is not None}
 

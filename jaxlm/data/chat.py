@@ -1,4 +1,4 @@
-"""Chat templates: a model's own Jinja template, rendered as transformers renders it."""
+"""Renders a model's Jinja chat template in the same way as transformers."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -10,9 +10,9 @@ Message = Mapping[str, Any]
 
 
 def as_messages(messages: str | Sequence[Message]) -> list[dict[str, Any]]:
-  """Returns a list of {'role', 'content', ...}; a string is one user message. Raises ValueError for anything else.
+  """Returns a list of {'role', 'content', ...}; a string is one user message. Raises ValueError for other types.
 
-  Keys whose value is None are left out, as in transformers: templates ask whether there is a content or a tool call.
+  Keys whose value is None are left out, as in transformers: templates test whether the keys for content and tool calls exist.
   """
   if isinstance(messages, str):
     return [{'role': 'user', 'content': messages}]
@@ -34,13 +34,13 @@ def as_messages(messages: str | Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
-  """Returns a message whose reasoning has all the names under which templates look for it."""
+  """Returns a message whose reasoning text, if there is one, is stored under all names that templates use for it."""
   given = [message[name] for name in ('reasoning_content', 'thinking', 'reasoning') if name in message]
   return {'thinking': given[0], **message, 'reasoning_content': given[0]} if given else message
 
 
 class _Parts(list):
-  """Content in parts. A template that loops over it sees them; one that takes it for a text gets their text."""
+  """A list of content parts. A template can loop over the parts, or use the list as a string of their joined text."""
 
   def __str__(self) -> str:
     return _joined(self)
@@ -62,7 +62,7 @@ def _joined(parts: Sequence[Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-  """Returns plain data in place of a value: other objects have methods that the sandbox does not know as dangerous."""
+  """Returns a copy of a value as plain data: the sandbox does not block dangerous methods of other objects."""
   if value is None or isinstance(value, bool):
     return value
   for kind in (str, int, float):
@@ -106,11 +106,11 @@ def render(
   Args:
     template: the Jinja source.
     messages: dicts with a role and a content: a string, a list of parts ({'type': 'text', 'text': ...}) or None.
-    variables: what else the template may name: bos_token, eos_token, tools, documents, enable_thinking, ...
+    variables: other variables of the template: bos_token, eos_token, tools, documents, enable_thinking, ...
 
   Raises:
-    ValueError: there is no template, it does not parse, it refuses the messages or fails on them (with its own words),
-      or it takes more time or memory than a template gets.
+    ValueError: there is no template, it does not parse, it raises an error for the messages (whose text is in the message),
+      or it exceeds the limits on time and memory.
   """
   if template is None:
     raise ValueError('This tokenizer has no chat template: give the prompt as plain text, or set `chat_template`.')
@@ -135,10 +135,10 @@ def render(
   try:
     try:
       return attempt(_Parts)
-    except Exception:  # The same kinds as below: first the template gets a second form of the content.
+    except Exception:  # Errors as below; if the content is in parts, the template is tried again with joined text.
       if not in_parts:
         raise
-      return attempt(_joined)  # a template that calls methods of a text
+      return attempt(_joined)  # for templates that call string methods on the content
   except Exception as e:  # a template can raise all that Python can
     kind = '' if type(e).__module__.startswith(('jinja2', 'jaxlm')) else f'{type(e).__name__}: '
     raise ValueError(f'The chat template refuses these messages: {kind}{e}') from e

@@ -1,8 +1,8 @@
-"""A corpus tokenised once into memory-mapped files: later runs open it at once, whatever its size.
+"""Token corpus on disk: text is tokenised once into memory-mapped files, which later runs open without delay.
 
-A cache folder holds `tokens.bin` (uint16 when the vocabulary fits, else uint32), `offsets.bin` (int64 [documents + 1]:
-document i is tokens[offsets[i] : offsets[i + 1]]) and `meta.json`. Its name ends in a digest of everything the tokens
-depend on. It is built under another name and renamed when whole, so a build that was stopped is never read.
+A cache folder holds `tokens.bin` (uint16 if the vocabulary fits, else uint32), `offsets.bin` (int64 [documents + 1]:
+document i is tokens[offsets[i] : offsets[i + 1]]) and `meta.json`. Its name ends in a digest of everything that the tokens
+depend on. It is built under another name and renamed when it is complete, so an unfinished build is never read.
 """
 
 from collections.abc import Iterable, Iterator
@@ -57,7 +57,7 @@ class TokenCorpus:
 
   @functools.cached_property
   def digest(self) -> str:
-    """A digest of all tokens and of where documents begin; a cache of this version has it in its meta.json."""
+    """Digest of all tokens and document offsets. New caches store it in meta.json; for older ones it is computed."""
     if (known := self.meta.get('digest')) is not None:
       return known
     digests = [hashlib.blake2b(digest_size=16) for _ in range(2)]
@@ -100,7 +100,7 @@ def _joined(tokens: Any, offsets: Any) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-  """Returns a digest that two tokenizers share only if they encode alike."""
+  """Returns a digest that is equal for two tokenizers only if they encode texts equally."""
   if fingerprint := getattr(tokenizer, 'fingerprint', None):
     return str(fingerprint)
   raise ValueError(f'{type(tokenizer).__name__} has no `fingerprint`: give `key=` to say which tokenizer this is.')
@@ -117,16 +117,16 @@ def tokenize(
   rebuild: bool = False,
   progress: bool = True,
 ) -> TokenCorpus:
-  """Returns the tokens of a source, from the cache if it has them. Streams: neither text nor tokens need fit memory.
+  """Returns the tokens of a source, from the cache if they are there. Neither text nor tokens need to fit into memory.
 
   Args:
-    source: documents; `sources.documents(...)` or a part of `sources.split(...)`, or any iterable with `key`.
-    cache_dir: default `cache_folder() / 'tokens'`.
-    bos, eos: what each document begins and ends with.
-    key: names the content of a source that cannot say itself (an iterable that is not from `sources`).
+    source: `sources.documents(...)`, a part of `sources.split(...)`, or any iterable of texts if `key` is given.
+    cache_dir: folder of caches (None: `cache_folder() / 'tokens'`).
+    bos, eos: whether each document begins with BOS and ends with EOS.
+    key: a name for the content of an iterable that is not from `sources`; the cache is found by it.
 
   Raises:
-    DataError: the source is empty, or cannot be read.
+    DataError: the source is empty or cannot be read, or the cache cannot be written.
   """
   facts = {
     'format': FORMAT,
@@ -135,7 +135,7 @@ def tokenize(
     'bos': tokenizer.bos_id if bos else None,
     'eos': tokenizer.eos_id if eos else None,
   }
-  tokenizer.encode('', bos=bos, eos=eos)  # says which special token is missing, if one is
+  tokenizer.encode('', bos=bos, eos=eos)  # raises ValueError if the tokenizer lacks BOS or EOS
   digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
   name = re.sub(r'[^\w.-]+', '_', str(getattr(source, 'name', key or 'corpus'))).strip('_.')[-60:]
   folder = Path(cache_dir) if cache_dir is not None else cache_folder() / 'tokens'
@@ -146,7 +146,7 @@ def tokenize(
     except errors.DataError as e:
       warnings.warn(f'Building a token cache again: {e}', stacklevel=2)
   _remove_abandoned(folder, final.name)
-  # The host and the process are in the name, so that only builds known to be dead are cleared away.
+  # The name contains host and process, so that only folders of processes that have ended are deleted.
   building = folder / f'.{final.name}.{socket.gethostname()}.{os.getpid()}'
   try:
     building.mkdir(parents=True)
@@ -229,7 +229,7 @@ def _write(source, tokenizer, folder: Path, facts: dict, progress: bool, name: s
 
 
 def _by_size(texts: Iterable[str], characters: int = 1 << 20) -> Iterator[list[str]]:
-  """Lists of texts of about a megabyte: enough for a parallel encoder, little enough for any memory."""
+  """Yields lists of texts of about a megabyte: enough to encode in parallel, and little memory."""
   some, size = [], 0
   for text in texts:
     some.append(text)

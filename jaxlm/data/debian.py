@@ -1,9 +1,9 @@
-"""Text out of a Debian distribution's packages, as JSON Lines. apt downloads it and checks it against the signed index.
+"""Extracts text from packages of a Debian distribution to JSON Lines. apt downloads them and checks signatures.
 
 linux-doc            pages of the kernel's documentation
-debian-descriptions  what each package says of itself, a few paragraphs of prose each
+debian-descriptions  the description of each package, a few paragraphs of prose
 
-Both change with the distribution: each line says which version of which package it is from.
+Both change with the version of the distribution. The field "source" of each line names the package (linux-doc: and its version).
 """
 
 from collections.abc import Iterator
@@ -21,12 +21,13 @@ from jaxlm import errors
 
 @dataclasses.dataclass(frozen=True)
 class DebianText:
-  """Documents that apt can bring; see `jaxlm.data.fetch.Dataset`.
+  """Documents that apt can download; see `jaxlm.data.fetch.Dataset`.
 
   Attributes:
-    package: pattern of a package's name, the newest of which is opened; None: the descriptions of all packages.
-    download: megabytes, about, as is `size` in bytes.
-    file: name of the JSON Lines.
+    package: pattern of a package's name; the newest match is used. None: the descriptions of all packages.
+    download: approximate download size in megabytes.
+    size: approximate size of the text in bytes.
+    file: name of the JSON Lines file.
   """
 
   description: str
@@ -44,7 +45,7 @@ class DebianText:
     """Writes the documents into a folder.
 
     Raises:
-      DataError: no apt here, or it could not bring them.
+      DataError: apt is not installed, or it could not download the documents.
     """
     documents = descriptions(folder) if self.package is None else pages(_newest(folder, self.package))
     number = 0
@@ -77,7 +78,7 @@ DATASETS = {
 
 
 def pages(deb: Path) -> Iterator[tuple[str, str]]:
-  """Yields (source, text) of each page of reStructuredText in a package, no text twice."""
+  """Yields (source, text) of each reStructuredText page in a package, without duplicates."""
   seen = set()
   try:
     for name, raw in package_files(deb, ('.rst', '.rst.gz')):
@@ -104,7 +105,7 @@ def package_files(deb: Path, endings: tuple[str, ...]) -> Iterator[tuple[str, by
 
 
 def descriptions(work: Path) -> Iterator[tuple[str, str]]:
-  """Yields (package, description in English) of each package that has a long one, no text twice."""
+  """Yields (package, English description) of each package with a long description, without duplicates."""
   run_apt(work, 'apt-get', '-o', 'Acquire::Languages=en', '-o', 'Acquire::GzipIndexes=false', 'update')
   seen = set()
   for index in sorted((work / 'lists').glob('*_Translation-en')):
@@ -119,13 +120,14 @@ def descriptions(work: Path) -> Iterator[tuple[str, str]]:
 
 
 def described(lines: str) -> str:
-  """Returns a description's paragraphs, each a line; they are separated by ' .', and lists, which are indented more, keep their lines."""
+  """Returns a description with one line per paragraph; lists keep their lines. In the input, ' .' separates paragraphs, and
+  lists are indented further."""
   paragraphs = re.split(r'^ \.$', lines, flags=re.M)
   return '\n\n'.join(p for p in (re.sub(r'\n (?=\S)', ' ', part.strip('\n'))[1:].strip() for part in paragraphs) if p)
 
 
 def _newest(work: Path, pattern: str) -> Path:
-  """Downloads the package of the highest version in its name."""
+  """Downloads the matching package with the highest version in its name, and returns its path."""
   run_apt(work, 'apt-get', 'update')
   names = [m for m in map(re.compile(pattern).fullmatch, run_apt(work, 'apt-cache', 'pkgnames').split()) if m]
   if not names:
@@ -136,7 +138,10 @@ def _newest(work: Path, pattern: str) -> Path:
 
 
 def run_apt(work: Path, program: str, *arguments: str) -> str:
-  """Runs apt on lists of its own, so that it needs no rights and leaves the system's alone. Returns what it printed."""
+  """Runs apt with its own package lists, so that it needs no root rights and leaves the system's lists unchanged.
+
+  Returns the output of apt.
+  """
   if shutil.which(program) is None or shutil.which('dpkg-deb') is None:
     raise errors.DataError(f'This needs {program} and dpkg-deb, which Debian and its like have.')
   for folder in ('lists/partial', 'cache/archives/partial'):

@@ -1,7 +1,7 @@
-"""How much of a text further tokens may still change, by the steps of a tokenizer.json's decoder.
+"""Computes how much of a decoded text later tokens may still change, from the decoder steps of a tokenizer.json.
 
-A decoder is a list of steps from pieces to text. Until a step joins them, pieces are changed one by one, apart from runs of byte
-pieces; afterwards a step sees the whole text, and a replacement may reach across the end of what is there.
+A decoder is a list of steps from pieces to text. Before a step joins the pieces, each piece is changed alone, except runs of
+byte pieces. After it, a step sees the whole text, and a replacement may involve characters that later tokens add.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,27 +13,27 @@ _CLEANED = 7  # characters of ' do not', the longest text that the clean-up of W
 
 @dataclasses.dataclass(frozen=True)
 class Settling:
-  """What of a text is settled, whatever tokens follow."""
+  """Describes which part of a decoded text is final, whatever tokens follow."""
 
   byte_runs: bool = False
-  """Byte pieces side by side become characters together: none of them is settled before another piece follows."""
+  """Adjacent byte pieces are decoded together, so none of them is final before another kind of piece follows."""
   tail: int | None = 0
   """Characters at the end that a replacement may change (None: all)."""
   last: bool = False
-  """The last piece is written in another way than a piece within the text."""
+  """The last piece is decoded differently from a piece within the text."""
   least: int = 0
-  """A text of at most so many characters may be replaced as a whole."""
+  """A text of at most this many characters may be replaced as a whole."""
 
   def settled(self, text: str) -> int:
-    """Returns how many characters at the beginning of a text stay, if neither byte pieces end it nor its last piece is open."""
+    """Returns how many first characters of a text are final. The caller must check `byte_runs` and `last` before."""
     if self.tail is None or len(text) <= self.least:
       return 0
-    # The last character may be one whose other bytes are missing.
+    # U+FFFD at the end may be a character whose other bytes follow.
     return max(len(text) - self.tail - text.endswith('\ufffd'), 0)
 
 
 def settling(decoder: Mapping[str, Any] | None) -> Settling:
-  """Returns what the decoder of a tokenizer.json leaves open."""
+  """Returns the Settling of the decoder of a tokenizer.json."""
   joined = bytes_joined = byte_runs = last = False
   tail: int | None = 0
   least = 0
@@ -42,7 +42,7 @@ def settling(decoder: Mapping[str, Any] | None) -> Settling:
     if kind == 'ByteLevel':
       tail = (
         None if joined else tail
-      )  # A single character that is no byte would make a text out of all bytes before it.
+      )  # One later character that is not in the byte alphabet changes how all text before it is decoded.
       joined = bytes_joined = True
     elif kind == 'Fuse':
       joined = True
@@ -58,7 +58,7 @@ def settling(decoder: Mapping[str, Any] | None) -> Settling:
 
 
 def is_byte_piece(piece: str) -> bool:
-  """Returns whether the step ByteFallback takes a piece for a byte."""
+  """Returns whether the decoder step ByteFallback treats a piece as a byte."""
   return len(piece) == 6 and piece.startswith('<0x') and piece.endswith('>')
 
 
@@ -71,7 +71,7 @@ def _steps(decoder: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 
 
 def _after(step: Mapping[str, Any], tail: int) -> int | None:
-  """Returns how many characters are open behind a replacement in the joined text, of which `tail` were before it."""
+  """Returns how many last characters may change after a replacement step, given that `tail` may change before it."""
   pattern, content = step.get('suffix'), ''
   if step.get('type') == 'Replace':
     rule = step.get('pattern')

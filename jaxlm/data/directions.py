@@ -1,19 +1,19 @@
-"""Batches whose documents are read forward or in reverse (https://arxiv.org/abs/2410.09817), and what tells which.
+"""Batches whose documents are read forward or in reverse (https://arxiv.org/abs/2410.09817), and the ids that signal which.
 
   signal   forward                reverse
   none     BOS x1 .. xN EOS       BOS xN .. x1 EOS
   token    BOS F x1 .. xN EOS     BOS R xN .. x1 EOS       F, R: two ids after the tokenizer's
   bos      BOS x1 .. xN EOS       BOS' xN .. x1 EOS        BOS': one id after the tokenizer's
 
-A corpus holds the forward form. A window of it is reversed document by document before it is split into tokens and
-targets. What tells the direction is given and not predicted: as a target it has mask 0.
+A corpus holds documents in forward form. Each document of a window is reversed before the window is split into tokens and
+targets. The id that signals the direction is not predicted: it has mask 0 as a target.
 
-A document that began before the window would show one token there as context, which was a target of the window before. In
-reverse that token would be predicted twice and the last one never, so what comes first there is a BOS (with a signal:
-the id that tells the direction). So each token is a target once per epoch, whichever way it is read. Forward it is the same:
-were only parts that are read in reverse to begin with a BOS, a model would take every BOS for the sign of reverse text.
+If a document began before the window, the window's first token was already a target of the previous window and serves only as
+context. In reverse, this token would be a target twice and the last token never. So it is replaced by a BOS (with a signal:
+by the id that tells the direction), and each token is a target once per epoch in both directions. Forward parts get the same
+BOS; if only reverse parts had it, a model would learn that BOS means reverse text.
 
-Directions are drawn by a hash of (document, epoch, seed), as everything about a batch is a function of (corpus, seed, step).
+Directions are drawn by a hash of (document, epoch, seed), because a batch is a function of (corpus, seed, step).
 """
 
 from collections.abc import Callable, Sequence
@@ -31,23 +31,23 @@ from jaxlm.data.packing import Batch, Packing
 from jaxlm.data.reverse import reverse
 
 Pairing = Literal['independent', 'duplicate']
-"""'independent': a document's direction is drawn anew in each epoch. 'duplicate': each row occurs both ways in an epoch."""
+"""'independent': a document's direction is drawn again in each epoch. 'duplicate': an epoch has each row in both directions."""
 
 
 def bos_of(tokenizer: Any) -> int | None:
-  """Returns the id that texts begin with: BOS, or EOS where a tokenizer has no BOS."""
+  """Returns the id that texts begin with: BOS, or EOS if the tokenizer has no BOS."""
   return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
 
 
 def signal_ids(signal: DirectionSignal, vocab_size: int) -> list[int]:
-  """Returns the ids that say a direction, the last ones of the model's vocabulary: [F, R], [BOS'] or []."""
+  """Returns the ids that signal a direction, the last ones of the model's vocabulary: [F, R], [BOS'] or []."""
   return list(range(vocab_size - SIGNAL_IDS[signal], vocab_size))
 
 
 def head(
   direction: Literal['forward', 'reverse'], signal: DirectionSignal, bos_id: int | None, vocab_size: int
 ) -> list[int]:
-  """Returns what a text begins with: BOS and the signal. `vocab_size` is the model's; without BOS it is left out."""
+  """Returns the first ids of a text: BOS (left out if `bos_id` is None) and the signal. `vocab_size` is the model's."""
   bos, extra = [] if bos_id is None else [bos_id], signal_ids(signal, vocab_size)
   if signal == 'token':
     return [*bos, extra[direction == 'reverse']]
@@ -55,12 +55,12 @@ def head(
 
 
 class Headed:
-  """A tokenizer as `corpus.tokenize(..., bos=True, eos=True)` wants it: texts begin with BOS and the forward signal.
+  """Wraps a tokenizer for `corpus.tokenize(..., bos=True, eos=True)`: texts begin with BOS and the forward signal.
 
-  `vocab_size` is the model's; None: the tokenizer's ids and the signal's.
+  `vocab_size` is the model's; None: the tokenizer's size plus the ids of the signal.
 
   Raises:
-    ValueError: a tokenizer without EOS.
+    ValueError: the tokenizer has no EOS.
   """
 
   def __init__(self, tokenizer: Any, signal: DirectionSignal = 'none', vocab_size: int | None = None):
@@ -88,7 +88,7 @@ class Headed:
 
 
 def uniform(numbers: np.ndarray, *key: Any) -> np.ndarray:
-  """Returns a number in [0, 1) for each of the numbers and a key, the same ones everywhere: float64."""
+  """Returns a pseudo-random float64 in [0, 1) for each of `numbers`, as a hash of it and `key`, equal on all machines."""
   start = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), 'big')
   with np.errstate(over='ignore'):  # splitmix64, whose sums and products wrap around
     x = np.asarray(numbers).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
@@ -99,12 +99,12 @@ def uniform(numbers: np.ndarray, *key: Any) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """How the documents of a corpus are read; each is stored as BOS, the forward signal where there is one, text, EOS."""
+  """How the documents of a corpus are read. Each is stored as BOS, the forward signal if there is one, text, EOS."""
 
   direction: Direction
   bos_id: int
   vocab_size: int
-  """Vocabulary size of the model; its last ids are the signal's."""
+  """Vocabulary size of the model; its last ids signal the direction."""
   signal: DirectionSignal = 'none'
   share: float = 0.5
   """both: probability that a document is read in reverse."""
@@ -126,7 +126,7 @@ class Reading:
     mode: Packing,
     which: Callable[[np.ndarray], np.ndarray],
   ) -> Batch:
-    """Returns row `index` as `packing.window` does. `which` tells of document numbers which ones are read in reverse."""
+    """Returns row `index` in the format of `packing.window`. `which` maps document numbers to whether they are reversed."""
     ids_S = packing.window_ids(corpus, index, length)
     if len(ids_S) < 2:
       return packing.window(corpus, index, length, mode)
@@ -147,7 +147,7 @@ class Reading:
 
 
 def _places(corpus: TokenCorpus, start: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns of each of `size` tokens from `start` on: its document, how many tokens of it stand before and behind."""
+  """Returns, for each of `size` tokens from `start` on, its document and the numbers of the document's tokens before and after it."""
   first, last = np.searchsorted(corpus.offsets, (start, start + size - 1), side='right') - 1
   offsets, token_S = np.asarray(corpus.offsets[first : last + 2]), start + np.arange(size)
   document_S = np.searchsorted(offsets, token_S, side='right') - 1
@@ -156,14 +156,14 @@ def _places(corpus: TokenCorpus, start: int, size: int) -> tuple[np.ndarray, np.
 
 @dataclasses.dataclass(frozen=True)
 class DirectedBatches(packing.Batches):
-  """Shuffled training batches without end. With pairing 'duplicate' an epoch is every window in one direction, then again,
-  in the same order, in the other; the first is drawn for each window."""
+  """Infinite shuffled training batches. With pairing 'duplicate', an epoch reads every window in one direction, and then all
+  windows again, in the same order, in the other direction; the first direction is drawn for each window."""
 
   reading: Reading = dataclasses.field(kw_only=True)
 
   @property
   def _passes(self) -> int:
-    """How often an epoch has each window."""
+    """How often each window occurs in an epoch."""
     return 2 if self.reading.direction == 'both' and self.reading.pairing == 'duplicate' else 1
 
   @property
@@ -191,7 +191,7 @@ class DirectedBatches(packing.Batches):
 
 @dataclasses.dataclass(frozen=True)
 class DirectedEvalBatches(packing.EvalBatches):
-  """A corpus once, in order, all of it read in one direction."""
+  """Batches of a whole corpus, in order, read in one direction."""
 
   reading: Reading = dataclasses.field(kw_only=True)
   reverse: bool = dataclasses.field(kw_only=True)
@@ -211,7 +211,7 @@ def make_batches(
   mode: Packing = 'documents',
   fraction: float = 1.0,
 ) -> DirectedBatches:
-  """Returns the batches of a corpus in the directions that `reading` says; otherwise as `packing.make_batches`.
+  """Returns the batches of a corpus in the directions that `reading` gives; other arguments as for `packing.make_batches`.
 
   Raises:
     DataError: the corpus is shorter than one window of length + 1 tokens.
@@ -229,5 +229,5 @@ def eval_batches(
   mode: Packing = 'documents',
   max_batches: int | None = None,
 ) -> DirectedEvalBatches:
-  """Returns a re-iterable over the whole corpus in one direction; otherwise as `packing.eval_batches`."""
+  """Returns a re-iterable over the whole corpus in one direction; other arguments as for `packing.eval_batches`."""
   return DirectedEvalBatches(corpus, batch_size, length, mode, max_batches, reading=reading, reverse=reverse)

@@ -1,11 +1,11 @@
-"""DSIR: how much likelier a text's words and pairs of words are in a target corpus than in the pool (NumPy).
+"""DSIR importance weights: how much likelier a text's words and word pairs are in a target corpus than in the pool.
 
   log w(text) = sum over its unigrams and bigrams g of log p_target(h(g)) - log p_pool(h(g)),   h: 10,000 hash buckets
 
-(https://arxiv.org/abs/2302.03169). A cheap selector that a dearer one has to beat. As in the authors' code, text is
-lower-cased and split into runs of word characters and of punctuation. Its hash is SHA-256 and an empty bucket has the
-probability 1e-8; here it is CRC-32, which is far faster, and every bucket is seen once more than it was: with a small
-target 1e-8 would decide everything.
+(https://arxiv.org/abs/2302.03169). It is a cheap baseline for data selection. As in the authors' code, text is lower-cased and
+split into runs of word characters and of punctuation. Two things differ. The authors hash with SHA-256; this module uses
+CRC-32, which is much faster. The authors give an empty bucket the probability 1e-8; this module adds 1 to every count, because
+1e-8 would dominate the weights if the target is small.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WORDS = re.compile(r'\w+|[^\w\s]+')
 
 
 def ngrams(text: str, buckets: int = BUCKETS) -> Int[np.ndarray, ' n']:
-  """Returns the bucket of each word and each pair of neighbours."""
+  """Returns the bucket of each word and of each pair of adjacent words."""
   words = _WORDS.findall(text.lower())
   grams = [*words, *map(' '.join, zip(words, words[1:]))]
   return np.fromiter((zlib.crc32(g.encode()) for g in grams), np.int64, len(grams)) % buckets
@@ -39,7 +39,7 @@ def log_probabilities(texts: Iterable[str], buckets: int = BUCKETS) -> Float[np.
   for text in texts:
     counts += np.bincount(ngrams(text, buckets), minlength=buckets)
   if not counts.any():
-    raise errors.DataError('There is no word in the corpus: nothing can be alike to it.')
+    raise errors.DataError('The corpus contains no word, so no text can be compared with it.')
   return np.log(counts + 1) - np.log(counts.sum() + buckets)
 
 

@@ -1,7 +1,7 @@
-"""Text that every Python carries: the language reference's topics, and what the standard library says of itself.
+"""Text that comes with every Python: topics of the language reference, and docstrings of the standard library.
 
-A couple of megabytes of English prose and examples with no download. Docstrings are read from the source files by
-`ast`; nothing is imported. The content depends on the Python version and on nothing else.
+It is a few megabytes of English prose and examples, without a download. Docstrings are read from the source files with
+`ast`; no module is imported. The content depends only on the Python version.
 """
 
 import ast
@@ -13,7 +13,7 @@ import sysconfig
 
 from jaxlm import errors
 
-# A fixed list, in every Python from 3.11 on: a listing of the folder would change with what a system has installed.
+# The list is fixed, for all Pythons from 3.11 on: the content of the folder depends on what a system has installed.
 MODULES = """
 abc argparse ast asyncio base64 bdb bisect bz2 calendar cmd code codecs codeop collections concurrent configparser
 contextlib contextvars copy copyreg csv ctypes curses dataclasses datetime dbm decimal difflib dis doctest email
@@ -34,7 +34,7 @@ def facts() -> list[str]:
 
 
 def read() -> Iterator[str]:
-  """Yields the documents; the two seconds of parsing are spent once in a process."""
+  """Yields the documents. Parsing takes two seconds and is done once per process."""
   yield from _documents()
 
 
@@ -44,7 +44,7 @@ def _documents() -> tuple[str, ...]:
 
 
 def _read() -> Iterator[str]:
-  """Yields one document per topic and per module: its docstrings in source order, each said once."""
+  """Yields one document per topic, and one per source file with its docstrings in order, without duplicates."""
   import pydoc_data.topics
 
   seen: set[str] = set()

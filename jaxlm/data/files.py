@@ -1,4 +1,4 @@
-"""Documents out of text, JSONL and Parquet files."""
+"""Reads documents from text, JSONL and Parquet files."""
 
 from collections.abc import Iterator
 import difflib
@@ -16,11 +16,11 @@ TEXT = ('.txt', '.md', '.rst')
 LINES = ('.jsonl', '.ndjson', '.json')
 SUFFIXES = tuple(s + z for s in TEXT + LINES for z in ('', *reading.PACKED)) + ('.parquet',)
 DOCUMENT = 8192
-"""Longer text files are cut after about this many characters, at a blank line: a held-out part needs documents to
-choose from, and a file may be larger than memory."""
+"""Longer text files are split at a blank line after about this many characters: a validation split needs several documents,
+and a file may be larger than memory."""
 
 LONG = 8
-"""A text of this many times DOCUMENT characters is cut even within a line."""
+"""A text of LONG times DOCUMENT characters is split even within a line."""
 
 
 def _suffix(path: Path) -> str | None:
@@ -29,17 +29,17 @@ def _suffix(path: Path) -> str | None:
 
 
 def exists(name: str) -> bool:
-  """Whether there is a file or folder of this name; a list of many names is none, however long."""
+  """Returns whether a file or folder of this name exists. A name that the system refuses, such as a long list, does not."""
   try:
     return Path(name).expanduser().exists()
-  except (OSError, RuntimeError, ValueError):  # Too long; nobody's home; a zero in it.
+  except (OSError, RuntimeError, ValueError):  # A name too long, an unknown ~user, or a null character.
     return False
 
 
 def find(name: str) -> list[Path]:
-  """Returns the files of a name: itself, those in a folder, or those that match a pattern, sorted.
+  """Returns the files of a name, sorted: the file itself, the files in a folder, or the files that match a pattern.
 
-  What a folder or pattern has besides is named in a warning. Raises DataError if there is none of a known kind.
+  A warning names files of unknown kinds, which are skipped. Raises DataError if there is no file of a known kind.
   """
   try:
     path = Path(name).expanduser()
@@ -73,7 +73,7 @@ def _find(name: str, path: Path) -> list[Path]:
 
 
 def _known(paths: list[Path], none: str, name: str) -> list[Path]:
-  """Returns the files of a known kind among `paths`, and warns of what is left aside: other files, and linked folders."""
+  """Returns the files of a known kind among `paths`, and warns about skipped paths: other files and linked folders."""
   found = [p for p in paths if _suffix(p) and p.is_file()]
   links = [p for p in paths if p.is_symlink() and p.is_dir()]
   others = [p for p in paths if not p.is_dir() and p not in set(found)]
@@ -112,11 +112,11 @@ def _text(path: Path, document: int) -> Iterator[str]:
   for _, line in reading.numbered_pieces(path):
     lines.append(line)
     size += len(line)
-    # At a blank line if one comes soon, else at any line end.
+    # Split at a blank line if there is one soon, else at the end of any line.
     if document and line.endswith('\n') and size >= document and (not line.strip() or size >= 2 * document):
       yield from _parts(''.join(lines), document)
       lines, size = [], 0
-    elif document and size >= LONG * document:  # A line without end, as in text8.
+    elif document and size >= LONG * document:  # A very long line, as in text8.
       *parts, rest = _parts(''.join(lines), document)
       yield from parts
       lines, size = [rest], len(rest)
@@ -125,7 +125,7 @@ def _text(path: Path, document: int) -> Iterator[str]:
 
 
 def _parts(text: str, document: int) -> Iterator[str]:
-  """Yields a text, or if a line makes it far too long parts of it, cut at line ends or between words where it can be."""
+  """Yields a text whole, or in parts if it is much too long; it is split at line ends or between words if possible."""
   text = text.strip('\n')
   if document and len(text) >= LONG * document:
     while len(text) > 2 * document:

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file: its vocabulary is metadata, its splitting rule is a tag that stands for a regex."""
+"""Reads the tokenizer of a GGUF file. The vocabulary is in the file's metadata; a tag names the rule that splits text."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -21,19 +21,19 @@ _ROLES = {'bos': 'bos', 'eos': 'eos', 'pad': 'padding', 'unk': 'unknown'}  # our
 
 @dataclasses.dataclass
 class _Pieces:
-  """The vocabulary of a file, repaired where llama.cpp repairs it: one text and type per id, no text twice."""
+  """The vocabulary of a file, with the repairs of llama.cpp: one text and type per id, without repeated texts."""
 
   tokens: list[str]
   types: list[int]
-  ends: list[int]  # ids that end a turn
+  ends: list[int]  # ids that end a turn of a chat
 
 
 def from_gguf(fields: Mapping[str, Any]) -> tokenizers_lib.Tokenizer:
   """Returns the tokenizer of a GGUF file's metadata.
 
   Raises:
-    ValueError: the vocabulary's kind or its splitting rule is unknown (the message lists those that are known), or a
-      field is missing or of the wrong kind.
+    ValueError: the kind of vocabulary or the splitting rule is unknown (the message lists the known ones), or a field is
+      missing or has the wrong type.
   """
   kind = fields.get('tokenizer.ggml.model')
   kinds = {'gpt2': _byte_level_bpe, 'llama': _sentencepiece}
@@ -44,19 +44,19 @@ def from_gguf(fields: Mapping[str, Any]) -> tokenizers_lib.Tokenizer:
   for ours, theirs in _ROLES.items():
     settings[f'{ours}_token_id'] = _id(fields, theirs, len(pieces.tokens), warn=True)
   settings['stop_token_ids'] = pieces.ends
-  # llama.cpp's defaults where the file says nothing.
+  # Default of llama.cpp if the file does not have the field.
   knows = kind == 'llama' or fields.get('tokenizer.ggml.pre') in byte_level_bpe.LLAMA3
   settings['add_bos_token'] = _flag(fields, 'add_bos_token', knows)
   try:
     return kinds[kind](fields, settings, pieces)
   except ValueError:
     raise
-  except Exception as e:  # both libraries raise their own, and bare Exception
+  except Exception as e:  # The tokenizer libraries raise their own types and bare Exception.
     raise ValueError(f'its vocabulary cannot be used: {e}') from e
 
 
 def _list(fields: Mapping[str, Any], name: str, kind: Any, length: int | None = None) -> list[Any]:
-  """Returns an array of the vocabulary. Raises ValueError if it is missing, or not what it should be."""
+  """Returns an array of the vocabulary. Raises ValueError if it is missing or has the wrong type or length."""
   key = f'tokenizer.ggml.{name}'
   if (value := fields.get(key)) is None:
     raise ValueError(f'{key} is missing: the file has no complete vocabulary')
@@ -75,7 +75,7 @@ def _flag(fields: Mapping[str, Any], name: str, default: bool) -> bool:
 
 
 def _id(fields: Mapping[str, Any], name: str, size: int, warn: bool = False) -> int | None:
-  """Returns a role's id. One that no token has is left out with a warning, as in llama.cpp."""
+  """Returns the id of a role such as 'bos', or None. An id outside the vocabulary is ignored with a warning, as in llama.cpp."""
   key = f'tokenizer.ggml.{name}_token_id'
   if (id := fields.get(key)) is None:
     return None
@@ -89,7 +89,7 @@ def _id(fields: Mapping[str, Any], name: str, size: int, warn: bool = False) -> 
 
 
 def _read_pieces(fields: Mapping[str, Any], infer: bool) -> _Pieces:
-  """Returns the vocabulary. `infer`: pieces of SentencePiece, whose types follow from their texts if none are given."""
+  """Returns the vocabulary. `infer`: if the file gives no token types, they are inferred from the texts (SentencePiece)."""
   tokens = _list(fields, 'tokens', str)
   if not tokens:
     raise ValueError('tokenizer.ggml.tokens is empty')
@@ -115,7 +115,7 @@ def _read_pieces(fields: Mapping[str, Any], infer: bool) -> _Pieces:
   ends = [_id(fields, name, len(tokens)) for name in ('eot', 'eom')]
   ends += [first[text] for text in _ENDS_OF_TURNS if text in first]
   for id, token in enumerate(tokens):
-    # Converters often type a model's markers as ordinary tokens: then a chat would not contain them.
+    # Converters often give special markers the type of ordinary tokens; chat text would then be encoded without the markers.
     marker = id in roles or id in ends or (token in template and _MARKER.fullmatch(token))
     if types[id] in (NORMAL, USER_DEFINED) and marker:
       types[id] = CONTROL

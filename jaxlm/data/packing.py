@@ -1,12 +1,12 @@
-"""Batches as a pure function of (corpus, seed, step): resuming needs the step number and no iterator state.
+"""Batches as a pure function of (corpus, seed, step): resuming needs only the step number, no iterator state.
 
-A corpus is one long row of tokens. Row r of step s is a window of length + 1 tokens, at stride `length`, so that each
-token is a target once per epoch:
+A corpus is one long sequence of tokens. Row r of step s is a window of length + 1 tokens. Windows have the stride `length`, so
+each token is a target once per epoch:
 
   row(s, r) = tokens[w * length : (w + 1) * length + 1],   w = shuffle(seed, epoch)(s * batch_size + r)
 
-The shuffle is a permutation computed for one index at a time (grain's index shuffle): an epoch of any size costs no
-memory and repeats or drops no window.
+The shuffle is a permutation that is computed for one index at a time (grain's index shuffle), so an epoch of any size needs no
+memory, and no window is repeated or dropped.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from jaxlm import errors
 from jaxlm.data.corpus import TokenCorpus
 
 Packing = Literal['documents', 'concat']
-"""'documents': a row's documents do not see each other. 'concat': a row is one text, across document borders."""
+"""'documents': documents in the same row do not see each other. 'concat': a row is treated as one text."""
 Batch = dict[str, np.ndarray]
 """tokens, targets, segments, positions: int32 [B, T]; mask: float32 [B, T]."""
 
@@ -38,14 +38,14 @@ def _check(length: int, batch_size: int, mode: str) -> None:
 
 
 def window_ids(corpus: TokenCorpus, index: int, length: int) -> np.ndarray:
-  """Returns the int32 ids of window `index`, length + 1 of them or as many as are left."""
+  """Returns the int32 ids of window `index`: length + 1 of them, or fewer at the end of the corpus."""
   return np.asarray(corpus.tokens[index * length : (index + 1) * length + 1], np.int32)
 
 
 def window(corpus: TokenCorpus, index: int, length: int, mode: Packing, ids_S: np.ndarray | None = None) -> Batch:
-  """Returns row `index` as arrays [T]; a corpus that ends inside it leaves zeros with mask 0 and segment 0.
+  """Returns row `index` as arrays [T]. If the corpus ends inside the row, the rest is 0, with mask 0 and segment 0.
 
-  `ids_S`: what to read instead of the window's own ids.
+  `ids_S`: ids to use instead of the window's ids in the corpus.
   """
   start = index * length
   ids_S = window_ids(corpus, index, length) if ids_S is None else ids_S
@@ -58,7 +58,7 @@ def window(corpus: TokenCorpus, index: int, length: int, mode: Packing, ids_S: n
   if mode == 'concat':
     row['segments'][:n], row['positions'][:n], row['mask'][:n] = 1, np.arange(n), 1
     return row
-  # Borders strictly inside the window; a document that began before it starts at its first token.
+  # Document borders strictly inside the window; a document that began before the window gets positions from 0.
   first, last = np.searchsorted(corpus.offsets, (start, start + n), side='right')
   borders = np.asarray(corpus.offsets[first:last]) - start
   begins_S = np.zeros(n + 1, np.int32)
@@ -67,7 +67,7 @@ def window(corpus: TokenCorpus, index: int, length: int, mode: Packing, ids_S: n
   starts_S = np.maximum.accumulate(np.where(begins_S, np.arange(n + 1), 0))
   row['segments'][:n] = segments_S[:n]
   row['positions'][:n] = np.arange(n) - starts_S[:n]
-  # What the next document begins with is not to be learnt from the end of this one.
+  # The first token of the next document is not a target of the last token of this one.
   row['mask'][:n] = segments_S[1:] == segments_S[:n]
   return row
 
@@ -78,7 +78,7 @@ def _stack(rows: list[Batch]) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-  """Shuffled training batches of a corpus, without end."""
+  """Infinite shuffled training batches of a corpus."""
 
   corpus: TokenCorpus
   batch_size: int
@@ -87,7 +87,7 @@ class Batches:
   mode: Packing = 'documents'
   fraction: float = 1.0
   start: tuple[int, int] = dataclasses.field(default=(0, 0), kw_only=True)
-  """(step, rows read before it): a run that goes on with another batch size begins there, not at step * batch_size."""
+  """(step, number of rows read before it): set when a run is resumed with another batch size."""
 
   def __post_init__(self):
     _check(self.length, self.batch_size, self.mode)
@@ -102,7 +102,7 @@ class Batches:
 
   @property
   def windows(self) -> int:
-    """Windows in an epoch; a ragged tail of the corpus is left out."""
+    """Number of windows in an epoch; an incomplete window at the end of the corpus is left out."""
     return math.ceil(self._all_windows * self.fraction)
 
   @property
@@ -117,19 +117,19 @@ class Batches:
   def _order(self):
     import grain  # takes a second to import
 
-    # grain shuffles epoch e with seed + e: hashed, or else seed 1 would repeat the epochs of seed 0.
+    # grain shuffles epoch e with seed + e. The seed is hashed, because seed 1 would otherwise repeat the epochs of seed 0.
     seed = int.from_bytes(hashlib.blake2b(str(int(self.seed)).encode(), digest_size=4).digest(), 'big')
     return grain.MapDataset.range(self.windows).shuffle(seed=seed).repeat()
 
   @functools.cached_property
   def _part(self):
-    """The part of the corpus that is used: the same one for every seed, and in every epoch."""
+    """Order of all windows; the first `windows` of them are used. It is the same for every seed and epoch."""
     import grain
 
     return grain.MapDataset.range(self._all_windows).shuffle(seed=0)
 
   def window_index(self, number: int) -> int:
-    """Returns which window of the corpus a row is, by its number among all rows from step 0 on."""
+    """Returns the index in the corpus of the window of row `number`, counted over all steps from 0."""
     index = int(self._order[number])
     return index if self.fraction == 1 else int(self._part[index])
 
@@ -137,7 +137,7 @@ class Batches:
     return window(self.corpus, self.window_index(number), self.length, self.mode)
 
   def rows_before(self, step: int) -> int:
-    """Returns how many rows have been read before a step."""
+    """Returns the number of rows read before a step."""
     return self.start[1] + (int(step) - self.start[0]) * self.batch_size
 
   def _numbers(self, step: int, rows: slice | None) -> range:
@@ -145,11 +145,11 @@ class Batches:
     return range(first, first + self.batch_size)[rows or slice(None)]
 
   def window_indices(self, step: int, rows: slice | None = None) -> list[int]:
-    """Returns which windows of the corpus the rows of a batch are."""
+    """Returns the corpus indices of the windows in a batch."""
     return [self.window_index(number) for number in self._numbers(step, rows)]
 
   def batch(self, step: int, rows: slice | None = None) -> Batch:
-    """Returns batch `step`, or only some of its rows: what one process of several needs to read."""
+    """Returns batch `step`, or only the slice `rows` of it, which one of several processes reads."""
     if step < self.start[0]:
       raise ValueError(f'{step=} must not be less than {self.start[0]}.')
     numbers = self._numbers(step, rows)
@@ -177,7 +177,7 @@ def make_batches(
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatches:
-  """A corpus once, in order, its tail included; what is missing from the last batch is padding with mask 0."""
+  """Batches of a whole corpus, in order, its last incomplete window included. Missing rows and tokens have mask 0."""
 
   corpus: TokenCorpus
   batch_size: int
@@ -224,13 +224,13 @@ def eval_batches(
 
 
 class Prefetch:
-  """An iterator whose items a background thread makes ahead. Stop it with `close()`, or use it in a `with`."""
+  """An iterator whose items a background thread computes in advance. Stop it with `close()`, or use it in a `with`."""
 
   def __init__(self, make: Callable[[int], Any], steps: Iterator[int], depth: int):
     self._queue: queue.Queue = queue.Queue(maxsize=depth)
     self._stop = threading.Event()
     self._done = False
-    # The thread knows nothing of self, so that an iterator nobody holds any more is collected and its thread ends.
+    # The thread holds no reference to self, so an iterator that is no longer used is collected, and its thread ends.
     self._thread = threading.Thread(
       target=_work, args=(make, steps, self._queue, self._stop), name='jaxlm-prefetch', daemon=True
     )
@@ -251,7 +251,7 @@ class Prefetch:
     return item
 
   def close(self) -> None:
-    """Ends the thread; waits until it is gone."""
+    """Stops the thread and waits until it has ended."""
     self._done = True
     self._stop.set()
     self._thread.join()
@@ -277,7 +277,7 @@ def _work(make, steps, out: queue.Queue, stop: threading.Event) -> None:
         return
       put((make(step), None))
     put((None, StopIteration()))
-  except BaseException as e:  # noqa: BLE001  raised again where the batch is asked for
+  except BaseException as e:  # noqa: BLE001  __next__ raises it again
     put((None, e))
 
 
@@ -290,12 +290,12 @@ def prefetch(
   transform: Callable[[Batch], Any] | None = None,
   depth: int = 2,
 ) -> Prefetch:
-  """Returns an iterator over batches start_step, start_step + 1, ... (before stop_step), made ahead by a thread.
+  """Returns an iterator over batches start_step .. stop_step - 1 (None: infinite) that a thread computes in advance.
 
   Args:
-    batches: anything with batch(step), and batch(step, rows) when `rows` is given.
-    transform: applied to each batch in the thread: device_put, for one.
-    depth: batches that wait at most.
+    batches: object with a method batch(step), or batch(step, rows) if `rows` is given.
+    transform: function that the thread applies to each batch, for example device_put.
+    depth: largest number of batches that wait in the queue.
   """
 
   def make(step):

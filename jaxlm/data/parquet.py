@@ -1,4 +1,4 @@
-"""Text out of a column of a Parquet file, or out of a field inside one."""
+"""Reads text from a column of a Parquet file, or from a field inside a column."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def texts(path: Path, field: str) -> Iterator[str]:
     with pq.ParquetFile(path) as file:
       column = _column(path, field, file.schema_arrow.names)
       for batch in file.iter_batches(columns=[field], batch_size=1024):
-        # By name: pyarrow also returns columns such as text.lang to who asks for text.
+        # Select by name: for the column "text", pyarrow also returns columns such as "text.lang".
         for value in _values(batch.column(batch.schema.names.index(column)), path, row):
           yield text_of({column: value}, field, f'{path}, row {row}')
           row += 1
@@ -48,7 +48,7 @@ def texts(path: Path, field: str) -> Iterator[str]:
 
 
 def _column(path: Path, field: str, columns: list[str]) -> str:
-  """Returns the column that a field such as meta.text is in: one of that name, or else one whose name it begins with."""
+  """Returns the column of a field such as meta.text: the column "meta.text" if it exists, else the column "meta"."""
   parts = field.split('.')
   column = next((name for n in range(len(parts), 0, -1) if (name := '.'.join(parts[:n])) in columns), None)
   if column is None:

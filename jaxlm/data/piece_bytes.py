@@ -1,4 +1,4 @@
-"""How the pieces of a tokenizer.json spell bytes, and what of that file is left aside."""
+"""Converts the pieces of a tokenizer.json to bytes, and checks and normalises parts of that file."""
 
 from collections.abc import Mapping
 import functools
@@ -7,25 +7,25 @@ import re
 from typing import Any
 
 _MOST_GROWTH = 1000
-_MOST_IDS = 10_000_000  # a hundred times the largest vocabularies: an id beyond it is damage, and would fill the memory
+_MOST_IDS = 10_000_000  # About a hundred times the largest vocabulary. A larger id means a damaged file, and a table of that size would fill memory.
 
 # ---- id -> bytes of a tokenizer.json ----
 
 
 @functools.cache
 def _byte_alphabet() -> dict[str, int]:
-  """GPT-2's printable stand-ins for the 256 bytes."""
+  """Returns GPT-2's printable character for each of the 256 bytes: character -> byte."""
   printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = [b for b in range(256) if b not in set(printable)]
   return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 def byte_level(piece: str) -> bytes:
-  """Returns the bytes that a piece spells in GPT-2's alphabet."""
+  """Returns the bytes of a piece that is written in GPT-2's byte alphabet."""
   alphabet = _byte_alphabet()
   if all(c in alphabet for c in piece):
     return bytes(alphabet[c] for c in piece)
-  return piece.encode()  # an added token that holds a plain space, say
+  return piece.encode()  # For example an added token that contains a plain space.
 
 
 def metaspace(piece: str) -> bytes:
@@ -36,7 +36,7 @@ def metaspace(piece: str) -> bytes:
 
 
 def decoder_kind(decoder: Mapping[str, Any] | None) -> tuple[str, bool]:
-  """Returns ('byte_level' | 'metaspace' | 'other', whether a first space is taken away)."""
+  """Returns ('byte_level' | 'metaspace' | 'other', whether decoding removes a space at the start)."""
   steps = (decoder or {}).get('decoders', [decoder] if decoder else [])
   types = [step.get('type') for step in steps]
   if types == ['ByteLevel']:
@@ -48,7 +48,7 @@ def decoder_kind(decoder: Mapping[str, Any] | None) -> tuple[str, bool]:
 
 
 def without_padding(json_text: str) -> tuple[str, dict[str, Any]]:
-  """Returns a tokenizer.json without its padding and truncation, as text and parsed. Raises ValueError if it is none."""
+  """Returns a tokenizer.json without padding and truncation, as text and parsed. Raises ValueError if it is not valid."""
   try:
     spec = json.loads(json_text)
   except RecursionError:
@@ -62,10 +62,10 @@ def without_padding(json_text: str) -> tuple[str, dict[str, Any]]:
 
 
 def with_space_rule(json_text: str, spec: dict[str, Any], rule: str, prefix: bool) -> tuple[str, dict[str, Any]]:
-  """Returns a SentencePiece-like tokenizer.json with the spaces of Llama's class, as text and parsed.
+  """Returns a SentencePiece-like tokenizer.json with the space rule of transformers' LlamaTokenizer, as text and parsed.
 
-  transformers builds that class from the vocabulary and merges alone, and puts spaces where `legacy` and
-  `add_prefix_space` say, whatever the file's own normalizer does.
+  transformers builds this class from the vocabulary and merges alone. The settings `legacy` and `add_prefix_space` decide
+  where spaces are added; the normalizer in the file is ignored.
   """
   model = spec.get('model')
   if decoder_kind(spec.get('decoder'))[0] != 'metaspace' or not isinstance(model, dict) or model.get('type') != 'BPE':
@@ -82,7 +82,7 @@ def with_space_rule(json_text: str, spec: dict[str, Any], rule: str, prefix: boo
 
 
 def _check_growth(name: str, part: Any) -> None:
-  """Raises ValueError for replacements that make a text thousands of times as long: the library would not survive it."""
+  """Raises ValueError for replacements that make a text thousands of times longer, since the library would run out of memory."""
   growth, steps = 1.0, [part]
   while steps:
     step = steps.pop()
@@ -99,7 +99,7 @@ def _check_growth(name: str, part: Any) -> None:
 
 
 def check_ids(vocabulary: Mapping[str, int]) -> None:
-  """Raises ValueError for an id that no vocabulary has, before a table of that size is made."""
+  """Raises ValueError for an id that is too large for any vocabulary, before a table of that size is allocated."""
   piece, id = max(vocabulary.items(), key=lambda item: item[1], default=('', 0))
   if id >= _MOST_IDS:
     raise ValueError(f'the token {piece!r} has the id {id}; ids are expected to be below {_MOST_IDS}')

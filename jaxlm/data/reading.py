@@ -1,4 +1,4 @@
-"""Lines and pieces of text files, packed or not. Whatever is wrong with a file is a DataError with the file and the line."""
+"""Reads lines and pieces of text files, compressed or not. Every error is a DataError that names the file and the line."""
 
 import bz2
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import zlib
 from jaxlm import errors
 
 PIECE = 1 << 16
-"""Bytes that are read of a line at once, where it need not be whole."""
+"""Largest number of bytes of a line that `numbered_pieces` reads at once."""
 
 
 def _zstandard(path: Path, mode: str) -> BinaryIO:
@@ -25,16 +25,16 @@ def _zstandard(path: Path, mode: str) -> BinaryIO:
 
 OPENERS = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open, '.zst': _zstandard}
 PACKED = tuple(OPENERS)
-"""Suffixes of packed files."""
+"""Suffixes of compressed files."""
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-  """Yields (number from 1, line). Line ends become a plain newline."""
+  """Yields (number from 1, line). All line ends become '\\n'."""
   return _decoded(path, -1)
 
 
 def numbered_pieces(path: Path) -> Iterator[tuple[int, str]]:
-  """Yields (number of its line, piece): lines, of which those that are long come in pieces that do not end in a newline."""
+  """Yields (line number, piece). A piece is a line, or part of a long line; only the last piece of a line ends in a newline."""
   return _decoded(path, PIECE)
 
 
@@ -43,12 +43,12 @@ def _decoded(path: Path, most: int) -> Iterator[tuple[int, str]]:
   try:
     with OPENERS.get(path.suffix.lower(), open)(path, 'rb') as file:
       _check_encoding(path, file.peek(4096)[:4096])
-      # Bytes, not text mode: a decoding error can then be given its line.
+      # The file is opened in binary mode, so that the line number of a decoding error is known.
       while piece := file.readline(most):
         data, ends = rest + piece, most < 0 or piece.endswith(b'\n')
         rest = b'' if ends else _cut_character(data)
         data = data[: len(data) - len(rest)]
-        if not ends and data.endswith(b'\r'):  # The other half of a line end may follow.
+        if not ends and data.endswith(b'\r'):  # '\n' may follow.
           rest, data = data[-1:] + rest, data[:-1]
         text = data.decode('utf-8-sig' if number == 1 and not column else 'utf-8')
         if text:
@@ -65,7 +65,7 @@ def _decoded(path: Path, most: int) -> Iterator[tuple[int, str]]:
     ) from e
   except errors.DataError:
     raise
-  except (OSError, EOFError, zlib.error, lzma.LZMAError) as e:  # EOFError: a packed file cut short
+  except (OSError, EOFError, zlib.error, lzma.LZMAError) as e:  # EOFError: a truncated compressed file
     raise errors.DataError(f'{path} cannot be read (after line {number - 1}): {e}') from e
 
 
@@ -77,7 +77,7 @@ def _conversion(path: Path, encoding: str) -> str:
 
 
 def _cut_character(data: bytes) -> bytes:
-  """Returns the bytes at the end of `data` that are the beginning of a character of which the rest is missing."""
+  """Returns the last bytes of `data` if they are the beginning of an incomplete UTF-8 character, else b''."""
   for n in range(1, min(4, len(data) + 1)):
     byte = data[-n]
     if byte >= 0xC0:  # The first byte of a character of 2, 3 or 4 bytes.
@@ -88,7 +88,7 @@ def _cut_character(data: bytes) -> bytes:
 
 
 def _check_encoding(path: Path, start: bytes) -> None:
-  """Raises DataError, naming the encoding, for UTF-16 and UTF-32: in UTF-8 their text would be ridden with zeros."""
+  """Raises DataError that names the encoding for UTF-16 and UTF-32 files; read as UTF-8, they would be full of null characters."""
   found = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
   if found is None and start.count(0) > len(start) / 4:
     found = 'utf-16le' if start[1::2].count(0) >= start[0::2].count(0) else 'utf-16be'
@@ -99,4 +99,4 @@ def _check_encoding(path: Path, start: bytes) -> None:
 
 
 MARKS = {b'\xff\xfe\0\0': 'utf-32', b'\0\0\xfe\xff': 'utf-32', b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}
-"""What files begin with that say how they are encoded; the longer ones first, for one begins with another."""
+"""Byte order marks -> encoding. Longer marks come first, because one mark is the beginning of another."""

@@ -1,4 +1,4 @@
-"""Tokens at chosen positions of every row replaced by a fixed or a random one, as in the attention-sink paper's data study."""
+"""Replaces tokens at chosen positions of every row by a fixed or a random token, as in the data study of the attention-sink paper."""
 
 from collections.abc import Sequence
 import zlib
@@ -9,13 +9,13 @@ from jaxlm.data.packing import Batch
 
 
 def replace_tokens(batch: Batch, positions: Sequence[int], *, token: int | None, vocab_size: int) -> Batch:
-  """Returns the batch with its rows' tokens at `positions` (from 1) replaced, where they are targets as well.
+  """Returns the batch with the tokens at `positions` (from 1) of each row replaced, also in the targets.
 
   Args:
-    batch: see `packing.Batch`; rows whose mask is all 0 stay as they are.
-    positions: within 1 .. T.
-    token: the same for all rows; None: drawn uniformly from the vocabulary, always the same one for the same row.
-    vocab_size: of the tokenizer.
+    batch: see `packing.Batch`; rows whose mask is all 0 do not change.
+    positions: positions within 1 .. T.
+    token: id that replaces the tokens of all rows; None: ids drawn uniformly from the vocabulary, equal for equal rows.
+    vocab_size: vocabulary size of the tokenizer.
 
   Raises:
     ValueError: a position outside the row or a token outside the vocabulary.
@@ -29,7 +29,7 @@ def replace_tokens(batch: Batch, positions: Sequence[int], *, token: int | None,
   for row in range(len(tokens_BT)):
     if not batch['mask'][row].any():
       continue
-    # Keyed by the row's own text, so that it stays the same in every epoch and on any number of hosts.
+    # The seed is a hash of the row's tokens, so the ids are equal in every epoch and for any number of hosts.
     rng = np.random.default_rng(zlib.crc32(np.ascontiguousarray(batch['tokens'][row]).tobytes()))
     for position in positions:
       new = rng.integers(vocab_size) if token is None else token

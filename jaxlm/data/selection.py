@@ -1,9 +1,9 @@
-"""Which documents of a scored pool to train on: sort by a rule, add up tokens, cut at a budget. Pure NumPy.
+"""Selects documents of a scored pool for training: sorts by a rule, adds up tokens, and cuts at a budget. Pure NumPy.
 
   kept = argsort(-key)[:n],   n: the number of documents whose tokens come nearest to the budget
 
-The rules are the reverse-modeling paper's (highest S, https://arxiv.org/abs/2410.09817) and what it must beat. Everything
-is decided in the order of ids, so neither the order of the rows nor that of shards changes what is kept.
+The rules are that of the reverse-modeling paper (highest S, https://arxiv.org/abs/2410.09817) and baselines. Ties and random
+numbers follow the order of ids, so the selection does not depend on the order of rows or shards.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Pool:
   """Scored documents; arrays [D].
 
   Attributes:
-    id: of each document, its own.
-    tokens: of each.
-    S: loss difference.
+    id: unique id of each document.
+    tokens: number of tokens of each document.
+    S: forward loss - reverse loss.
     loss_forward: mean forward loss, for the rules on perplexity.
     se: standard error of S, for the score 'S/se'.
     domain: index of the domain.
@@ -65,7 +65,7 @@ class Pool:
         continue
       if np.shape(x) != np.shape(self.id):
         raise ValueError(f'{field.name} has the shape {np.shape(x)}, id {np.shape(self.id)}.')
-      # A standard error is unknown for a document of one token, which the score 'S/se' leaves out.
+      # The standard error of a document of one token is NaN; the score 'S/se' leaves this document out.
       if field.name != 'se' and not np.isfinite(x).all():
         at = np.flatnonzero(~np.isfinite(x))[0]
         raise errors.DataError(f'{field.name} of document {self.id[at]} is {x[at]}: such a score ranks nothing.')
@@ -79,14 +79,14 @@ class Pool:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """What is kept of a pool.
+  """The selected documents of a pool.
 
   Attributes:
-    kept: [D] bool, in the pool's order.
-    eligible: [D] bool: the documents that could be kept.
-    budget: tokens asked for.
-    tokens: tokens kept.
-    quantiles: shares of the eligible tokens whose S is below the lowest that is kept, and not above the highest.
+    kept: [D] bool, whether a document is selected.
+    eligible: [D] bool, whether a document could be selected.
+    budget: number of tokens to select.
+    tokens: number of tokens selected.
+    quantiles: shares of the eligible tokens with S below the lowest selected S, and with S up to the highest selected S.
   """
 
   kept: Bool[np.ndarray, ' D']
@@ -99,7 +99,7 @@ class Selection:
 def check_options(
   *, rule: str, score: str, budget_tokens: int | None, fraction: float | None, temperature: float | None, band: float
 ) -> None:
-  """Raises ValueError for options that no pool fits."""
+  """Raises ValueError for options that are invalid for every pool."""
   if rule not in RULES:
     raise errors.unknown('rule', rule, RULES)
   if score not in SCORES:
@@ -134,18 +134,18 @@ def select(
   """Returns which documents to keep.
 
   Args:
-    budget_tokens, fraction: tokens to keep, or the share of the eligible ones; a tenth if neither is given.
+    budget_tokens, fraction: number of tokens to keep, or the share of the eligible tokens; 0.1 if neither is given.
     rule: one of RULES.
-    score: one of SCORES: what `highest`, `lowest`, `length-matched`, `abs-low` and `band` rank.
+    score: one of SCORES; the rules `highest`, `lowest`, `length-matched`, `abs-low` and `band` rank by it.
     per_domain: keeps the same share of each domain's tokens.
-    temperature: adds Gumbel noise of this many standard deviations of what is ranked: sampling without replacement.
-      None: no noise, but for `dsir` that of its weights (1, in nats).
-    band: the quantile that `band` keeps the neighbours of.
-    min_tokens: shorter documents are not eligible.
-    seed: of all that is random.
+    temperature: scale of Gumbel noise added to the ranked values, in their standard deviations: sampling without
+      replacement. None: no noise, except for `dsir`, whose noise has the scale 1 in nats.
+    band: quantile of the score around which the rule `band` keeps documents.
+    min_tokens: documents with fewer tokens are not eligible.
+    seed: seed of the random rules and of the noise.
 
   Raises:
-    DataError: the pool is empty, has nothing that is eligible, or fewer tokens than the budget.
+    DataError: the pool is empty, has no eligible document, or has fewer tokens than the budget.
     ValueError: an unknown rule or score, or numbers out of range.
   """
   check_options(
@@ -203,7 +203,7 @@ def length_buckets(tokens: Int[np.ndarray, ' D']) -> Int[np.ndarray, ' D']:
 
 
 def _groups(labels_P):
-  """Yields the rows of each label, in their order."""
+  """Returns a list of the row indices of each label."""
   order = np.argsort(labels_P, kind='stable')
   return np.split(order, np.flatnonzero(np.diff(labels_P[order])) + 1)
 
@@ -211,7 +211,7 @@ def _groups(labels_P):
 def _value(p: Pool, score: str):
   if score == 'S':
     return p.S
-  if score == 'S/se':  # Two equal losses of every target: no difference, and no doubt of it.
+  if score == 'S/se':  # If both losses are equal for every target, S and se are 0, and so is the score.
     return np.where(p.S == 0, 0.0, p.S / np.maximum(p.se, np.finfo(np.float64).tiny ** 0.5))
   rank_P = np.zeros(len(p.id))
   for group in _groups(length_buckets(p.tokens)):
@@ -220,7 +220,7 @@ def _value(p: Pool, score: str):
 
 
 def _key(p: Pool, rule: str, value_P, band: float, per_domain: bool, temperature: float | None, random):
-  """Returns what is kept first: the higher, the earlier."""
+  """Returns the sort key of each document; documents with higher keys are kept first."""
   if rule in ('random', 'length-matched'):
     return random.random(len(p.id))
   if rule == 'band':
@@ -238,15 +238,15 @@ def _key(p: Pool, rule: str, value_P, band: float, per_domain: bool, temperature
       'high-perplexity': lambda: p.loss_forward,
       'dsir': lambda: p.weight,
     }[rule]()
-  if rule == 'dsir':  # Weights are probabilities' logarithms, in nats, whatever their spread.
+  if rule == 'dsir':  # Weights are log-probabilities in nats, so the noise is not scaled by their standard deviation.
     return key_P + (1.0 if temperature is None else temperature) * random.gumbel(size=len(key_P))
   return key_P + temperature * key_P.std() * random.gumbel(size=len(key_P)) if temperature else key_P
 
 
 def _cut(key_P, tokens_P, target: float):
-  """Returns the documents with the highest keys, so many that their tokens come nearest to the target."""
+  """Returns the documents with the highest keys, as many as bring the number of tokens nearest to the target."""
   kept_P = np.zeros(len(key_P), bool)
-  order = np.argsort(-key_P, kind='stable')  # Rows are in the order of ids, and so ties are.
+  order = np.argsort(-key_P, kind='stable')  # Rows are sorted by id, so ties are broken by id.
   sums = np.concatenate([[0], np.cumsum(tokens_P[order])])
   after = min(int(np.searchsorted(sums, target)), len(order))
   n = after - 1 if after and target - sums[after - 1] < sums[after] - target else after
@@ -255,10 +255,10 @@ def _cut(key_P, tokens_P, target: float):
 
 
 def _length_matched(value_P, key_P, tokens_P, target: float):
-  """Returns random documents with as many tokens in each bucket of lengths as the highest values have there."""
+  """Returns random documents with the same number of tokens in each length bucket as the documents with the highest values."""
   highest_P, kept_P = _cut(value_P, tokens_P, target), np.zeros(len(key_P), bool)
   owed = target - tokens_P[highest_P].sum()
-  # Long documents first: what they leave over is made up for by short ones.
+  # Long documents come first, so that short ones can fill the tokens that remain.
   for group in reversed(_groups(length_buckets(tokens_P))):
     owed += tokens_P[group][highest_P[group]].sum()
     chosen = _cut(key_P[group], tokens_P[group], max(owed, 0.0))

@@ -1,4 +1,4 @@
-"""SentencePiece: a .model file with what lies beside it as a tokenizer, and the training of new ones."""
+"""SentencePiece tokenizers: loading a .model file with the settings beside it, and training new models."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import hashlib
@@ -13,15 +13,16 @@ from jaxlm.data.byte_table import ByteTable
 
 
 class SentencePieceTokenizer(ByteTable):
-  """A SentencePiece model, given as the bytes of its .model file. A literal U+2581 reads as a space, as always there.
+  """Tokenizer of a SentencePiece model. As in SentencePiece, the character U+2581 in a text is read as a space.
 
-  A text is cut at its added tokens and its parts are encoded one by one. Where these models put a space before a text,
-  `space_rule` of the settings says before which parts: all ('sentencepiece'), all that do not begin with a space
-  ('always'), or only one that begins the text ('first'). The last two are transformers' legacy=True and legacy=False.
+  A text is split at its added tokens, and the parts are encoded one by one. If the model adds a space before a text, the
+  setting `space_rule` says before which parts: before all ('sentencepiece'), before those that do not begin with a space
+  ('always'), or only before a part at the start of the text ('first'). The last two are transformers' legacy=True and
+  legacy=False.
 
   Args:
-    proto: the model.
-    settings: what the files beside it say: added tokens, and which tokens are BOS, EOS and padding.
+    proto: the bytes of the .model file.
+    settings: settings from the files beside it: added tokens, and the ids of BOS, EOS and padding.
   """
 
   def __init__(self, proto: bytes, settings: Mapping[str, Any] | None = None):
@@ -46,14 +47,14 @@ class SentencePieceTokenizer(ByteTable):
     for id, token in tokens.items():
       self._bytes[id] = token.content.encode()
     ids = {'bos': sp.bos_id(), 'eos': sp.eos_id(), 'pad': sp.pad_id()}
-    # Models of this kind expect BOS unless their files say otherwise.
+    # SentencePiece models expect BOS unless their settings say otherwise.
     tokenizer_files.set_specials(self, {n: id for n, id in ids.items() if id >= 0}, settings, adds_bos=True)
     beside = self._settings()
     marks = b'' if beside == {'space_rule': 'sentencepiece'} else json.dumps(beside, sort_keys=True).encode()
     self.fingerprint = hashlib.sha256(proto + marks).hexdigest()
 
   def _added_tokens(self, tokens: dict[int, Any], settings: Mapping[str, Any]) -> dict[int, Any]:
-    """Returns the model's own markers with the tokens that files beside it add, by id."""
+    """Returns the model's special tokens and the tokens that settings add, sorted by id."""
     sp = self._processor
     size = end = sp.get_piece_size()
     pieces = {sp.id_to_piece(i): i for i in range(size)}
@@ -79,7 +80,7 @@ class SentencePieceTokenizer(ByteTable):
     return sp.id_to_piece(id).replace('\u2581', ' ').encode()
 
   def _encode_part(self, text: str, begins: bool) -> list[int]:
-    """Returns the ids of a text without added tokens. `begins`: nothing came before it."""
+    """Returns the ids of a text without added tokens. `begins`: whether it is at the start of the whole text."""
     if self._space_rule == 'sentencepiece':
       return self._processor.encode(text) if text else []
     spaced = text.startswith((' ', '\u2581')) or (self._space_rule == 'first' and not begins)
@@ -103,7 +104,7 @@ class SentencePieceTokenizer(ByteTable):
     return self._processor.encode(list(texts))
 
   def _settings(self) -> dict[str, Any]:
-    """Returns what a file beside the model has to say for it to encode and decode as this tokenizer does."""
+    """Returns the settings that a file beside the model needs, so that a loaded copy encodes and decodes equally."""
     settings: dict[str, Any] = {'space_rule': self._space_rule}
     if self.strips_first_space != _dummy_prefix(self._proto):
       settings['add_prefix_space'] = self.strips_first_space
@@ -115,7 +116,7 @@ class SentencePieceTokenizer(ByteTable):
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / 'tokenizer.model').write_bytes(self._proto)
-    # transformers reads the class, `legacy` and `add_prefix_space`, and then does what `space_rule` says.
+    # transformers reads the class, `legacy` and `add_prefix_space`, which together give the same space rule.
     as_transformers = {'tokenizer_class': 'LlamaTokenizer', 'legacy': self._space_rule != 'first'}
     settings = tokenizer_files.settings_of(self) | as_transformers | {'add_prefix_space': self.strips_first_space}
     tokenizer_files.write_json(directory / 'tokenizer_config.json', settings | self._settings())
@@ -140,7 +141,7 @@ def _with_dummy_prefix(proto: bytes, prefix: bool) -> bytes:
 
 
 def from_file(path: str | Path) -> SentencePieceTokenizer:
-  """Returns the tokenizer of one .model file, with the settings that lie beside it."""
+  """Returns the tokenizer of a .model file, with the settings from files in the same folder."""
   path = Path(path)
   settings = tokenizer_files.read_settings(path.parent)
   with tokenizer_files.naming(path, 'as a SentencePiece model'):
@@ -159,19 +160,20 @@ def train_sentencepiece(
   dummy_prefix: bool = False,
   max_bytes: int = 100_000_000,
 ) -> SentencePieceTokenizer:
-  """Trains a SentencePiece model that loses nothing: unseen characters become bytes, newlines and runs of spaces stay.
+  """Trains a lossless SentencePiece model: unseen characters become bytes; newlines and runs of spaces are kept.
 
-  Ids: unk 0, bos 1, eos 2, pad 3, 256 bytes, then pieces. One thread, no sampling: equal texts give an equal model.
+  Ids: unk 0, bos 1, eos 2, pad 3, 256 bytes, then pieces. Training is deterministic: equal texts give equal models.
 
   Args:
-    directory: where to save it, if anywhere.
+    directory: folder to save the tokenizer to (None: it is not saved).
     kind: 'bpe' or 'unigram'.
-    dummy_prefix: puts a space before each text, so that a first word is the same piece as a later one. Without it,
+    dummy_prefix: adds a space before each text, so that a word has the same piece at the start as later. Without it,
       decode(a + b) = decode(a) + decode(b).
-    max_bytes: training stops reading after this much text.
+    max_bytes: training reads at most about this much text.
 
   Raises:
-    ValueError: the vocabulary is larger than the texts can fill, or too small for their characters; with both numbers.
+    ValueError: the vocabulary is too large for the amount of text, or too small for its characters; the message has both
+      numbers.
   """
   import sentencepiece
 
@@ -213,7 +215,7 @@ def train_sentencepiece(
 
 
 def _lines(texts: Iterable[str], max_bytes: int, seen: list[int]) -> Iterator[str]:
-  # SentencePiece drops sentences longer than 4192 bytes without a word, so lines are cut; newlines are byte pieces.
+  # SentencePiece silently drops sentences longer than 4192 bytes, so long lines are split. Newlines are byte pieces.
   for text in texts:
     for line in text.splitlines():
       for start in range(0, len(line), 1000):

@@ -1,4 +1,4 @@
-"""Documents that can be read again and again: what every kind of source is."""
+"""Source: a collection of documents that can be read several times."""
 
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
@@ -12,13 +12,13 @@ from jaxlm import errors
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Documents that can be read again and again.
+  """A collection of documents that can be read several times.
 
   Attributes:
-    name: what the user called it.
-    read: starts a new pass.
-    facts: says what the content depends on (paths, sizes, times), without reading it.
-    parts: the files and named sources it consists of, in order; empty where that is not known.
+    name: name that the user gave.
+    read: returns a new iterator over the documents.
+    facts: returns what the content depends on (paths, sizes, times), without reading the content.
+    parts: files and named sources that it consists of, in order; empty if they are not known.
   """
 
   name: str
@@ -37,14 +37,14 @@ class Source:
 
 
 def labelled(source: Iterable[str]) -> Iterator[tuple[str, str]]:
-  """Yields (text, the file or named source that it is from), '' where that is not known. Raises as iterating does."""
+  """Yields (text, name of the file or source that it comes from, '' if unknown). Raises DataError if there is no text."""
   parts = getattr(source, 'parts', ())
   if not parts:
     yield from ((text, '') for text in source)
     return
   shorten = lambda name: Path(name).name if Path(name).is_file() else name
   short = [shorten(part.name) for part in parts]
-  # Where files share a name, as wiki/train.jsonl and code/train.jsonl do, the path tells which is meant.
+  # If files share a name, as wiki/train.jsonl and code/train.jsonl do, the label is the whole path.
   labels = [part.name if short.count(name) > 1 else name for part, name in zip(parts, short)]
   empty = True
   for part, label in zip(parts, labels):
@@ -57,7 +57,7 @@ def labelled(source: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def fingerprint(source: Iterable[str]) -> str:
-  """Returns a digest of what a source's content depends on."""
+  """Returns a digest of the facts that a source's content depends on. Raises ValueError for an iterable without `facts`."""
   if not hasattr(source, 'facts'):
     raise ValueError(f'{type(source).__name__} does not know what it depends on: give `key=`, a name for its content.')
   return hashlib.sha256(json.dumps(source.facts(), sort_keys=True).encode()).hexdigest()
@@ -67,7 +67,7 @@ def text_of(example: Any, field: str, where: str) -> str:
   """Returns the text in a field of an example, '' for null. `meta.text` is the field text in the field meta.
 
   Raises:
-    DataError: there is none; it opens with `where`.
+    DataError: the field does not exist or is not valid text; the message begins with `where`.
   """
   text = _inside(example, field, where)
   if text is None:
@@ -76,7 +76,7 @@ def text_of(example: Any, field: str, where: str) -> str:
     raise errors.DataError(f'{where}: the field {field!r} is {type(text).__name__}, not text.')
   try:
     text.encode()
-  except UnicodeEncodeError as e:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
+  except UnicodeEncodeError as e:  # half of a surrogate pair, which JSON can represent and UTF-8 cannot
     raise errors.DataError(f'{where}: the field {field!r} is not valid Unicode ({e.reason}).') from e
   return text
 

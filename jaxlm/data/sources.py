@@ -1,8 +1,8 @@
-"""Where text comes from: a spec such as 'embedded', 'notes/', 'a.jsonl,b.txt' or 'tfds:lm1b:train' -> documents.
+"""Opens text sources by a spec such as 'embedded', 'notes/', 'a.jsonl,b.txt' or 'tfds:lm1b:train'.
 
-  for text in documents('embedded'): ...        # as often as you like: each pass begins anew
+  for text in documents('embedded'): ...        # may be repeated; each loop starts from the beginning
 
-Whatever is wrong with a source is a DataError that names the file and the line.
+Every error of a source is a DataError that names the file and the line.
 """
 
 from collections.abc import Iterable
@@ -29,11 +29,12 @@ def documents(
 
   Args:
     spec: 'embedded' (text that ships with Python), a file (.txt .md .rst .jsonl .json .parquet, the first five also
-      .gz .bz2 .xz .zst), a folder (its files, sorted), a pattern with *, 'tfds:NAME[:SPLIT]', or several of these with commas between.
-    field: where JSON, Parquet and TFDS examples keep their text; meta.text is the field text in the field meta.
-    data_dir: where TFDS preparations lie (default: TFDS's own).
-    download: whether TFDS may download and prepare what is not there.
-    document: about how many characters of a text file are one document; 0: the whole file.
+      .gz .bz2 .xz .zst), a folder (its files, sorted), a pattern with *, 'tfds:NAME[:SPLIT]', or several of these separated by
+      commas.
+    field: name of the field with the text in JSON, Parquet and TFDS examples; meta.text is the field text in the field meta.
+    data_dir: folder of prepared TFDS data sets (None: TFDS's default).
+    download: whether TFDS may download and prepare a missing data set.
+    document: a text file is split into documents of about this many characters; 0: the whole file is one document.
 
   Raises:
     DataError: something that the spec names does not exist or is of an unknown kind.
@@ -63,10 +64,10 @@ def documents(
 
 
 def split(source: Iterable[str], valid_fraction: float) -> tuple[Source, Source]:
-  """Returns (train, valid). The hash of a document's text decides, so order, additions and copies change nothing.
+  """Returns (train, valid). The hash of a document's text decides its part, so order and other documents have no influence.
 
   Raises:
-    DataError: on reading, when a part turns out empty.
+    DataError: a part is empty; raised when it is read.
     ValueError: valid_fraction is not in (0, 1).
   """
   if not 0 < valid_fraction < 1:

@@ -1,9 +1,8 @@
-"""Jinja templates that came with a model, from anywhere: what they may do, and how much of it.
+"""Renders untrusted Jinja templates (they come with a model) with limits on time and memory.
 
-Jinja's own sandbox keeps a template from Python's internals and from changing what it is given. It does not keep one
-from running for ever or filling the memory, so here every loop and call looks at the clock, and every value that a
-template makes is measured: operators, filters, methods and literals can each make a value that is larger than their
-operands, and nothing else can.
+Jinja's sandbox prevents access to Python's internals and changes to the arguments. It does not prevent endless loops or
+huge values. So every loop and call checks the time, and the size of every value that an operator, filter, method or
+literal makes is checked: only these can make a value that is larger than their operands.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,16 +15,16 @@ import time
 from typing import Any
 
 SECONDS = 10.0
-"""How long a template may run; real ones take milliseconds."""
+"""Time limit of a template in seconds; real templates take milliseconds."""
 LARGEST = 10_000_000
-"""How many characters and values a text or list may hold; a million tokens are about five million characters."""
+"""Size limit of a value in characters and list items; a million tokens are about five million characters."""
 _BOUNDED, _TIMED = '_jaxlm_bounded', '_jaxlm_timed'  # filters that compiled templates call
 _WIDE = re.compile(r'\d{6}')  # in a format string: a width of a hundred thousand or more
 _clock = threading.local()
 
 
 class LimitError(RuntimeError):
-  """A template that asked for more time or memory than it gets."""
+  """A template exceeded the limit on time or memory."""
 
 
 def _look_at_clock() -> None:
@@ -61,14 +60,14 @@ def bounded(value: Any) -> Any:
 
 
 def _timed(values: Iterable[Any]) -> Iterator[Any]:
-  """Yields the values of a loop, looking at the clock before each."""
+  """Yields the values of a loop, and checks the time before each."""
   for value in values:
     _look_at_clock()
     yield value
 
 
 def _check_growth(name: str, value: Any, arguments: list[Any]) -> None:
-  """Raises LimitError for a filter or method whose result would be too large to be made and measured."""
+  """Raises LimitError for a call of a filter or method whose result would be too large to compute at all."""
   numbers = [abs(x) for x in arguments if isinstance(x, int)]
   texts = [x for x in arguments if isinstance(x, str)]
   if any(n > LARGEST for n in numbers) and name != 'range':
@@ -98,7 +97,7 @@ def _environment():
   import jinja2.sandbox
 
   class Generation(jinja2.ext.Extension):
-    """{% generation %} marks what an assistant said, for training masks; for rendering it is transparent."""
+    """The tag {% generation %} marks assistant text for training masks. Rendering ignores the tag and keeps the text."""
 
     tags = {'generation'}
 
@@ -135,7 +134,7 @@ def _environment():
       return bounded(super().call(context, function, *args, **kwargs))
 
   class _Measuring(jinja2.visitor.NodeTransformer):
-    """Measures what literals and `~` make: they refer to one value several times at no cost."""
+    """Adds size checks to literals and `~`, which can repeat one large value many times."""
 
     def _measure(self, node):
       self.generic_visit(node)
@@ -165,7 +164,8 @@ def _environment():
     def filter(*args, **kwargs):
       _look_at_clock()
       if name == 'join' and len(args) > at and not hasattr(args[at], '__len__'):
-        args = (*args[:at], list(_timed(args[at])), *args[at + 1 :])  # a generator, which says not how long it is
+        # A generator has no length, so it is read into a list.
+        args = (*args[:at], list(_timed(args[at])), *args[at + 1 :])
       value = args[at] if len(args) > at else None
       _check_growth(name, value, [*args[at + 1 :], *kwargs.values()])
       return bounded(function(*args, **kwargs))

@@ -1,4 +1,4 @@
-"""Text as it is generated: complete characters only, adding up to what decoding everything at once gives."""
+"""Decodes generated ids to text step by step, in complete characters."""
 
 import codecs
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class TextStream:
-  """Text of ids that arrive a few at a time: never half a character, and all parts together equal `decode` of all ids.
+  """Decodes ids that arrive a few at a time. It emits only complete characters; all parts joined equal `decode` of all ids.
 
   stream = TextStream(tokenizer)
   for ids in generated:
@@ -15,9 +15,10 @@ class TextStream:
   """
 
   def __init__(self, tokenizer: Any, *, prompt: Sequence[int] = (), skip_special: bool = True):
-    """`prompt`: ids that came before; their text is not emitted, but a space that follows them is kept."""
+    """`prompt`: ids before the first pushed ones. Their text is not emitted, and a space after it is kept."""
     self._tokenizer, self._skip = tokenizer, skip_special
-    # A tokenizer whose decoder is more than joining bytes (WordPiece) is decoded anew at each push, and says what is settled.
+    # If decoding is more than joining bytes (WordPiece), all ids are decoded again at each push, and `settled` tells how much
+    # of the text is final.
     self._joins = getattr(tokenizer, '_joins_bytes', hasattr(tokenizer, 'token_bytes'))
     self._strip = getattr(tokenizer, 'strips_first_space', False)
     self._decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')
@@ -28,7 +29,7 @@ class TextStream:
       self.flush()
 
   def push(self, ids: Iterable[int]) -> str:
-    """Returns the text that these ids complete."""
+    """Returns the new text that is final after these ids."""
     ids = [int(i) for i in ids]
     if not self._joins:
       return self._push_whole(ids)
@@ -41,7 +42,8 @@ class TextStream:
   def _push_whole(self, ids: list[int]) -> str:
     self._ids += ids
     before, self._text = self._text, self._tokenizer.decode(self._ids, skip_special=self._skip)
-    # A later token may change the end (a character's missing bytes, a space): what two decodings agree on is likely settled.
+    # A later token may change the end of the text (missing bytes of a character, a space). The common prefix of two successive
+    # decodings is likely final.
     agreed = next((i for i, (a, b) in enumerate(zip(before, self._text)) if a != b), min(len(before), len(self._text)))
     settled = max(min(agreed, self._settled()), len(self._sent))
     new, self._sent = self._text[len(self._sent) : settled], self._text[:settled]
@@ -53,7 +55,7 @@ class TextStream:
     return len(self._text.rstrip('\ufffd'))
 
   def flush(self) -> str:
-    """Returns what was held back, ill-formed bytes as U+FFFD."""
+    """Returns the rest of the text; incomplete characters become U+FFFD."""
     if not self._joins:
       new, self._sent = self._text[len(self._sent) :], self._text
       return new

@@ -1,7 +1,7 @@
-"""TensorFlow Datasets without TensorFlow: read by random access from ArrayRecord preparations.
+"""Reads TensorFlow Datasets (TFDS) without TensorFlow, by random access, from data sets prepared as ArrayRecord.
 
-TFDS finds its newer builders by folder, but the older ones only once their module is imported (without TensorFlow):
-BUILDERS says which module. A preparation in TFRecord, TFDS's default, cannot be read without TensorFlow.
+TFDS finds newer builders by their folder. An older builder is found only after its module is imported; BUILDERS names the
+module. A data set prepared as TFRecord, TFDS's default, cannot be read without TensorFlow.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ BUILDERS = {
   'yelp_polarity_reviews': 'text.yelp_polarity',
 }
 """Older builders: name -> module of tensorflow_datasets that registers it."""
-# Builders that are found by name alone; here only to suggest a name that was mistyped.
+# Builders that TFDS finds by name; listed only to suggest the nearest name for a mistyped one.
 _NEWER = """ag_news_subset amazon_us_reviews asset imdb_reviews lm1b multi_news natural_questions opus para_crawl pg19
 story_cloze ted_hrlr_translate ted_multi_translate tiny_shakespeare""".split()
 
@@ -39,10 +39,10 @@ def builder(name: str, data_dir: str | Path | None = None, *, download: bool = F
 
   Args:
     name: 'NAME', 'NAME/CONFIG' or 'NAME/CONFIG:VERSION'.
-    download: whether to download and prepare (as ArrayRecord) what is not there.
+    download: whether to download a missing data set and prepare it as ArrayRecord.
 
   Raises:
-    DataError: the name is unknown, nothing is prepared, or it was prepared as TFRecord; the message has the remedy.
+    DataError: the name is unknown, the data set is not prepared, or it was prepared as TFRecord; the message tells the fix.
   """
   import tensorflow_datasets as tfds
 
@@ -82,7 +82,7 @@ def examples(found: Any, split: str) -> Iterator[dict[str, Any]]:
   if (base := re.split(r'[\[+]', split)[0].strip()) not in found.info.splits:
     raise errors.unknown(f'split of {found.info.name}', base, found.info.splits, errors.DataError)
   data = found.as_data_source(split=split)
-  for start in range(0, len(data), 256):  # several at once is four times as fast as one by one
+  for start in range(0, len(data), 256):  # Reading several at once is four times as fast as one by one.
     yield from data.__getitems__(list(range(start, min(start + 256, len(data)))))
 
 

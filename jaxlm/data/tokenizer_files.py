@@ -1,4 +1,4 @@
-"""What lies beside a tokenizer: which token is BOS, EOS or padding, its chat template, and its class's own rules."""
+"""Settings in the files beside a tokenizer: ids of BOS, EOS and padding, the chat template, and rules of tokenizer classes."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -15,7 +15,7 @@ _MODEL_FIELDS = (*_NUMBERS, 'model_type', 'tokenizer_class')
 
 
 class SettingsError(ValueError):
-  """A value beside a tokenizer that cannot be meant; the message names the file it is from."""
+  """An invalid value in a file beside a tokenizer; the message names the file."""
 
 
 class Settings(dict):
@@ -27,14 +27,14 @@ class Settings(dict):
 
 
 def refuse(settings: Mapping[str, Any], name: str, expected: str) -> SettingsError:
-  """Returns the error for a field that is not what it should be."""
+  """Returns the error for a field with an invalid value."""
   source = getattr(settings, 'sources', {}).get(name, "the tokenizer's settings")
   return SettingsError(f'{source}: {name}={errors.shown(settings.get(name), 200)} cannot be used: expected {expected}.')
 
 
 @contextlib.contextmanager
 def naming(path: Path, what: str) -> Iterator[None]:
-  """Errors inside become ValueErrors that name the file, unless they name one already."""
+  """Turns errors inside the block into ValueErrors that name the file, unless they name one already."""
   try:
     yield
   except SettingsError:
@@ -46,7 +46,7 @@ def naming(path: Path, what: str) -> Iterator[None]:
 
 
 def _ids(settings: Mapping[str, Any], name: str) -> list[int]:
-  """Returns the ids of a field that holds one, several or none. Raises SettingsError for anything else."""
+  """Returns the ids of a field that holds one id, a list or null. Raises SettingsError for other types."""
   value = settings.get(name)
   values = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
   if any(isinstance(id, bool) or not isinstance(id, int) for id in values):
@@ -57,13 +57,13 @@ def _ids(settings: Mapping[str, Any], name: str) -> list[int]:
 def set_specials(
   tokenizer: Any, ids: Mapping[str, int], settings: Mapping[str, Any], *, adds_bos: bool = False
 ) -> None:
-  """Sets bos_id, eos_id, pad_id, stop_ids, adds_bos and chat_template from what the model's files say.
+  """Sets bos_id, eos_id, pad_id, stop_ids, adds_bos and chat_template of a tokenizer from the model's files.
 
-  A token named by its text counts first, then the vocabulary's own (`ids`), then the ids of the model's configs. What
-  is named and does not exist is dropped with a warning; for EOS, without which a text does not end, it is an error.
+  The text of a token in the settings has priority, then the vocabulary (`ids`), then the ids in the model's configs. A token
+  that does not exist is ignored with a warning; for EOS it is an error, because generation would never end.
 
   Args:
-    adds_bos: where the settings do not say.
+    adds_bos: value to use if the settings do not have the field.
   """
   size, stops = tokenizer.vocab_size, []
   for name in ('bos', 'eos', 'pad'):
@@ -127,7 +127,7 @@ def settings_of(tokenizer: Any) -> dict[str, Any]:
   settings |= tokenizer._other_roles
   for name in ('bos', 'eos', 'pad'):
     if (id := getattr(tokenizer, f'{name}_id')) is not None:
-      # Named by its text, a token would become special where it was an ordinary one.
+      # A token that is not special is written as an id: written as text, it would be special when loaded.
       special = id in tokenizer.special_ids
       settings[f'{name}_token' if special else f'{name}_token_id'] = tokenizer.token_text(id) if special else id
   if tokenizer.chat_template is not None:
@@ -141,12 +141,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_settings(directory: Path) -> Settings:
-  """Returns the fields of all files beside a tokenizer, joined as transformers joins them.
+  """Returns the fields of all files beside a tokenizer, merged in the same way as in transformers.
 
-  special_tokens_map.json comes before tokenizer_config.json, unless that one lists its added tokens and so is complete.
-  The numeric ids of the model's own configs only fill what no token's text says, and add stops.
+  special_tokens_map.json has priority over tokenizer_config.json, unless the latter has an added_tokens_decoder. The numeric
+  ids in the model's configs are used only for roles without a token text, and as further stop ids.
 
-  Raises SettingsError naming a file that cannot be read.
+  Raises SettingsError that names the file if one cannot be read.
   """
   config, generation, marks, own, added = (
     _read(directory / name)
@@ -164,7 +164,7 @@ def read_settings(directory: Path) -> Settings:
   }
   if (own or {}).get('added_tokens_decoder') is not None:
     complete = directory / 'tokenizer_config.json'
-    files[complete] = files.pop(complete)  # the last one counts
+    files[complete] = files.pop(complete)  # later files have priority
   settings = Settings()
   for file, fields in files.items():
     fields = {name: value for name, value in fields.items() if value is not None}
@@ -176,7 +176,7 @@ def read_settings(directory: Path) -> Settings:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-  """Returns the object in a JSON file, None if there is no file. Raises SettingsError naming it."""
+  """Returns the object in a JSON file, or None if there is no file. Raises SettingsError that names it."""
   if not path.is_file():
     return None
   try:
@@ -188,11 +188,11 @@ def _read(path: Path) -> dict[str, Any] | None:
   return value
 
 
-# ---- what a class of tokenizers does without saying so in its files ----
+# ---- rules of transformers' tokenizer classes that are not written in their files ----
 
 
 def _class_of(settings: Mapping[str, Any]) -> tuple[str | None, str | None]:
-  """Returns (class, model_type) as the files name them; both None for files that are ours or from nowhere."""
+  """Returns (class, model_type) as the files name them; both are None for files that jaxlm wrote."""
   if 'stop_token_ids' in settings or 'space_rule' in settings:
     return None, None
   name, model_type = settings.get('tokenizer_class'), settings.get('model_type')
@@ -200,7 +200,7 @@ def _class_of(settings: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def space_rule(settings: Mapping[str, Any]) -> tuple[str, bool | None]:
-  """Returns (SentencePieceTokenizer's space_rule, whether a space is put before texts; None: as the model says)."""
+  """Returns (space_rule of SentencePieceTokenizer, whether a space is added before texts; None: the model's setting)."""
   rules, prefix = ('sentencepiece', 'always', 'first'), settings.get('add_prefix_space')
   for name in ('legacy', 'add_prefix_space'):
     if not isinstance(settings.get(name), bool | None):
@@ -214,18 +214,18 @@ def space_rule(settings: Mapping[str, Any]) -> tuple[str, bool | None]:
     return 'sentencepiece', None
   legacy = settings.get('legacy')
   if model_type == 'mistral' or name != 'LlamaTokenizer':
-    # transformers has no class of its own for these and follows the model, with `legacy` meant where it is absent.
+    # transformers has no special class for these models and follows the .model file; an absent `legacy` counts as true.
     return ('first' if legacy is False else 'sentencepiece'), None
   return ('always' if legacy else 'first'), (True if prefix is None else prefix)
 
 
 def names_unk(settings: Mapping[str, Any]) -> bool:
-  """Returns whether the unknown piece of a SentencePiece model is a special token, as transformers makes it."""
+  """Returns whether the unknown piece of a SentencePiece model is a special token, as it is in transformers."""
   return settings.get('unk_token') is not None or _class_of(settings) != (None, None)
 
 
 def merges_rule(settings: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-  """Returns (splitting rule, tokens by role where no file names them) for vocab.json with merges.txt."""
+  """Returns (splitting rule, default tokens by role) for a tokenizer of vocab.json and merges.txt."""
   name, model_type = _class_of(settings)
   end = '<|endoftext|>'
   if name == 'Qwen2Tokenizer' or (name is None and model_type in ('qwen2', 'qwen3')):

@@ -1,7 +1,7 @@
 """Tokenizers: bytes, SentencePiece and Hugging Face JSON behind one protocol.
 
-A tokenizer maps each id to bytes; the text of ids is those bytes joined and read as UTF-8, ill-formed parts becoming
-U+FFFD. So text can be streamed token by token and adds up to exactly what `decode` of all ids says.
+A tokenizer maps each id to bytes. The text of several ids is the joined bytes decoded as UTF-8; ill-formed parts become U+FFFD.
+So text can be streamed token by token, and the joined parts equal `decode` of all ids.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from jaxlm.data.text_stream import TextStream as TextStream
 
 @runtime_checkable
 class Tokenizer(Protocol):
-  """What trainers and decoders ask of a tokenizer."""
+  """The interface of a tokenizer that trainers and decoders use."""
 
   vocab_size: int
   bos_id: int | None
@@ -33,18 +33,18 @@ class Tokenizer(Protocol):
   """Whether the model expects bos_id before a text."""
 
   def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
-    """Returns ids. `special` reads strings such as '<|im_start|>' as their one id; otherwise they are plain text."""
+    """Returns ids. With `special`, a string such as '<|im_start|>' becomes its single id; otherwise it is plain text."""
 
   def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-    """Returns the text of ids; ids outside the vocabulary have none."""
+    """Returns the text of ids; ids outside the vocabulary are skipped."""
 
   def token_id(self, text: str) -> int | None:
-    """Returns the id of the token whose text this is, special ones first; None if there is none."""
+    """Returns the id of the token with this text (special tokens first), or None if there is none."""
 
   def chat(self, messages: list[dict] | str, *, add_generation_prompt: bool = True, **variables: Any) -> list[int]:
-    """Returns the ids of a conversation in the model's own format. Raises ValueError when it has none.
+    """Returns the ids of a conversation in the model's chat format. Raises ValueError if the model has no chat template.
 
-    `variables` reach the template: tools=[...], documents=[...], enable_thinking=False, ...
+    `variables` are passed to the template: tools=[...], documents=[...], enable_thinking=False, ...
     """
 
   def save(self, directory: str | Path) -> None:
@@ -52,7 +52,7 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer(ByteTable):
-  """UTF-8 bytes as ids 0..255, then bos 256, eos 257, pad 258. Needs no training and loses nothing."""
+  """A lossless tokenizer without training: ids 0 to 255 are UTF-8 bytes, then bos 256, eos 257, pad 258."""
 
   FILE = 'tokenizer_bytes.json'
 
@@ -71,11 +71,11 @@ class ByteTokenizer(ByteTable):
 
 
 class HuggingFaceTokenizer(ByteTable):
-  """A tokenizer.json, through the `tokenizers` package.
+  """A tokenizer of a tokenizer.json, with the `tokenizers` package.
 
   Args:
     json_text: the text of tokenizer.json.
-    settings: what tokenizer_config.json and its neighbours say: bos_token, eos_token, pad_token, chat_template,
+    settings: fields of tokenizer_config.json and related files: bos_token, eos_token, pad_token, chat_template,
       add_bos_token, eos_token_id (a number or a list), ...
   """
 
@@ -83,7 +83,7 @@ class HuggingFaceTokenizer(ByteTable):
     import tokenizers
 
     settings = {} if settings is None else settings
-    # Padding and truncation are leftovers of a training run: obeyed, they would cut or pad every text.
+    # Padding and truncation are settings of a training run; they are removed, because they would change every text.
     json_text, spec = piece_bytes.without_padding(json_text)
     rule, prefix = tokenizer_files.space_rule(settings)
     if prefix is not None:
@@ -93,7 +93,7 @@ class HuggingFaceTokenizer(ByteTable):
       json_text = self._plain.to_str()
     self._json = json_text
     self._parsing = tokenizers.Tokenizer.from_str(json_text)
-    self._plain.encode_special_tokens = True  # the other way round than it sounds: special strings become plain text
+    self._plain.encode_special_tokens = True  # Despite the name, this makes special strings plain text.
     vocab = self._plain.get_vocab(with_added_tokens=True)
     piece_bytes.check_ids(vocab)
     kind, self.strips_first_space = piece_bytes.decoder_kind(spec.get('decoder'))
@@ -106,11 +106,11 @@ class HuggingFaceTokenizer(ByteTable):
     added, pieces = self._plain.get_added_tokens_decoder(), self._plain.get_vocab(with_added_tokens=False)
     self._special = {token.content: id for id, token in added.items() if token.special}
     for id, token in added.items():
-      # An added token's text is no spelling of bytes: "é" would read as half a character. The exception is one that is
-      # an ordinary piece as well, for its id comes out of ordinary text too.
+      # The text of an added token is not written in the byte alphabet, where "é" would be half a character. An added token
+      # that is also an ordinary piece is the exception, because plain text is encoded to its id too.
       if token.special or (kind == 'byte_level' and token.content not in pieces):
         self._bytes[id] = token.content.encode()
-    # The post-processor is where a tokenizer.json says that texts start with BOS.
+    # A tokenizer.json says in its post-processor whether texts start with BOS; encoding a text shows it.
     first = self._parsing.encode('a', add_special_tokens=True).ids[:1]
     tokenizer_files.set_specials(self, {}, settings)
     if settings.get('add_bos_token') is None:
@@ -140,7 +140,7 @@ class HuggingFaceTokenizer(ByteTable):
       return self._plain.decode([int(i) for i in ids if i >= 0], skip_special_tokens=skip_special)
 
   def settled(self, ids: Sequence[int], text: str, *, skip_special: bool = True) -> int:
-    """Returns how many characters of the text of these ids stay whatever ids follow, for a decoder that joins no bytes."""
+    """Returns how many first characters of `text` are final whatever ids follow. `text` is `decode(ids)`."""
     steps, n = self._settling, len(ids)
     piece = lambda id: None if id < 0 or (skip_special and id in self.special_ids) else self._plain.id_to_token(id)
     while n and ((last := piece(ids[n - 1])) is None or (steps.byte_runs and decoder_steps.is_byte_piece(last))):
@@ -165,7 +165,7 @@ class HuggingFaceTokenizer(ByteTable):
 
 @contextlib.contextmanager
 def _rules_that_end() -> Iterator[None]:
-  """A rule of a tokenizer.json that takes for ever, or fails on a text, is a panic of the tokenizers package."""
+  """Turns a panic of the tokenizers package, caused by a rule that fails or does not end, into a ValueError."""
   try:
     yield
   except BaseException as e:
@@ -178,11 +178,12 @@ def _rules_that_end() -> Iterator[None]:
 
 
 def from_directory(path: str | Path) -> Tokenizer | None:
-  """Returns the tokenizer whose files lie in a directory (tokenizer.json, *.model, vocab.json with
-  merges.txt, tokenizer_bytes.json), or None.
+  """Returns the tokenizer of a directory with tokenizer.json, *.model, vocab.json and merges.txt, or tokenizer_bytes.json.
+
+  Returns None if there is none of these files.
 
   Raises:
-    ValueError: a file is there but cannot be read; the message names it.
+    ValueError: a file cannot be read, or there are several SentencePiece models; the message names the files.
   """
   path = Path(path)
   if (file := path / 'tokenizer.json').is_file():
@@ -205,7 +206,7 @@ def from_directory(path: str | Path) -> Tokenizer | None:
 
 
 def _from_merges(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
-  """The older pair of files that GPT-2, OPT and Qwen2 come with."""
+  """Returns the tokenizer of vocab.json and merges.txt, an older format that GPT-2, OPT and Qwen2 use."""
   vocabulary = json.loads((path / 'vocab.json').read_text(encoding='utf-8'))
   lines = (path / 'merges.txt').read_text(encoding='utf-8').splitlines()
   merges = [line.split(' ') for line in lines if line and not line.startswith('#version')]

@@ -1,9 +1,9 @@
-"""Whether two models differ, from what both did on the same items: a paired bootstrap, in NumPy.
+"""Paired bootstrap: tests whether two models differ, from their results on the same items. Pure NumPy.
 
   d = sum_i a_i / sum_i u_i - sum_i b_i / sum_i v_i
 
-over documents (losses and their tokens) or questions (right answers and ones). Items are drawn with replacement, the same
-ones for both models, so that what makes an item hard for both cancels.
+over documents (a, b: losses; u, v: tokens) or questions (a, b: 1 for a correct answer; u, v: 1). Items are resampled with
+replacement, the same ones for both models, so that the difficulty of an item cancels.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Difference:
   """The first model minus the second.
 
   Attributes:
-    value: of the items as they are.
-    low, high: ends of the interval that holds 95 % of the resampled values.
-    p: two-sided; how rarely a resampled value lies on the other side of zero, at least 2 / (resamples + 1).
-    items: how many there are.
+    value: the difference on the given items.
+    low, high: ends of the 95 % interval of the resampled differences.
+    p: two-sided p-value: twice the share of resampled differences on the other side of zero, at least 2 / (resamples + 1).
+    items: number of items.
   """
 
   value: float
@@ -44,12 +44,12 @@ def paired_difference(
   resamples: int = 2000,
   seed: int = 0,
 ) -> Difference:
-  """Returns the difference of two ratios of sums, and how sure it is.
+  """Returns the difference of two ratios of sums, with its confidence interval and p-value.
 
   Args:
-    ours, theirs: sums of each item.
-    weights: what the sums are divided by; None: 1 each.
-    their_weights: those of the second model; None: the same.
+    ours, theirs: numerator of each item for the first and the second model.
+    weights: denominator of each item; None: 1 each.
+    their_weights: denominators for the second model; None: the same as for the first.
 
   Raises:
     ValueError: no items, or arrays of different lengths.

@@ -1,8 +1,8 @@
-"""Multiple choice: the answer is the choice that a model finds likeliest after the context.
+"""Multiple choice: a model's answer is the choice with the highest log-likelihood after the context.
 
   chosen = argmax_c log p(c | context) / n_c,   n_c = 1, the choice's tokens, or its bytes
 
-Without a division long choices lose; how they are best divided depends on the questions, so all three are reported.
+With n_c = 1, long choices are at a disadvantage. The best normalisation depends on the questions, so all three are reported.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from jaxlm.evaluation.likelihood import encode_pair, likelihoods
 from jaxlm.language_model import LanguageModel
 
 RULES = ('sum', 'token', 'byte')
-"""By what the best choice is found: log p, log p per token, log p per byte."""
+"""Normalisations of the score of a choice: log p, log p per token, log p per byte."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """A context, what may follow it, and which of these is right (from 0)."""
+  """A context, the choices that may follow it, and the index of the correct choice (from 0)."""
 
   context: str
   choices: tuple[str, ...]
@@ -33,12 +33,12 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-  """What a model makes of Q questions.
+  """A model's log-likelihoods of the choices of Q questions.
 
   Attributes:
-    log_p: of each question's choices, nats.
-    tokens, bytes: their lengths.
-    answers: [Q] which one is right.
+    log_p: for each question, log p of its choices, in nats.
+    tokens, bytes: for each question, the lengths of its choices.
+    answers: [Q] index of the correct choice.
   """
 
   log_p: list[np.ndarray]
@@ -51,14 +51,14 @@ class Choices:
     return f'Choices({accuracies}; {len(self.answers)} questions)'
 
   def chosen(self, rule: str = 'sum') -> np.ndarray:
-    """Returns [Q] the likeliest choice, the first of several."""
+    """Returns the index of the likeliest choice, [Q]; the first one for equal likelihoods."""
     if rule not in RULES:
       raise errors.unknown('rule', rule, RULES)
     sizes = {'sum': [1] * len(self.log_p), 'token': self.tokens, 'byte': self.bytes}[rule]
     return np.array([int(np.argmax(x / n)) for x, n in zip(self.log_p, sizes, strict=True)])
 
   def correct(self, rule: str = 'sum') -> np.ndarray:
-    """Returns [Q] whether the likeliest choice is the right one."""
+    """Returns whether the likeliest choice is the correct one, [Q] bool."""
     return self.chosen(rule) == self.answers
 
   def accuracy(self, rule: str = 'sum') -> float:
@@ -74,14 +74,14 @@ class Choices:
 def answer_choices(
   lm: LanguageModel, questions: Sequence[Question], *, delimiter: str = ' ', **options: Any
 ) -> Choices:
-  """Returns how likely a model finds each choice after its context.
+  """Returns a model's log-likelihood of each choice after its context.
 
   Args:
-    delimiter: stands between the two where neither has white space there.
-    options: of `jaxlm.evaluation.likelihood.likelihoods`.
+    delimiter: inserted between context and choice if there is no white space between them.
+    options: keyword arguments of `jaxlm.evaluation.likelihood.likelihoods`.
 
   Raises:
-    ValueError: as `encode_pair` and `likelihoods` say; no questions.
+    ValueError: no questions, or an error of `encode_pair` or `likelihoods`.
   """
   if not questions:
     raise ValueError('There are no questions to answer.')
@@ -102,7 +102,7 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Question]
   """Returns the questions of a JSONL file: {"context": text, "choices": [text, ...], "answer": number from 0, or text}.
 
   Raises:
-    DataError: a file or line that is not so; the message names it.
+    DataError: the file cannot be read, or a line has another form; the message names it.
   """
   questions, number = [], 0
   try:

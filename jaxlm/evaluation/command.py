@@ -1,4 +1,4 @@
-"""The command line of evaluation: python -m jaxlm.analysis.evaluate MODEL SPEC ... --choices FILE --against MODEL2"""
+"""The command line python -m jaxlm.analysis.evaluate MODEL SPEC ... --choices FILE --against MODEL2."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -16,41 +16,42 @@ from jaxlm.analysis.tables import aligned
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-  """What a model is worth: losses on held-out text, and multiple choice. Needs no network.
+  """Evaluates a model: losses on held-out text, and accuracy on multiple-choice questions. Needs no network.
 
-  Prints tables: tokens, loss (nats per token), perplexity and bits per byte of each set of documents; accuracy by
-  log-likelihood of each file of questions. With --against, how the two models differ and how sure that is (a paired
-  bootstrap over documents or questions)."""
+  Prints tables: tokens, loss (nats per token), perplexity and bits per byte for each set of documents; accuracy by
+  log-likelihood for each file of questions. With --against, it also prints the differences between two models with 95 %
+  intervals and p-values (paired bootstrap over documents or questions)."""
 
   model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='MODEL')]
   """A run directory, a Hugging Face directory, a .gguf file, a fetched name (python -m jaxlm.data.fetch) or a Hub id."""
   specs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar='[NAME=]SPEC')] = ()
-  """Held-out documents: a file (text, JSONL, Parquet), a folder, a pattern with *, tfds:NAME, 'embedded', or several of
-  these with commas between."""
+  """Held-out documents: a file (text, JSONL, Parquet), a folder, a pattern with *, tfds:NAME, 'embedded' (text that comes with
+  Python), or several of these separated by commas."""
   choices: Annotated[tuple[str, ...], tyro.conf.arg(metavar='[NAME=]FILE')] = ()
-  """Questions: JSONL with {"context": text, "choices": [text, ...], "answer": number from 0, or text} a line."""
+  """Questions: a JSONL file, each line {"context": text, "choices": [text, ...], "answer": number from 0, or text}."""
   against: Annotated[str | None, tyro.conf.arg(metavar='MODEL')] = None
-  """A second model, evaluated alike."""
+  """A second model that is evaluated in the same way and compared with the first."""
   tokenizer: Annotated[str | None, tyro.conf.arg(metavar='PATH')] = None
   """Another tokenizer than the models' own: a folder, a tokenizer.json, a SentencePiece .model file, or 'bytes'."""
   direction: Literal['forward', 'reverse', 'both'] | None = None
-  """Direction in which documents are read (none: the model's own, forward for a model of both). Questions are read forward."""
+  """Direction in which documents are read (none: the model's direction, or forward for a model of both). Questions are always
+  read forward."""
   delimiter: str = ' '
-  """Stands between context and choice where neither has white space there."""
+  """Text inserted between context and choice if there is no white space between them."""
   field: str = 'text'
-  """Where JSON, Parquet and TFDS examples keep their text."""
+  """Name of the field that holds the text in JSON, Parquet and TFDS examples."""
   document: int = 8192
-  """About how many characters of a text file are one document (0: the whole file)."""
+  """A text file is split into documents of about this many characters (0: the whole file is one document)."""
   download: bool = False
-  """TFDS may download and prepare what is not there."""
+  """Allows TFDS to download and prepare a missing data set."""
   limit: int | None = None
-  """Documents of each set, and questions of each file, from the first (none: all)."""
+  """Number of documents of each set and questions of each file to read, from the first (none: all)."""
   batch_size: int = 16
   """Rows computed at the same time, on all devices together."""
   max_length: int | None = None
-  """Tokens of a row; longer documents are cut (none: the model's context)."""
+  """Tokens of a row; longer documents are split into chunks that do not see each other (none: the model's context)."""
   resamples: int = 2000
-  """Resamples of the bootstrap."""
+  """Number of resamples of the bootstrap; more give a more precise p-value."""
   seed: int = 0
   """Seed for the bootstrap."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
@@ -58,11 +59,11 @@ class EvaluateConfig:
   out: str | None = None
   """JSON file to write."""
   overwrite: bool = False
-  """Replaces the file if it is there."""
+  """Replaces an existing --out file."""
 
 
 def named(specs: tuple[str, ...]) -> dict[str, str]:
-  """Returns spec by name; NAME=SPEC gives a name. Raises ValueError if two have the same."""
+  """Returns specs by name; NAME=SPEC gives a spec a name. Raises ValueError if two have the same name."""
   found: dict[str, str] = {}
   for spec in specs:
     name, equals, rest = spec.partition('=')
@@ -74,7 +75,7 @@ def named(specs: tuple[str, ...]) -> dict[str, str]:
 
 
 def main(config: EvaluateConfig) -> dict[str, Any]:
-  """Evaluates one model or two, prints tables, writes --out; returns what it holds."""
+  """Evaluates one or two models, prints tables and writes --out; returns the content of that file."""
   sets, files = named(config.specs), named(config.choices)
   if not sets and not files:
     raise ValueError('There is nothing to evaluate on: give documents (SPEC), or questions (--choices FILE).')
@@ -92,7 +93,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
   questions = {name: evaluate_choices.read_questions(path, config.limit) for name, path in files.items()}
   models = [config.model] if config.against is None else [config.model, config.against]
   losses, answers, tokenizers = [], [], []
-  for model in models:  # One after the other, so that one is in memory at a time.
+  for model in models:  # Only one model is in memory at a time.
     found = _evaluated(model, config, documents, questions)
     for kept, one in zip((losses, answers, tokenizers), found):
       kept.append(one)
@@ -147,7 +148,7 @@ def _short(model: str) -> str:
 
 
 def _labels(models: list[str]) -> list[str]:
-  """Returns short names of the models, or what the user called them where those are the same."""
+  """Returns short names of the models, or the names that the user gave if the short ones are equal."""
   short = [_short(model) for model in models]
   if len(set(short)) == len(short):
     return short
@@ -167,7 +168,7 @@ def _choice_numbers(found) -> dict[str, Any]:
 
 
 def _differences(config: EvaluateConfig, losses, answers, *, same_tokens: bool) -> list[dict[str, Any]]:
-  """Returns the first model minus the second, in every measure that both have."""
+  """Returns the differences, first model minus second, of all measures that both have."""
   from jaxlm.evaluation.choices import RULES
 
   options, found = dict(resamples=config.resamples, seed=config.seed), []
@@ -206,7 +207,7 @@ def tables(said: dict[str, Any]) -> list[list[list[str]]]:
 
 
 def run() -> None:
-  """Parses the command line, and says what is wrong with it in one line."""
+  """Parses the command line and runs it; errors are reported in one line."""
   config = tyro.cli(EvaluateConfig, prog='python -m jaxlm.analysis.evaluate')
   with console.errors_in_one_line():
     main(config)

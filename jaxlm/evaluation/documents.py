@@ -29,9 +29,9 @@ class Losses:
   """A model's losses on D documents.
 
   Attributes:
-    tokens: [D] targets.
-    bytes: [D] of the texts in UTF-8.
-    nll: by direction, [D] sums of -log p, nats.
+    tokens: [D] number of targets of each document.
+    bytes: [D] size of each text in UTF-8.
+    nll: direction -> [D] sum of -log p of each document, in nats.
   """
 
   tokens: np.ndarray
@@ -55,8 +55,8 @@ class Losses:
     """Returns the paired difference to another model's losses on the same documents.
 
     Args:
-      per: 'byte' (bits), or 'token' (nats), which compares models of one tokenizer only.
-      options: of `paired_difference`.
+      per: 'byte' (in bits), or 'token' (in nats; only for models with the same tokenizer).
+      options: keyword arguments of `paired_difference`.
     """
     if len(self.bytes) != len(other.bytes) or (self.bytes != other.bytes).any():
       raise ValueError('The two losses are not of the same documents.')
@@ -75,18 +75,19 @@ def document_losses(
   devices: Sequence[jax.Device] | None = None,
   progress: Callable[[int], None] = lambda targets: None,
 ) -> Losses:
-  """Returns a model's losses on texts, which are streamed.
+  """Returns a model's losses on texts. The texts are streamed.
 
   Args:
-    direction: None: the model's own, which is forward for a model of both. Another one than it was trained on is possible.
-    batch_size: rows computed at the same time, rounded up to a multiple of the devices.
-    max_length: tokens of a row; longer documents are cut (None: the model's context).
-    devices: None: all local ones.
-    progress: is told the number of targets of each batch.
+    direction: direction in which texts are read; it may differ from the one that the model was trained on. None: the model's
+      direction, or forward for a model of both.
+    batch_size: rows computed at the same time, rounded up to a multiple of the number of devices.
+    max_length: tokens of a row; longer documents are split into chunks (None: the model's context).
+    devices: devices that share the rows (None: all local ones).
+    progress: called after each batch with its number of targets.
 
   Raises:
-    ValueError: no documents, a model without a tokenizer or with neither BOS nor EOS, a prefix LM, a length that the model
-      does not read, or losses that are not finite.
+    ValueError: no documents, a model without a tokenizer or with neither BOS nor EOS, a prefix LM, a `max_length` beyond the
+      model's context, or losses that are not finite.
   """
   if direction not in (None, 'forward', 'reverse', 'both'):
     raise errors.unknown('direction', direction, ('forward', 'reverse', 'both'))

@@ -1,10 +1,10 @@
-"""How likely continuations are after contexts: what multiple choice is decided by.
+"""Log-likelihoods of continuations after contexts, for example for multiple-choice questions.
 
   log p(continuation | context) = sum_t log p(x_t | x_<t) over the continuation's tokens;   greedy: each is the likeliest
 
-Pairs that differ in their last token only, as one-letter answers to a question do, are one row. Rows are sorted by length,
-padded on the right to one of few lengths, and computed in batches of one size: few programs.
-Letters: C positions that are scored before the last one, K last tokens of a row.
+Pairs that differ only in their last token, such as one-letter answers to a question, share one row. Rows are sorted by length,
+padded on the right to one of few lengths, and computed in batches of one size, so that few programs are compiled.
+Letters: C scored positions before the last one, K last tokens of a row.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Likelihood(NamedTuple):
 
 
 def lead(lm: LanguageModel) -> list[int]:
-  """Returns what a text begins with: the BOS that its tokenizer puts there, or BOS and signal of a model of both directions.
+  """Returns the first ids of a text: BOS if the tokenizer adds it, or BOS and direction signal for a model of both directions.
 
   Raises:
-    ValueError: no tokenizer, or a model that reads in reverse only.
+    ValueError: the model has no tokenizer, or was trained on reverse text only.
   """
   c, tokenizer = lm.config, lm.tokenizer
   if tokenizer is None:
@@ -56,7 +56,7 @@ def lead(lm: LanguageModel) -> list[int]:
 
 
 def first(lm: LanguageModel) -> list[int]:
-  """Returns what stands before a text so that its first token can be scored: `lead`, else BOS, else EOS."""
+  """Returns the ids before a text, so that its first token can be scored: `lead`, or if it is empty BOS, or EOS."""
   if found := lead(lm):
     return found
   bos = directions.bos_of(lm.tokenizer)
@@ -66,20 +66,20 @@ def first(lm: LanguageModel) -> list[int]:
 
 
 def encode(lm: LanguageModel, text: str, *, special: bool = False) -> list[int]:
-  """Returns the ids of a text, with what it begins with. `special` reads strings such as '<|im_start|>' as one id."""
+  """Returns the ids of a text, those of `lead` included. With `special`, strings such as '<|im_start|>' become one id."""
   begin, ids = lead(lm), lm.tokenizer.encode(text, special=special)
   written_out = bool(begin) and ids[:1] == begin[:1]
   return [*begin, *ids[written_out:]]
 
 
 def encode_pair(lm: LanguageModel, context: str, continuation: str, *, special: bool = False) -> Pair:
-  """Returns the ids of a context and of what follows it, as lm-evaluation-harness splits them.
+  """Returns the ids of a context and of its continuation, split in the same way as in lm-evaluation-harness.
 
-  White space at the end of the context is the continuation's. Both are encoded as one text, and what the context alone
-  does not account for is the continuation. An empty context is a BOS, or an EOS.
+  White space at the end of the context is moved to the continuation. Both are encoded as one text; the continuation is the
+  ids after the number of ids of the context alone. An empty context becomes BOS, or EOS.
 
   Raises:
-    ValueError: nothing is left for the continuation.
+    ValueError: no ids are left for the continuation.
   """
   stripped = context.rstrip()
   continuation = context[len(stripped) :] + continuation
@@ -88,7 +88,7 @@ def encode_pair(lm: LanguageModel, context: str, continuation: str, *, special: 
     after = encode(lm, stripped + continuation, special=special)[len(before) :]
   else:
     before, after = first(lm), lm.tokenizer.encode(continuation, special=special)
-    if after[:1] == before[:1]:  # A text that writes its BOS out.
+    if after[:1] == before[:1]:  # The text itself begins with BOS.
       after = after[1:]
   if not after:
     raise ValueError(f'The continuation {continuation!r} has no token of its own after {stripped[-40:]!r}.')
@@ -107,11 +107,11 @@ def likelihoods(
   """Returns log p of each continuation after its context, in the order of the pairs.
 
   Args:
-    pairs: ids; a context too long for the model loses its beginning.
-    batch_size: rows computed at the same time, rounded up to a multiple of the devices.
-    max_length: tokens that a row may have (None: the model's context).
-    devices: None: all local ones.
-    progress: is told the number of pairs that are done.
+    pairs: ids of contexts and continuations; a context that is too long for the model loses its beginning.
+    batch_size: rows computed at the same time, rounded up to a multiple of the number of devices.
+    max_length: largest number of tokens of a row (None: the model's context).
+    devices: devices that share the rows (None: all local ones).
+    progress: called after each batch with its number of pairs.
 
   Raises:
     ValueError: an empty context or continuation, a continuation longer than a row, ids beyond the vocabulary, a
@@ -122,7 +122,7 @@ def likelihoods(
   length = c.max_length if max_length is None else max_length
   if not 1 <= length <= c.max_length or batch_size < 1:
     raise ValueError(f'{max_length=} must be within 1 .. {c.max_length}, the context of the model, {batch_size=} at least 1.')  # fmt: skip
-  rows: dict[tuple, list[tuple[int, int]]] = {}  # (what is read, how many are scored) -> (pair, its last token) ...
+  rows: dict[tuple, list[tuple[int, int]]] = {}  # (input ids, number of scored tokens) -> [(pair, its last token), ...]
   for i, pair in enumerate(pairs):
     ids, scored = _row(i, pair, c, length)
     rows.setdefault((tuple(ids[:-1]), scored), []).append((i, ids[-1]))
@@ -131,7 +131,7 @@ def likelihoods(
   params = jax.device_put(lm.params, jax.NamedSharding(mesh, jax.P()))
   placed = functools.partial(jax.device_put, device=jax.NamedSharding(mesh, jax.P('data')))
   B = -(-batch_size // len(devices)) * len(devices)
-  # The longest first: what does not fit into memory fails at once.
+  # The longest rows come first, so that a run that exceeds memory fails at once.
   order = sorted(rows.items(), key=lambda row: -len(row[0][0]))
   out: list[Any] = [None] * len(pairs)
 
@@ -148,7 +148,7 @@ def likelihoods(
   for start in range(0, len(order), B):
     some = order[start : start + B]
     found = _batch(params, *placed(_padded(some, B, length)), config=c)
-    if waiting is not None:  # The device already has the next batch while this one is read.
+    if waiting is not None:  # The device computes the next batch while the host reads this one.
       read(*waiting)
     waiting = some, found
   if waiting is not None:
@@ -157,7 +157,7 @@ def likelihoods(
 
 
 def _row(number: int, pair: Pair, config: ModelConfig, length: int) -> tuple[list[int], int]:
-  """Returns (ids, of which all but the last are read; how many at the end are scored)."""
+  """Returns (ids, number of scored ids at the end). All ids but the last are inputs."""
   context, continuation = map(list, pair)
   ids, scored = (context + continuation)[-(length + 1) :], len(continuation)
   if not context or not continuation:
@@ -172,8 +172,8 @@ def _row(number: int, pair: Pair, config: ModelConfig, length: int) -> tuple[lis
 
 
 def _padded(rows: list, B: int, length: int) -> tuple[np.ndarray, ...]:
-  """Returns tokens [B, T], lengths [B], the places of what is scored before the last token, its targets and mask [B, C],
-  and the last tokens [B, K]."""
+  """Returns tokens [B, T], lengths [B]; positions, targets and mask [B, C] of the scored tokens before the last one; and the
+  last tokens [B, K]."""
   power = lambda n: 1 << max(n - 1, 0).bit_length()
   T = min(bucket(max(len(ids) for (ids, _), _ in rows)), length)
   C = min(power(max(scored for (_, scored), _ in rows) - 1), T)
@@ -210,7 +210,8 @@ def _batch(
     log_p_BcK = target_BcK - jax.nn.logsumexp(logits_BcV, axis=-1, keepdims=True)
     return log_p_BcK, jnp.argmax(logits_BcV, axis=-1, keepdims=True) == targets_BcK
 
-  # Sliced along C: the logits of all positions may outweigh the model, and rows stay on their devices.
+  # The logits of all positions may be larger than the model, so they are computed in slices. The slices are along C, so that
+  # rows stay on their devices.
   (B, C), V = at_BC.shape, matrix_DV.shape[1]
   steps = min(C, -(-B * C * V // slice_logits()))
   width = -(-C // steps)

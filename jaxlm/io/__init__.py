@@ -1,4 +1,4 @@
-"""Weights in and out: our checkpoints, Hugging Face directories, GGUF files."""
+"""Reading and writing weights: Orbax checkpoints of runs, Hugging Face directories, GGUF files."""
 
 FROM_FILES = 'from files'
-"""The `tokenizer` of `jaxlm.load` that stands for the one in the model's own files."""
+"""Value of the argument `tokenizer` of `jaxlm.load` that means: read the tokenizer from the model's files."""

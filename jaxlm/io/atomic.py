@@ -1,16 +1,16 @@
-"""Text files that nobody sees half written."""
+"""Writes text files atomically."""
 
 import os
 from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-  """Writes a file, in UTF-8, that is either there in full or not at all, whenever the process is killed.
+  """Writes a UTF-8 file. If the process is killed, the path holds the old file or the complete new one.
 
-  A symbolic link stays one: the file that it leads to is written.
+  If the path is a symbolic link, its target is written.
 
   Raises:
-    OSError: the path is something that must not be replaced, such as a device or a folder.
+    OSError: the path is not a regular file, for example a device or a folder, or it cannot be written.
   """
   if path.exists() and not path.is_file():
     raise OSError(f'{path} is no file that could be written anew: name another one.')

@@ -1,8 +1,8 @@
-"""Checkpoints: Orbax, wrapped small.
+"""Saves and loads checkpoints of training runs with Orbax.
 
-RUN/checkpoints/STEP holds four items, so that each can be read without the others: `params`, `ema` (when the run keeps
-one), `state` (step and optimizer) and `notes` (JSON). Orbax writes into a temporary folder and renames it, so a folder
-that bears a step number is complete, and a killed save leaves the earlier ones as they were.
+RUN/checkpoints/STEP holds up to four items, each of which can be read alone: `params`, `ema` (if the run keeps an average),
+`state` (step and optimizer) and `notes` (JSON). Orbax writes into a temporary folder and renames it, so a folder whose name is
+a step number is complete, and a killed save leaves earlier checkpoints unchanged.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -26,10 +26,10 @@ preservation = ocp.checkpoint_managers
 
 NOTES = 'notes'
 AVERAGE = 'average'
-"""Folder of a run that holds the average of its last checkpoints, as a checkpoint of its last step."""
+"""Folder of a run with the average of its last checkpoints, stored as a checkpoint of the last step."""
 _DIGEST = re.compile('(bool|u?int(8|16|32)|float(16|32)|bfloat16):[0-9a-f]{8}')
 
-# Orbax warns of what is as it should be: items without a folder of their own above.
+# Orbax warns about item folders without a parent checkpoint's metadata, which are normal here.
 _NOISE = re.compile('Metadata file does not exist|Failed to get item metadata')
 logging.getLogger('absl').addFilter(lambda record: not _NOISE.search(str(record.msg)))
 
@@ -44,7 +44,7 @@ def steps(directory: str | Path) -> list[int]:
 
 @dataclasses.dataclass
 class _KeepAlso(preservation.PreservationPolicy):
-  """Keeps the steps that a function chooses of those that are there."""
+  """Keeps the checkpoints whose steps a function selects from all saved steps."""
 
   choose: Callable[[Sequence[int]], Collection[int]]
 
@@ -55,9 +55,9 @@ class _KeepAlso(preservation.PreservationPolicy):
 
 
 class Checkpointer:
-  """Saves in the background and keeps the newest `keep` checkpoints, and those that `keep_also` chooses of all steps.
+  """Saves in the background. Keeps the newest `keep` checkpoints, and those that `keep_also` selects from all steps.
 
-  Every process of a run calls every method: each writes its own shards.
+  Every process of a run must call every method, because each writes its own shards.
   """
 
   def __init__(
@@ -67,7 +67,7 @@ class Checkpointer:
     policies = [preservation.LatestN(n=keep), _KeepAlso(keep_also)]
     options = ocp.CheckpointManagerOptions(
       preservation_policy=preservation.AnyPreservationPolicy(policies),
-      # A save that was killed leaves its temporary folder; nobody will finish it.
+      # Delete temporary folders that killed saves left.
       cleanup_tmp_directories=True,
       enable_async_checkpointing=True,
     )
@@ -89,7 +89,7 @@ class Checkpointer:
       self._manager.save(step, args=ocp.args.Composite(**args, **{NOTES: ocp.args.JsonSave(notes)}), force=True)
 
   def wait(self) -> None:
-    """Returns when everything is written. Raises CheckpointError if it could not be."""
+    """Waits until everything is written. Raises CheckpointError if writing failed."""
     with _writing(self.directory):
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
@@ -103,7 +103,7 @@ class Checkpointer:
 
 
 class _writing:
-  """Turns whatever goes wrong while writing into a CheckpointError that names the folder."""
+  """Turns any error while writing into a CheckpointError that names the folder."""
 
   def __init__(self, folder: Path):
     self.folder = folder
@@ -120,13 +120,13 @@ class _writing:
 
 
 def read(folder: str | Path, abstract: dict[str, Any]) -> dict[str, Any]:
-  """Returns items of one checkpoint folder, each straight into the shardings of its abstract tree.
+  """Returns items of one checkpoint folder; arrays are read directly into the shardings of the abstract trees.
 
-  Where the notes hold the digests of an item, its arrays are compared with them: Orbax keeps no checksums.
+  If the notes hold digests of an item, its arrays are checked against them, because Orbax stores no checksums.
 
   Raises:
-    CheckpointError: a missing item, files that cannot be read, numbers that are not those that were saved, or a parameter
-      of another shape; both shapes are named.
+    CheckpointError: an item is missing, files cannot be read, numbers differ from those that were saved, or a parameter has
+      another shape (the message names both shapes).
   """
   out, folder = {}, Path(folder).absolute()
   saved = read_notes(folder).get('digests', {})
@@ -145,7 +145,7 @@ def read(folder: str | Path, abstract: dict[str, Any]) -> dict[str, Any]:
         out[name] = reader.restore(epath.Path(path), args=ocp.args.StandardRestore(stored))
       except CheckpointError:
         raise
-      except Exception as e:  # Orbax and TensorStore raise a dozen kinds for damaged files.
+      except Exception as e:  # Orbax and TensorStore raise many types of errors for damaged files.
         first = str(e).strip().split('\n')[0][:300]
         raise CheckpointError(f'{path} is damaged or was not written by Orbax: {first}') from e
       if known:
@@ -155,7 +155,7 @@ def read(folder: str | Path, abstract: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_saved_dtypes(tree: Any, known: dict[str, str]) -> Any:
-  """Returns an abstract tree with the dtypes that were saved, which digests are of, where they are known."""
+  """Returns an abstract tree with the dtypes that were saved, if they are known; the digests belong to these dtypes."""
 
   def leaf(path, x):
     digest = known.get(digest_of_arrays.name_of(path))
@@ -175,7 +175,7 @@ def _check_digests(tree: Any, known: dict[str, str], path: Path) -> None:
 
 
 def _cast(tree: Any, wanted: Any) -> Any:
-  """Returns a tree in the dtypes of `wanted`; each array is dropped when its copy is made."""
+  """Returns a tree with the dtypes of `wanted`; each array is freed as soon as its copy exists."""
   leaves, structure = jax.tree.flatten(tree)
   del tree
   for i, x in enumerate(jax.tree.leaves(wanted)):
@@ -184,7 +184,7 @@ def _cast(tree: Any, wanted: Any) -> Any:
 
 
 def read_notes(folder: str | Path) -> dict[str, Any]:
-  """Returns the JSON notes of one checkpoint folder. Raises CheckpointError if they are not what a run writes."""
+  """Returns the JSON notes of a checkpoint folder. Raises CheckpointError if they do not have the form that a run writes."""
   path = Path(folder) / NOTES / 'metadata'
   try:
     notes = json.loads(path.read_text(encoding='utf-8'))
@@ -206,7 +206,7 @@ def names(path: Path) -> list[str]:
   try:
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
       return list(_shapes(reader.metadata(epath.Path(Path(path).absolute()))))
-  except Exception:  # What is wrong with it is said where it is read.
+  except Exception:  # `read` reports what is wrong with it.
     return []
 
 
@@ -218,7 +218,7 @@ def _shapes(metadata: Any) -> dict[str, tuple[int, ...]]:
 
 
 def check_fits(found: dict[str, tuple[int, ...]], tree: Any, where: str | Path) -> None:
-  """Raises CheckpointError naming the first parameter that differs, with both shapes. `found`: shape by path."""
+  """Raises CheckpointError that names the first parameter that differs and both shapes. `found`: path -> shape."""
   wanted = {digest_of_arrays.name_of(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
   for name, shape in wanted.items():
     if name not in found:
@@ -287,21 +287,21 @@ def load_run(
   step: int | None = None,
   load_tokenizer: Callable | None = None,
 ) -> tuple[Any, Any, Any]:
-  """Returns (config, parameters, tokenizer or None) of a run directory; neither optimizer nor anything else is read.
+  """Returns (config, parameters, tokenizer or None) of a run directory. The optimizer state is not read.
 
-  A run that keeps a moving average of its parameters (run.ema_decay), or that has averaged its last checkpoints
-  (run.average_last), is loaded with the average.
+  If the run keeps a moving average of its parameters (run.ema_decay), or has averaged its last checkpoints
+  (run.average_last), the average is returned.
 
   Args:
-    path: run directory, of a trainer that `jaxlm.models.registry` knows.
-    dtype: of the parameters and of the computation; None: float32 on a CPU, bfloat16 on accelerators.
-    mesh: parameters are read straight into their parts of it (see `models.sharding`).
-    step: of the checkpoint; None: the newest complete one. The average of the last checkpoints belongs to None.
-    load_tokenizer: reads the run's tokenizer folder; None: `data.tokenizers.from_directory`.
+    path: run directory of a trainer that is registered in `jaxlm.models.registry`.
+    dtype: dtype of parameters and computation; None: float32 on a CPU, bfloat16 on accelerators.
+    mesh: devices over which parameters are sharded as they are read (see `models.sharding`); None: the default device.
+    step: step of the checkpoint; None: the newest complete one, or the average of the last checkpoints if there is one.
+    load_tokenizer: function that reads the run's tokenizer folder; None: `data.tokenizers.from_directory`.
 
   Raises:
-    CheckpointError: not a run directory, no complete checkpoint, a checkpoint that is damaged or
-      does not fit the config.
+    CheckpointError: the path is not a run directory, it has no complete checkpoint, or the checkpoint is damaged or does
+      not fit the config.
   """
   path = Path(path)
   fields, kind = run_config(path), run_kind(path)
@@ -325,7 +325,7 @@ def load_run(
 
   abstract = jax.tree_util.tree_map_with_path(placed, kind.abstract_params(config))
   try:
-    # An average that the notes know of and that is gone is an error, not a reason to load something else.
+    # If the notes list an average that is missing, reading it raises an error instead of loading the parameters.
     item = 'ema' if (folder / 'ema').is_dir() or 'ema' in read_notes(folder).get('digests', {}) else 'params'
     params = read(folder, {item: abstract})[item]
   except CheckpointError as e:

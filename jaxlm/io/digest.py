@@ -1,8 +1,10 @@
-"""Digests of arrays, which tell whether a checkpoint holds the numbers that were saved.
+"""Digests of arrays, which show whether a checkpoint still holds the numbers that were saved.
 
-Element i of an array, as the integer b_i of its bits, adds h(b_i xor i g) to a sum modulo 2^32. h is murmur3's finaliser and g
-the golden ratio; h is one to one, so a change of a single element always shows, and one of several with probability
-1 - 2^-32. The sum is the same however an array is split over devices and hosts, and it is computed where the array lies.
+  digest = sum_i h(b_i xor i g) mod 2^32,   b_i: the bits of element i as an integer
+
+h is the finaliser of murmur3 and g a constant from the golden ratio. h is one to one, so a change of one element always changes
+the digest; a change of several does with probability 1 - 2^-32. The digest does not depend on how an array is sharded, and it
+is computed on the devices that hold the array.
 """
 
 from typing import Any
@@ -39,5 +41,5 @@ def digests(tree: Any) -> dict[str, str]:
 
 
 def saved_dtype(digest: str) -> jnp.dtype:
-  """Returns the dtype of the array that a digest is of."""
+  """Returns the dtype in a digest: that of the array when it was saved."""
   return jnp.dtype(digest.split(':')[0])

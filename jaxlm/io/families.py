@@ -1,8 +1,8 @@
-"""The model families of Hugging Face checkpoints: how each writes its config and names its tensors.
+"""The model families of Hugging Face checkpoints: their config fields and tensor names.
 
-A family is a table from our parameters to its tensors (layouts as in jaxlm.io.weights) and two functions, `read` from
-its config.json to ours and `write` back. A family can express a config of ours if and only if reading what it wrote
-gives the same meaning back, so nothing else decides what it can be saved as.
+A family is a table from jaxlm's parameters to its tensors (layouts as in jaxlm.io.weights) and two functions: `read` converts its
+config.json to ModelConfig fields, and `write` converts back. A config can be saved as a family if and only if reading the
+written fields gives a config that computes the same; there is no other rule.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Family:
 
   model_type: str
   architecture: str
-  activation: str  # ours, that its models usually have
+  activation: str  # jaxlm's name of the activation that models of this family usually have
   read: Callable[[Fields], dict[str, Any]]  # -> arguments of ModelConfig
   write: Callable[[ModelConfig], dict[str, Any]]  # -> fields of config.json
   base: str  # prefix of all tensors but the output layer; some checkpoints leave it out
@@ -34,20 +34,20 @@ class Family:
   buffers: str = r'rotary_emb\.inv_freq$'  # masks and frequencies that old versions stored beside the weights
 
   def config(self, fields: Fields) -> ModelConfig:
-    """Returns the ModelConfig of a config.json. Raises CheckpointError naming a field that we do not compute."""
+    """Returns the ModelConfig of a config.json. Raises CheckpointError that names a field whose value is not supported."""
     fields.only('quantization_config', None, 'weights quantised by another library are not read; get the plain ones')
     return fields.config(self.read)
 
   def ignores(self, name: str, based: bool) -> bool:
-    """Returns whether a tensor takes no part in the logits, as far as its name says; transformers leaves it out too.
+    """Returns whether the name of a tensor shows that the logits do not depend on it; transformers ignores it too.
 
-    `based`: the checkpoint has the family's prefix. Then what lies outside of it belongs to other heads of the model
-    (of values, of classes, of tokens further ahead).
+    `based`: whether tensors of the checkpoint have the family's prefix. If so, tensors without it belong to other heads, for
+    example for classification or for the prediction of later tokens.
     """
     return bool(re.search(self.buffers, name)) or (based and not name.startswith((self.base, self.head)))
 
   def entries(self, config: ModelConfig) -> list[Entry]:
-    """Returns where every parameter of a config lies. Raises CheckpointError for one that the family has not."""
+    """Returns the tensor of every parameter of a config. Raises CheckpointError for a parameter that the family lacks."""
     entries = []
     for path in parameter_paths(config):
       layer = path.split('/')[0].removeprefix('layer_')
@@ -63,12 +63,12 @@ class Family:
 
 
 def parameter_paths(config: ModelConfig) -> list[str]:
-  """Returns the paths of all parameters, layers in order, as the transformer itself makes them."""
+  """Returns the paths of all parameters of the transformer, layers in order."""
   import jax
 
   from jaxlm.models.transformer import abstract_params
 
-  # Layers have the same parameters, so one is traced however many there are.
+  # All layers have the same parameters, so only one layer is traced.
   leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config.replace(num_layers=1, windows=())))
   paths = ['/'.join(key.key for key in path) for path, _ in leaves]
   layer = [path for path in paths if path.startswith('layer_0/')]
@@ -78,7 +78,7 @@ def parameter_paths(config: ModelConfig) -> list[str]:
 
 
 def meaning(config: ModelConfig) -> dict[str, Any]:
-  """Returns a config's fields with everything that changes no logit in one normal form."""
+  """Returns a normal form of a config's fields: two configs with equal normal forms compute the same logits."""
   silent = ('dtype', 'remat', 'direction', 'direction_signal', *TRAINING_ONLY)
   fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in silent}
   fields['windows'] = tuple(config.window(i) or 0 for i in range(config.num_layers))
@@ -89,7 +89,7 @@ def meaning(config: ModelConfig) -> dict[str, Any]:
 
 
 def differences(family: Family, config: ModelConfig) -> dict[str, Any]:
-  """Returns the fields of `config`, with their values, that would not survive being saved as `family`."""
+  """Returns the fields of `config`, with their values, that would be lost by saving it as `family`."""
   try:
     back = family.config(Fields(family.write(config), family.model_type))
   except errors.CheckpointError as e:
@@ -99,9 +99,9 @@ def differences(family: Family, config: ModelConfig) -> dict[str, Any]:
 
 
 def choose(config: ModelConfig) -> Family:
-  """Returns a family that can express a config, if possible one whose models have its activation.
+  """Returns a family that can represent a config, preferably one whose models usually have its activation.
 
-  Raises ValueError naming what stands in the way of all families.
+  Raises ValueError that names the fields that no family can represent.
   """
   lost = {}
   for family in sorted(FAMILIES.values(), key=lambda family: family.activation != config.activation):
@@ -121,7 +121,7 @@ def choose(config: ModelConfig) -> Family:
 
 
 _RMS = dict(base='model.', head='lm_head.weight', table=rms.llama_table())
-FAMILIES: dict[str, Family] = {  # `choose` tries them in this order, the usual activation first
+FAMILIES: dict[str, Family] = {  # `choose` tries them in this order, but families with the config's activation first
   family.model_type: family
   for family in (
     Family('llama', 'LlamaForCausalLM', 'silu', rms.read_llama, rms.write_llama, **_RMS),
@@ -166,7 +166,7 @@ FAMILIES: dict[str, Family] = {  # `choose` tries them in this order, the usual 
 
 
 def family_of(fields: Fields) -> Family:
-  """Returns the family of a config.json. Raises CheckpointError for one that is not in the table."""
+  """Returns the family of a config.json. Raises CheckpointError if its model_type is not in FAMILIES."""
   model_type = fields['model_type']
   if not isinstance(model_type, str) or model_type not in FAMILIES:
     raise errors.unknown(f'model family in {fields.source}:', model_type, FAMILIES, errors.CheckpointError)

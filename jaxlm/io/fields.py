@@ -1,6 +1,6 @@
-"""The fields of a config.json or of another format's metadata, read with errors that name the file, field and value.
+"""Reads fields of a config.json or of another format's metadata; errors name the file, the field and its value.
 
-Every field is checked by type and range where it is read, before anything is computed from it or allocated for it.
+Every field is checked by type and range when it is read, before anything is computed from it or allocated for it.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from jaxlm.config import ModelConfig
 from jaxlm.config_fields import LARGEST as LARGEST
 from jaxlm.config_fields import MOST_LAYERS as MOST_LAYERS
 
-ACTIVATIONS = {  # all their names for what we compute; the first of each is what we write
+ACTIVATIONS = {  # name in Hugging Face configs -> jaxlm's name; the first name of each activation is the one that is written
   'silu': 'silu',
   'swish': 'silu',
   'gelu': 'gelu',
@@ -70,7 +70,7 @@ class Fields:
     return value
 
   def window(self, absent: int) -> int:
-    """Returns `sliding_window` in tokens, 0 for null, which means that there is none."""
+    """Returns `sliding_window` in tokens: 0 (no window) for null, `absent` if the field does not exist."""
     if 'sliding_window' not in self.fields:
       return absent
     return self.whole('sliding_window', 0)
@@ -79,17 +79,17 @@ class Fields:
     return errors.CheckpointError(f'{self.source}: {name}={errors.shown(value, 200)} is not supported: {why}.')
 
   def only(self, name: str, supported: Any, why: str) -> None:
-    """Raises unless a field is absent or has the one value that we compute."""
+    """Raises CheckpointError unless a field is absent or has the only supported value."""
     if self.get(name, supported) != supported:
       raise self.refuse(name, self.get(name), f'{why} (only {supported!r} is computed)')
 
   def config(self, read: Callable[['Fields'], dict[str, Any]]) -> ModelConfig:
-    """Returns the ModelConfig of what `read` makes of the fields. Raises CheckpointError naming the file."""
+    """Returns the ModelConfig with the arguments that `read` returns. Raises CheckpointError that names the file."""
     try:
       return ModelConfig(**read(self))
     except errors.CheckpointError:
       raise
-    except ValueError as e:  # fields that do not go together, in ModelConfig's words
+    except ValueError as e:  # ModelConfig's message about fields that contradict each other
       raise errors.CheckpointError(f'{self.source}: {e}') from e
 
   def activation(self, name: str, default: str) -> str:
@@ -106,5 +106,5 @@ class Fields:
 
 
 def activation_name(c: ModelConfig) -> str:
-  """Returns the name under which we write an activation."""
+  """Returns the name of an activation in Hugging Face configs."""
   return next(name for name, ours in ACTIVATIONS.items() if ours == c.activation)

@@ -1,6 +1,6 @@
-"""GGUF files, the format of llama.cpp: Llama (with Mistral), Qwen2 and Qwen3, plain or quantised.
+"""Reads GGUF files, the format of llama.cpp: Llama (with Mistral), Qwen2 and Qwen3, plain or quantised.
 
-Three ways in which they differ from Hugging Face checkpoints: the rows of q and k of Llama models are permuted so that
+They differ from Hugging Face checkpoints in three ways: the rows of q and k of Llama models are permuted so that
 RoPE rotates neighbours (2i, 2i + 1) instead of halves (i, i + H/2), shapes are written fastest axis first, and Llama
 3's RoPE scaling is a tensor of divisors, one per frequency.
 """
@@ -23,7 +23,7 @@ from jaxlm.io.rope_fields import stretched_length
 from jaxlm.io.weights import Entry
 
 ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
-# As convert_hf_to_gguf writes Llama 3.1 and 3.2; the file itself holds only the divisors that follow from them.
+# Values of Llama 3.1 and 3.2. A GGUF file does not hold them, only the divisors that convert_hf_to_gguf computed from them.
 _LLAMA3 = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_length=8192)
 _ROPE_DIVISORS = 'rope_freqs.weight'
 
@@ -50,7 +50,7 @@ _NAMES = {
 
 
 def load(path: Path, dtype: str, mesh: Any = None, tokenizer: Any = FROM_FILES) -> tuple[ModelConfig, Any, Any]:
-  """Returns (config, params, tokenizer or None). Raises CheckpointError for what cannot be read or does not fit."""
+  """Returns (config, params, tokenizer or None). Raises CheckpointError if the file cannot be read or its parts do not fit."""
   metadata, tensors = read_header(path)
   config = Fields(metadata, path).config(lambda fields: read_config(fields, tensors))
   tokenizer = weights.own_tokenizer(lambda: _read_tokenizer(path, metadata), tokenizer, config, path)
@@ -71,7 +71,7 @@ def _read_tokenizer(path: Path, metadata: Mapping[str, Any]) -> Any:
 
 
 def read_config(f: Fields, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-  """Returns the arguments of ModelConfig. Raises CheckpointError naming a field that we do not compute."""
+  """Returns the arguments of ModelConfig. Raises CheckpointError that names a field whose value is not supported."""
   arch = f['general.architecture']
   if not isinstance(arch, str) or arch not in ARCHITECTURES:
     raise errors.unknown(f'GGUF architecture in {f.source}:', arch, ARCHITECTURES, CheckpointError)
@@ -112,7 +112,7 @@ def read_config(f: Fields, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _decimal(x: float) -> float:
-  """Returns the decimal number that was meant: metadata is float32, where 1e-5 is 9.99999974e-06."""
+  """Returns the number rounded to 7 digits: metadata is float32, in which 1e-5 is 9.99999974e-06."""
   return float(f'{x:.7g}')
 
 
@@ -144,7 +144,7 @@ def _read_rope(f: Fields, arch: str, head_dim: int, max_length: int, divisors: T
 
 
 def _llama3_rope(f: Fields, theta: float, head_dim: int, divisors: np.ndarray) -> RopeConfig:
-  """Returns the Llama 3 scaling that a tensor of divisors came from. Raises CheckpointError if it came from none."""
+  """Returns the Llama 3 scaling that gives a tensor of divisors. Raises CheckpointError if none gives it."""
   from jaxlm.attention.positions import rope_frequencies
 
   if np.all(divisors == 1):
@@ -159,13 +159,13 @@ def _llama3_rope(f: Fields, theta: float, head_dim: int, divisors: np.ndarray) -
 
 
 def entries(config: ModelConfig, arch: str) -> list[Entry]:
-  """Returns where every parameter of a config lies in a GGUF file."""
+  """Returns the GGUF tensor of every parameter of a config."""
   out = []
   for path in parameter_paths(config):
     layer, _, rest = path.partition('/')
     in_layer = layer.startswith('layer_')
     name, axes = _NAMES[rest if in_layer else path]
     if arch == 'llama' and rest.split('/')[-2:-1] in (['q'], ['k']):
-      axes = axes.replace('H', 'ht')  # neighbours, not halves
+      axes = axes.replace('H', 'ht')  # RoPE pairs are neighbours (2i, 2i + 1) in the file
     out.append(Entry(path, f'blk.{layer.removeprefix("layer_")}.{name}' if in_layer else name, axes))
   return out

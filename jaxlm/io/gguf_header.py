@@ -1,7 +1,7 @@
-"""The head of a GGUF file: metadata, then name, shape, type and place of every tensor; the data follows, unread.
+"""Parses the header of a GGUF file: metadata, and name, shape, type and offset of every tensor. Tensor data is not read.
 
-Parsed here rather than by gguf.GGUFReader, which makes several arrays per string of the vocabulary: that takes seconds,
-and more memory than loading may. Types, sizes and dequantisation are the gguf package's.
+gguf.GGUFReader is not used, because it makes several arrays per string of the vocabulary, which takes seconds and too much
+memory. Types, sizes and dequantisation come from the gguf package.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ import numpy as np
 from jaxlm.errors import CheckpointError
 
 VERSIONS = (2, 3)
-# Metadata types by number, as struct writes them; 8 is a string, 9 an array.
+# Metadata type -> format character of `struct`; type 8 is a string, 9 an array.
 _SCALARS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q', 12: 'd'}
 _STRING, _ARRAY = 8, 9
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """A tensor in a GGUF file, unread."""
+  """Description of a tensor in a GGUF file; `rows` reads its data."""
 
   file: Path
   name: str
@@ -56,7 +56,7 @@ class Tensor:
 
 
 class _Reader:
-  """Reads the file's little-endian values in order; every length is checked against what is left of the file."""
+  """Reads a file's little-endian values in order. Every length is checked against the rest of the file."""
 
   def __init__(self, file: BinaryIO, size: int):
     self.file, self.size = file, size
@@ -90,7 +90,7 @@ class _Reader:
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-  """Returns (metadata as plain Python values, tensors by name). Raises CheckpointError naming a broken file."""
+  """Returns (metadata as plain Python values, tensors by name). Raises CheckpointError that names a damaged file."""
   again = 'Download or copy it again.'
   try:
     size = path.stat().st_size

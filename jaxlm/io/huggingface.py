@@ -1,7 +1,7 @@
-"""Hugging Face directories, both ways: config.json, safetensors (one file, or shards with an index), a tokenizer.
+"""Loads and saves Hugging Face directories: config.json, safetensors (one file, or shards with an index), a tokenizer.
 
-Only safetensors are read: a pickle runs code when it is opened. What a family's config and tensors are called is in
-jaxlm.io.families.
+Only safetensors are read, because a pickle runs code when it is opened. jaxlm.io.families has the names of config fields and
+tensors.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ _TOKENIZER_FILES = (
   *('special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt'),
   *('source.spm', 'target.spm', 'target_vocab.json'),
 )
-# Fields of ours that no family has; transformers keeps them and takes no notice.
+# Fields of jaxlm that no family has; transformers keeps and ignores them.
 _OWN = ('direction', 'direction_signal')
 _SECOND_COPY = 'consolidated'  # the same weights under Mistral's own names
 
@@ -71,14 +71,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find_tensors(directory: Path) -> dict[str, safetensors_files.Tensor]:
-  """Returns a directory's tensors by name, unread. Raises CheckpointError naming a shard that is missing or broken."""
+  """Returns the tensors of a directory by name, without reading data. Raises CheckpointError that names a missing or damaged file."""
   index = directory / INDEX
   if index.is_file():
     shards = read_json(index).get('weight_map')
     if not isinstance(shards, dict) or not shards:
       raise CheckpointError(f'{index} has no "weight_map". Download or copy it again.')
     for name, file in shards.items():
-      # A name with folders in it could lead anywhere.
+      # A name with a slash could point to a file outside of the directory.
       if not isinstance(file, str) or not file.endswith('.safetensors') or re.search(r'[/\\\0]', file):
         raise CheckpointError(
           f'{index} says that {name!r} lies in {file!r}; expected the name of a .safetensors file beside it.'
@@ -125,7 +125,7 @@ def refuse_pickle(path: Path) -> CheckpointError:
 def _our_names(
   family: families.Family, config: ModelConfig, tensors: Mapping[str, safetensors_files.Tensor]
 ) -> tuple[ModelConfig, dict[str, safetensors_files.Tensor]]:
-  """Returns (config, tensors) with the variations that checkpoints have of a family's names resolved."""
+  """Returns (config, tensors) with variants of tensor names replaced by the family's standard names."""
   based = any(name.startswith(family.base) for name in tensors)
   ignored = [name for name in tensors if family.ignores(name, based)]
   if ignored:
@@ -139,7 +139,7 @@ def _our_names(
     tensors = {name if name == family.head else family.base + name: tensor for name, tensor in tensors.items()}
   embed = family.base + family.table['embed/embedding'][0]
   if config.tied_embeddings and family.head in tensors:
-    # Files with both mean what they say when they differ, and name one tensor twice when they do not.
+    # A file may have both tensors although embeddings are tied. If they differ, they are not tied; if equal, one is dropped.
     if embed in tensors and not _equal(tensors[embed], tensors[family.head]):
       return config.replace(tied_embeddings=False), tensors
     head = tensors.pop(family.head)
@@ -166,8 +166,8 @@ def save(
 ) -> None:
   """Writes a directory that transformers loads; see jaxlm.save_huggingface.
 
-  Everything is written to a folder inside `directory` first and moved into place at the end, config.json last: a save
-  that was interrupted leaves what was there before, or something that has no config.json and so does not load.
+  All files are first written to a folder inside `directory` and then moved into place, config.json last. So an interrupted
+  save leaves the old model, or a directory without config.json, which does not load.
   """
   directory = Path(directory).expanduser()
   ids = _token_ids(tokenizer)
@@ -203,8 +203,9 @@ def save(
     new = sorted((p for p in staging.iterdir()), key=lambda p: p.name == CONFIG)
     if not overwrite and (found := [directory / p.name for p in new if (directory / p.name).exists()]):
       raise _exists(found)
-    (directory / CONFIG).unlink(missing_ok=True)  # from here until the end the directory does not load
-    for old in [*ours(), *(directory / name for name in _TOKENIZER_FILES)]:  # else shards or a tokenizer of before stay
+    (directory / CONFIG).unlink(missing_ok=True)  # The directory does not load until all files are moved.
+    # Old shards and tokenizer files are deleted; otherwise they would become part of the new model.
+    for old in [*ours(), *(directory / name for name in _TOKENIZER_FILES)]:
       old.unlink(missing_ok=True)
     for path in new:
       os.replace(path, directory / path.name)
@@ -213,7 +214,7 @@ def save(
 
 
 def parse_size(size: int | str) -> int:
-  """Returns bytes: 1000, '200MB', '5GB', '2GiB'. Raises ValueError for anything else."""
+  """Returns the number of bytes of a size such as 1000, '200MB', '5GB' or '2GiB'. Raises ValueError for other forms."""
   match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?', str(size).strip(), re.IGNORECASE)
   if not match or not float(match[1]):
     raise ValueError(f"max_shard_size={size!r} is not a size; write bytes, or '200MB', '5GB', '2GiB'.")
@@ -222,7 +223,7 @@ def parse_size(size: int | str) -> int:
 
 
 def _pending(family: families.Family, config: ModelConfig, params: Any) -> list[safetensors_files.Pending]:
-  """Returns the file's tensors, to be made one at a time. Raises ValueError for parameters of another shape."""
+  """Returns the tensors to write, each made only when it is written. Raises ValueError for parameters of another shape."""
   layout = weights.Layout(config)
   leaves = {'/'.join(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
   groups: dict[str, list[weights.Entry]] = {}
@@ -256,7 +257,7 @@ def _write_weights(directory: Path, pending: list[safetensors_files.Pending], li
 
 
 def _token_ids(tokenizer: Any) -> dict[str, int | None]:
-  # Written even when unknown: a family's defaults may lie outside this model's vocabulary.
+  # Unknown ids are written as null, because a family's default ids may lie outside of this model's vocabulary.
   return {f'{name}_token_id': getattr(tokenizer, f'{name}_id', None) for name in ('bos', 'eos', 'pad')}
 
 

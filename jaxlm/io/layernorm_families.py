@@ -1,4 +1,4 @@
-"""OPT, GPT-2 and GPT-NeoX (Pythia) as Hugging Face writes them: LayerNorm, biases, a plain MLP."""
+"""Hugging Face configs and tensor names of OPT, GPT-2 and GPT-NeoX (Pythia): LayerNorm, biases, a plain MLP."""
 
 from typing import Any
 
@@ -125,11 +125,11 @@ def write_neox(c: ModelConfig) -> dict[str, Any]:
   )
 
 
-_HEADS = (('q', 'N'), ('k', 'K'), ('v', 'K'))  # as many of each in these families
+_HEADS = (('q', 'N'), ('k', 'K'), ('v', 'K'))  # N = K in these families
 
 
 def _layer_norms(table: dict[str, str]) -> dict[str, tuple]:
-  """Scale and bias of each norm."""
+  """Returns the table entries of the scale and the bias of each norm."""
   parts = {'scale': 'weight', 'bias': 'bias'}
   return {f'{ours}/{part}': (f'{name}.{theirs}', 'D') for ours, name in table.items() for part, theirs in parts.items()}
 
@@ -157,7 +157,7 @@ def opt_table() -> dict[str, tuple]:
 
 
 def gpt2_table() -> dict[str, tuple]:
-  table = {  # Conv1D: matrices are [in, out], and q, k, v lie side by side
+  table = {  # Conv1D: matrices are [in, out], and q, k, v are concatenated
     'embed/embedding': ('wte.weight', 'V,D'),
     'position_embed/embedding': ('wpe.weight', 'P,D'),
     'layer_*/attention/o/kernel': ('h.*.attn.c_proj.weight', 'NH,D'),
@@ -184,7 +184,7 @@ def neox_table() -> dict[str, tuple]:
     'layer_*/mlp/down/kernel': ('layers.*.mlp.dense_4h_to_h.weight', 'D,F'),
     'layer_*/mlp/down/bias': ('layers.*.mlp.dense_4h_to_h.bias', 'D'),
   }
-  for i, (x, heads) in enumerate(_HEADS):  # q, k, v lie side by side within each head
+  for i, (x, heads) in enumerate(_HEADS):  # q, k, v are concatenated within each head
     table[f'layer_*/attention/{x}/kernel'] = ('layers.*.attention.query_key_value.weight', f'{heads}{i}H,D')
     table[f'layer_*/attention/{x}/bias'] = ('layers.*.attention.query_key_value.bias', f'{heads}{i}H')
   norms = {

@@ -1,4 +1,4 @@
-"""A lock that one process holds on an output, and that ends with the process, however that ends."""
+"""A lock file that lets one process write an output. The lock is released when the process ends, even if it is killed."""
 
 from collections.abc import Iterator
 import contextlib
@@ -9,13 +9,13 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def exclusive(path: str | Path, error: Exception) -> Iterator[None]:
-  """Holds the lock file `path`, which is made for it and removed after it. One that a killed process left is taken over.
+  """Holds a lock on the file `path`, which is created and removed again. A lock file of a killed process is taken over.
 
-  Where a file system has no locks, nothing is held.
+  On a file system without locks, this does nothing.
 
   Raises:
-    error: another process, or another part of this one, holds the lock.
-    OSError: the file cannot be made.
+    error: another process, or another part of this process, holds the lock.
+    OSError: the file cannot be created.
   """
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)

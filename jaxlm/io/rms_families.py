@@ -1,4 +1,4 @@
-"""Llama, Mistral, Qwen2 and Qwen3 as Hugging Face writes them: RMSNorm, RoPE, a gated MLP."""
+"""Hugging Face configs and tensor names of Llama, Mistral, Qwen2 and Qwen3: RMSNorm, RoPE, a gated MLP."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def llama_table() -> dict[str, tuple]:
 
 
 def _read_rms(f: Fields, head_dim: int | None = None) -> dict[str, Any]:
-  """What the four families share. `head_dim`: a family's own, where the field is absent."""
+  """Returns the fields that the four families share. `head_dim`: a family's default if the field is absent."""
   heads, max_length = f.whole('num_attention_heads'), f.whole('max_position_embeddings')
   head_dim = f.whole('head_dim', head_dim) or f.head_dim('hidden_size', 'num_attention_heads')
   rope = read_rope(f, max_length)
@@ -70,7 +70,7 @@ def _write_rms(c: ModelConfig) -> dict[str, Any]:
 
 
 def read_llama(f: Fields) -> dict[str, Any]:
-  f.head_dim('hidden_size', 'num_attention_heads')  # transformers insists on it here, and only here
+  f.head_dim('hidden_size', 'num_attention_heads')  # transformers requires this for Llama only
   bias = f.flag('attention_bias', False)
   return _read_rms(f) | dict(qkv_bias=bias, out_bias=bias, mlp_bias=f.flag('mlp_bias', False))
 
@@ -80,7 +80,7 @@ def write_llama(c: ModelConfig) -> dict[str, Any]:
 
 
 def read_mistral(f: Fields) -> dict[str, Any]:
-  # transformers gives every layer the window, whatever layer_types says; the models that mix are other families.
+  # transformers ignores layer_types of Mistral and gives every layer the window; models with mixed layers are other families.
   if len(set(_layer_types(f, []))) > 1:
     raise f.refuse('layer_types', f.get('layer_types'), 'Mistral models have one kind of layer')
   window = f.window(absent=4096)

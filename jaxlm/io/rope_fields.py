@@ -1,7 +1,7 @@
-"""RoPE as Hugging Face configs write it.
+"""Reads and writes the RoPE fields of Hugging Face configs.
 
-transformers 5 keeps everything in `rope_parameters`; 4.x wrote `rope_theta`, `rope_scaling` and, for GPT-NeoX,
-`rotary_emb_base` and `rotary_pct`. Both are read, and both are written, so that either version reads our files.
+transformers 5 stores all of them in `rope_parameters`; 4.x wrote `rope_theta`, `rope_scaling` and, for GPT-NeoX,
+`rotary_emb_base` and `rotary_pct`. Both forms are read and written, so that both versions can read the files.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 from jaxlm.config import ModelConfig, RopeConfig
 from jaxlm.io.fields import LARGEST, Fields
 
-_USED = {  # which fields of RopeConfig a scaling reads, besides theta and fraction
+_USED = {  # scaling -> the fields of RopeConfig that it uses, besides theta and fraction
   'none': (),
   'linear': ('factor',),
   'dynamic': ('factor', 'original_length'),
@@ -19,13 +19,13 @@ _USED = {  # which fields of RopeConfig a scaling reads, besides theta and fract
   'yarn': ('factor', 'original_length', 'beta_fast', 'beta_slow', 'attention_factor', 'truncate'),
 }
 
-_OWN_LENGTH = 'context_length'  # written where nothing else says it; transformers keeps the field and takes no notice
+_OWN_LENGTH = 'context_length'  # written only if max_length does not follow from other fields; transformers ignores it
 
 
 def read_rope(f: Fields, max_length: int, fraction: float | None = None) -> RopeConfig:
-  """Returns the RopeConfig. `fraction`: a family's default of rotated dimensions; None: it always rotates all.
+  """Returns the RopeConfig. `fraction`: a family's default fraction of rotated dimensions; None: it always rotates all.
 
-  Raises CheckpointError naming a scaling that we do not compute.
+  Raises CheckpointError that names a scaling that is not supported.
   """
   where = 'rope_scaling' if f.get('rope_scaling') else 'rope_parameters'
   rope = f.get(where, {})
@@ -58,7 +58,7 @@ def read_rope(f: Fields, max_length: int, fraction: float | None = None) -> Rope
   if factor is not None:
     factor = f.checked_number(f'{where}["factor"]', factor, most=1e6)
   values['factor'] = factor = max_length / original if factor is None else factor
-  if scaling == 'dynamic':  # transformers reads it from max_position_embeddings alone
+  if scaling == 'dynamic':  # transformers uses only max_position_embeddings for it
     original = max_length
   if scaling != 'linear':
     values['original_length'] = original
@@ -75,10 +75,10 @@ def read_rope(f: Fields, max_length: int, fraction: float | None = None) -> Rope
 
 
 def stretched_length(rope: RopeConfig, length: int) -> int:
-  """Returns the tokens that a model reads, given the length that its file says.
+  """Returns the context length of a model after RoPE scaling, given the length in its file.
 
-  Many files leave the length at which the model was trained and only add a scaling; others write the stretched length.
-  The file's length is the trained one if it is no longer than the scaling's original length.
+  Some files give the length before scaling, others the length after it. The file's length is taken as the length before
+  scaling if it is not longer than the scaling's original length.
   """
   original = rope.original_length or length
   if rope.scaling == 'none' or length > original:
@@ -87,12 +87,12 @@ def stretched_length(rope: RopeConfig, length: int) -> int:
 
 
 def read_length(f: Fields, rope: RopeConfig, length: int) -> int:
-  """Returns max_length: what our own files say of it, or what the scaling makes of max_position_embeddings."""
+  """Returns max_length: the field that jaxlm writes if it exists, else max_position_embeddings after scaling."""
   return f.whole(_OWN_LENGTH, stretched_length(rope, length))
 
 
 def write_length(config: ModelConfig) -> dict[str, Any]:
-  """Returns the fields that say how long a context is."""
+  """Returns the fields of config.json for the context length."""
   rope = rope_meaning(config) if config.position == 'rope' else RopeConfig()
   length = rope.original_length if rope.scaling == 'dynamic' else config.max_length
   own = {} if stretched_length(rope, length) == config.max_length else {_OWN_LENGTH: config.max_length}
@@ -100,7 +100,7 @@ def write_length(config: ModelConfig) -> dict[str, Any]:
 
 
 def rope_meaning(config: ModelConfig) -> RopeConfig:
-  """Returns the RoPE of a config with the fields that its scaling does not read at their defaults."""
+  """Returns the RopeConfig of a config, with fields that its scaling does not use set to their defaults."""
   rope, used = config.rope, _USED[config.rope.scaling]
   defaults = RopeConfig(theta=rope.theta, fraction=rope.fraction, scaling=rope.scaling)
   rope = dataclasses.replace(defaults, **{name: getattr(rope, name) for name in used})
@@ -112,7 +112,7 @@ def rope_meaning(config: ModelConfig) -> RopeConfig:
 
 
 def write_rope(config: ModelConfig, partial: bool = False) -> dict[str, Any]:
-  """Returns the fields of config.json. `partial`: the family can rotate a part of each head (GPT-NeoX)."""
+  """Returns the RoPE fields of config.json. `partial`: the family can rotate a part of each head (GPT-NeoX)."""
   rope = rope_meaning(config)
   names = {'original_length': 'original_max_position_embeddings'}
   scaling = {names.get(name, name): getattr(rope, name) for name in _USED[rope.scaling]}

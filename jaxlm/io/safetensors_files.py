@@ -1,7 +1,7 @@
-"""The safetensors format: a JSON header of names, dtypes, shapes and byte ranges, then the bytes.
+"""Reads and writes safetensors files: a JSON header of names, dtypes, shapes and byte ranges, then the data.
 
-Read and written here rather than by the safetensors package because that one maps or holds whole files: a mapped page
-counts as resident memory, and loading may cost no more than the parameters themselves.
+The safetensors package is not used, because it maps or holds whole files. A mapped page counts as resident memory, and loading
+should need no more memory than the parameters.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ _DOWNLOAD_AGAIN = 'Download or copy it again.'
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """A tensor in a file, unread."""
+  """Description of a tensor in a file; `rows` reads its data."""
 
   file: Path
   name: str
@@ -49,7 +49,7 @@ class Tensor:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-  """Returns a file's tensors by name. Raises CheckpointError naming the file if it is truncated or not safetensors."""
+  """Returns a file's tensors by name. Raises CheckpointError that names the file if it is truncated or not safetensors."""
   try:
     size = path.stat().st_size
     with open(path, 'rb') as f:
@@ -63,7 +63,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
   if start.startswith((b'PK\x03\x04', b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05')):
     raise CheckpointError(f'{path} is a pickle, not safetensors; pickles run code when they are read, so it is not.')
   if not text.startswith(b'{'):
-    # A real file cut inside its header still has a length of plausible size in front of an opening brace.
+    # A safetensors file that was cut inside its header still begins with a plausible header length.
     cut = len(start) < 8 or (size - 8 < length < 1 << 28)
     what = 'is truncated inside its header' if cut else 'is not a safetensors file'
     raise CheckpointError(f'{path} ({size} bytes) {what}. {_DOWNLOAD_AGAIN}')
@@ -90,7 +90,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 
 class Pending(NamedTuple):
-  """A tensor to be written, made when its turn comes."""
+  """A tensor to write; `make` computes its data when it is written."""
 
   name: str
   dtype: np.dtype
@@ -103,7 +103,7 @@ class Pending(NamedTuple):
 
 
 def write(path: Path, tensors: Iterable[Pending]) -> None:
-  """Writes a safetensors file, holding one tensor at a time. Raises ValueError for a dtype the format has no word for."""
+  """Writes a safetensors file with one tensor in memory at a time. Raises ValueError for a dtype that is not in DTYPES."""
   tensors = list(tensors)
   words = {np.dtype(dtype): word for word, dtype in DTYPES.items()}
   header: dict = {'__metadata__': {'format': 'pt'}}  # transformers refuses files without it

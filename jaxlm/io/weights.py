@@ -1,12 +1,12 @@
-"""Tensors of a foreign file as parameters on devices, and back, one tensor at a time.
+"""Converts tensors of Hugging Face and GGUF files to parameters on devices, and back, one tensor at a time.
 
-A file's layout of a parameter is a string of axis letters, commas between the file's dimensions: 'NH,D' is the matrix
-[N*H, D] of a PyTorch projection that we keep as [D, N, H]. A digit is a place in an axis of three: 'D,1NH' is the
-middle third (the keys) of a fused [D, 3*N*H]. 'Nht,D' has every head's two halves interleaved (h = H/2, t = 2).
+A file's layout of a parameter is a string of axis letters, with commas between the file's dimensions: 'NH,D' is the matrix
+[N*H, D] of a PyTorch projection, which is [D, N, H] in jaxlm. A digit is an index into an axis of size three: 'D,1NH' is the
+middle third (the keys) of a fused [D, 3*N*H]. In 'Nht,D', the two halves of every head are interleaved (h = H/2, t = 2).
 Letters: V vocabulary, P positions, D model, N query heads, K key/value heads, H head, F MLP.
 
-Host memory holds what is already loaded plus one block: a tensor is read in blocks of rows straight into an array of
-our layout, and XLA's CPU client adopts that array without a copy because it is aligned.
+Host memory holds the loaded parameters plus one block: a tensor is read in blocks of rows directly into an array in jaxlm's
+layout. The array is aligned, so XLA's CPU client uses it without a copy.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ from jaxlm.io import FROM_FILES
 BLOCK_BYTES = 1 << 24
 _ALIGNMENT = 64  # XLA's CPU client copies arrays that are aligned less.
 
-# Our axes of a parameter, by the last two names of its path; every other vector is as wide as the model.
+# jaxlm's axes of a parameter, by the last two names of its path; all other parameters are vectors [D].
 _OUR_AXES = {
   'embed/embedding': 'VD',
   'position_embed/embedding': 'PD',
@@ -60,11 +60,11 @@ class FileTensor(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """Where a parameter lies in a file."""
+  """Tensor name and layout of a parameter in a file."""
 
-  path: str  # ours, 'layer_0/attention/q/kernel'
-  name: str  # the file's, 'model.layers.0.self_attn.q_proj.weight'
-  axes: str  # the file's, 'NH,D'
+  path: str  # path of jaxlm's parameter, 'layer_0/attention/q/kernel'
+  name: str  # name of the file's tensor, 'model.layers.0.self_attn.q_proj.weight'
+  axes: str  # layout of the file's tensor, 'NH,D'
   skip: int = 0  # rows of the file's tensor before the parameter begins
 
   @property
@@ -73,7 +73,7 @@ class Entry:
 
 
 class Layout:
-  """Shapes and views of a config's parameters, in our layout and in a file's."""
+  """Shapes and views of a config's parameters, in jaxlm's layout and in a file's layout."""
 
   def __init__(self, config: ModelConfig):
     c = config
@@ -94,7 +94,7 @@ class Layout:
     return (first + entry.skip, *rest)
 
   def in_file_order(self, array: np.ndarray, entry: Entry) -> np.ndarray:
-    """Returns a view of a parameter with one axis per letter of the file's layout, digits left out."""
+    """Returns a view of a parameter with one axis per letter of the file's layout, without digits."""
     ours = self.our_axes(entry.path)
     if 'h' in entry.axes:
       ours = ours.replace('H', 'th')
@@ -102,7 +102,7 @@ class Layout:
     return array.reshape(self.shape(ours)).transpose(order)
 
   def read(self, entry: Entry, tensor: FileTensor, dtype) -> np.ndarray:
-    """Returns the parameter in our layout. Raises CheckpointError if the file ends early."""
+    """Returns the parameter in jaxlm's layout. Raises CheckpointError if the file ends early."""
     out = _aligned_empty(self.our_shape(entry.path), dtype)
     target = self.in_file_order(out, entry)
     letters, first = entry.letters, entry.axes.split(',')[0]
@@ -121,7 +121,7 @@ class Layout:
     return out
 
   def write(self, entries: Sequence[Entry], arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns a file's tensor, contiguous; several entries when the file fuses several parameters into it."""
+    """Returns the contiguous tensor of a file. There are several entries if the file fuses several parameters into it."""
     shape = self.file_shape(entries[0])
     out = np.zeros(shape, arrays[0].dtype)
     for entry, array in zip(entries, arrays, strict=True):
@@ -140,10 +140,10 @@ def _aligned_empty(shape: Sequence[int], dtype) -> np.ndarray:
 def load(
   config: ModelConfig, entries: Sequence[Entry], tensors: Mapping[str, FileTensor], dtype: str, mesh: Any = None
 ) -> dict[str, Any]:
-  """Returns the parameter tree, every leaf read, converted and placed before the next one is touched.
+  """Returns the parameter tree. Each leaf is read, converted and placed on its devices before the next one is read.
 
-  Raises CheckpointError for the first parameter that is missing or has another shape than the config asks for, and
-  for tensors that no parameter needs.
+  Raises CheckpointError for the first parameter that is missing or does not have the config's shape, and for tensors that
+  belong to no parameter.
   """
   from jaxlm.models.sharding import sharding
 
@@ -166,7 +166,7 @@ def load(
 
 
 def check(layout: Layout, entries: Iterable[Entry], tensors: Mapping[str, FileTensor]) -> None:
-  """Raises CheckpointError unless the tensors are just those that the entries need, shape by shape."""
+  """Raises CheckpointError unless names and shapes of the tensors are exactly those of the entries."""
   unused = dict(tensors)
   where = _files(tensors)
   for entry in entries:
@@ -194,9 +194,9 @@ def _files(tensors: Mapping[str, FileTensor]) -> str:
 
 
 def own_tokenizer(read: Callable[[], Any], given: Any, config: ModelConfig, path: Path) -> Any:
-  """Returns a model's tokenizer: `given` if the caller chose one or None, else what `read` returns.
+  """Returns `given` if the caller passed a tokenizer or None, else the tokenizer that `read` returns.
 
-  Raises CheckpointError, saying how to do without, for one that cannot be read or does not fit the model.
+  Raises CheckpointError if it cannot be read or does not fit the model; the message says how to load without it.
   """
   chosen = not (isinstance(given, str) and given == FROM_FILES)
   try:

@@ -1,4 +1,4 @@
-"""Losses, as sums: the division by the weight happens once, after the all-reduce."""
+"""Losses as sums. The caller divides by the weight once, after the all-reduce."""
 
 from jaxlm.losses.cross_entropy import chunked_cross_entropy as chunked_cross_entropy
 from jaxlm.losses.cross_entropy import cross_entropy as cross_entropy

@@ -1,20 +1,20 @@
-"""Next-token cross-entropy, and the same without ever holding the logits of a whole batch.
+"""Next-token cross-entropy, and a version that never holds the logits of a whole batch.
 
   loss_sum = sum_bt mask_bt (logsumexp_v z_btv - z_bt[target]),   weight = sum_bt mask_bt,   z = cap(h W)
 
-With a vocabulary of 50k the float32 logits of one batch outweigh the model. `chunked_cross_entropy` walks over slices of
-the sequence; each slice's logits yield its loss and both gradients at once,
+With a vocabulary of 50k, the float32 logits of one batch are larger than the model. `chunked_cross_entropy` loops over slices
+of the sequence, and computes the loss and both gradients of a slice from the same logits,
 
   dz = mask (softmax(z) - onehot(target)) cap'(h W),   dh = dz W^T,   dW = sum h^T dz,
 
-so the head's product is computed once, not again in the backward pass, and only dh and dW outlive their slice.
-`token_nll` walks alike and keeps each token's loss apart.
+so the product h W is not computed again in the backward pass, and only dh and dW are kept after their slice.
+`token_nll` loops in the same way and returns the loss of each token.
 
 Label smoothing e (https://arxiv.org/abs/1512.00567) gives every token of the vocabulary the same share of the target:
 
   -(1 - e) log p(target) - e / V sum_v log p(v)
 
-as PyTorch's `CrossEntropyLoss` has it; fairseq's e, which spares the target, is this one times (V - 1) / V.
+as in PyTorch's `CrossEntropyLoss`. fairseq spreads e over all tokens but the target, so its e is this e times (V - 1) / V.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ import jax.numpy as jnp
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, Int, Num
 
-# Every slice reads and writes the whole of dW, so it should hold enough tokens to be worth that.
+# Every slice reads and writes the whole of dW, so a slice should have enough tokens to hide this cost.
 SLICE_TOKENS = 256
 
 
 def slice_logits() -> int:
-  """How many logits are worth computing at once. Fewer are computed in one piece, more in pieces of this size.
+  """Returns the number of logits to compute at once. Fewer are computed whole, more in slices of about this size.
 
-  On an accelerator the pieces keep the matrix unit busy while dW is read and written (256 MiB of float32); on a CPU they
-  stay near the caches, which also makes them faster than the whole (by a fifth for 1024 tokens of a vocabulary of 4096).
+  On an accelerator, a slice (256 MiB of float32) is large enough to keep the matrix unit busy while dW is read and written. On a
+  CPU, a slice nearly fits the caches, which makes it faster than the whole (by a fifth for 1024 tokens and a vocabulary of 4096).
   """
   return 2**20 if jax.default_backend() == 'cpu' else 2**26
 
@@ -46,7 +46,7 @@ def _capped(raw, softcap: float | None):
 
 
 def _is_target(logits, targets):
-  # A comparison, not a gather: it fuses, its gradient is no scatter, and a vocabulary split over devices stays split.
+  # A comparison instead of a gather: XLA fuses it, its gradient needs no scatter, and a sharded vocabulary stays sharded.
   return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
 
 
@@ -60,9 +60,9 @@ def cross_entropy(
   """Returns (sum of the masked negative log-likelihoods, sum of the mask), both float32 scalars.
 
   Args:
-    logits: any float dtype; computed in float32.
-    targets: token ids. What stands where the mask is zero does not matter.
-    mask: weight of each target, 0 for none; None counts every one. Treated as a constant.
+    logits: any float dtype; the loss is computed in float32.
+    targets: token ids; ignored where the mask is 0.
+    mask: weight of each target; None: 1 for all. No gradient flows through it.
     label_smoothing: e of the module's docstring, in [0, 1).
 
   Raises:
@@ -92,7 +92,7 @@ def _logits(hidden, output_matrix, softcap):
 
 
 def _slices(x_BT, steps: int):
-  """[B, T, ...] -> [steps, B, C, ...], zero-padded. Sliced along T, so that rows split over devices stay where they are."""
+  """Returns [B, T, ...] as [steps, B, C, ...], zero-padded. Slices are along T, so that rows stay on their devices."""
   B, T, *rest = x_BT.shape
   C = -(-T // steps)
   x_BT = jnp.pad(x_BT, [(0, 0), (0, steps * C - T)] + [(0, 0)] * len(rest))
@@ -101,7 +101,7 @@ def _slices(x_BT, steps: int):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _loss_sum(hidden_BTD, output_DV, targets_BT, mask_BT, steps, softcap, smoothing):
-  """The loss alone, for evaluation: nothing but a scalar outlives a slice."""
+  """Returns the loss without gradients, for evaluation: only a scalar is kept after a slice."""
 
   def one_slice(loss, xs):
     h_BCD, targets_BC, mask_BC = xs
@@ -162,19 +162,19 @@ def chunked_cross_entropy(
   softcap: float | None = None,
   label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
-  """`cross_entropy(cap(hidden @ output_matrix), targets, mask)` in little memory; same value, same gradients.
+  """Returns `cross_entropy(cap(hidden @ output_matrix), targets, mask)`, with little memory; value and gradients are equal.
 
   Args:
-    hidden: states after the final norm; their dtype is the dtype of the products, sums are float32.
-    output_matrix: usually float32 parameters, cast to hidden's dtype.
+    hidden: states after the final norm; products are computed in their dtype, sums in float32.
+    output_matrix: usually float32 parameters; cast to hidden's dtype.
     targets: token ids.
-    mask: weight of each target, a constant; None counts every one.
-    chunk: about how many tokens (B times a slice of T) share their logits' memory; 0: all at once; None: by size.
+    mask: weight of each target; None: 1 for all. No gradient flows through it.
+    chunk: about how many tokens (B times a slice of T) are computed at once; 0: all; None: chosen by size.
     softcap: logits become softcap * tanh(logits / softcap).
     label_smoothing: e of the module's docstring, in [0, 1).
 
   Raises:
-    ValueError: shapes that do not belong together, a negative chunk, or a label smoothing outside [0, 1).
+    ValueError: shapes that do not fit together, a negative chunk, or a label smoothing outside [0, 1).
   """
   _check_smoothing(label_smoothing)
   steps = _steps(hidden, output_matrix, targets, chunk)
@@ -192,8 +192,10 @@ def token_nll(
   chunk: int | None = None,
   softcap: float | None = None,
 ) -> Float[Array, 'B T']:
-  """Returns each target's -log p in float32, in little memory: to score with. Arguments and errors of
-  `chunked_cross_entropy`; a gradient through it keeps all logits."""
+  """Returns -log p of each target in float32, with little memory. It is for scoring: its gradient would keep all logits.
+
+  Arguments and errors are those of `chunked_cross_entropy`.
+  """
   steps = _steps(hidden, output_matrix, targets, chunk)
   one_slice = lambda xs: _nll(_logits(xs[0], output_matrix, softcap), xs[1])
   if steps is None:
@@ -204,7 +206,7 @@ def token_nll(
 
 
 def _steps(hidden, output_matrix, targets, chunk: int | None) -> int | None:
-  """Returns the number of slices of T, None for no slicing. Raises ValueError as said in `chunked_cross_entropy`."""
+  """Returns the number of slices of T, or None for no slicing. Raises as `chunked_cross_entropy` does."""
   if hidden.shape[:2] != targets.shape or hidden.shape[-1] != output_matrix.shape[0]:
     raise ValueError(f'hidden {hidden.shape} fits neither targets {targets.shape} nor matrix {output_matrix.shape}.')
   if chunk is not None and chunk < 0:

@@ -1,4 +1,4 @@
-"""Models: blocks, the transformer built of them as pure functions, and how parameters are spread over devices.
+"""Models: blocks, the transformer, its pure functions, and the sharding of parameters.
 
   hidden_BTD, cache = jaxlm.models.hidden(params, config, tokens)    # states after the final norm
   logits_BTV = jaxlm.models.logits(params, config, hidden_BTD)       # float32

@@ -1,9 +1,9 @@
-"""What transformers are built of: dense layers, norms, attention, MLP, and the block that joins them.
+"""The parts of a transformer: dense layers, norms, attention, MLP, and the block that combines them.
 
   x = x + attention(norm(x));  x = x + mlp(norm(x))
 
-or both at once from the same x (`parallel_residual`). Attention is whatever the cache makes of (layer, q, k, v). With a key,
-dropout applies; each place of a layer that drops numbers folds a number of its own into the key.
+or both from the same x (`parallel_residual`). The cache computes attention from (layer, q, k, v). Dropout applies if a random
+key is given; each place with dropout in a layer folds a different number into the key.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ ACTIVATIONS = {
   'relu': jax.nn.relu,
 }
 
-# Places of a layer whose numbers are dropped, folded into its key.
+# Numbers of the places with dropout in a layer; each is folded into the layer's key.
 ATTENTION_WEIGHTS, ATTENTION_OUTPUT, MLP_HIDDEN, MLP_OUTPUT = range(4)
 
 
 def folded(key, place: int):
-  """Returns the key of a place or layer, None of None."""
+  """Returns the key for a place or layer; None if `key` is None."""
   return None if key is None else jax.random.fold_in(key, place)
 
 
 def dropped_at(x, rate: float, key, place: int):
-  """Returns x after dropout with the key of this place; x itself without a key or a rate."""
+  """Returns x after dropout with the key of this place; x itself if `key` is None or `rate` is 0."""
   return x if key is None or not rate else dropped(x, rate, folded(key, place))
 
 
@@ -50,10 +50,10 @@ def norm(config: ModelConfig, name: str) -> nn.Module:
 
 
 class Dense(nn.Module):
-  """y = x W + b over the last axes of x. `inputs` and `features` are the kernel's shape, as in [D, N, H].
+  """y = x W + b over the last axes of x. `inputs` + `features` is the shape of the kernel, such as [D, N, H].
 
-  The product itself is a plain matrix product [rows, in] x [in, out]: XLA's CPU backend takes a tenth longer for a
-  training step whose weight gradients contract over two axes.
+  The product is computed as a matrix product [rows, in] x [in, out]: with weight gradients that contract over two axes, a
+  training step takes a tenth longer on XLA's CPU backend.
   """
 
   inputs: tuple[int, ...]
@@ -76,7 +76,7 @@ class Dense(nn.Module):
 
 
 class Attention(nn.Module):
-  """Attention in parts: project and position, attend, mix the heads. `__call__` joins them for a layer that reads itself."""
+  """Attention in parts: project and add positions, attend, mix the heads. `__call__` combines them to self-attention."""
 
   config: ModelConfig
   layer: int
@@ -94,7 +94,7 @@ class Attention(nn.Module):
       self.kernel_in, self.kernel_out = make(), make()
     if c.sink.kind == 'logit':
       self.slot_logit = self.param('slot_logit', nn.initializers.zeros, (c.num_heads,))
-    # A learned [K, H], or [1, H] for all heads; N(0, 0.02^2) as in the attention-sink paper's code.
+    # A learned vector per head [K, H], or one for all heads [1, H]; N(0, 0.02^2) as in the attention-sink paper's code.
     per_head = nn.initializers.normal(0.02), (1 if c.sink.shared else c.num_kv_heads, c.head_dim)
     if c.sink.kind in ('kv', 'k'):
       self.slot_key = self.param('slot_key', *per_head)
@@ -104,28 +104,28 @@ class Attention(nn.Module):
     self.o = Dense(mixed, (c.model_dim,), c.out_bias, c.dtype, init)
 
   def project_queries(self, x_BTD, rotation):
-    """Returns q [B, T, N, H] as attention meets them: normed, rotated (`rotation`: None, or cos and sin), put through phi."""
+    """Returns q [B, T, N, H] after norm, rotation (`rotation`: (cos, sin), or None for none) and the feature map phi."""
     q_BTNH = self.q(x_BTD)
     if self.config.qk_norm:
       q_BTNH = self.q_norm(q_BTNH)
     return self.feature_map(q_BTNH if rotation is None else rope.rotate(q_BTNH, *rotation))
 
   def project_keys_values(self, x_BSD, rotation):
-    """Returns k and v, each [B, S, K, H], of what may be another sequence than the queries'; k as for `project_queries`."""
+    """Returns k and v, each [B, S, K, H]; k is processed as in `project_queries`. x may be another sequence than the queries'."""
     k_BSKH, v_BSKH = self.k(x_BSD), self.v(x_BSD)
     if self.config.qk_norm:
       k_BSKH = self.k_norm(k_BSKH)
     return self.feature_map(k_BSKH if rotation is None else rope.rotate(k_BSKH, *rotation)), v_BSKH
 
   def feature_map(self, x):
-    """Returns phi(x) of kernel attention, x itself of others; after the positions, as in the attention-sink paper's code."""
+    """Returns phi(x) for kernel attention, else x. It is applied after positions, as in the attention-sink paper's code."""
     phi = KERNELS.get(self.config.attention)
     if phi is None:
       return x
     return jax.nn.elu(x) + 1 if phi == 'elu1' else self.kernel_out(jax.nn.relu(self.kernel_in(x)))
 
   def rule(self, table, key=None):
-    """Returns the layer's AttentionRule with its parameters. `table`: of relative_t5; `key`: for dropout, None for none."""
+    """Returns the layer's AttentionRule. `table`: distance table of relative_t5, or None; `key`: for dropout, None: no dropout."""
     c = self.config
     rule = layer_rule(c, self.layer).replace(distance_table=table)
     if c.sink.kind in ('kv', 'k', 'logit'):
@@ -137,7 +137,7 @@ class Attention(nn.Module):
     return rule
 
   def mix(self, out_BTNH):
-    """Returns what the heads' outputs give together, [B, T, D]."""
+    """Returns the output projection of the heads' outputs, [B, T, D]."""
     c = self.config
     if c.sink.kind == 'v':
       value_NH = jnp.repeat(self.per_head(self.slot_value), c.num_heads // c.num_kv_heads, axis=0)
@@ -187,7 +187,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer; its two halves are methods of their own, so that a decoder may leave one out."""
+  """One layer. Attention and MLP are separate methods, so that a decoder can skip one of them."""
 
   config: ModelConfig
   layer: int
@@ -200,7 +200,7 @@ class Block(nn.Module):
     self.attention, self.mlp = Attention(c, self.layer, name='attention'), MLP(c, name='mlp')
 
   def attention_input(self, x_BTD):
-    """Returns what attention reads of the residual stream."""
+    """Returns the input of attention: the residual stream after the norm, or as it is with norm_placement='post'."""
     return x_BTD if self.config.norm_placement == 'post' else self.attention_norm(x_BTD)
 
   def attention_block(self, x_BTD, positions_BT, scheme, cache, key=None):
@@ -215,7 +215,7 @@ class Block(nn.Module):
     return self.attention_norm(x_BTD) if c.norm_placement == 'post' else x_BTD, cache
 
   def mlp_block(self, x_BTD, before_BTD, key=None):
-    """Returns the residual stream after the MLP; `before` is what attention read."""
+    """Returns the residual stream after the MLP; `before` is the residual stream before attention."""
     c, post = self.config, self.config.norm_placement == 'post'
     read_BTD = x_BTD if post else self.mlp_norm(before_BTD if c.parallel_residual else x_BTD)
     x_BTD = x_BTD + dropped_at(self.mlp(read_BTD, key), c.dropout.residual, key, MLP_OUTPUT)

@@ -1,10 +1,10 @@
-"""A transformer as pure functions of (params, config, arrays): what its Linen modules compute, without the modules.
+"""The transformer as pure functions of (params, config, arrays), for callers that do not use its Linen modules.
 
   hidden_BTD, cache = hidden(params, config, tokens)
   logits_BTV = logits(params, config, hidden_BTD)
 
-The first group takes the parameters of a whole model, the second those of one layer, `params['layer_0']` say. Shapes, arguments
-and results are those of the methods of the same names in `jaxlm.models.transformer` and `jaxlm.models.blocks`.
+The first functions take the parameters of a whole model. Functions with an argument `layer_params` take the parameters of one
+layer, for example `params['layer_0']`. Methods of the same names are in `jaxlm.models.transformer` and `jaxlm.models.blocks`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def hidden(
   """Returns (states after the final norm in the config's dtype, the extended cache).
 
   Args:
-    params: of the model, as `init_params` makes them.
-    config: the model's.
+    params: parameters of the model, as `init_params` returns them.
+    config: config of the model.
     tokens: int32 token ids.
-    positions: int32 position of each token; 0, 1, ... when None.
-    cache: a `caches.Cache`; `caches.Sequence()` when None.
-    length: int32 tokens that each sequence will reach, read by dynamic RoPE scaling only; T when None.
-    key: random key for dropout in training; None, as in evaluation and decoding, drops nothing.
+    positions: int32 position of each token (None: 0, 1, ...).
+    cache: a `caches.Cache` (None: `caches.Sequence()`).
+    length: int32 final number of tokens of each sequence, used only by dynamic RoPE scaling (None: T).
+    key: random key for dropout in training (None: no dropout, for evaluation and decoding).
   """
   return _model(params, config, Transformer.hidden, tokens, positions, cache, length, key)
 
@@ -52,9 +52,11 @@ def states(
 def embedded(
   params: Any, config: ModelConfig, tokens: Int[Array, 'B T'], positions=None, fresh: bool = True, length=None
 ) -> tuple[Float[Array, 'B T D'], Int[Array, 'B T'], Any]:
-  """Returns (what the first layer reads, its positions, what all layers need of the position scheme).
+  """Returns (input of the first layer, positions, position data of all layers).
 
-  `fresh`: whether the tokens are the first of their sequence, so that a sink token stands before them.
+  The position data are (RoPE's (cos, sin), distance table of relative_t5); each is None if the model does not use it.
+
+  `fresh`: whether the tokens are the first of their sequence; a sink token, if the model has one, is then put before them.
   """
   return _model(params, config, Transformer.embedded, tokens, positions, fresh, length)
 
@@ -70,7 +72,7 @@ def logits(params: Any, config: ModelConfig, hidden: Float[Array, '... D']) -> F
 
 
 def output_matrix(params: Any, config: ModelConfig) -> Float[Array, 'D V']:
-  """Returns the matrix of the output layer, float32 as the parameters are: the transposed embedding if they are tied."""
+  """Returns the matrix of the output layer in the parameters' dtype: the transposed embedding if embeddings are tied."""
   return _model(params, config, Transformer.output_matrix)
 
 
@@ -98,9 +100,9 @@ def mlp_block(
 def project_queries(
   layer_params: Any, config: ModelConfig, layer: int, x: Float[Array, 'B T D'], rotation
 ) -> Float[Array, 'B T N H']:
-  """Returns the queries that attention makes of x, which is read as it is: norms are the caller's.
+  """Returns the queries of x. The caller must apply the layer's norm before (`attention_input`).
 
-  rotation: cos and sin of the positions, the first part of what `embedded` returns last; None for no rotation.
+  rotation: (cos, sin) of the positions, the first element of the last result of `embedded`; None: no rotation.
   """
   project = lambda block, x, rotation: block.attention.project_queries(x, rotation)
   return _layer(layer_params, config, layer, project, x, rotation)
@@ -117,12 +119,12 @@ def project_keys_values(
 def attention_input(
   layer_params: Any, config: ModelConfig, layer: int, x: Float[Array, '... D']
 ) -> Float[Array, '... D']:
-  """Returns what the attention of a layer reads of the residual stream before it: the stream after the layer's norm."""
+  """Returns the input of a layer's attention: the residual stream x after the layer's norm (norm_placement='post': x)."""
   return _layer(layer_params, config, layer, Block.attention_input, x)
 
 
 def mix(layer_params: Any, config: ModelConfig, layer: int, out: Float[Array, 'B T N H']) -> Float[Array, 'B T D']:
-  """Returns what the heads' outputs give together: the output projection."""
+  """Returns the output projection of the heads' outputs."""
   return _layer(layer_params, config, layer, lambda block, out: block.attention.mix(out), out)
 
 

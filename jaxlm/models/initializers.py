@@ -5,9 +5,9 @@
   normal   N(0, init_std^2)                      as other matrices       N(0, init_std^2)  N(0, init_std^2)
   xavier   U(-r, r), r^2 = 6 / (in + out)        as other matrices       N(0, 1 / D)       N(0, 1 / D)
 
-sink is that of the attention-sink paper's code (https://arxiv.org/abs/2410.10781): the narrower end of the MLP keeps the
-residual stream from growing with depth. xavier is that of translation models (https://arxiv.org/abs/1706.03762). Biases are 0,
-norms 1, and the few learned numbers beside these (slots, sink token, distance table) do not depend on the name.
+sink is the initialisation in the attention-sink paper's code (https://arxiv.org/abs/2410.10781): the smaller variance at the
+end of the MLP keeps the residual stream from growing with depth. xavier is used for translation models
+(https://arxiv.org/abs/1706.03762). Biases are 0 and norm scales 1. Slots, sink token and distance table do not depend on the name.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""What each parameter is and how it lies on a mesh: one table for sharding, weight decay and whatever else asks.
+"""Table of all parameters: kind (for weight decay) and mesh axes (for sharding).
 
-A pattern is matched with the last names of a parameter's path, as many as the pattern has. The mesh axis of each dimension is
-`tensor`, which splits heads, MLP width and vocabulary, `fsdp`, which splits the model width, or None, which leaves it whole.
+A pattern is matched with the last names of a parameter's path. The mesh axis of a dimension is `tensor` (splits heads, MLP width
+and vocabulary), `fsdp` (splits the model width) or None (not split).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ Kind = Literal['embedding', 'norm', 'bias', 'matrix']
 
 
 class Rule(NamedTuple):
-  """What the parameters that fit `pattern` are; `kind` is a name of `decay_exempt`, or matrix for all others."""
+  """Kind and mesh axes of the parameters that match `pattern`. `kind` is a name of `decay_exempt`, or matrix for all others."""
 
   pattern: str
   kind: Kind
@@ -50,13 +50,13 @@ RULES = (
 
 
 def rules_of(path: Sequence[str]) -> list[Rule]:
-  """Returns the rules, one for each rank, of the parameter at `path` (names from any root); none for a name not in the table."""
+  """Returns the rules that match the parameter at `path` (names from any root), one per rank; [] if none matches."""
   fits = lambda pattern: fnmatch.fnmatchcase('/'.join(path[-1 - pattern.count('/') :]), pattern)
   return [rule for rule in RULES if fits(rule.pattern)]
 
 
 def kind_of(path: Sequence[str]) -> Kind | None:
-  """Returns what the parameter at `path` is, or None for a name that is not in the table."""
+  """Returns the kind of the parameter at `path`, or None if no rule matches."""
   return next((rule.kind for rule in rules_of(path)), None)
 
 

@@ -1,4 +1,4 @@
-"""Which model each trainer's runs hold: what `jaxlm.load` needs to open a run directory, by the trainer that its config.json names."""
+"""Registry of trainers: how `jaxlm.load` reads a run directory, by the trainer named in its config.json."""
 
 from collections.abc import Callable
 import dataclasses
@@ -14,12 +14,12 @@ class RunKind:
   """How the runs of one trainer are read.
 
   Attributes:
-    what: the model in words, for messages.
-    read_config: the "model" of config.json -> the model's config, which has a `dtype` and `replace`. Raises ValueError for fields
-      that it does not know.
-    abstract_params: the model's config -> its parameters as shapes and dtypes.
-    result: (config, parameters, tokenizer or None) -> what `jaxlm.load` returns; None: a `jaxlm.LanguageModel`.
-    load_tokenizer: folder -> the tokenizer that the run directory holds; None: as that of a language model.
+    what: description of the model for error messages.
+    read_config: maps the field "model" of config.json to the model's config, which needs `dtype` and `replace`. Raises
+      ValueError for unknown fields.
+    abstract_params: maps the model's config to its parameters as shapes and dtypes.
+    result: maps (config, parameters, tokenizer or None) to the result of `jaxlm.load`; None: a `jaxlm.LanguageModel`.
+    load_tokenizer: maps the run's tokenizer folder to its tokenizer; None: the tokenizer of a language model.
   """
 
   what: str
@@ -36,17 +36,17 @@ _kinds: dict[str, RunKind | str] = {'pretrain': LANGUAGE_MODEL, 'translate': 'ja
 
 
 def register(trainer: str, kind: RunKind) -> None:
-  """Lets `jaxlm.load` open the runs of a further trainer: `Task.trainer`, as config.json has it."""
+  """Registers a trainer, so that `jaxlm.load` can read its runs. `trainer`: the name in config.json (`Task.trainer`)."""
   _kinds[trainer] = kind
 
 
 def known() -> tuple[str, ...]:
-  """Returns the trainers whose runs are known."""
+  """Returns the names of the registered trainers."""
   return tuple(_kinds)
 
 
 def run_kind(trainer: str) -> RunKind:
-  """Returns how the runs of a trainer are read. Those of a trainer that nobody registered are taken for language models."""
+  """Returns the RunKind of a trainer. Runs of a trainer that is not registered are read as language models."""
   found = _kinds.get(trainer, LANGUAGE_MODEL)
   if isinstance(found, str):
     module, name = found.split(':')

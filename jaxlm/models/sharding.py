@@ -1,7 +1,7 @@
-"""How parameters lie on a mesh of devices.
+"""Sharding of parameters over a mesh of devices.
 
-A mesh has some of the axes `data`, `fsdp`, `tensor`; the table in `jaxlm.models.parameters` says which splits what. A dimension
-that an axis does not divide stays whole. XLA's partitioner does the rest.
+A mesh has axes among `data`, `fsdp` and `tensor`; the table in `jaxlm.models.parameters` says which axis splits which dimension.
+A dimension is not split if the size of its axis does not divide it. XLA's partitioner inserts the communication.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequenc
 
 
 def spec(path: Sequence[str], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-  """Returns how the parameter at `path` (names from the root) is split; replicated if it is not in the table of parameters."""
+  """Returns the PartitionSpec of the parameter at `path` (names from the root). A path that is not in the table is replicated."""
   axes = axes_of(path, len(shape)) or (None,) * len(shape)
   fits = lambda axis, size: axis is not None and mesh.shape.get(axis, 1) > 1 and size % mesh.shape[axis] == 0
   return PartitionSpec(*(axis if fits(axis, size) else None for axis, size in zip(axes, shape, strict=True)))
@@ -38,7 +38,7 @@ def sharding(path: Sequence[str], shape: Sequence[int], mesh: Mesh) -> NamedShar
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-  """Shardings for any tree whose leaves lie under parameter names, so for optimizer states as well."""
+  """Returns shardings for a tree whose paths end in parameter names, such as parameters or optimizer states."""
 
   def leaf_sharding(path, leaf):
     names = [str(getattr(k, 'key', getattr(k, 'name', ''))) for k in path]

@@ -1,10 +1,10 @@
-"""The transformer of every family we read: Llama, Mistral, Qwen, GPT-2, GPT-NeoX, OPT; with causal=False an encoder.
+"""The transformer of all supported families: Llama, Mistral, Qwen, GPT-2, GPT-NeoX, OPT. With causal=False it is an encoder.
 
   x = x + attention(norm(x));  x = x + mlp(norm(x));  logits = head(norm(x))
 
-or both at once from the same x (`parallel_residual`). Layers are unrolled (`layer_0`, `layer_1`, ...) and attention is
-whatever the cache makes of (layer, q, k, v): training passes `caches.Sequence`, decoding a cache that grows. Its methods as
-pure functions of the parameters are in `jaxlm.models.functions`.
+or both from the same x (`parallel_residual`). Layers are unrolled (`layer_0`, `layer_1`, ...). The cache computes attention from
+(layer, q, k, v): training passes `caches.Sequence`, decoding a cache that grows. `jaxlm.models.functions` has the methods as
+pure functions of the parameters.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REMAT_POLICIES = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_bat
 
 
 class Transformer(nn.Module):
-  """One stack of layers; see the module's docstring."""
+  """Embedding, a stack of layers and an output layer; see the module's docstring."""
 
   config: ModelConfig
 
@@ -67,10 +67,10 @@ class Transformer(nn.Module):
 
     Args:
       tokens: token ids.
-      positions: position of each token; 0, 1, ... when None.
-      cache: a `caches.Cache`; `caches.Sequence()` when None.
-      length: [B] tokens that each sequence will reach, read by dynamic RoPE scaling only; T when None.
-      key: random key for dropout in training; None, as in evaluation and decoding, drops nothing.
+      positions: position of each token (None: 0, 1, ...).
+      cache: a `caches.Cache` (None: `caches.Sequence()`).
+      length: [B] final number of tokens of each sequence, used only by dynamic RoPE scaling (None: T).
+      key: random key for dropout in training (None: no dropout, for evaluation and decoding).
     """
     states, cache = self.states(tokens, positions, cache, length, key)
     return self.normed(states[-1])[:, -tokens.shape[1] :], cache
@@ -84,7 +84,7 @@ class Transformer(nn.Module):
   ) -> tuple[list[Float[Array, 'B T D']], Any]:
     """Returns (the residual stream before each layer and after the last, the extended cache); arguments as for `hidden`.
 
-    With a sink token and a fresh cache the states are those of T + 1 tokens.
+    If the model has a sink token and the cache is fresh, there are states of T + 1 tokens.
     """
     cache = caches.Sequence() if cache is None else cache
     x_BTD, positions, scheme = self.embedded(tokens, positions, cache.fresh, length)
@@ -96,7 +96,10 @@ class Transformer(nn.Module):
     return states, cache
 
   def embedded(self, tokens, positions=None, fresh=True, length=None) -> tuple[Float[Array, 'B T D'], Array, Any]:
-    """Returns (what the first layer reads, its positions, what all layers need of the position scheme)."""
+    """Returns (input of the first layer, positions, position data of all layers).
+
+    The position data are (RoPE's (cos, sin), distance table of relative_t5); each is None if the model does not use it.
+    """
     c = self.config
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -136,7 +139,7 @@ def cap(logits, softcap: float | None):
 
 
 def init_params(config: ModelConfig, key) -> Any:
-  """Returns float32 parameters; the same values on any number of devices."""
+  """Returns new float32 parameters. The values do not depend on the number of devices."""
   return Transformer(config).init(key, jnp.zeros((1, 1), jnp.int32))['params']
 
 

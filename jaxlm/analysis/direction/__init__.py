@@ -1,1 +1,1 @@
-"""Forward and reverse: losses of texts in both directions, their files, reports, and data selected by the difference."""
+"""Losses of texts read forward and in reverse: scoring, score files, reports, and data selection by the difference."""

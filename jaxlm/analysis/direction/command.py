@@ -1,4 +1,4 @@
-"""The command line of direction: python -m jaxlm.analysis.direction score|select|report"""
+"""The command line python -m jaxlm.analysis.direction score|select|report."""
 
 import dataclasses
 import itertools
@@ -24,96 +24,99 @@ DESCRIPTION = """How much easier texts are in reverse than forward, and data sel
 class ScoreConfig:
   """Scores the documents of a corpus by how much harder they are forward than in reverse.
 
-  S = forward loss - reverse loss, in nats per token. Score text that the model was not trained on. A run that was stopped
-  goes on where it was when it is started again."""
+  S = forward loss - reverse loss, in nats per token. Score text that the model was not trained on. Start an interrupted run
+  again with the same command, and it continues where it stopped."""
 
   corpus: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='CORPUS')]
   """A file (text, JSONL, Parquet), a folder, a pattern with *, tfds:NAME, 'embedded' (text that comes with Python), or
-  several with commas between."""
+  several of these separated by commas."""
   model: Annotated[str, tyro.conf.arg(metavar='MODEL')]
-  """Trained on both directions (python -m trainers.pretrain --direction both). A run directory, a Hugging Face
+  """Model trained on both directions (python -m trainers.pretrain --direction both): a run directory, a Hugging Face
   directory, a .gguf file, a fetched name or a Hub id."""
   reverse_model: Annotated[str | None, tyro.conf.arg(metavar='MODEL')] = None
-  """A second model, for the reverse direction."""
+  """Second model for the reverse direction (none: MODEL scores both)."""
   out: str = 'scores.parquet'
   """File to write."""
   field: str = 'text'
-  """Where JSON, Parquet and TFDS examples keep their text."""
+  """Name of the field that holds the text in JSON, Parquet and TFDS examples."""
   document: int = 8192
-  """About how many characters of a text file are one document (0: the whole file)."""
+  """A text file is split into documents of about this many characters (0: the whole file is one document)."""
   download: bool = False
-  """TFDS may download and prepare what is not there."""
+  """Allows TFDS to download and prepare a missing data set."""
   batch_size: int = 16
   """Rows computed at the same time, on all devices together."""
   max_length: int | None = None
-  """Tokens of a row; longer documents are cut into chunks, which are scored apart (none: the model's context)."""
+  """Tokens of a row; longer documents are split into chunks that do not see each other (none: the model's context)."""
   min_tokens: int = 2
-  """Shorter documents are listed without a score."""
+  """Documents with fewer tokens are listed without a score."""
   limit: int | None = None
-  """Documents to read, from the first (none: all)."""
+  """Number of documents to read, from the first (none: all)."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
   """Type of the parameters and the products; losses are float32 (none: float32 on CPU, bfloat16 elsewhere)."""
   overwrite: bool = False
-  """Discards what an earlier run left."""
+  """Deletes the results of an earlier run, finished or not, and starts from the beginning."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SelectConfig:
-  """Keeps documents within a budget of tokens, by a rule, and writes them as training data.
+  """Selects documents by a rule within a budget of tokens, and writes them as training data.
 
-  Writes JSONL (field: text), and beside it OUT.manifest, a JSON object that says how they were chosen."""
+  Writes a JSONL file (field: text), and OUT.manifest, a JSON object that says how the documents were selected."""
 
   scores: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='SCORES')]
   """What `score` wrote."""
   out: str = 'selected.jsonl'
   """File to write."""
   budget_tokens: int | None = None
-  """Tokens to keep; the documents that are kept come nearest to it."""
+  """Number of tokens to keep; documents are kept until their total is as near to it as possible."""
   fraction: float | None = None
-  """Or the share of the pool's tokens (none of the two: 0.1)."""
+  """Share of all tokens to keep, instead of --budget-tokens (if neither is given: 0.1)."""
   rule: Annotated[str, tyro.conf.arg(metavar='RULE')] = 'highest'
-  """highest, lowest, abs-low, band: by score. random: any. length-matched: any, of the lengths that highest would keep.
-  low-perplexity, high-perplexity: by forward loss. dsir: alike to --target."""
+  """highest, lowest, abs-low (near 0), band (around a quantile): by score. random: random documents. length-matched: random
+  documents with the lengths that highest would keep. low-perplexity, high-perplexity: by forward loss. dsir: documents
+  similar to --target."""
   score: Annotated[str, tyro.conf.arg(metavar='S|S/se|length-rank')] = 'S'
-  """S, S in standard errors, or the rank of S among texts of alike length: short texts have the most extreme S."""
+  """S, S / its standard error, or the rank of S among texts of similar length. The last two help because short texts have the
+  most extreme S."""
   per_domain: bool = False
-  """Keeps the same share of each file."""
+  """Keeps the same share of the tokens of each file (domain)."""
   temperature: float | None = None
-  """Gumbel noise, in standard deviations of what is ranked (none: 0, for dsir 1 in nats)."""
+  """Scale of Gumbel noise added before ranking, in standard deviations of the ranked score; for dsir in nats (none: 0; for
+  dsir 1)."""
   band: float = 0.5
-  """The quantile whose neighbours `band` keeps."""
+  """band: the quantile of the score around which documents are kept."""
   min_tokens: int = 32
   """Shorter documents are left out."""
   target: str | None = None
-  """dsir: a corpus of what is wanted."""
+  """dsir: a corpus that the selected documents should resemble."""
   order: Literal['shuffled', 'original'] = 'shuffled'
-  """Order of the documents that are written."""
+  """Order of the documents in the file."""
   seed: int = 0
-  """Seed for everything that is random."""
+  """Seed for random rules, noise and the shuffled order."""
   corpus: str | None = None
   """Where the corpus is now (none: where it was scored)."""
   overwrite: bool = False
-  """Replaces the file if it is there."""
+  """Replaces an existing file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-  """Shows how S is distributed, what it goes along with, and the texts of its tails.
+  """Shows the distribution of S, its correlation with other measures, and texts with very low, middle and very high S.
 
   Prints tables, and writes report.json and direction.png."""
 
   scores: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='SCORES')]
   """What `score` wrote."""
   texts: int = 20
-  """Texts of each tail and of the middle."""
+  """Number of texts shown for each of lowest, middle and highest S."""
   characters: int = 300
-  """Characters of each text that are shown."""
+  """Number of characters shown of each text."""
   min_tokens: int = 32
   """Shorter documents are left out."""
   sample: int = 10_000
-  """Documents, chosen at random, whose words and lines are looked at."""
+  """Number of random documents for the correlations."""
   output: str | None = None
-  """Folder to write to (none: direction-SCORES here). Files of the same names are replaced."""
+  """Folder to write to (none: direction-SCORES in the current folder). Files of the same names are replaced."""
   corpus: str | None = None
   """Where the corpus is now (none: where it was scored)."""
   seed: int = 0
@@ -199,7 +202,7 @@ def select(config: SelectConfig) -> dict[str, Any]:
   selection.check_options(**options)  # Before anything is read.
   if (config.rule == 'dsir') != (config.target is not None):
     raise ValueError(f'--target goes with --rule dsir, which needs it; got {config.rule=} and {config.target=}.')
-  # Not .json: the folder of selected.jsonl is a corpus as well, and this file no part of it.
+  # The suffix is not .json: the folder may be read as a corpus, to which the manifest does not belong.
   out, told = Path(config.out), Path(config.out + '.manifest')
   if not out.name.lower().endswith(files.LINES):
     raise ValueError(f'--out {out} must end in {", ".join(files.LINES)}: by that it is known as a corpus.')
@@ -294,14 +297,14 @@ def report(config: ReportConfig) -> dict[str, Any]:
 
 
 def _check_least(config: Any, **least: int) -> None:
-  """Raises ValueError if a field is smaller; None is no number."""
+  """Raises ValueError if a field is smaller than its minimum in `least`; fields that are None are skipped."""
   for name, number in least.items():
     if (value := getattr(config, name)) is not None and value < number:
       raise ValueError(f'{name}={value} must be at least {number}.')
 
 
 def _outside(out: str | Path, corpus: str) -> Path:
-  """Returns where to write to. Raises ValueError if that would add to the corpus."""
+  """Returns `out` as a path. Raises ValueError if it is in the corpus folder, where it would become part of the corpus."""
   out, folder = Path(out), Path(corpus).expanduser()
   if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
     raise ValueError(f'--out {out} is in the folder {folder}, whose files are the corpus: choose another place.')
@@ -320,7 +323,7 @@ def parse(args: list[str] | None = None) -> ScoreConfig | SelectConfig | ReportC
 
 
 def run() -> None:
-  """Parses the command line, and says what is wrong with it in one line."""
+  """Parses the command line and runs it; errors are reported in one line."""
   config = parse()
   with console.errors_in_one_line():
     {ScoreConfig: score, SelectConfig: select, ReportConfig: report}[type(config)](config)

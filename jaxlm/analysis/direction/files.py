@@ -1,8 +1,9 @@
 """Scores on disk: written in parts by a run that may be killed, merged into one Parquet file, and read again.
 
-While a run goes on, its scores lie in OUT.parts/ as files named by the documents they hold; each is renamed when whole.
-`facts`, all that scores depend on, lie beside them and in the merged file: a run that is started again with other ones
-is told which. The merged file does not depend on where a run was interrupted.
+A run writes its scores to files in OUT.parts/; a file's name gives the range of its documents, and a file gets this name only
+when it is complete. `facts` (everything that the scores depend on) are stored in OUT.parts/facts.json and in the merged file.
+A run that is started again with different facts raises an error that names them. The merged file does not depend on where
+a run was interrupted.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,10 +23,10 @@ from jaxlm.analysis.direction.records import COLUMNS, Score, text_digest
 from jaxlm.io import locks
 
 FORMAT = 1
-"""To be raised when the same texts get other scores."""
+"""Version of the scores. Increase it when a change of the code gives the same texts other scores."""
 FACTS = b'jaxlm.direction'
 ROWS = 1 << 16
-"""Documents of a row group."""
+"""Documents per row group of the Parquet file."""
 WORDS = {
   'source': "the corpus's files (size or time)",
   'weights': "the model's weights",
@@ -33,7 +34,7 @@ WORDS = {
   'tokenizer': 'the tokenizer',
 }
 
-# A name that differs is another only if what it stands for is.
+# The fact named by a key may differ if the fact named by its value agrees: the same weights may be at another path.
 NAMES = {'model': 'weights', 'reverse_model': 'reverse_weights', 'corpus': 'source'}
 
 
@@ -48,14 +49,14 @@ def pyarrow():
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-  """Returns which facts differ, with both values, or ''."""
+  """Returns the names and both values of the facts that differ, or ''."""
   same = lambda key: before.get(key) == now.get(key)
   changed = [key for key in dict.fromkeys((*now, *before)) if not same(key) and not same(NAMES.get(key, key))]
   return ', '.join(f'{WORDS.get(key, key)} ({before.get(key)} then, {now.get(key)} now)' for key in changed)
 
 
 def locked(out: str | Path) -> contextlib.AbstractContextManager[None]:
-  """Keeps other runs from writing the same scores; raises DataError at once if one is. A killed run holds nothing."""
+  """Locks a file of scores; raises DataError at once if another run holds the lock. A killed run does not keep the lock."""
   out = Path(out)
   error = errors.DataError(
     f'Another run is writing {out}. Wait for it, or choose another --out; nothing was changed here.'
@@ -64,16 +65,16 @@ def locked(out: str | Path) -> contextlib.AbstractContextManager[None]:
 
 
 class Parts:
-  """Where a run's scores go. `done` documents are there already; `complete` once they are merged.
+  """Writes a run's scores in parts. `done` documents are on disk; `complete` is true once the parts are merged.
 
   Args:
-    out: the Parquet file to be.
+    out: the Parquet file to write.
     facts: what the scores depend on, as plain data.
-    overwrite: discards what an earlier run left, finished or not.
-    seconds: how often a part is written.
+    overwrite: deletes the results of an earlier run, finished or not.
+    seconds: shortest time between two parts.
 
   Raises:
-    DataError: an earlier run's facts were others, or its file is not a file of scores.
+    DataError: an earlier run had different facts, or `out` is not a file of scores.
   """
 
   def __init__(self, out: str | Path, facts: dict[str, Any], *, overwrite: bool = False, seconds: float = 30.0):
@@ -98,11 +99,11 @@ class Parts:
   def _compare(self, where: Path, before: dict[str, Any]) -> None:
     if changed := difference(before, self.facts):
       raise errors.DataError(
-        f'{where} is of a run that differed in {changed}. Start anew with --overwrite, or choose another --out.'
+        f'{where} is of a run that differed in {changed}. Start again with --overwrite, or choose another --out.'
       )
 
   def _resume(self) -> int:
-    """Returns how many documents the parts hold; removes what is not a part or does not follow from the others."""
+    """Returns how many documents the parts hold; deletes damaged files and parts that leave a gap after the others."""
     done = 0
     for path in sorted(self.folder.glob('*.parquet')):
       first, _, after = path.stem.partition('-')
@@ -120,7 +121,7 @@ class Parts:
     return done
 
   def add(self, scores: Sequence[Score]) -> None:
-    """Takes the next documents' scores; writes a part if the last one was a while ago."""
+    """Adds the next documents' scores; writes a part if `seconds` have passed since the last one."""
     self._waiting += scores
     if self._waiting and time.monotonic() - self._written >= self.seconds:
       self._write()
@@ -145,7 +146,7 @@ class Parts:
     scratch.replace(path)
 
   def finish(self) -> None:
-    """Merges the parts into the file, and removes them."""
+    """Merges the parts into one file, and deletes them."""
     pa, pq = pyarrow()
     if self._waiting:
       self._write()
@@ -172,14 +173,14 @@ class Parts:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """The scored documents of a file, D of them, by id.
+  """The D scored documents of a file, sorted by id.
 
   Attributes:
     path: the file.
-    facts: what they depend on.
-    documents: how many documents the corpus has, those too short to be scored included.
+    facts: what the scores depend on.
+    documents: number of documents in the corpus, those too short to be scored included.
     columns: name -> [D]; 'domain' holds indices into `domains`.
-    domains: names.
+    domains: names of the files that the documents come from.
   """
 
   path: Path
@@ -213,7 +214,7 @@ def _opened(path: Path):
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
-  """Returns what a file's scores depend on. Raises DataError naming the file if it is none of ours."""
+  """Returns what a file's scores depend on. Raises DataError if it is not a file of scores; the message names it."""
   with _opened(Path(path)) as file:
     try:
       return json.loads((file.schema_arrow.metadata or {})[FACTS])
@@ -225,8 +226,8 @@ def read_scores(path: str | Path) -> Scores:
   """Returns the scored documents of a file.
 
   Raises:
-    DataError: the file is not there, truncated, corrupt, not of scores, or holds no scored document, an id twice, or
-      numbers that are not finite; it is named.
+    DataError: the file does not exist, is truncated or corrupt, is not a file of scores, or holds no scored document,
+      an id twice, or numbers that are not finite. The message names the file.
   """
   path, (pa, _) = Path(path), pyarrow()
   facts = read_facts(path)
@@ -244,7 +245,7 @@ def read_scores(path: str | Path) -> Scores:
   domains = table['domain'].combine_chunks().dictionary_encode()
   columns = {name: table[name].to_numpy() for name in COLUMNS if name not in ('domain', 'digest')}
   columns['domain'] = domains.indices.to_numpy()
-  columns['digest'] = table['digest'].combine_chunks()  # Arrow's: most are never looked at.
+  columns['digest'] = table['digest'].combine_chunks()  # Stays an Arrow array: most digests are never read.
   for name in ('loss_forward', 'loss_reverse', 'S'):
     if len(bad := np.flatnonzero(~np.isfinite(columns[name]))):
       raise errors.DataError(f'{path}: {name} of document {columns["id"][bad[0]]} is {columns[name][bad[0]]}.')
@@ -260,13 +261,13 @@ def read_scores(path: str | Path) -> Scores:
 
 
 def texts(scores: Scores, source: Iterable[tuple[str, str]], kept: np.ndarray) -> Iterable[tuple[int, str]]:
-  """Yields (row of `scores`, text) of the rows where `kept` [D] is true, in the corpus's order.
+  """Yields (row of `scores`, text) for the rows where `kept` [D] is true, in the order of the corpus.
 
   Args:
     source: pairs (text, domain), as `sources.labelled` yields them.
 
   Raises:
-    DataError: a text is not the one that was scored, or the corpus is shorter than it was.
+    DataError: a text differs from the one that was scored, or the corpus has become shorter.
   """
   rows = np.flatnonzero(kept)
   wanted = iter(rows)

@@ -1,4 +1,4 @@
-"""What scoring in both directions needs of a language model: each target's loss, the ids around a text, a digest."""
+"""Token losses of a language model in both directions, the ids before and after a text, and a digest of the weights."""
 
 from collections.abc import Sequence
 import functools
@@ -25,13 +25,13 @@ def token_losses(
   devices: Sequence[jax.Device] | None = None,
   only: Literal['forward', 'reverse'] | None = None,
 ) -> Nll:
-  """Returns the function that computes rows' losses with `lm`, those of reversed rows with `reverse_lm` if it is given.
+  """Returns a function that computes the losses of rows with `lm`, and of reversed rows with `reverse_lm` if it is given.
 
-  Rows are split over the devices (None: all local ones), parameters lie on each. One program does both directions. With
-  `only`, that of `lm` is computed, and what is returned for the other one means nothing.
+  Rows are split over the devices (None: all local ones); parameters are replicated. One program computes both directions.
+  With `only`, `lm` computes this direction alone, and the losses returned for the other direction are meaningless.
 
   Raises:
-    ValueError: a prefix LM, or a model that is not causal, whose tokens see what they are to predict.
+    ValueError: a prefix LM, or a model that is not causal: its tokens see the tokens that they should predict.
   """
   models = [lm] if reverse_lm is None else [lm, reverse_lm]
   for m in models:
@@ -55,7 +55,7 @@ def token_losses(
 def _both(params: list, forward: Any, reverse: Any, *, models: tuple[ModelConfig, ...]):
   if len(models) == 2:
     return tuple(_one(*of) for of in zip(params, (forward, reverse), models))
-  # One after the other: the activations of a single direction exist at a time, and its program is compiled once.
+  # The directions run one after the other: memory holds the activations of one, and its program is compiled once.
   both = jax.tree.map(lambda a, b: jnp.stack([a, b]), forward, reverse)
   return tuple(jax.lax.map(lambda rows: _one(params[0], rows, models[0]), both))
 
@@ -74,12 +74,12 @@ _single = jax.jit(_one, static_argnames='config')
 def ends(
   lm: LanguageModel, reverse_lm: LanguageModel | None = None, bos_id: int | None = None, eos_id: int | None = None
 ) -> Ends:
-  """Returns what stands around a text: the tokenizer's BOS and EOS, or those given, and the models' direction signals.
+  """Returns the ids before and after a text: BOS and EOS of the tokenizer, or `bos_id` and `eos_id`, and direction signals.
 
-  Of a tokenizer that has only one of the two, it stands for both.
+  If only one of BOS and EOS exists, it is used for both.
 
   Raises:
-    ValueError: there is neither.
+    ValueError: neither BOS nor EOS exists.
   """
   bos = getattr(lm.tokenizer, 'bos_id', None) if bos_id is None else bos_id
   eos = getattr(lm.tokenizer, 'eos_id', None) if eos_id is None else eos_id
@@ -95,23 +95,23 @@ def ends(
 
 
 def doubt(lm: LanguageModel, reverse_lm: LanguageModel | None = None) -> str:
-  """Returns why the losses of these models do not compare, or '' if there is nothing against it."""
+  """Returns the reason why the two losses may not be comparable, or '' if there is none."""
   of = lm.config.direction
   if reverse_lm is None and of != 'both':
     return (
-      f'The model was trained on {of} text only, as far as its config knows: the difference of its losses says how '
-      'strange the other direction is to it, not which one suits a text. Use one trained with both, or two models.'
+      f'The model was trained on {of} text only, according to its config: the difference of its losses shows how '
+      'unfamiliar the other direction is, not which direction suits a text. Use a model trained on both, or two models.'
     )
   if reverse_lm is not None and (of == 'reverse' or reverse_lm.config.direction == 'forward'):
     return (
-      f'--model was trained on {of} text and --reverse-model on {reverse_lm.config.direction} text, as far as their configs know; '
+      f'--model was trained on {of} text and --reverse-model on {reverse_lm.config.direction} text, according to their configs; '
       'expected forward and reverse (or both).'
     )
   return ''
 
 
 def digest(lm: LanguageModel) -> str:
-  """Returns a digest of a model's config and of a sample of every parameter, which any training changes."""
+  """Returns a digest of a model's config and of a sample of every parameter; any training changes it."""
   hashed = hashlib.sha256(json.dumps(configs.computing_fields(lm.config), sort_keys=True).encode())
   for path, x in jax.tree_util.tree_leaves_with_path(lm.params):
     hashed.update(f'{jax.tree_util.keystr(path)} {x.shape} {x.dtype}'.encode())

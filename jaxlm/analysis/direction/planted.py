@@ -1,8 +1,8 @@
-"""Planted quality: does S tell prose from texts that were spoiled on purpose, and better than simpler scores do?
+"""Tests whether S separates prose from corrupted copies of it, and how simpler scores compare.
 
-Each text is spoiled in three ways, so that no kind differs in subject; a score's AUC is the probability that prose comes
-before a spoiled text, 0.5 for a score that knows nothing. The reverse-modeling paper (https://arxiv.org/abs/2410.09817)
-says that high S means quality: this is a question to it, not a claim.
+Each text is corrupted in three ways, so all groups have the same subjects. The AUC of a score is the probability that prose
+scores higher than a corrupted text; it is 0.5 for a score without information. The reverse-modeling paper
+(https://arxiv.org/abs/2410.09817) says that a high S means quality; `planted_table` tests this statement.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ BOILERPLATE = (
 
 
 def shuffled_words(text: str, random: np.random.Generator) -> str:
-  """Returns the words of each line in another order."""
+  """Returns the text with the words of each line in random order."""
   shuffled = lambda line: ' '.join(random.permutation(line.split()).tolist())
   return '\n'.join(shuffled(line) if line.strip() else line for line in text.split('\n'))
 
 
 def shuffled_lines(text: str, random: np.random.Generator) -> str:
-  """Returns the lines, or the sentences of a text of a single line, in another order."""
+  """Returns the text with its lines in random order, or its sentences if the text is a single line."""
   lines, joint = text.split('\n'), '\n'
   if len(lines) < 2:
     lines, joint = re.split(r'(?<=[.!?]) ', text), ' '
@@ -44,7 +44,7 @@ def shuffled_lines(text: str, random: np.random.Generator) -> str:
 
 
 def boilerplate(text: str, random: np.random.Generator) -> str:
-  """Returns boilerplate of the text's length, with a line of the text here and there."""
+  """Returns boilerplate of the text's length, in which about every fifth line is a line of the text."""
   lines, found, size = [x for x in text.split('\n') if x.strip()], [], 0
   while size < len(text):
     own = lines and random.random() < 0.2
@@ -57,13 +57,13 @@ CORRUPTIONS = {'shuffled words': shuffled_words, 'shuffled lines': shuffled_line
 
 
 def planted(texts: Sequence[str], seed: int = 0) -> dict[str, list[str]]:
-  """Returns the texts as 'prose', and as many of each corruption."""
+  """Returns {'prose': the texts, name of a corruption: the corrupted texts, ...}."""
   random = np.random.default_rng(seed)
   return {'prose': list(texts), **{name: [f(t, random) for t in texts] for name, f in CORRUPTIONS.items()}}
 
 
 def auc(good: Float[np.ndarray, ' G'], bad: Float[np.ndarray, ' B']) -> float:
-  """Returns the probability that a good one is higher than a bad one, ties counting half."""
+  """Returns the probability that a score in `good` is higher than one in `bad`; a tie counts half."""
   bad = np.sort(bad)
   below, up_to = np.searchsorted(bad, good, side='left'), np.searchsorted(bad, good, side='right')
   return float((below + up_to).mean() / 2 / len(bad))
@@ -75,10 +75,10 @@ def planted_table(
   """Returns, for each corruption, the AUC of each score: S, -forward loss, DSIR towards `target`, and length.
 
   Args:
-    lm: a LanguageModel that reads both directions.
+    lm: a LanguageModel trained on both directions.
     texts: prose that the model was not trained on.
     target: prose that is not among `texts`, for DSIR.
-    options: of `score_documents`.
+    options: keyword arguments of `score_documents`.
   """
   from jaxlm.analysis.direction.scores import score_documents
 

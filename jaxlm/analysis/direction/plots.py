@@ -1,4 +1,4 @@
-"""The picture of a file of scores: how S is distributed, and how it spreads with a text's length."""
+"""Plots of a file of scores: the distribution of S, and S against the length of a text."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DOMAINS = 6
 
 
 def plot_scores(scores: Scores, rows: Int[np.ndarray, ' R'], path: str | Path, title: str = '') -> None:
-  """Draws a histogram of S, of each of the largest domains if there are several, and S against the tokens of a text."""
+  """Draws a histogram of S (one for each of the six largest domains if there are several), and S against the text's length."""
   from matplotlib.figure import Figure  # Not pyplot: no global state, no display.
 
   S, tokens, domain = scores.S[rows], scores.tokens[rows], scores.domain[rows]
   figure = Figure(figsize=(11, 4.6), layout='constrained')
   histogram, lengths = figure.subplots(1, 2, width_ratios=(1, 1.15))
-  # A few texts of a handful of tokens would make everything else one bar.
+  # The axis leaves out extreme quantiles: a few very short texts would press all others into one bar.
   low, high = np.quantile(S, (0.002, 0.998))
   room = 0.08 * (high - low) or 0.5
   low, high = low - room, high + room
@@ -58,7 +58,7 @@ def plot_scores(scores: Scores, rows: Int[np.ndarray, ' R'], path: str | Path, t
   else:
     lengths.scatter(tokens, inside, s=9, color='#4c72b0', alpha=0.6, linewidths=0)
     lengths.set_xscale(scale)
-  if scale == 'log':  # Powers of two: those of ten are too few.
+  if scale == 'log':  # Powers of ten would give too few ticks.
     powers = 2 ** np.arange(np.ceil(np.log2(tokens.min())), np.log2(tokens.max()) + 1e-9)
     shown = powers[:: -(-len(powers) // 8)]
     lengths.set_xticks(shown, [f'{x:,.0f}' for x in shown])
@@ -74,7 +74,7 @@ def plot_scores(scores: Scores, rows: Int[np.ndarray, ' R'], path: str | Path, t
 
 
 def _spread(axes, tokens, S) -> None:
-  """Draws the median and the middle 80 % of S in ranges of lengths that hold enough texts to say so."""
+  """Draws the median and the middle 80 % of S for each range of lengths with at least 10 texts."""
   from jaxlm.data.selection import length_buckets
 
   bucket = length_buckets(tokens)

@@ -1,4 +1,4 @@
-"""One document's losses, and the columns that they are kept in."""
+"""The losses of one document, and the columns that store them."""
 
 import dataclasses
 import hashlib
@@ -26,12 +26,12 @@ class Score:
   """One document's losses.
 
   Attributes:
-    id: its number in the corpus, from 0.
-    digest: of its text.
-    domain: the file that it is from, '' where that is not known.
-    characters: of its text; 0 if it came as ids.
-    tokens: targets, content and EOS.
-    sums: of its losses; None if it was too short to be scored.
+    id: number of the document in the corpus, from 0.
+    digest: hash of its text.
+    domain: the file that it comes from, '' if unknown.
+    characters: length of its text; 0 if it was given as ids.
+    tokens: number of targets: content and EOS.
+    sums: sums of its losses; None if it was too short to be scored.
   """
 
   id: int
@@ -43,7 +43,7 @@ class Score:
 
   @property
   def nll_forward(self) -> float:
-    """Sum of -log p, nats; NaN, as all that follows, if the document was not scored."""
+    """Sum of -log p, in nats; this and all other losses are NaN if the document was not scored."""
     return self.sums.forward if self.sums else math.nan
 
   @property
@@ -65,7 +65,7 @@ class Score:
 
   @property
   def se(self) -> float:
-    """Standard error of S as if the targets' differences were independent; NaN for a single target."""
+    """Standard error of S under the assumption that the targets' differences are independent; NaN for a single target."""
     if not self.sums or self.tokens < 2:
       return math.nan
     variance = max(self.sums.square - self.tokens * self.S**2, 0.0) / (self.tokens - 1)

@@ -1,6 +1,6 @@
-"""What S goes along with: its distribution, its correlations with what a heuristic could see, and texts of both tails.
+"""Report on S: its distribution, its correlations with simple features, and texts with the lowest and the highest S.
 
-A selector whose scores only say "not a list", "long" or "easy" could be replaced by a rule; so they are compared.
+If S only said "not a list", "long" or "easy", a simple rule could replace it; the correlations show whether that is so.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _MARKED = re.compile(r'\s*([-*+•·#|>~=]|\(?\d{1,3}[.):]|</?[A-Za-z!]|[{}\[\]]
 
 
 def type_token_ratio(text: str) -> float:
-  """Returns the share of different words among the first 256: later ones would make it a measure of length."""
+  """Returns the share of distinct words among the first 256; over a whole text, it would mostly measure length."""
   words = re.findall(r'\w+', text.lower())[:WORDS]
   return len(set(words)) / max(len(words), 1)
 
 
 def list_share(text: str) -> float:
-  """Returns the share of lines that begin as items of a list, table rows, headings, tags or quotations do."""
+  """Returns the share of lines that look like list items, table rows, headings, tags or quotations."""
   lines = [line for line in text.splitlines() if line.strip()]
   return sum(bool(_MARKED.match(line)) for line in lines) / max(len(lines), 1)
 
 
 def repeated_line_share(text: str) -> float:
-  """Returns the share of lines that an earlier line says as well."""
+  """Returns the share of lines that repeat an earlier line."""
   lines = [line.strip() for line in text.splitlines() if line.strip()]
   return 1 - len(set(lines)) / max(len(lines), 1)
 
@@ -48,7 +48,7 @@ FEATURES = {
 
 
 def distribution(scores: Scores, rows: Int[np.ndarray, ' R'], most: int = 20) -> list[list[str]]:
-  """Returns a table of S and the losses: a head, a line for each of the largest domains, and one for all."""
+  """Returns a table of S and the losses: a header, a line for each of the largest domains, and a line for all documents."""
   lines = [
     ['domain', 'documents', 'tokens', 'L forward', 'L reverse', 'S mean', 'std', *(f'{q:.0%}' for q in QUANTILES)]
   ]
@@ -69,13 +69,13 @@ def distribution(scores: Scores, rows: Int[np.ndarray, ' R'], most: int = 20) ->
 def correlations(
   scores: Scores, rows: Int[np.ndarray, ' R'], features: dict[str, Float[np.ndarray, ' R']]
 ) -> dict[str, float]:
-  """Returns Spearman's correlation of S with the forward loss, the length and each feature; NaN where one is constant."""
+  """Returns Spearman's correlation of S with the forward loss, the length and each feature; NaN for a constant one."""
   values = {'forward loss': scores.loss_forward[rows], 'tokens': scores.tokens[rows], **features}
   return {name: rank_correlation(scores.S[rows], x) for name, x in values.items()}
 
 
 def extremes(S: Float[np.ndarray, ' R'], number: int) -> dict[str, np.ndarray]:
-  """Returns the indices of the lowest S, of those around the median, and of the highest; none of them twice."""
+  """Returns the indices of the lowest S, of S around the median, and of the highest S, without repetition."""
   order = np.argsort(S, kind='stable')
   number = min(number, len(order) // 3) or min(1, len(order))
   start = (len(order) - number) // 2
@@ -87,20 +87,20 @@ def extremes(S: Float[np.ndarray, ' R'], number: int) -> dict[str, np.ndarray]:
 
 
 def sample(rows: Int[np.ndarray, ' R'], number: int, seed: int) -> Int[np.ndarray, ' n']:
-  """Returns some of the rows at random, in order."""
+  """Returns `number` random rows, sorted."""
   if len(rows) <= number:
     return rows
   return np.sort(np.random.default_rng(seed).choice(rows, number, replace=False))
 
 
 def shortened(text: str, characters: int) -> str:
-  """Returns a text's beginning on one line."""
+  """Returns the beginning of a text on one line."""
   text = ' '.join(text.split())
   return text if len(text) <= characters else text[: characters - 3] + '...'
 
 
 def example_lines(scores: Scores, rows: Sequence[int], texts: dict[int, str], characters: int) -> list[str]:
-  """Returns, for each row, a line of its numbers and one of its text."""
+  """Returns, for each row, one line with its numbers and one line with its text."""
   lines = []
   for row in rows:
     text = texts[row]

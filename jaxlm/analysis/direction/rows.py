@@ -1,10 +1,10 @@
-"""Documents laid out in rows for both directions, and their losses pooled again: NumPy, whatever computes the losses.
+"""Packs documents into rows for both directions, and sums the token losses of each document. Only NumPy is used.
 
   forward   BOS x1 x2 ... xn EOS          reverse   BOS xn ... x2 x1 EOS
 
-A document is cut into chunks first, and each chunk is reversed: so the same targets are scored in both directions
-(https://arxiv.org/abs/2410.09817). Every chunk begins with BOS, the last one ends with EOS; chunks that share a row do
-not see each other. Letters: S = T + 1 ids of a row, of which T are inputs and T are targets.
+A document is split into chunks first, and then each chunk is reversed, so the same targets are scored in both directions
+(https://arxiv.org/abs/2410.09817). Every chunk begins with BOS, and the last one ends with EOS. Chunks in the same row do
+not see each other. Letters: S = T + 1 ids of a row; the first T are inputs and the last T are targets.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ if TYPE_CHECKING:
   from jaxtyping import Int
 
 Rows = dict[str, np.ndarray]
-"""tokens, targets, segments, positions: int32 [B, T]. Segment 0 is padding; what its targets cost does not matter."""
+"""tokens, targets, segments, positions: int32 [B, T]. Segment 0 is padding; losses of its targets are ignored."""
 Nll = Callable[[Rows, Rows], tuple[np.ndarray, np.ndarray]]
-"""(forward rows, the same rows in reverse) -> each target's -log p in the two, float [B, T]; all that scoring asks of a model."""
+"""(forward rows, the same rows reversed) -> -log p of each target in both directions, float [B, T]. Scoring needs only this
+function of a model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ends:
-  """Ids that stand around the content and are never reversed.
+  """Ids before and after the content of a chunk. They are never reversed.
 
   Attributes:
-    forward, reverse: what a chunk begins with in each direction: BOS, and perhaps a token that names the direction.
-    eos: what the last chunk of a document ends with.
+    forward, reverse: the first ids of a chunk in each direction: BOS, and perhaps a token that names the direction.
+    eos: the last id of a document's last chunk.
   """
 
   forward: tuple[int, ...]
@@ -41,18 +42,18 @@ class Ends:
 
   @property
   def room(self) -> int:
-    """Slots before the content, in the direction that needs more."""
+    """Number of ids before the content, in the direction that needs more."""
     return max(len(self.forward), len(self.reverse))
 
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
-  """One document's losses, sums over its targets (content and EOS).
+  """Sums of one document's losses over its targets (content and EOS).
 
   Attributes:
-    tokens: targets.
-    forward, reverse: sums of -log p, nats.
-    square: sum of the squared differences of a target's two losses: how certain their mean is.
+    tokens: number of targets.
+    forward, reverse: sums of -log p, in nats.
+    square: sum over targets of (forward - reverse loss)^2, for the standard error of S.
   """
 
   tokens: int
@@ -73,19 +74,19 @@ class _Chunk:
 
 
 def cut(document: Int[np.ndarray, ' n'], size: int) -> list[np.ndarray]:
-  """Returns a document's content in chunks of `size` tokens and a rest; one empty chunk if it is empty."""
+  """Splits a document's content into chunks of `size` tokens; the last may be shorter. An empty document is one empty chunk."""
   return [document[i : i + size] for i in range(0, max(len(document), 1), size)]
 
 
 def chunk_sizes(tokens: int, ends: Ends, length: int) -> list[int]:
-  """Returns how many ids of a row each chunk of a document of so many tokens takes."""
+  """Returns the length in ids of each chunk of a document with `tokens` tokens."""
   size = length - ends.room
-  whole, rest = divmod(max(tokens - 1, 0), size)  # The last chunk is whole rather than empty.
+  whole, rest = divmod(max(tokens - 1, 0), size)  # -1: the last chunk is never empty.
   return [ends.room + size] * whole + [ends.room + (rest + 1 if tokens else 0) + 1]
 
 
 def place(sizes: Sequence[int], width: int) -> list[tuple[int, int]]:
-  """Returns (row, first slot) of each chunk: the largest first, each into the first row that has room for it."""
+  """Returns (row, first slot) of each chunk, by first-fit decreasing packing into rows of `width` slots."""
   free = np.full(len(sizes), width)
   places = [(0, 0)] * len(sizes)
   for i in np.argsort(-np.asarray(sizes, int), kind='stable'):
@@ -108,11 +109,11 @@ def pooled(
 
   Args:
     documents: ids of the content, without BOS and EOS.
-    nll: computes the losses of [batch_size, length] rows, and of no other shape.
-    ends: what stands around the content.
+    nll: computes the losses of rows; it is only called with rows of shape [batch_size, length].
+    ends: ids before and after the content.
     batch_size: rows of a batch.
-    length: tokens that a row holds as inputs, T: the model's context.
-    progress: is told the number of targets of each batch that is done.
+    length: input tokens of a row, T; at most the model's context.
+    progress: called after each batch with its number of targets.
 
   Raises:
     ValueError: `length` leaves no room for content, or a loss is not finite.
@@ -120,7 +121,7 @@ def pooled(
   size = length - ends.room
   if size < 1:
     raise ValueError(
-      f'{length=} must be at least {ends.room + 1}: {ends.room} for what stands before a text, 1 for it.'
+      f'{length=} must be at least {ends.room + 1}: {ends.room} for the ids before a text, 1 for the text.'
     )
   chunks = []
   for number, document in enumerate(documents):
@@ -141,7 +142,7 @@ def pooled(
 
 
 def _ahead(batches, nll: Nll, ends: Ends, batch_size: int, length: int) -> Iterator[tuple[list, tuple]]:
-  """Yields (chunks and their places, losses) of each batch, asking for the next one's before this one's are read."""
+  """Yields (placed chunks, losses) of each batch. The next batch is dispatched before the losses of this one are read."""
   waiting = []
   for _, placed in batches:
     shape = placed, batch_size, length + 1
@@ -170,7 +171,7 @@ def lay(placed: list, B: int, S: int, prefix: tuple[int, ...], eos: int, *, reve
     positions_BS[row, whole] = np.arange(whole.stop - whole.start)
   if reversed:
     ids_BS = reverse(ids_BS, segments_BS, fixed_BS)
-  # A chunk's last id is an input as well, unless its row ends: nothing counts what follows it.
+  # A chunk's last id is also an input. Its target is the next chunk's first id or padding, and `_sums` does not read it.
   inputs = {'tokens': ids_BS, 'segments': segments_BS, 'positions': positions_BS}
   return {'targets': ids_BS[:, 1:], **{name: x_BS[:, :-1] for name, x_BS in inputs.items()}}
 
@@ -179,6 +180,6 @@ def _sums(chunk: _Chunk, forward_T, reverse_T, start: int, ends: Ends) -> tuple[
   n = len(chunk.content)
   taken = lambda nll_T, prefix: nll_T[start + len(prefix) - 1 :][: chunk.targets].astype(np.float64)
   forward, reverse = taken(forward_T, ends.forward), taken(reverse_T, ends.reverse)
-  # Both in the order of the text, so that a difference is that of one target.
+  # Reverse losses are put into the order of the text, so that forward - reverse compares the same target.
   reverse = np.concatenate([reverse[:n][::-1], reverse[n:]])
   return chunk.targets, forward.sum(), reverse.sum(), np.square(forward - reverse).sum()

@@ -1,10 +1,10 @@
-"""How well a text reads forward and in reverse, by the losses of a model that was trained on both.
+"""Scores documents by the losses of a model that was trained on both directions.
 
   S = L_forward - L_reverse,   L = -(1/M) sum of log p over the M targets of a document: its content and EOS
 
-S > 0: the text is easier in reverse; such texts are kept to train on (https://arxiv.org/abs/2410.09817). For the true
-distribution S is 0 for every text, by the chain rule: S is about what a model finds easy, so it ranks, and its zero
-means nothing. Where the paper is silent (BOS, EOS, cutting), see jaxlm.analysis.direction.rows.
+If S > 0, the text is easier in reverse; the paper keeps texts with a high S for training (https://arxiv.org/abs/2410.09817).
+For the true distribution, S is 0 for every text, by the chain rule. So S measures what the model finds easy: use it to rank
+texts, and do not interpret S = 0. jaxlm.analysis.direction.rows defines BOS, EOS and chunks, which the paper does not.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from jaxlm.data import corpus
 from jaxlm.language_model import LanguageModel
 
 WINDOW = 4
-"""Batches whose documents are packed together. More pack better, fewer are lost when a run is killed."""
+"""Number of batches whose documents are packed together. More batches pack better; fewer lose less work when a run is killed."""
 
 
 def score_documents(
@@ -38,21 +38,21 @@ def score_documents(
   eos_id: int | None = None,
   devices: Sequence[jax.Device] | None = None,
 ) -> Iterator[Score]:
-  """Yields each document's losses in both directions, in order. Streams: a few batches of documents are held at a time.
+  """Yields each document's losses in both directions, in order. Only a few batches of documents are in memory at a time.
 
   Args:
-    lm: scores both directions, or forward only if there is a `reverse_lm`.
+    lm: model that scores both directions, or only forward if `reverse_lm` is given.
     documents: texts, pairs (text, domain), or lists of ids without BOS and EOS.
-    reverse_lm: scores reverse; its tokenizer encodes as that of `lm` does.
-    batch_size: rows computed at the same time, rounded up to a multiple of the devices.
-    max_length: tokens of a row; longer documents are cut (None: the model's context).
-    min_tokens: shorter documents are not scored.
-    bos_id, eos_id: instead of the tokenizer's.
-    devices: None: all local ones.
+    reverse_lm: model that scores the reverse direction; it must have the same tokenizer as `lm`.
+    batch_size: rows computed at the same time, rounded up to a multiple of the number of devices.
+    max_length: tokens of a row; longer documents are split into chunks (None: the model's context).
+    min_tokens: documents with fewer tokens are not scored.
+    bos_id, eos_id: ids used instead of the tokenizer's BOS and EOS.
+    devices: devices that share the rows (None: all local ones).
 
   Raises:
     ValueError: texts without a tokenizer, a model with neither BOS nor EOS, ids beyond the vocabulary, tokenizers that
-      differ, a length that the model does not read, or losses that are not finite.
+      differ, a `max_length` beyond the model's context, or losses that are not finite.
   """
   devices = jax.local_devices() if devices is None else devices
   length = row_length(lm, reverse_lm, max_length)
@@ -70,7 +70,7 @@ def rounded(batch_size: int, devices: int) -> int:
 
 
 def row_length(lm: LanguageModel, reverse_lm: LanguageModel | None = None, max_length: int | None = None) -> int:
-  """Returns the tokens of a row. Raises ValueError if a model does not read so many, or if tokenizers differ."""
+  """Returns the tokens of a row. Raises ValueError if `max_length` exceeds the models' context or their tokenizers differ."""
   if reverse_lm is not None and (lm.tokenizer is not None or reverse_lm.tokenizer is not None):
     fingerprints = [corpus.tokenizer_fingerprint(m.tokenizer) if m.tokenizer else None for m in (lm, reverse_lm)]
     if fingerprints[0] != fingerprints[1]:
@@ -95,9 +95,9 @@ def scored_windows(
   first: int = 0,
   progress=lambda targets: None,
 ) -> Iterator[list[Score]]:
-  """Yields the scores of as many documents as fill `WINDOW` batches at a time; the first document has the id `first`.
+  """Yields lists of scores, each for the documents that fill `WINDOW` batches; the first document has the id `first`.
 
-  A window does not depend on what came before it: a run that goes on after any window yields the same numbers.
+  A window does not depend on earlier windows, so a run that is resumed after any window yields the same numbers.
   """
   rows = WINDOW * batch_size
   capacity = rows * (length + 1)
@@ -122,9 +122,9 @@ def scored_windows(
 
 
 def _fitting(window, ends: Ends, length: int, rows: int) -> int:
-  """Returns how many of a window's documents, from the first, fit into so many rows; at least one.
+  """Returns how many documents of a window, from the first, fit into `rows` rows; at least one.
 
-  One row too many would cost a whole batch that is all but empty.
+  One row more would need another batch that is nearly empty.
   """
   sizes = [chunk_sizes(len(ids), ends, length) for _, _, ids in window]
   n = len(window)
@@ -155,7 +155,7 @@ def _scored(window, *, nll, ends, batch_size, length, min_tokens, progress) -> l
 
 
 def _encoded(documents: Iterable[Any], tokenizer: Any, characters: int = 1 << 18) -> Iterator[tuple[Any, np.ndarray]]:
-  """Yields (document, its ids); texts are encoded many at a time, which is faster."""
+  """Yields (document, its ids). Texts are encoded in groups of about `characters` characters, which is faster."""
   for some in _groups(documents, characters):
     texts = [item[0] if isinstance(item, tuple) else item for item in some if _is_text(item)]
     if texts and tokenizer is None:

@@ -1,7 +1,7 @@
-"""Selected documents as training data: JSONL that jaxlm.data.sources reads, and a manifest of how they were chosen.
+"""Writes selected documents as training data: JSONL that jaxlm.data.sources reads, and a manifest of the selection.
 
-Texts are read again from the corpus, never all at once. They are written shuffled or in the corpus's order, never in that
-of their scores: training would then begin with the most extreme ones and end with the least, a curriculum by accident.
+Texts are read again from the corpus, never all at once. They are written in random order or in the order of the corpus. They
+are not sorted by score: training would then begin with the most extreme texts, an unintended curriculum.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from jaxlm.data import dsir, selection, sources
 
 
 def corpus_of(scores: Scores, corpus: str | None = None) -> sources.Source:
-  """Returns the source that was scored, or the one that is named instead."""
+  """Returns the source that was scored, or the source `corpus` if it is given."""
   spec = scores.facts['corpus'] if corpus is None else corpus
   try:
     return sources.documents(spec, field=scores.facts['field'], document=scores.facts['document'])
@@ -35,7 +35,7 @@ def pool(scores: Scores, weight: np.ndarray | None = None) -> selection.Pool:
 
 
 def dsir_weights(scores: Scores, source: sources.Source, target: Iterable[str], wanted: np.ndarray) -> np.ndarray:
-  """Returns [D] log importance weights of the documents where `wanted` [D] is true, 0 elsewhere. Reads them twice."""
+  """Returns log importance weights [D], 0 where `wanted` [D] is false. The wanted documents are read twice."""
   weights = np.zeros(len(scores))
   if not wanted.any():
     return weights
@@ -48,7 +48,7 @@ def dsir_weights(scores: Scores, source: sources.Source, target: Iterable[str], 
 def write(
   path: str | Path, scores: Scores, texts: Iterable[tuple[int, str]], *, shuffle: bool = True, seed: int = 0
 ) -> None:
-  """Writes {text, id, domain, S, loss_forward, loss_reverse, tokens} a line; the file appears when it is whole.
+  """Writes one line {text, id, domain, S, loss_forward, loss_reverse, tokens} per text; the file appears when it is complete.
 
   Args:
     texts: pairs (row of `scores`, text), as `direction_files.texts` yields them.
@@ -80,7 +80,7 @@ def _lines(scores: Scores, texts: Iterable[tuple[int, str]]) -> Iterator[bytes]:
 
 
 def manifest(scores: Scores, found: selection.Selection, options: dict[str, Any]) -> dict[str, Any]:
-  """Returns how the selection was made and what it consists of, as plain data."""
+  """Returns the options and statistics of a selection, as plain data."""
   domains = {}
   for index, name in enumerate(scores.domains):
     here = scores.domain == index

@@ -1,1 +1,1 @@
-"""Lazy layers: how much of their attention goes to the first and the latest tokens, and whether it stays so."""
+"""Lazy layers: the share of a layer's attention on the first and the latest tokens, and how stable it is from token to token."""

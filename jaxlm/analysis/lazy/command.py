@@ -1,4 +1,4 @@
-"""The command line of laziness: python -m jaxlm.analysis.laziness MODEL --text book.txt"""
+"""The command line python -m jaxlm.analysis.laziness MODEL --text book.txt."""
 
 import dataclasses
 import itertools
@@ -14,13 +14,13 @@ from jaxlm import console
 if TYPE_CHECKING:
   from jaxlm.analysis.lazy.report import LazinessReport
 
-READ = 200  # documents of a source among which one that is long enough is looked for
+READ = 200  # Largest number of documents of a source that are read to find one that is long enough.
 LONGEST = 2048
 
 
 @dataclasses.dataclass(frozen=True)
 class LazinessConfig:
-  """Which layers look at the first and the latest tokens only, along a prompt and over the tokens that follow it.
+  """Measures which layers attend almost only to the first and the latest tokens, along a prompt and for the tokens after it.
 
   Prints a table for each text, and writes laziness.json and laziness.png (laziness-2.png for a second text, ...)."""
 
@@ -30,21 +30,22 @@ class LazinessConfig:
   """Texts, each measured alone: a file of any text, or a source (a folder, tfds:NAME, 'embedded' for text that comes
   with Python) whose first document that is long enough is taken."""
   length: int | None = None
-  """Most tokens of a prompt, from the text's beginning (none: 2048, or what the model's context leaves)."""
+  """Largest length of the prompt in tokens, from the beginning of the text (none: 2048, or less if the model's context is shorter)."""
   new_tokens: int = 64
-  """Tokens after the prompt."""
+  """Number of tokens measured after the prompt."""
   continuation: Literal['greedy', 'text'] = 'greedy'
-  """They are generated, or what follows in the text."""
+  """Tokens after the prompt. greedy: the model generates them. text: they are the next tokens of the text."""
   initial: int = 4
-  """First tokens that a lazy layer looks at."""
+  """Number of first tokens that a lazy layer attends to."""
   recent: int | None = None
-  """Latest tokens that a lazy layer looks at (none: a quarter of the prompt, at most 1020)."""
+  """Number of latest tokens that a lazy layer attends to (none: first and latest tokens are a quarter of the prompt, at most
+  1020 latest ones)."""
   threshold: float = 0.9
-  """Layers that pay more than this share of their attention to them are lazy."""
+  """A layer is lazy if more than this share of its attention goes to the first and the latest tokens."""
   queries: int = 64
-  """Queries of the prompt that are averaged into one ratio."""
+  """Number of consecutive prompt queries averaged into one ratio."""
   output: str | None = None
-  """Folder to write to (none: laziness-MODEL here, with -text behind it for --continuation text). Files
+  """Folder to write to (none: laziness-MODEL in the current folder, laziness-MODEL-text with --continuation text). Files
   of the same names are replaced."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
   """Type of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
@@ -54,7 +55,7 @@ def main(config: LazinessConfig) -> 'list[LazinessReport]':
   from jaxlm.analysis.lazy import scores as laziness_scores
 
   options = {name: getattr(config, name) for name in ('initial', 'recent', 'threshold', 'queries')}
-  # Before JAX and the model are there.
+  # Options are checked before JAX and the model are loaded.
   laziness_scores.check_options(new_tokens=config.new_tokens, **options)
   if not config.text:
     raise ValueError('--text names no text.')
@@ -95,11 +96,13 @@ def main(config: LazinessConfig) -> 'list[LazinessReport]':
 
 
 def read(spec: str, length: int, tokenizer: Any) -> list[int]:
-  """Returns the first `length` tokens of a file or of a source's first document that has so many, or of its longest.
+  """Returns the first `length` tokens of a file, or of a source's first document with at least `length` tokens.
+
+  If no document is long enough, the longest one is returned.
 
   Raises:
-    DataError: nothing there, or no text in it.
-    ValueError: a model without tokenizer.
+    DataError: the file or source does not exist or holds no text.
+    ValueError: the model has no tokenizer.
   """
   from jaxlm import errors
   from jaxlm.data import files, sources
@@ -107,7 +110,7 @@ def read(spec: str, length: int, tokenizer: Any) -> list[int]:
   if tokenizer is None:
     raise ValueError('The model has no tokenizer, so it cannot read text; use jaxlm.analysis.laziness from Python.')
   file = Path(spec).expanduser()
-  if file.is_file() and not file.name.lower().endswith(files.SUFFIXES):  # Program text, say.
+  if file.is_file() and not file.name.lower().endswith(files.SUFFIXES):  # For example source code.
     try:
       documents = [file.read_text('utf-8')]
     except UnicodeDecodeError as e:
@@ -126,7 +129,7 @@ def read(spec: str, length: int, tokenizer: Any) -> list[int]:
 
 
 def layer_table(report: 'LazinessReport') -> str:
-  """Returns one line per layer and their mean."""
+  """Returns a table with one line per layer and one for their mean."""
   from jaxlm.analysis.tables import aligned
 
   head = ['layer', 'prompt', f'last {report.queries}', 'new', 'least', 'most', 'lazy, %', 'sink']
@@ -148,7 +151,7 @@ def layer_table(report: 'LazinessReport') -> str:
 
 
 def consistency_table(report: 'LazinessReport') -> str:
-  """Returns how the prompt's last window and the first new token foretell the lazy layers of the new tokens."""
+  """Returns a table: how well the prompt's last window and the first new token predict the lazy layers of the new tokens."""
   from jaxlm.analysis.tables import aligned
 
   above = f'overlap above {report.threshold:g}'
@@ -178,7 +181,7 @@ def fields(value: Any) -> dict[str, Any]:
 
 
 def run() -> None:
-  """Parses the command line, and says what is wrong with it in one line."""
+  """Parses the command line and runs it; errors are reported in one line."""
   config = tyro.cli(LazinessConfig, prog='python -m jaxlm.analysis.laziness')
   with console.errors_in_one_line():
     main(config)

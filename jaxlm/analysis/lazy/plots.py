@@ -1,4 +1,4 @@
-"""The picture of a LazinessReport: ratios by layer and position, and beside them each layer's ratios and its sink."""
+"""Plot of a LazinessReport: lazy ratios by layer and position, and each layer's mean ratios and sink."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from jaxlm.analysis.plots import wrapped
 
 
 def plot_laziness(report: LazinessReport, path: str | Path, title: str = '') -> None:
-  """Draws lazy ratios along the prompt and over the new tokens, in colours from 0 to 1, and profiles over layers."""
+  """Draws heat maps of the lazy ratios along the prompt and over the new tokens, and their means by layer."""
   from matplotlib.figure import Figure  # Not pyplot: no global state, no display.
   from matplotlib.ticker import MaxNLocator
 

@@ -1,9 +1,9 @@
-"""Laziness of a model's layers along one text: of queries all along a prompt, and of each token that follows it.
+"""Measures how lazy a model's layers are along one text: for all queries of a prompt, and for each token after it.
 
   r_l = mean over heads of the attention that a query pays to the first `initial` and its last `recent` tokens
 
-(https://arxiv.org/abs/2410.13846). The text is read through a full cache, a window of queries at a time: of attention
-maps there are never more than [N, queries, S] of one layer.
+(https://arxiv.org/abs/2410.13846). The text is read through a full cache, one window of queries at a time, so the attention
+maps in memory are never larger than [N, queries, S] of one layer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
   from jaxtyping import Array, Int
 
 RECENT = 1020
-"""Recent tokens, for prompts that are at least four times as long."""
+"""Default number of recent tokens; for prompts shorter than four times this, it is lowered (see `laziness`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +38,18 @@ class LazinessReport:
   """Laziness along one text; float32 numpy arrays. P windows of the prompt's queries, G new tokens.
 
   Attributes:
-    length: tokens of the prompt.
-    initial, recent, queries, threshold: as measured with.
+    length: number of prompt tokens.
+    initial, recent, queries, threshold: options of the measurement.
     tokens: [G] int32, the new tokens.
-    prompt: [L, P] lazy ratio of each window, in [0, 1]; windows whose first queries see no more than `initial` and
-      `recent` tokens are left out, for such queries are lazy whatever they attend to.
+    prompt: [L, P] lazy ratio of each window, in [0, 1]. Windows are left out if their first queries see no more than
+      `initial` + `recent` tokens, because such a query is lazy whatever it attends to.
     starts: [P] int32, position of each window's first query; the last window ends with the prompt.
-    new: [L, G] lazy ratio of each new token, as it is read.
-    sink: [L] mean attention of the prompt's queries to the first token and the slot, if there is one: what `sinks` calls
-      alpha_1 (proxy), mean over heads.
-    sliding: [L] bool, layers that have a sliding window; they have nothing to cut, and are not compared with others.
-    from_prompt: how the prompt's last window agrees with the new tokens.
-    from_first: how the first new token agrees with the others.
+    new: [L, G] lazy ratio of each new token's query.
+    sink: [L] mean attention of the prompt's queries to the first token, plus the slot if the model has one, averaged over
+      heads: alpha_1 (proxy) of `sinks`.
+    sliding: [L] bool, whether a layer has a sliding window; its cache is small already, so it is not compared with others.
+    from_prompt: agreement of the prompt's last window with the new tokens.
+    from_first: agreement of the first new token with the later ones.
   """
 
   length: int
@@ -73,12 +73,12 @@ class LazinessReport:
 
   @property
   def uniform(self) -> float:
-    """The ratio at the prompt's end of a layer that attends to all tokens alike."""
+    """Lazy ratio, at the end of the prompt, of a layer with uniform attention."""
     return (self.initial + self.recent) / self.length
 
   @property
   def sink_correlation(self) -> float:
-    """Spearman's correlation, over layers, of the sink and the new tokens' mean ratio: are the layers with sinks the lazy ones?"""
+    """Spearman's correlation over layers of the sink and the new tokens' mean lazy ratio: high if layers with sinks are lazy."""
     return rank_correlation(self.sink[~self.sliding], self.new[~self.sliding].mean(axis=1))
 
   def __repr__(self) -> str:
@@ -101,21 +101,22 @@ def laziness(
   threshold: float = 0.9,
   queries: int = 64,
 ) -> LazinessReport:
-  """Returns how lazy each layer is along a prompt and over the tokens after it.
+  """Returns how lazy each layer is along a prompt and for the tokens after it.
 
   Args:
-    tokens: the prompt's ids, BOS included if the model wants one.
-    initial: first tokens that count as looked at lazily, a sink token among them.
-    recent: latest tokens that do, a query's own included (None: a quarter of the prompt, at most 1020).
-    new_tokens: tokens generated greedily; an end-of-text token does not end them.
-    continuation: ids to read instead of generating, such as what follows in a text; `new_tokens` is then their number.
-    threshold: layers above it are lazy.
-    queries: of the prompt, averaged into one ratio and read at the same time.
+    tokens: ids of the prompt, BOS included if the model expects it.
+    initial: number of first tokens that count for the lazy ratio, a sink token included.
+    recent: number of latest tokens that count, the query's own token included (None: a quarter of the prompt less `initial`,
+      at most 1020).
+    new_tokens: number of tokens to generate greedily; generation goes on after an end-of-text token.
+    continuation: ids to read instead of generated ones, for example the next tokens of a text; `new_tokens` is ignored.
+    threshold: layers with a ratio above it are lazy.
+    queries: number of prompt queries that are averaged into one ratio and read at the same time.
 
   Raises:
-    ValueError: a prompt so short that hardly a query sees more than the initial and recent tokens, more tokens than the
-      model's context, ids beyond the vocabulary, attention weights that can be negative, numbers out of range,
-      fewer than two layers without a sliding window, or activations that are not finite.
+    ValueError: the prompt has no full window of queries that see more than the initial and recent tokens, the tokens exceed
+      the model's context, ids are beyond the vocabulary, attention weights can be negative, numbers are out of range,
+      fewer than two layers have no sliding window, or activations are not finite.
   """
   c = lm.config
   tokens = _ids('prompt', tokens, c)
@@ -146,7 +147,8 @@ def laziness(
       f'The prompt has {T} tokens and {new_tokens=}, together {T + new_tokens}; the model reads {c.max_length}: '
       f'shorten the prompt, or lower new_tokens.'
     )
-  # Windows end with the prompt; what does not fill one is read first, and so is a prefix, whose tokens see each other.
+  # The last window ends with the prompt. Tokens that fill no window are read first, and so is a prefix, whose tokens see
+  # each other.
   head = T - (T - max(1, c.prefix)) // queries * queries
   new_G = np.zeros(new_tokens, np.int32) if continuation is None else continuation
   prompt_PL, new_GL, new_G = jax.device_get(
@@ -212,7 +214,7 @@ def _read(
     last_1D, ratio_L, cache = read(cache, start, token[None])
     return (cache, start + 1, last_1D), (ratio_L, token)
 
-  # The beginning is not scored: as a window it would be another size than all others.
+  # The beginning is not scored, because its length differs from that of the windows.
   hidden_1FD, cache = apply(head_1F, cache=FullCache.create(config, 1, total))
   carry, prompt_PL = jax.lax.scan(window, (cache, jnp.int32(F), hidden_1FD[:, -1]), windows_PQ)
   _, (new_GL, new_G) = jax.lax.scan(step, carry, new_G)

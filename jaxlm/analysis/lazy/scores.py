@@ -1,9 +1,9 @@
-"""How well one token's lazy layers foretell those of others, from lazy ratios alone; NumPy.
+"""Measures how well the lazy layers of one token predict those of other tokens, from lazy ratios alone.
 
-SimLayerKV (https://arxiv.org/abs/2410.13846) decides once per input which layers are lazy, because "which" hardly changes
-from token to token. Three numbers say whether that holds: the rank correlation of the layers' ratios, and the Jaccard
-overlap |A & B| / |A | B| of the lazy sets, those above a threshold and the laziest half. An overlap means little without
-the one that sets of the same sizes have by chance: 27 and 28 of 30 layers cannot but overlap by 0.83 or more.
+SimLayerKV (https://arxiv.org/abs/2410.13846) decides once per input which layers are lazy, because the set of lazy layers
+hardly changes from token to token. Three numbers test this: the rank correlation of the layers' ratios, and the Jaccard
+overlap |A & B| / |A | B| of two sets, the layers above a threshold and the laziest half. Compare an overlap with the expected
+overlap of random sets of the same sizes: sets of 27 and 28 of 30 layers always overlap by 0.83 or more.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Consistency:
-  """How one reference agrees with tokens; each a mean over tokens.
+  """Agreement of one reference with other tokens; each number is a mean over the tokens.
 
   Attributes:
-    rank_correlation: Spearman's, over layers; NaN if all layers of the reference or of every token are equally lazy.
+    rank_correlation: Spearman's correlation over layers; NaN if all layers of the reference or of every token are equally lazy.
     overlap: Jaccard overlap of the layers above the threshold; two empty sets overlap by 1.
-    overlap_by_chance: its expected value for random sets of the same sizes.
-    overlap_half: overlap of the laziest halves.
-    overlap_half_by_chance: its expected value.
+    overlap_by_chance: expected value of `overlap` for random sets of the same sizes.
+    overlap_half: Jaccard overlap of the laziest halves.
+    overlap_half_by_chance: expected value of `overlap_half` for random halves.
   """
 
   rank_correlation: float
@@ -57,7 +57,7 @@ def consistency(reference: Float[np.ndarray, ' L'], ratios: Float[np.ndarray, 'L
 
 
 def laziest_half(ratios: Float[np.ndarray, ' L']) -> Bool[np.ndarray, ' L']:
-  """Returns the L // 2 layers with the highest ratios; of equal ones the earlier stays full, as in decoding."""
+  """Returns the L // 2 layers with the highest ratios; of layers with equal ratios the later is lazier, as in decoding."""
   L = len(ratios)
   return np.isin(np.arange(L), np.argsort(ratios, kind='stable')[(L + 1) // 2 :])
 
@@ -68,7 +68,7 @@ def jaccard(a: Bool[np.ndarray, ' L'], b: Bool[np.ndarray, ' L']) -> float:
 
 
 def jaccard_by_chance(a: Bool[np.ndarray, ' L'], b: Bool[np.ndarray, ' L']) -> float:
-  """Returns the mean overlap of random sets of these sizes: their intersection is hypergeometric."""
+  """Returns the expected overlap of random sets of these sizes; the size of their intersection is hypergeometric."""
   L, m, n = len(a), int(a.sum()), int(b.sum())
   if not m + n:
     return 1.0
@@ -77,7 +77,7 @@ def jaccard_by_chance(a: Bool[np.ndarray, ' L'], b: Bool[np.ndarray, ' L']) -> f
 
 
 def check_options(*, initial: int, recent: int | None, new_tokens: int, queries: int, threshold: float) -> None:
-  """Raises ValueError for numbers that no prompt fits."""
+  """Raises ValueError for options that are invalid for every prompt."""
   if not 0 <= threshold <= 1:
     raise ValueError(f'{threshold=} must be in [0, 1]: it is compared with a share of attention.')
   for name, value, least in (('initial', initial, 0), ('recent', recent, 1), ('queries', queries, 1)):

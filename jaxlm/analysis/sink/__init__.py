@@ -1,1 +1,1 @@
-"""Attention sinks: the metric, the probe that measures it in a model, reports and pictures."""
+"""Attention sinks: the metric, the probe that measures it in a model, reports and plots."""

@@ -1,4 +1,4 @@
-"""The command line of sinks: python -m jaxlm.analysis.sinks MODEL --input natural"""
+"""The command line python -m jaxlm.analysis.sinks MODEL --input natural."""
 
 import dataclasses
 import json
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class SinksConfig:
-  """Where a model's attention goes: Sink_k of the first positions, mean attention per layer and head, and norms.
+  """Measures attention sinks: Sink_k of the first positions, mean attention per layer and head, and norms.
 
   Prints a table, and writes sinks.json, heads.png (mean attention to the first token, layers x heads) and positions.png."""
 
   model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='MODEL')]
   """A run directory, a Hugging Face directory, a .gguf file, a fetched name (python -m jaxlm.data.fetch) or a Hub id."""
   input: Literal['natural', 'random', 'repeated'] = 'natural'
-  """natural: beginnings of documents. random: ids drawn uniformly. repeated: one id all along. None has a BOS."""
+  """natural: beginnings of documents. random: ids drawn uniformly. repeated: one random id at all positions. No input has a BOS."""
   text: str = 'embedded'
-  """natural: where documents come from; a file, a folder, tfds:NAME, or text that ships with Python."""
+  """natural: source of the documents: a file, a folder, tfds:NAME, or 'embedded' (text that comes with Python)."""
   sequences: int = 100
-  """How many sequences."""
+  """Number of sequences."""
   length: int = 64
-  """Tokens of each; at least 16. Values fall as it grows."""
+  """Tokens of each sequence, at least 16. Sink_k falls as the length grows."""
   eps: tuple[float, ...] = (0.3,)
-  """Thresholds on a token's mean attention."""
+  """Thresholds: a token is a sink in a head if its mean attention is above the threshold."""
   output: str | None = None
-  """Folder to write to (none: sinks-MODEL here, with -random or -repeated behind it for these inputs). What an earlier
-  measurement wrote there is replaced."""
+  """Folder to write to (none: sinks-MODEL in the current folder; sinks-MODEL-random or sinks-MODEL-repeated for these inputs).
+  Files of the same names are replaced."""
   seed: int = 0
   """Seed for the random ids and for the choice of documents."""
   batch_size: int = 16
   """Sequences computed at the same time."""
   chunk: int = 512
-  """Queries whose attention maps exist at the same time; fewer for very long sequences."""
+  """Number of queries whose attention maps are in memory at the same time. Lower it for very long sequences."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
   """Type of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
 
@@ -52,7 +52,7 @@ def main(config: SinksConfig) -> 'SinkReport':
   from jaxlm.analysis.sink.inputs import inputs
   from jaxlm.analysis.sink.report import sinks
 
-  sink_scores.check_length(config.length)  # Before the model is read.
+  sink_scores.check_length(config.length)  # The length is checked before the model is loaded.
   lm = jaxlm.load(config.model, dtype=config.dtype)
   tokens = inputs(config.input, lm=lm, batch=config.sequences, length=config.length, seed=config.seed, text=config.text)
   report = sinks(lm, tokens, eps=config.eps, chunk=config.chunk, batch_size=config.batch_size)
@@ -73,7 +73,7 @@ def main(config: SinksConfig) -> 'SinkReport':
 
 
 def position_table(report: 'SinkReport') -> str:
-  """Returns Sink_k in percent, of the slot if there is one and of the first ten tokens."""
+  """Returns a table of Sink_k in percent, for the slot if the model has one and for the first ten tokens."""
   shown = 10 + report.first
   lines = [['Sink_k, %', 'eps', *report.positions[:shown]]]
   for name, sink_ES in (('proxy', report.sink_proxy), ('raw', report.sink_raw)):
@@ -83,7 +83,7 @@ def position_table(report: 'SinkReport') -> str:
 
 
 def layer_table(report: 'SinkReport') -> str:
-  """Returns one line per layer and one for what comes out of the last: means over heads, norms of the first token."""
+  """Returns a table of means over heads and norms of the first token: a line per layer, the final output, and the mean."""
   alpha, first = report.alpha_proxy.mean(axis=1), report.first
   slot = ['alpha_*'] if report.slot else []
   lines = [['layer', *slot, 'alpha_1', 'row mass', '|h_1| / |h|', '|k_1| / |k|', '|v_1| / |v|']]
@@ -99,7 +99,7 @@ def layer_table(report: 'SinkReport') -> str:
 
 
 def run() -> None:
-  """Parses the command line, and says what is wrong with it in one line."""
+  """Parses the command line and runs it; errors are reported in one line."""
   config = tyro.cli(SinksConfig, prog='python -m jaxlm.analysis.sinks')
   with console.errors_in_one_line():
     main(config)

@@ -1,4 +1,4 @@
-"""The three inputs on which the attention-sink paper (https://arxiv.org/abs/2410.10781) looks for sinks."""
+"""The three kinds of input on which the attention-sink paper (https://arxiv.org/abs/2410.10781) measures sinks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
   from jaxtyping import Int
 
 Kind = Literal['natural', 'random', 'repeated']
-READ = 50  # documents read per sequence wanted: enough to shuffle, and a huge source is not read to its end
+READ = 50  # Documents read per sequence: enough for a random choice, without reading a huge source to its end.
 
 
 def inputs(
@@ -25,10 +25,10 @@ def inputs(
   """Returns token ids, int32 [batch, length], without BOS.
 
   Args:
-    kind: natural: beginnings of documents, one sequence each. random: ids drawn uniformly. repeated: one id for the
-      whole of a sequence, drawn uniformly.
-    seed: of the draws, and of the choice of documents.
-    text: natural: a spec of jaxlm.data.sources or documents; None is text that ships with Python ('embedded').
+    kind: natural: beginnings of documents, one sequence each. random: ids drawn uniformly. repeated: one id for all
+      positions of a sequence, drawn uniformly.
+    seed: seed of the random ids and of the choice of documents.
+    text: natural: a spec of jaxlm.data.sources, or documents; None: text that comes with Python ('embedded').
 
   Raises:
     ValueError: an unknown kind, a size below 1, or natural text for a model without tokenizer.
@@ -54,7 +54,7 @@ def _natural(lm, batch: int, length: int, rng, text) -> np.ndarray:
   documents = list(itertools.islice(source, READ * batch))
   rows = []
   for i in rng.permutation(len(documents)):
-    ids = lm.tokenizer.encode(documents[i][: 32 * length])  # Hardly a token is longer than 32 characters.
+    ids = lm.tokenizer.encode(documents[i][: 32 * length])  # Almost no token is longer than 32 characters.
     if len(ids) >= length:
       rows.append(ids[:length])
     if len(rows) == batch:

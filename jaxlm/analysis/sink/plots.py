@@ -1,4 +1,4 @@
-"""Two pictures of a SinkReport: mean attention to the first token by layer and head, and Sink_k by position."""
+"""Two plots of a SinkReport: mean attention to the first token by layer and head, and Sink_k by position."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from jaxlm.analysis.sink.report import SinkReport
 
 
 def plot_heads(report: SinkReport, path: str | Path, title: str = '') -> None:
-  """Draws alpha_1 (proxy), layers x heads, in colours from 0 to 1; beside it that of the slot, if there is one."""
+  """Draws a heat map of alpha_1 (proxy), layers x heads, and a second one for the slot if the model has one."""
   from matplotlib.figure import Figure  # Not pyplot: no global state, no display.
   from matplotlib.ticker import MaxNLocator
 
@@ -30,7 +30,7 @@ def plot_heads(report: SinkReport, path: str | Path, title: str = '') -> None:
 
 
 def plot_positions(report: SinkReport, path: str | Path, title: str = '') -> None:
-  """Draws Sink_k for each threshold, raw beside proxy where they differ, and alpha averaged over layers and heads."""
+  """Draws Sink_k for each threshold (proxy, and raw if it differs), and alpha averaged over layers and heads."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(8, 5.6), layout='constrained')

@@ -1,7 +1,7 @@
-"""Looking at attention from where a cache stands: the model hands over each layer's q, k, v and the probe takes notes.
+"""Measures attention from inside a model: a probe takes the place of the cache, so it receives q, k and v of each layer.
 
-A `Probe` attends as `caches.Sequence` does and keeps, of each layer, only what the sink metric needs: column sums of the
-maps, never the maps of all layers, and of one layer no more than [B, N, chunk, S] at a time.
+A `Probe` attends as `caches.Sequence` does. For each layer it keeps only the column sums of the attention maps, which the sink
+metric needs. The maps in memory are never larger than [B, N, chunk, S] of one layer.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 @struct.dataclass
 class LayerNotes:
-  """What a probe keeps of a layer, float32. S is T, or T + 1 with a slot at index 0."""
+  """Measurements of one layer, float32. S is T, or T + 1 with a slot at index 0."""
 
   alpha: jax.Array  # [B, N, S]: see `mean_attention`
-  alpha_proxy: jax.Array  # [B, N, S]: of the proxy scores
-  row_mass: jax.Array  # [B, N]: mean over queries of their weights' sum, the slot's included
-  key_norm_ratio: jax.Array  # [B]: first token against the mean of the others, mean over kv heads; without the slot
-  value_norm_ratio: jax.Array  # [B]: the same of values
+  alpha_proxy: jax.Array  # [B, N, S]: alpha of the proxy scores
+  row_mass: jax.Array  # [B, N]: mean over queries of the sum of their weights, slot included
+  key_norm_ratio: jax.Array  # [B]: |k_1| / mean of the other tokens' |k_t|, averaged over kv heads; without the slot
+  value_norm_ratio: jax.Array  # [B]: the same for values
 
 
 @struct.dataclass
 class Probe:
-  """A cache without memory that measures: `transformer(tokens, cache=Probe())[1].layers` are the notes of each layer."""
+  """A cache without memory that measures attention. `transformer(tokens, cache=Probe())[1].layers` are the LayerNotes."""
 
   layers: tuple[LayerNotes, ...] = ()
-  chunk: int = struct.field(pytree_node=False, default=512)  # queries whose maps exist at the same time
+  chunk: int = struct.field(pytree_node=False, default=512)  # queries whose maps are in memory at the same time
 
   @property
   def fresh(self) -> bool:
@@ -55,7 +55,7 @@ class Probe:
 
     def piece(q_BCNH, rows_C):
       args = q_BCNH, k_BKTH, rows_C[None], key_index_1T, rule
-      # The output is that of any other forward pass; XLA computes the weights, which both lines need, once.
+      # The output equals that of a plain forward pass. XLA computes the weights, which both calls need, only once.
       out_BCNH = attend(*args[:2], v_BKTH, *args[2:])
       weights, slot = attention_weights(*args)
       if slot is not None:
@@ -89,12 +89,12 @@ class Probe:
 def qk_angles(lm: LanguageModel, tokens: Int[np.ndarray, ' T'], layer: int, head: int) -> tuple[np.ndarray, ...]:
   """Returns q_t . k_j, cos(q_t, k_j) and |q_t| |k_j|, each [T, T] float32 with NaN where j > t.
 
-  q and k are those of one head after positions (and after the feature map of kernel attention), unscaled; a sink token is
-  row and column 0. A sink column that is bright in the first two and dark in the third comes from direction, not size
-  (https://arxiv.org/abs/2410.10781).
+  q and k belong to one head, after the position encoding (and after the feature map of kernel attention), unscaled; a sink
+  token is row and column 0. If a sink column is large in the first two arrays and small in the third, the sink comes from
+  the directions of q and k, not from their norms (https://arxiv.org/abs/2410.10781).
 
   Raises:
-    ValueError: no such layer or head, or tokens that are not one sequence of ids of the vocabulary.
+    ValueError: the layer or head does not exist, or `tokens` is not one sequence of ids of the vocabulary.
   """
   c = lm.config
   tokens = np.asarray(tokens)
@@ -115,7 +115,7 @@ def qk_angles(lm: LanguageModel, tokens: Int[np.ndarray, ' T'], layer: int, head
 
 @functools.partial(jax.jit, static_argnames=('config', 'layer'))
 def _queries_and_keys(params, tokens, *, config, layer):
-  """Returns q [B, T, N, H] and k [B, T, K, H] of a layer, as attention meets them."""
+  """Returns q [B, T, N, H] and k [B, T, K, H] of a layer, as attention receives them."""
   states, layer_params = functions.states(params, config, tokens)[0], params[f'layer_{layer}']
   *_, (rotation, _) = functions.embedded(params, config, tokens)
   read_BTD = functions.attention_input(layer_params, config, layer, states[layer])
@@ -127,7 +127,7 @@ def check_tokens(tokens: Any, config) -> np.ndarray:
   """Returns tokens as an int32 array [B, T].
 
   Raises:
-    ValueError: another shape or kind, an id beyond the vocabulary, or a model that is not causal.
+    ValueError: another shape or dtype, an id beyond the vocabulary, or a model that is not causal.
   """
   config.check_causal('What attention does to earlier tokens')
   tokens = np.asarray(tokens)

@@ -1,7 +1,7 @@
-"""Sinks of a model: Sink_k by proxy and raw scores, row mass, and the norms that go with them.
+"""Attention sinks of a model: Sink_k by proxy and raw scores, row mass, and norm ratios.
 
-Three numbers belong together (https://arxiv.org/abs/2410.10781 scores operations without normalisation by a proxy): the
-proxy is blind to how much a head attends at all, raw scores are not, and row mass says which of the two to believe.
+Read three numbers together. Proxy scores (https://arxiv.org/abs/2410.10781 uses them for operations without normalisation)
+ignore how much a head attends in total; raw scores do not; and row mass, this total, shows which of the two to trust.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 EPS = 0.3
 PRINTED = 10
-"""Positions that the paper prints, and that `sink_sums` returns."""
+"""Number of positions that `sink_sums` returns; the paper reports the same ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +36,15 @@ class SinkReport:
   Attributes:
     slot: whether index 0 is a slot or a sink token rather than the first token.
     eps: the thresholds, E of them.
-    sink_proxy: [E, S] Sink_k of the proxy scores, a fraction; equals sink_raw where rows sum to 1.
+    sink_proxy: [E, S] Sink_k of the proxy scores, a fraction; equals sink_raw if rows sum to 1.
     sink_raw: [E, S] Sink_k of the weights themselves.
     alpha: [L, N, S] mean weight of each key over the queries that see it, per layer and head.
-    alpha_proxy: [L, N, S] of the proxy scores; in [0, 1].
-    row_mass: [L, N] mean over queries of their weights' sum, the slot's included.
+    alpha_proxy: [L, N, S] the same for the proxy scores; in [0, 1].
+    row_mass: [L, N] mean over queries of the sum of their weights, slot included.
     hidden_norm_ratio: [L + 1] |h_1| / mean over t > 1 of |h_t|, before each layer and after the last (before the final
-      norm). With a sink token, that is h_1.
-    key_norm_ratio: [L] the same of keys, mean over kv heads; of tokens, not of a slot.
-    value_norm_ratio: [L] the same of values.
+      norm). If the model has a sink token, h_1 belongs to it.
+    key_norm_ratio: [L] the same for keys, averaged over kv heads; a slot's key is not counted.
+    value_norm_ratio: [L] the same for values.
   """
 
   slot: bool
@@ -77,7 +77,7 @@ class SinkReport:
 
 
 def has_slot(config: ModelConfig) -> bool:
-  """Whether maps of the model have a column (slot) or a token before the first token."""
+  """Returns whether the model's attention maps have a slot or a sink token before the first token."""
   return config.sink.kind in ('token', 'kv', 'k', 'logit')
 
 
@@ -89,13 +89,13 @@ def sinks(
   chunk: int = 512,
   batch_size: int = 16,
 ) -> SinkReport:
-  """Returns the sinks of a model on sequences of one length (the paper: 100 sequences of 64 tokens without BOS).
+  """Returns a SinkReport for sequences of equal length (the paper: 100 sequences of 64 tokens without BOS).
 
   Args:
     tokens: token ids, T >= 16; no padding.
     eps: thresholds.
-    chunk: queries whose maps exist at the same time: memory is [batch_size, N, chunk, S] float32, a few times over.
-    batch_size: sequences computed at the same time, at most.
+    chunk: queries whose maps are in memory at the same time: a few float32 arrays [batch_size, N, chunk, S].
+    batch_size: largest number of sequences computed at the same time.
 
   Raises:
     ValueError: fewer than 16 tokens, no threshold, ids beyond the vocabulary, more tokens than learned positions, a size below 1.
@@ -109,7 +109,7 @@ def sinks(
   if not eps:
     raise ValueError('No threshold is given in eps; the paper takes 0.3.')
   total = len(tokens)
-  rows = -(-total // -(-total // batch_size))  # Batches of nearly the same size, so that little of the last is padding.
+  rows = -(-total // -(-total // batch_size))  # Batches have nearly equal sizes, so that the last needs little padding.
   sums = None
   for start in range(0, total, rows):
     batch = tokens[start : start + rows]
@@ -125,7 +125,7 @@ def sinks(
 def report_sums(
   config: ModelConfig, params: Any, tokens: Int[Array, 'B T'], row_weight: Float[Array, ' B'], eps, chunk: int
 ) -> dict[str, Array]:
-  """Returns the arrays of a SinkReport as sums over rows times their weight; traceable."""
+  """Returns the arrays of a SinkReport, each as a weighted sum over rows; can be traced by JAX."""
   config.check_causal('The sink metric')
   states, probe = functions.states(params, config.replace(remat='none'), tokens, cache=Probe(chunk=chunk))
   notes = jax.tree.map(lambda *layers: jnp.stack(layers), *probe.layers)  # [L, B, ...]
@@ -155,10 +155,11 @@ def _jitted(params, tokens, row_weight, *, config, eps, chunk):
 def sink_sums(
   config: ModelConfig, params: Any, tokens: Int[Array, 'B T'], row_weight: Float[Array, ' B'], chunk: int = 512
 ) -> dict[str, Float[Array, '']]:
-  """Returns scalars for an evaluation step, each a sum over rows times their weight: divide by the weights' sum.
+  """Returns scalars for an evaluation step, each a weighted sum over rows; divide them by the sum of the weights.
 
-  sink_1 .. sink_10 (proxy, eps 0.3), sink_raw_1, row_mass, hidden_ratio_layer_0 .. _L (before each layer, after the last),
-  and sink_slot for a model with a slot or sink token; sink_1 is the first token's in any case. Traceable.
+  The scalars are sink_1 .. sink_10 (proxy, eps 0.3), sink_raw_1, row_mass, hidden_ratio_layer_0 .. _L (before each layer and
+  after the last), and sink_slot for a model with a slot or sink token. sink_1 always belongs to the first token of the text.
+  The function can be traced by JAX.
 
   Raises:
     ValueError: fewer than 16 tokens, or a model that is not causal.

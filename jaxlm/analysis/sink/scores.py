@@ -4,11 +4,12 @@
   Sink_k  = mean over layers, heads and sequences of 1[alpha_k > eps]
 
 "When Attention Sink Emerges in Language Models" (https://arxiv.org/abs/2410.10781): eps = 0.3, T = 64, 100 sequences
-without BOS. The threshold is taken per sequence, never of an averaged map. The paper prints percent; here Sink_k is a
-fraction in [0, 1]. Values fall as T grows; the last positions average over a query or two, so do not read Sink_k there.
+without BOS. The threshold is applied to each sequence, not to a map averaged over sequences. The paper reports percent;
+`Sink_k` in this library is a fraction in [0, 1]. It falls as T grows. It means nothing at the last positions, where alpha is
+a mean over one or two queries.
 
-Maps are [..., T, S] float: T queries, S = T keys, or S = T + 1 when a slot (a key bias or a sink logit), seen by all
-queries, stands before them at index 0. A model with a sink token has square maps of T + 1 tokens, nothing special.
+Maps are [..., T, S] float with T queries. S = T keys, or S = T + 1 if a slot (a key bias or a sink logit) that all queries
+see stands before them at index 0. A model with a sink token has ordinary square maps of T + 1 tokens.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ SHORTEST = 16
 def sink_metric(weights: Float[Array, 'L B N T S'], eps: float | Sequence[float] = 0.3) -> Float[Array, '*E S']:
   """Returns Sink_k of each position, a fraction in [0, 1]: [S] for one eps, [E, S] for several. Computed in float32.
 
-  Weights that are not normalised want two readings: of the weights and of their `proxy`, beside `row_mass`.
+  If weights are not normalised, compute the metric for the weights and for their `proxy`, and compare with `row_mass`.
 
   Raises:
-    ValueError: maps of another rank, neither square nor with one slot, or of fewer than 16 queries.
+    ValueError: maps have another rank, are neither square nor square with one slot, or have fewer than 16 queries.
   """
   if len(weights.shape) != 5:
     raise ValueError(f'Attention maps are [layers, batch, heads, queries, keys], got the shape {weights.shape}.')
@@ -64,29 +65,29 @@ def mean_attention(weights: Float[Array, '*L T S']) -> Float[Array, '*L S']:
 
 
 def column_sums(weights: Float[Array, '*L C S'], rows: Int[Array, ' C'], total: int) -> Float[Array, '*L S']:
-  """Returns the float32 sum over queries i >= k of A_ik, the part of alpha that comes from some of the queries.
+  """Returns the float32 sum of A_ik over the given queries i >= k.
 
   Args:
-    weights: maps of some queries.
-    rows: which queries they are, from 0; those from `total` on are padding.
-    total: queries of the whole map; one key more than that means a slot at index 0.
+    weights: rows of the map, for C of its queries.
+    rows: indices of these queries, from 0; indices from `total` on are padding.
+    total: number of queries of the whole map; S = total + 1 means a slot at index 0.
   """
   C, S = weights.shape[-2:]
-  # Queries before the key are left out: with a prefix LM they see it, and alpha would exceed 1.
+  # Queries before the key are left out: in a prefix LM they see it too, and alpha would exceed 1.
   seen_CS = (rows[:, None] + (S - total) >= jnp.arange(S)[None]) & (rows < total)[:, None]
   seen = seen_CS.reshape((1,) * (weights.ndim - 2) + (C, S))
   return jnp.where(seen, weights, 0).sum(axis=-2, dtype=jnp.float32)
 
 
 def seeing_queries(T: int, S: int) -> Int[Array, ' S']:
-  """Returns for each key the number of queries from its own position on; T for a slot."""
+  """Returns the number of queries at or after each key's position; T for a slot."""
   return jnp.minimum(T, S - jnp.arange(S))
 
 
 def proxy(weights: Float[Array, '*L T S']) -> Float[Array, '*L T S']:
-  """Returns |A| / (sum |A| + 1e-8) along keys, float32: the paper's scores of operations that do not normalise.
+  """Returns |A| / (sum |A| + 1e-8) along keys, float32: the paper's scores for operations that do not normalise.
 
-  It is blind to mass: a head whose rows sum to nearly nothing can score as a sink. Read it beside `row_mass`.
+  The proxy ignores the total weight: a head whose rows sum to nearly 0 can still count as a sink. Compare with `row_mass`.
   """
   size = jnp.abs(jnp.asarray(weights, jnp.float32))
   return size / (size.sum(axis=-1, keepdims=True) + 1e-8)
@@ -98,6 +99,6 @@ def row_mass(weights: Float[Array, '*L T S']) -> Float[Array, '*L']:
 
 
 def first_to_rest(x: Float[Array, '*B T D']) -> Float[Array, '*B']:
-  """Returns |x_1| / mean over t > 1 of |x_t|, float32: far above 1 in hidden states is a massive activation."""
+  """Returns |x_1| / mean over t > 1 of |x_t|, float32. A value far above 1 for hidden states is a massive activation."""
   norms = jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
   return norms[..., 0] / norms[..., 1:].mean(axis=-1)
