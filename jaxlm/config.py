@@ -125,17 +125,23 @@ class ModelConfig:
   """Longest sequence in tokens."""
   norm: Literal['rmsnorm', 'layernorm'] = 'rmsnorm'
   norm_eps: float = 1e-5
+  norm_plus_one: bool = False
+  """RMSNorm multiplies by 1 + weight instead of by weight, and new weights are 0 (Gemma)."""
   activation: Activation = 'silu'
   gated_mlp: bool = True
   """down(activation(gate(x)) * up(x)) instead of down(activation(up(x)))."""
   parallel_residual: bool = False
   """Attention and MLP read the same residual stream and are added together (GPT-NeoX)."""
-  norm_placement: Literal['pre', 'post', 'hybrid'] = 'pre'
-  """pre: x + f(norm(x)). post: norm(x + f(x)), without a final norm. hybrid: pre, and a norm on the attention's output."""
+  norm_placement: Literal['pre', 'post', 'hybrid', 'sandwich'] = 'pre'
+  """pre: x + f(norm(x)). post: norm(x + f(x)), without a final norm. hybrid: pre, and a norm on the attention's output.
+  sandwich: pre, and a norm on the outputs of attention and MLP, x + norm(f(norm(x))) (Gemma 2 and 3)."""
   position: Position = 'rope'
   """Added to the embedding (learned, sinusoidal), rotated into queries and keys (rope), or added to the logits by distance:
   alibi, relative_t5 (a learned table per head), relative_paper (the attention-sink code's fixed one)."""
   rope: RopeConfig = RopeConfig()
+  local_rope_theta: float | None = None
+  """Base of the RoPE wavelengths in layers with a sliding window, which are not stretched; all other layers use `rope`
+  (Gemma 3). none: all layers use `rope`."""
   attention: Operation = 'softmax'
   """How attention logits become weights; *_norm divides them by their sum."""
   attention_power: float = 1.0
@@ -153,13 +159,17 @@ class ModelConfig:
   prefix: int = 0
   """Prefix LM: the first so many tokens are seen by every token, also by earlier ones (0: causal)."""
   qk_norm: bool = False
-  """RMSNorm on each query and key head before positions (Qwen3)."""
+  """RMSNorm on each query and key head before positions (Qwen3, Gemma 3)."""
+  query_scale_dim: int | None = None
+  """Products of queries and keys are divided by the square root of this number (none: head_dim)."""
   qkv_bias: bool = False
   out_bias: bool = False
   """Bias of the attention output projection."""
   mlp_bias: bool = False
   tied_embeddings: bool = False
   """The output layer is the transposed embedding."""
+  scaled_embeddings: bool = False
+  """Token embeddings are multiplied by sqrt(model_dim), rounded to `dtype`, before the first layer (Gemma)."""
   windows: tuple[int, ...] = ()
   """Sliding window of each layer in tokens, itself included (0: unlimited); a shorter tuple repeats over the layers. A model
   that is not causal sees as many tokens on the other side, too."""
@@ -216,6 +226,14 @@ class ModelConfig:
       raise ValueError(
         f'{self.prefix=} and {self.sink.kind=} need causal=True: without it every token sees the whole sequence.'
       )
+    if self.norm_plus_one and self.norm != 'rmsnorm':
+      raise ValueError(f"norm_plus_one needs norm='rmsnorm', not {self.norm!r}.")
+    if self.local_rope_theta is not None and (self.position != 'rope' or self.local_rope_theta <= 0):
+      raise ValueError(f"{self.local_rope_theta=} must be positive and needs position='rope', not {self.position!r}.")
+    if self.local_rope_theta is not None and not any(self.windows):
+      raise ValueError(f'{self.local_rope_theta=} is for layers with a sliding window, but {self.windows=} has none.')
+    if self.query_scale_dim is not None and self.query_scale_dim < 1:
+      raise ValueError(f'{self.query_scale_dim=} must be at least 1, or None for head_dim.')
     if not self.init_std > 0:
       raise ValueError(f'{self.init_std=} must be positive.')
     if self.parallel_residual and self.norm_placement != 'pre':
@@ -231,6 +249,10 @@ class ModelConfig:
   @property
   def rotated_dim(self) -> int:
     return int(self.head_dim * self.rope.fraction)
+
+  @property
+  def query_scale(self) -> float:
+    return (self.query_scale_dim or self.head_dim) ** -0.5
 
   @property
   def logit_offset(self) -> float:
@@ -251,14 +273,17 @@ class ModelConfig:
 
 TRAINING_ONLY = ('init', 'init_std', 'dropout')
 """Fields of a ModelConfig that only training reads: what a trained model computes does not depend on them."""
+ADDED = ('causal', 'norm_plus_one', 'local_rope_theta', 'query_scale_dim', 'scaled_embeddings')
+"""Fields that were added after models had been saved by their fields; at their defaults they change nothing."""
 
 
 def computing_fields(config: ModelConfig) -> dict[str, Any]:
   """Returns, as JSON, the fields that what a trained model computes may depend on: what saved files know a model by.
 
-  `causal` is among them only where it is False, since files from before it was a field know causal models without it.
+  Fields in ADDED are among them only where they are not at their defaults, since older files know models without them.
   """
-  omitted = (*TRAINING_ONLY, 'causal') if config.causal else TRAINING_ONLY
+  defaults = {f.name: f.default for f in dataclasses.fields(config) if f.name in ADDED}
+  omitted = (*TRAINING_ONLY, *(name for name, value in defaults.items() if getattr(config, name) == value))
   return {name: value for name, value in to_dict(config).items() if name not in omitted}
 
 

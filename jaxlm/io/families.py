@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxlm import errors
 from jaxlm.config import TRAINING_ONLY, ModelConfig
+from jaxlm.io import gemma_families as gemma
 from jaxlm.io import layernorm_families as layernorm
 from jaxlm.io import rms_families as rms
 from jaxlm.io.fields import Fields
@@ -69,7 +70,7 @@ def parameter_paths(config: ModelConfig) -> list[str]:
   from jaxlm.models.transformer import abstract_params
 
   # Layers have the same parameters, so one is traced however many there are.
-  leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config.replace(num_layers=1, windows=())))
+  leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config.replace(num_layers=1, windows=(), local_rope_theta=None)))
   paths = ['/'.join(key.key for key in path) for path, _ in leaves]
   layer = [path for path in paths if path.startswith('layer_0/')]
   first = [path for path in paths if path.split('/')[0] in ('embed', 'position_embed')]
@@ -82,8 +83,11 @@ def meaning(config: ModelConfig) -> dict[str, Any]:
   silent = ('dtype', 'remat', 'direction', 'direction_signal', *TRAINING_ONLY)
   fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in silent}
   fields['windows'] = tuple(config.window(i) or 0 for i in range(config.num_layers))
+  fields['query_scale_dim'] = config.query_scale_dim or config.head_dim
   del fields['rope']
   if config.position == 'rope':
+    if config.local_rope_theta is None and any(config.windows) and config.rope.scaling == 'none':
+      fields['local_rope_theta'] = config.rope.theta
     fields |= {f'rope.{name}': value for name, value in dataclasses.asdict(rope_meaning(config)).items()}
   return fields
 
@@ -121,6 +125,7 @@ def choose(config: ModelConfig) -> Family:
 
 
 _RMS = dict(base='model.', head='lm_head.weight', table=rms.llama_table())
+_GEMMA = _RMS | dict(table=gemma.gemma_table())
 FAMILIES: dict[str, Family] = {  # `choose` tries them in this order, the usual activation first
   family.model_type: family
   for family in (
@@ -128,6 +133,8 @@ FAMILIES: dict[str, Family] = {  # `choose` tries them in this order, the usual 
     Family('mistral', 'MistralForCausalLM', 'silu', rms.read_mistral, rms.write_mistral, **_RMS),
     Family('qwen2', 'Qwen2ForCausalLM', 'silu', rms.read_qwen2, rms.write_qwen2, **_RMS),
     Family('qwen3', 'Qwen3ForCausalLM', 'silu', rms.read_qwen3, rms.write_qwen3, **_RMS),
+    Family('gemma2', 'Gemma2ForCausalLM', 'gelu_tanh', gemma.read_gemma2, gemma.write_gemma2, **_GEMMA),
+    Family('gemma3_text', 'Gemma3ForCausalLM', 'gelu_tanh', gemma.read_gemma3, gemma.write_gemma3, **_GEMMA),
     Family(
       'opt',
       'OPTForCausalLM',

@@ -100,7 +100,8 @@ def project_queries(
 ) -> Float[Array, 'B T N H']:
   """Returns the queries that attention makes of x, which is read as it is: norms are the caller's.
 
-  rotation: cos and sin of the positions, the first part of what `embedded` returns last; None for no rotation.
+  rotation: cos and sin of the positions; None for no rotation. `jaxlm.attention.positions.rotation_of` picks those of a layer
+  from the first part of what `embedded` returns last.
   """
   project = lambda block, x, rotation: block.attention.project_queries(x, rotation)
   return _layer(layer_params, config, layer, project, x, rotation)
