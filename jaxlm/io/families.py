@@ -70,7 +70,9 @@ def parameter_paths(config: ModelConfig) -> list[str]:
   from jaxlm.models.transformer import abstract_params
 
   # Layers have the same parameters, so one is traced however many there are.
-  leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config.replace(num_layers=1, windows=(), local_rope_theta=None)))
+  leaves = jax.tree_util.tree_leaves_with_path(
+    abstract_params(config.replace(num_layers=1, windows=(), local_rope_theta=None))
+  )
   paths = ['/'.join(key.key for key in path) for path, _ in leaves]
   layer = [path for path in paths if path.startswith('layer_0/')]
   first = [path for path in paths if path.split('/')[0] in ('embed', 'position_embed')]

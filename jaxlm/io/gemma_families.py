@@ -22,7 +22,9 @@ def gemma_table() -> dict[str, tuple]:
     'mlp_norm': 'pre_feedforward_layernorm',
     'mlp_out_norm': 'post_feedforward_layernorm',
   }
-  table = {path: entry for path, entry in llama_table().items() if not path.endswith(('up/bias', 'gate/bias', 'down/bias'))}
+  table = {
+    path: entry for path, entry in llama_table().items() if not path.endswith(('up/bias', 'gate/bias', 'down/bias'))
+  }
   return table | {f'layer_*/{ours}/scale': (f'layers.*.{theirs}.weight', 'D') for ours, theirs in norms.items()}
 
 
@@ -102,7 +104,9 @@ def read_gemma3(f: Fields) -> dict[str, Any]:
   default = ['sliding_attention' if (i + 1) % pattern else 'full_attention' for i in range(layers)]
   both_sides = f.flag('use_bidirectional_attention', False)
   window = f.window(absent=4096)
-  if both_sides and window:  # Of tokens on both sides together, in the files; ours counts one side and the token itself.
+  if (
+    both_sides and window
+  ):  # Of tokens on both sides together, in the files; ours counts one side and the token itself.
     window = window // 2 + 1
   windows = read_windows(f, layers, window, default)
   rope, local_theta = _read_ropes(f, shared['max_length'])

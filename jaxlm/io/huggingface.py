@@ -117,9 +117,7 @@ def refuse_pickle(path: Path) -> CheckpointError:
   )
 
 
-def _text_part(
-  tensors: Mapping[str, safetensors_files.Tensor], directory: Path
-) -> dict[str, safetensors_files.Tensor]:
+def _text_part(tensors: Mapping[str, safetensors_files.Tensor], directory: Path) -> dict[str, safetensors_files.Tensor]:
   """Returns the tensors of a multimodal model's text model by that model's own names, and warns of the rest."""
   found, others = gemma_families.text_tensors(tensors)
   if others:

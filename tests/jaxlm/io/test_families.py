@@ -19,7 +19,9 @@ SHARED = dict(
 QWEN = dict(num_attention_heads=6, num_key_value_heads=2, hidden_size=60)
 
 
-GEMMA = dict(num_attention_heads=4, num_key_value_heads=1, hidden_size=44, head_dim=10, sliding_window=4, query_pre_attn_scalar=7)
+GEMMA = dict(
+  num_attention_heads=4, num_key_value_heads=1, hidden_size=44, head_dim=10, sliding_window=4, query_pre_attn_scalar=7
+)
 
 
 def rope(**parameters):
@@ -184,7 +186,9 @@ def test_base_model_without_output_layer_is_read_when_embeddings_are_tied(tmp_pa
 
 def test_the_text_model_is_read_from_gemma_3_with_an_image_encoder(tmp_path):
   text = dict(SHARED, **GEMMA, layer_types=['sliding_attention', 'full_attention'])
-  vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+  vision = dict(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+  )
   torch.manual_seed(0)
   model = transformers.Gemma3ForConditionalGeneration(
     transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=96)
