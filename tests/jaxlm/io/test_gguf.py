@@ -54,7 +54,12 @@ def file_tensors(lm, arch):
     t |= {'attn_output.weight': a['o']['kernel'].reshape(-1, c.model_dim).T}
     t |= {f'ffn_{x}.weight': m[x]['kernel'].T for x in ('gate', 'up', 'down')}
     t |= {'attn_norm.weight': layer['attention_norm']['scale'], 'ffn_norm.weight': layer['mlp_norm']['scale']}
+    if arch.startswith('gemma'):
+      t |= {'post_attention_norm.weight': layer['attention_out_norm']['scale']}
+      t |= {'post_ffw_norm.weight': layer['mlp_out_norm']['scale']}
     out |= {f'blk.{i}.{name}': value for name, value in t.items()}
+  if arch.startswith('gemma'):
+    out = {name: value + np.float32(1) if name.endswith('norm.weight') else value for name, value in out.items()}
   return out
 
 
@@ -105,6 +110,50 @@ def test_each_architecture_is_read_exactly(arch, config, tmp_path):
   assert back.tokenizer is None
   assert jax.tree.structure(back.params) == jax.tree.structure(lm.params)
   close(back.params, lm.params, 0)
+
+
+GEMMA = LLAMA.replace(
+  norm_placement='sandwich', norm_plus_one=True, scaled_embeddings=True, activation='gelu_tanh', tied_embeddings=True,
+  num_kv_heads=1,
+)  # fmt: skip
+GEMMA3 = GEMMA.replace(num_layers=7, qk_norm=True, rope=RopeConfig(theta=1e6))
+LOCAL = GEMMA3.replace(windows=(9,) * 5 + (0, 9), local_rope_theta=1e4)
+
+
+@pytest.mark.parametrize(
+  'arch, config, extra',
+  [
+    ('gemma2', GEMMA.replace(windows=(4096, 0), attention_softcap=50.0, logit_softcap=30.0), {}),
+    (
+      'gemma2',
+      GEMMA.replace(num_layers=46, windows=(9, 0) * 23, query_scale_dim=16, attention_softcap=20.0, logit_softcap=10.0),
+      {'attention.sliding_window': 9, 'attn_logit_softcapping': 20.0, 'final_logit_softcapping': 10.0},
+    ),
+    ('gemma3', LOCAL, {'attention.sliding_window': 9}),
+    ('gemma3', GEMMA3, {}),
+    (
+      'gemma3',
+      LOCAL.replace(windows=(9, 0) * 3 + (9,), local_rope_theta=500.0),
+      {'attention.sliding_window': 9, 'attention.sliding_window_pattern': 2, 'rope.freq_base_swa': 500.0},
+    ),
+    (
+      'gemma3',
+      LOCAL.replace(windows=(0, 9, 9, 9, 0, 0, 9), rope=RopeConfig(theta=1e6, scaling='linear', factor=8.0)),
+      {'attention.sliding_window': 9, 'attention.sliding_window_pattern': [w > 0 for w in (0, 9, 9, 9, 0, 0, 9)],
+       'rope.scaling.type': 'linear', 'rope.scaling.factor': 8.0},
+    ),
+  ],
+)  # fmt: skip
+def test_gemma_is_read_with_what_its_files_leave_out(arch, config, extra, tmp_path):
+  lm = random_lm(config)
+  # As in the checkpoints that are converted: in bfloat16, where the file's 1 + weight is exact in float32.
+  lm = jaxlm.LanguageModel(config, jax.tree.map(lambda x: x.astype('bfloat16').astype('float32'), lm.params))
+  kinds = {int: value, float: value, str: string, list: lambda x: (x, gguf.GGUFValueType.ARRAY)}
+  path = write(tmp_path / 'model.gguf', lm, arch, extra={f'{arch}.{k}': kinds[type(v)](v) for k, v in extra.items()})
+  back = jaxlm.load(path, 'float32')
+  assert back.config == config
+  close(back.params, lm.params, 0)
+  close(jaxlm.load(path, 'bfloat16').params, lm.params, 0)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +249,7 @@ def test_llama3_rope_is_recognised_by_its_divisors(tmp_path):
 @pytest.mark.parametrize(
   'arch, extra, message',
   [
-    ('gemma', {}, "Unknown GGUF architecture.*'gemma'.*llama, qwen2, qwen3"),
+    ('gemma', {}, "Unknown GGUF architecture.*'gemma'.*gemma2, gemma3, llama, qwen2, qwen3"),
     ('llama', {'llama.expert_count': value(8)}, 'llama.expert_count=8 is not supported'),
     ('llama', {'split.count': value(2)}, 'split.count=2.*merge'),
     ('llama', {'llama.rope.scaling.type': string('longrope')}, "type='longrope'"),
