@@ -230,8 +230,6 @@ class ModelConfig:
       raise ValueError(f"norm_plus_one needs norm='rmsnorm', not {self.norm!r}.")
     if self.local_rope_theta is not None and (self.position != 'rope' or self.local_rope_theta <= 0):
       raise ValueError(f"{self.local_rope_theta=} must be positive and needs position='rope', not {self.position!r}.")
-    if self.local_rope_theta is not None and not any(self.windows):
-      raise ValueError(f'{self.local_rope_theta=} is for layers with a sliding window, but {self.windows=} has none.')
     if self.query_scale_dim is not None and self.query_scale_dim < 1:
       raise ValueError(f'{self.query_scale_dim=} must be at least 1, or None for head_dim.')
     if not self.init_std > 0:

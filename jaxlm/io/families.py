@@ -70,9 +70,7 @@ def parameter_paths(config: ModelConfig) -> list[str]:
   from jaxlm.models.transformer import abstract_params
 
   # Layers have the same parameters, so one is traced however many there are.
-  leaves = jax.tree_util.tree_leaves_with_path(
-    abstract_params(config.replace(num_layers=1, windows=(), local_rope_theta=None))
-  )
+  leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config.replace(num_layers=1, windows=())))
   paths = ['/'.join(key.key for key in path) for path, _ in leaves]
   layer = [path for path in paths if path.startswith('layer_0/')]
   first = [path for path in paths if path.split('/')[0] in ('embed', 'position_embed')]
@@ -88,7 +86,9 @@ def meaning(config: ModelConfig) -> dict[str, Any]:
   fields['query_scale_dim'] = config.query_scale_dim or config.head_dim
   del fields['rope']
   if config.position == 'rope':
-    if config.local_rope_theta is None and any(config.windows) and config.rope.scaling == 'none':
+    if not any(config.windows):
+      fields['local_rope_theta'] = None
+    elif config.local_rope_theta is None and config.rope.scaling == 'none':
       fields['local_rope_theta'] = config.rope.theta
     fields |= {f'rope.{name}': value for name, value in dataclasses.asdict(rope_meaning(config)).items()}
   return fields

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from jaxlm.config import ModelConfig
-from jaxlm.io.fields import MOST_LAYERS, Fields, activation_name
+from jaxlm.io.fields import MOST_LAYERS, Fields, activation_name, repeating
 from jaxlm.io.rms_families import llama_table, read_windows, write_windows
 from jaxlm.io.rope_fields import read_rope, write_rope
 
@@ -86,7 +86,7 @@ def read_gemma2(f: Fields) -> dict[str, Any]:
   cap = lambda name, absent: f.number(name, None) if name in f.fields else absent
   return shared | dict(
     rope=read_rope(f, shared['max_length']),
-    windows=read_windows(f, shared['num_layers'], f.window(absent=4096), default),
+    windows=repeating(read_windows(f, shared['num_layers'], f.window(absent=4096), default)),
     attention_softcap=cap('attn_logit_softcapping', 50.0),
     logit_softcap=cap('final_logit_softcapping', 30.0),
   )
@@ -108,7 +108,7 @@ def read_gemma3(f: Fields) -> dict[str, Any]:
     both_sides and window
   ):  # Of tokens on both sides together, in the files; ours counts one side and the token itself.
     window = window // 2 + 1
-  windows = read_windows(f, layers, window, default)
+  windows = repeating(read_windows(f, layers, window, default))
   rope, local_theta = _read_ropes(f, shared['max_length'])
   return shared | dict(
     causal=not both_sides,

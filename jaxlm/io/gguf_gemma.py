@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxlm.config import RopeConfig
-from jaxlm.io.fields import Fields
+from jaxlm.io.fields import Fields, repeating
 
 ARCHITECTURES = ('gemma2', 'gemma3')
 NORM_SHIFT = -1.0
@@ -35,9 +35,9 @@ def read_gemma(
     max_length: the file's context length, which is the stretched one.
   """
   layers, window = given['num_layers'], f.whole(f'{arch}.attention.sliding_window', _WINDOW[arch], least=0)
-  windows = _windows(f, arch, layers, window) if window else ()
+  windows = repeating(_windows(f, arch, layers, window)) if window else ()
   theta = None
-  if arch == 'gemma3' and any(windows):
+  if arch == 'gemma3' and windows:
     theta = decimal(f.number(f'{arch}.rope.freq_base_swa', RopeConfig().theta))
   attention_cap, logit_cap = _CAPS[arch]
   if arch == 'gemma2':

@@ -315,7 +315,6 @@ def test_the_loss_at_the_start_is_near_that_of_a_uniform_guess():
     ({'norm_placement': 'post', 'parallel_residual': True}, "needs norm_placement='pre', not 'post'"),
     ({'norm_placement': 'sandwich', 'parallel_residual': True}, "needs norm_placement='pre', not 'sandwich'"),
     ({'norm': 'layernorm', 'norm_plus_one': True}, "norm_plus_one needs norm='rmsnorm', not 'layernorm'"),
-    ({'local_rope_theta': 1e4}, r'local_rope_theta=10000.0 is for layers with a sliding window.*windows=\(\) has none'),
     ({'local_rope_theta': 0.0, 'windows': (3,)}, 'local_rope_theta=0.0 must be positive'),
     ({'local_rope_theta': 1e4, 'windows': (3,), 'position': 'none'}, "needs position='rope', not 'none'"),
     ({'query_scale_dim': 0}, 'query_scale_dim=0 must be at least 1'),

@@ -117,7 +117,7 @@ GEMMA = LLAMA.replace(
   num_kv_heads=1,
 )  # fmt: skip
 GEMMA3 = GEMMA.replace(num_layers=7, qk_norm=True, rope=RopeConfig(theta=1e6))
-LOCAL = GEMMA3.replace(windows=(9,) * 5 + (0, 9), local_rope_theta=1e4)
+LOCAL = GEMMA3.replace(windows=(9,) * 5 + (0,), local_rope_theta=1e4)
 
 
 @pytest.mark.parametrize(
@@ -126,20 +126,20 @@ LOCAL = GEMMA3.replace(windows=(9,) * 5 + (0, 9), local_rope_theta=1e4)
     ('gemma2', GEMMA.replace(windows=(4096, 0), attention_softcap=50.0, logit_softcap=30.0), {}),
     (
       'gemma2',
-      GEMMA.replace(num_layers=46, windows=(9, 0) * 23, query_scale_dim=16, attention_softcap=20.0, logit_softcap=10.0),
+      GEMMA.replace(num_layers=46, windows=(9, 0), query_scale_dim=16, attention_softcap=20.0, logit_softcap=10.0),
       {'attention.sliding_window': 9, 'attn_logit_softcapping': 20.0, 'final_logit_softcapping': 10.0},
     ),
     ('gemma3', LOCAL, {'attention.sliding_window': 9}),
     ('gemma3', GEMMA3, {}),
     (
       'gemma3',
-      LOCAL.replace(windows=(9, 0) * 3 + (9,), local_rope_theta=500.0),
+      LOCAL.replace(windows=(9, 0), local_rope_theta=500.0),
       {'attention.sliding_window': 9, 'attention.sliding_window_pattern': 2, 'rope.freq_base_swa': 500.0},
     ),
     (
       'gemma3',
-      LOCAL.replace(windows=(0, 9, 9, 9, 0, 0, 9), rope=RopeConfig(theta=1e6, scaling='linear', factor=8.0)),
-      {'attention.sliding_window': 9, 'attention.sliding_window_pattern': [w > 0 for w in (0, 9, 9, 9, 0, 0, 9)],
+      LOCAL.replace(windows=(0, 9, 9, 0, 9, 9, 9), rope=RopeConfig(theta=1e6, scaling='linear', factor=8.0)),
+      {'attention.sliding_window': 9, 'attention.sliding_window_pattern': [w > 0 for w in (0, 9, 9, 0, 9, 9, 9)],
        'rope.scaling.type': 'linear', 'rope.scaling.factor': 8.0},
     ),
   ],
