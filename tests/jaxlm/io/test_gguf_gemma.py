@@ -87,6 +87,7 @@ def test_gemma_3_reads_english_with_both_bases_and_norms_as_they_are(lm):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_gemma_3_gives_the_logits_of_transformers_beyond_its_windows(lm, tmp_path):
   reason = 'parity with transformers: pip install -e .[parity]'
   torch = pytest.importorskip('torch', reason=reason)
@@ -106,6 +107,7 @@ def test_gemma_3_gives_the_logits_of_transformers_beyond_its_windows(lm, tmp_pat
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_gemma_3_has_the_tokens_of_transformers(lm):
   """transformers makes its own tokenizer of the file's vocabulary."""
   transformers = pytest.importorskip('transformers', reason='the peer is not installed: pip install jaxlm[parity]')
