@@ -130,17 +130,23 @@ class ModelConfig:
   """Longest sequence in tokens."""
   norm: Literal['rmsnorm', 'layernorm'] = 'rmsnorm'
   norm_eps: float = 1e-5
+  norm_plus_one: bool = False
+  """RMSNorm multiplies by 1 + weight instead of by weight, and new weights are 0 (Gemma)."""
   activation: Activation = 'silu'
   gated_mlp: bool = True
   """down(activation(gate(x)) * up(x)) instead of down(activation(up(x)))."""
   parallel_residual: bool = False
   """Attention and MLP read the same input, and both outputs are added to it (GPT-NeoX)."""
-  norm_placement: Literal['pre', 'post', 'hybrid'] = 'pre'
-  """pre: x + f(norm(x)). post: norm(x + f(x)), without a final norm. hybrid: pre, and a norm on the attention's output."""
+  norm_placement: Literal['pre', 'post', 'hybrid', 'sandwich'] = 'pre'
+  """pre: x + f(norm(x)). post: norm(x + f(x)), without a final norm. hybrid: pre, and a norm on the attention's output.
+  sandwich: pre, and a norm on the outputs of attention and MLP, x + norm(f(norm(x))) (Gemma 2 and 3)."""
   position: Position = 'rope'
   """Position encoding. learned, sinusoidal: added to the embedding. rope: rotates queries and keys. alibi, relative_t5 (a learned
   table per head), relative_paper (the fixed table of the attention-sink paper's code): added to the logits by distance."""
   rope: RopeConfig = RopeConfig()
+  local_rope_theta: float | None = None
+  """Base of the RoPE wavelengths in layers with a sliding window, which are not stretched; all other layers use `rope`
+  (Gemma 3). none: all layers use `rope`."""
   attention: Operation = 'softmax'
   """How attention logits become weights; the operations *_norm divide the weights by their sum."""
   attention_power: float = 1.0
@@ -159,13 +165,17 @@ class ModelConfig:
   prefix: int = 0
   """Prefix LM: number of first tokens that every token sees, earlier ones included (0: causal)."""
   qk_norm: bool = False
-  """Applies RMSNorm to each query and key head before the position encoding (Qwen3)."""
+  """Applies RMSNorm to each query and key head before the position encoding (Qwen3, Gemma 3)."""
+  query_scale_dim: int | None = None
+  """Products of queries and keys are divided by the square root of this number (none: head_dim)."""
   qkv_bias: bool = False
   out_bias: bool = False
   """Bias of the attention output projection."""
   mlp_bias: bool = False
   tied_embeddings: bool = False
   """The output layer is the transposed embedding."""
+  scaled_embeddings: bool = False
+  """Token embeddings are multiplied by sqrt(model_dim), rounded to `dtype`, before the first layer (Gemma)."""
   windows: tuple[int, ...] = ()
   """Sliding window of each layer, in tokens, the query itself included (0: unlimited); a shorter tuple repeats over the layers.
   In a model that is not causal, the window extends equally far to both sides."""
@@ -224,6 +234,12 @@ class ModelConfig:
       raise ValueError(
         f'{self.prefix=} and {self.sink.kind=} need causal=True: without it every token sees the whole sequence.'
       )
+    if self.norm_plus_one and self.norm != 'rmsnorm':
+      raise ValueError(f"norm_plus_one needs norm='rmsnorm', not {self.norm!r}.")
+    if self.local_rope_theta is not None and (self.position != 'rope' or self.local_rope_theta <= 0):
+      raise ValueError(f"{self.local_rope_theta=} must be positive and needs position='rope', not {self.position!r}.")
+    if self.query_scale_dim is not None and self.query_scale_dim < 1:
+      raise ValueError(f'{self.query_scale_dim=} must be at least 1, or None for head_dim.')
     if not self.init_std > 0:
       raise ValueError(f'{self.init_std=} must be positive.')
     if self.parallel_residual and self.norm_placement != 'pre':
@@ -239,6 +255,10 @@ class ModelConfig:
   @property
   def rotated_dim(self) -> int:
     return int(self.head_dim * self.rope.fraction)
+
+  @property
+  def query_scale(self) -> float:
+    return (self.query_scale_dim or self.head_dim) ** -0.5
 
   @property
   def logit_offset(self) -> float:
@@ -259,14 +279,17 @@ class ModelConfig:
 
 TRAINING_ONLY = ('init', 'init_std', 'dropout')
 """Fields of a ModelConfig that only training reads. The outputs of a trained model do not depend on them."""
+ADDED = ('causal', 'norm_plus_one', 'local_rope_theta', 'query_scale_dim', 'scaled_embeddings')
+"""Fields that are newer than some saved files. At their defaults they change nothing."""
 
 
 def computing_fields(config: ModelConfig) -> dict[str, Any]:
   """Returns, as JSON, the fields that the outputs of a trained model may depend on. Saved files identify a model by them.
 
-  `causal` is included only if it is False: older files were written before the field existed, and their models are causal.
+  Fields in ADDED are included only if they differ from their defaults: older files were written before these fields existed.
   """
-  omitted = (*TRAINING_ONLY, 'causal') if config.causal else TRAINING_ONLY
+  defaults = {f.name: f.default for f in dataclasses.fields(config) if f.name in ADDED}
+  omitted = (*TRAINING_ONLY, *(name for name, value in defaults.items() if getattr(config, name) == value))
   return {name: value for name, value in to_dict(config).items() if name not in omitted}
 
 

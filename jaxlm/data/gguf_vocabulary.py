@@ -149,6 +149,10 @@ def _sentencepiece(fields: Mapping[str, Any], settings: dict[str, Any], pieces: 
   scores = _list(fields, 'scores', int | float, len(tokens))
   unknown = types.index(UNKNOWN) if UNKNOWN in types else settings['unk_token_id'] or 0
   types = [UNKNOWN if i == unknown else UNUSED if type == UNKNOWN else type for i, type in enumerate(types)]
+  # llama.cpp's converter writes spaces in user-defined pieces, but SentencePiece looks for pieces in escaped text.
+  escaped = [token.replace(' ', '\u2581') if type == USER_DEFINED else token for token, type in zip(tokens, types)]
+  known = set(tokens)
+  tokens = [token if new in known else new for token, new in zip(tokens, escaped)]
   model = sentencepiece_model_pb2.ModelProto()
   for token, score, type in zip(tokens, scores, types, strict=True):
     model.pieces.add(piece=token, score=float(score), type=type)

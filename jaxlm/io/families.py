@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxlm import errors
 from jaxlm.config import TRAINING_ONLY, ModelConfig
+from jaxlm.io import gemma_families as gemma
 from jaxlm.io import layernorm_families as layernorm
 from jaxlm.io import rms_families as rms
 from jaxlm.io.fields import Fields
@@ -82,8 +83,13 @@ def meaning(config: ModelConfig) -> dict[str, Any]:
   silent = ('dtype', 'remat', 'direction', 'direction_signal', *TRAINING_ONLY)
   fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in silent}
   fields['windows'] = tuple(config.window(i) or 0 for i in range(config.num_layers))
+  fields['query_scale_dim'] = config.query_scale_dim or config.head_dim
   del fields['rope']
   if config.position == 'rope':
+    if not any(config.windows):
+      fields['local_rope_theta'] = None
+    elif config.local_rope_theta is None and config.rope.scaling == 'none':
+      fields['local_rope_theta'] = config.rope.theta
     fields |= {f'rope.{name}': value for name, value in dataclasses.asdict(rope_meaning(config)).items()}
   return fields
 
@@ -121,6 +127,7 @@ def choose(config: ModelConfig) -> Family:
 
 
 _RMS = dict(base='model.', head='lm_head.weight', table=rms.llama_table())
+_GEMMA = _RMS | dict(table=gemma.gemma_table())
 FAMILIES: dict[str, Family] = {  # `choose` tries them in this order, but families with the config's activation first
   family.model_type: family
   for family in (
@@ -128,6 +135,8 @@ FAMILIES: dict[str, Family] = {  # `choose` tries them in this order, but famili
     Family('mistral', 'MistralForCausalLM', 'silu', rms.read_mistral, rms.write_mistral, **_RMS),
     Family('qwen2', 'Qwen2ForCausalLM', 'silu', rms.read_qwen2, rms.write_qwen2, **_RMS),
     Family('qwen3', 'Qwen3ForCausalLM', 'silu', rms.read_qwen3, rms.write_qwen3, **_RMS),
+    Family('gemma2', 'Gemma2ForCausalLM', 'gelu_tanh', gemma.read_gemma2, gemma.write_gemma2, **_GEMMA),
+    Family('gemma3_text', 'Gemma3ForCausalLM', 'gelu_tanh', gemma.read_gemma3, gemma.write_gemma3, **_GEMMA),
     Family(
       'opt',
       'OPTForCausalLM',

@@ -105,6 +105,12 @@ class Fields:
     return size // count
 
 
+def repeating(windows: tuple[int, ...]) -> tuple[int, ...]:
+  """Returns the shortest tuple that gives each layer its window when it repeats: layers that share one share programs."""
+  fits = lambda size: all(window == windows[i % size] for i, window in enumerate(windows))
+  return windows[: next(size for size in range(1, len(windows) + 1) if fits(size))] if any(windows) else ()
+
+
 def activation_name(c: ModelConfig) -> str:
   """Returns the name of an activation in Hugging Face configs."""
   return next(name for name, ours in ACTIVATIONS.items() if ours == c.activation)

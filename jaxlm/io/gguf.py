@@ -1,4 +1,4 @@
-"""Reads GGUF files, the format of llama.cpp: Llama (with Mistral), Qwen2 and Qwen3, plain or quantised.
+"""Reads GGUF files, the format of llama.cpp: Llama (with Mistral), Qwen2 and Qwen3, Gemma 2 and 3, plain or quantised.
 
 They differ from Hugging Face checkpoints in three ways: the rows of q and k of Llama models are permuted so that
 RoPE rotates neighbours (2i, 2i + 1) instead of halves (i, i + H/2), shapes are written fastest axis first, and Llama
@@ -15,14 +15,14 @@ import numpy as np
 from jaxlm import errors
 from jaxlm.config import ModelConfig, RopeConfig
 from jaxlm.errors import CheckpointError
-from jaxlm.io import FROM_FILES, weights
+from jaxlm.io import FROM_FILES, gguf_gemma, weights
 from jaxlm.io.families import parameter_paths
 from jaxlm.io.fields import MOST_LAYERS, Fields
 from jaxlm.io.gguf_header import Tensor, read_header
 from jaxlm.io.rope_fields import stretched_length
 from jaxlm.io.weights import Entry
 
-ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
+ARCHITECTURES = ('llama', 'qwen2', 'qwen3', *gguf_gemma.ARCHITECTURES)
 # Values of Llama 3.1 and 3.2. A GGUF file does not hold them, only the divisors that convert_hf_to_gguf computed from them.
 _LLAMA3 = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_length=8192)
 _ROPE_DIVISORS = 'rope_freqs.weight'
@@ -47,6 +47,7 @@ _NAMES = {
   'mlp/up/kernel': ('ffn_up.weight', 'F,D'),
   'mlp/down/kernel': ('ffn_down.weight', 'D,F'),
 }
+_GEMMA_NAMES = _NAMES | gguf_gemma.NAMES
 
 
 def load(path: Path, dtype: str, mesh: Any = None, tokenizer: Any = FROM_FILES) -> tuple[ModelConfig, Any, Any]:
@@ -92,7 +93,7 @@ def read_config(f: Fields, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     raise CheckpointError(f"{f.source}: parameter embed/embedding is missing: there is no tensor 'token_embd.weight'.")
   max_length, window = f.whole(f'{arch}.context_length'), f.whole(f'{arch}.attention.sliding_window', 0, least=0)
   rope = _read_rope(f, arch, head_dim, max_length, tensors.get(_ROPE_DIVISORS))
-  return dict(
+  read = dict(
     vocab_size=tensors['token_embd.weight'].shape[0],
     num_layers=f.whole(f'{arch}.block_count', most=MOST_LAYERS),
     model_dim=width,
@@ -109,6 +110,7 @@ def read_config(f: Fields, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     tied_embeddings='output.weight' not in tensors,
     windows=(window,) if window else (),
   )
+  return read | gguf_gemma.read_gemma(f, arch, read, _decimal, max_length) if arch in gguf_gemma.ARCHITECTURES else read
 
 
 def _decimal(x: float) -> float:
@@ -161,11 +163,14 @@ def _llama3_rope(f: Fields, theta: float, head_dim: int, divisors: np.ndarray) -
 def entries(config: ModelConfig, arch: str) -> list[Entry]:
   """Returns the GGUF tensor of every parameter of a config."""
   out = []
+  names = _GEMMA_NAMES if arch in gguf_gemma.ARCHITECTURES else _NAMES
+  shift = gguf_gemma.NORM_SHIFT if arch in gguf_gemma.ARCHITECTURES else 0.0
   for path in parameter_paths(config):
     layer, _, rest = path.partition('/')
     in_layer = layer.startswith('layer_')
-    name, axes = _NAMES[rest if in_layer else path]
+    name, axes = names[rest if in_layer else path]
     if arch == 'llama' and rest.split('/')[-2:-1] in (['q'], ['k']):
       axes = axes.replace('H', 'ht')  # RoPE pairs are neighbours (2i, 2i + 1) in the file
-    out.append(Entry(path, f'blk.{layer.removeprefix("layer_")}.{name}' if in_layer else name, axes))
+    name = f'blk.{layer.removeprefix("layer_")}.{name}' if in_layer else name
+    out.append(Entry(path, name, axes, shift=shift if path.endswith('norm/scale') else 0.0))
   return out

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxlm.config import ModelConfig
 from jaxlm.errors import CheckpointError
-from jaxlm.io import FROM_FILES, families, marian, safetensors_files, weights
+from jaxlm.io import FROM_FILES, families, gemma_families, marian, safetensors_files, weights
 from jaxlm.io.fields import Fields
 from jaxlm.seq2seq_config import Seq2SeqConfig
 
@@ -45,6 +45,8 @@ def load(directory: Path, dtype: str, mesh: Any = None, tokenizer: Any = FROM_FI
   fields = Fields(read_json(directory / CONFIG), directory / CONFIG)
   if fields.get('model_type') == marian.MODEL_TYPE:
     return marian.load(directory, fields, find_tensors(directory), dtype, mesh, tokenizer)
+  multimodal = gemma_families.is_multimodal(fields)
+  fields = gemma_families.text_fields(fields) if multimodal else fields
   family = families.family_of(fields)
   config = family.config(fields)
   try:
@@ -52,7 +54,8 @@ def load(directory: Path, dtype: str, mesh: Any = None, tokenizer: Any = FROM_FI
   except ValueError as e:
     raise CheckpointError(f'{fields.source}: {e}') from e
   tokenizer = weights.own_tokenizer(lambda: tokenizers.from_directory(directory), tokenizer, config, directory)
-  config, tensors = _our_names(family, config, find_tensors(directory))
+  tensors = find_tensors(directory)
+  config, tensors = _our_names(family, config, _text_part(tensors, directory) if multimodal else tensors)
   params = weights.load(config, family.entries(config), tensors, dtype, mesh)
   return config.replace(dtype=dtype), params, tokenizer
 
@@ -120,6 +123,17 @@ def refuse_pickle(path: Path) -> CheckpointError:
     'our own runs. Most models have a model.safetensors too; or convert it where you trust the file: '
     'transformers.AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR).'
   )
+
+
+def _text_part(tensors: Mapping[str, safetensors_files.Tensor], directory: Path) -> dict[str, safetensors_files.Tensor]:
+  """Returns the tensors of a multimodal model's text model by that model's own names, and warns of the rest."""
+  found, others = gemma_families.text_tensors(tensors)
+  if others:
+    warnings.warn(
+      f'{directory}: the text model is read; {len(others)} tensors of the image encoder are left out ({others[0]!r} ...).',
+      stacklevel=2,
+    )
+  return found
 
 
 def _our_names(

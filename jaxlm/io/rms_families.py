@@ -81,13 +81,13 @@ def write_llama(c: ModelConfig) -> dict[str, Any]:
 
 def read_mistral(f: Fields) -> dict[str, Any]:
   # transformers ignores layer_types of Mistral and gives every layer the window; models with mixed layers are other families.
-  if len(set(_layer_types(f, []))) > 1:
+  if len(set(layer_types(f, []))) > 1:
     raise f.refuse('layer_types', f.get('layer_types'), 'Mistral models have one kind of layer')
   window = f.window(absent=4096)
   return _read_rms(f) | dict(windows=(window,) if window else ())
 
 
-def _layer_types(f: Fields, default: list[str]) -> list[str]:
+def layer_types(f: Fields, default: list[str]) -> list[str]:
   types = f.get('layer_types', default)
   if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
     raise f.refuse('layer_types', types, 'expected a list of strings, or null')
@@ -103,7 +103,12 @@ def _read_qwen_windows(f: Fields) -> tuple[int, ...]:
   window = f.window(absent=4096) if f.flag('use_sliding_window', False) else 0
   first = f.whole('max_window_layers', 28, least=0)
   default = ['sliding_attention' if window and i >= first else 'full_attention' for i in range(layers)]
-  types = _layer_types(f, default)
+  return read_windows(f, layers, window, default)
+
+
+def read_windows(f: Fields, layers: int, window: int, default: list[str]) -> tuple[int, ...]:
+  """Returns the windows of layers of two kinds, none if all are full. `default`: their kinds without layer_types."""
+  types = layer_types(f, default)
   for kind in types:
     if kind not in ('sliding_attention', 'full_attention') or (kind == 'sliding_attention' and not window):
       raise f.refuse('layer_types', kind, f'with sliding_window={window}, layers are of the kinds {set(default)}')
@@ -112,13 +117,20 @@ def _read_qwen_windows(f: Fields) -> tuple[int, ...]:
   return tuple(window if kind == 'sliding_attention' else 0 for kind in types) if 'sliding_attention' in types else ()
 
 
-def _write_qwen_windows(c: ModelConfig) -> dict[str, Any]:
+def write_windows(c: ModelConfig) -> dict[str, Any]:
   windows = [c.window(i) or 0 for i in range(c.num_layers)]
   return dict(
-    use_sliding_window=any(windows),
     sliding_window=max(windows) or None,
-    max_window_layers=next((i for i, w in enumerate(windows) if w), c.num_layers),
     layer_types=['sliding_attention' if w else 'full_attention' for w in windows],
+  )
+
+
+def _write_qwen_windows(c: ModelConfig) -> dict[str, Any]:
+  windows = [c.window(i) for i in range(c.num_layers)]
+  return dict(
+    use_sliding_window=any(windows),
+    max_window_layers=next((i for i, w in enumerate(windows) if w), c.num_layers),
+    **write_windows(c),
   )
 
 

@@ -66,6 +66,7 @@ class Entry:
   name: str  # name of the file's tensor, 'model.layers.0.self_attn.q_proj.weight'
   axes: str  # layout of the file's tensor, 'NH,D'
   skip: int = 0  # rows of the file's tensor before the parameter begins
+  shift: float = 0.0  # added to the file's numbers when they are read
 
   @property
   def letters(self) -> str:
@@ -114,6 +115,7 @@ class Layout:
       stop = min(start + step, lead)
       block = tensor.rows(entry.skip + start * rows, entry.skip + stop * rows)
       block = block.reshape(stop - start, *self.shape(letters[1:]))
+      block = block + np.float32(entry.shift) if entry.shift else block
       if letters[0].isdigit():
         target[...] = block[pick]
       else:

@@ -2,8 +2,8 @@
 
   x = x + attention(norm(x));  x = x + mlp(norm(x))
 
-or both from the same x (`parallel_residual`). The cache computes attention from (layer, q, k, v). Dropout applies if a random
-key is given; each place with dropout in a layer folds a different number into the key.
+or norms in other places (`norm_placement`), or both from the same x (`parallel_residual`). The cache computes attention from
+(layer, q, k, v). Dropout applies if a random key is given; each place with dropout in a layer folds a different number into the key.
 """
 
 from __future__ import annotations
@@ -44,9 +44,32 @@ def dropped_at(x, rate: float, key, place: int):
   return x if key is None or not rate else dropped(x, rate, folded(key, place))
 
 
-def norm(config: ModelConfig, name: str) -> nn.Module:
-  make = nn.RMSNorm if config.norm == 'rmsnorm' else nn.LayerNorm
+class PlusOneRMSNorm(nn.Module):
+  """y = x / sqrt(mean(x^2) + eps) (1 + scale) over the last axis, in float32; the result is rounded to `dtype` once.
+
+  The 1 is not part of the parameter: in bfloat16 small scales would be lost beside it.
+  """
+
+  epsilon: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param('scale', nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32)
+    x = x.astype(jnp.float32)
+    y = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+    return (y * (1.0 + scale).reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
+
+
+def rms_norm(config: ModelConfig, name: str | None = None) -> nn.Module:
+  make = PlusOneRMSNorm if config.norm_plus_one else nn.RMSNorm
   return make(epsilon=config.norm_eps, dtype=config.dtype, name=name)
+
+
+def norm(config: ModelConfig, name: str) -> nn.Module:
+  if config.norm == 'rmsnorm':
+    return rms_norm(config, name)
+  return nn.LayerNorm(epsilon=config.norm_eps, dtype=config.dtype, name=name)
 
 
 class Dense(nn.Module):
@@ -87,8 +110,7 @@ class Attention(nn.Module):
     project = lambda heads: Dense((c.model_dim,), (heads, c.head_dim), c.qkv_bias, c.dtype, init)
     self.q, self.k, self.v = project(c.num_heads), project(c.num_kv_heads), project(c.num_kv_heads)
     if c.qk_norm:
-      self.q_norm = nn.RMSNorm(epsilon=c.norm_eps, dtype=c.dtype)
-      self.k_norm = nn.RMSNorm(epsilon=c.norm_eps, dtype=c.dtype)
+      self.q_norm, self.k_norm = rms_norm(c), rms_norm(c)
     if KERNELS.get(c.attention) == 'mlp':
       make = lambda: Dense((c.head_dim,), (c.head_dim,), False, c.dtype, init)
       self.kernel_in, self.kernel_out = make(), make()
@@ -145,7 +167,8 @@ class Attention(nn.Module):
     return self.o(out_BTNH.sum(axis=2) if c.head_mixing == 'sum' else out_BTNH)
 
   def __call__(self, x_BTD, positions_BT, scheme, cache, key=None):
-    rotation, table = scheme
+    rotations, table = scheme
+    rotation = rope.rotation_of(self.config, rotations, self.layer)
     q_BTNH = self.project_queries(x_BTD, rotation)
     k_BTKH, v_BTKH = self.project_keys_values(x_BTD, rotation)
     out_BTNH, cache = cache.attend(self.layer, q_BTNH, k_BTKH, v_BTKH, positions_BT, self.rule(table, key))
@@ -195,8 +218,10 @@ class Block(nn.Module):
   def setup(self):
     c = self.config
     self.attention_norm, self.mlp_norm = norm(c, 'attention_norm'), norm(c, 'mlp_norm')
-    if c.norm_placement == 'hybrid':
+    if c.norm_placement in ('hybrid', 'sandwich'):
       self.attention_out_norm = norm(c, 'attention_out_norm')
+    if c.norm_placement == 'sandwich':
+      self.mlp_out_norm = norm(c, 'mlp_out_norm')
     self.attention, self.mlp = Attention(c, self.layer, name='attention'), MLP(c, name='mlp')
 
   def attention_input(self, x_BTD):
@@ -209,7 +234,7 @@ class Block(nn.Module):
     attended_BTD, cache = self.attention(
       self.attention_input(x_BTD), positions_BT, scheme, cache, folded(key, ATTENTION_WEIGHTS)
     )
-    if c.norm_placement == 'hybrid':
+    if c.norm_placement in ('hybrid', 'sandwich'):
       attended_BTD = self.attention_out_norm(attended_BTD)
     x_BTD = x_BTD + dropped_at(attended_BTD, c.dropout.residual, key, ATTENTION_OUTPUT)
     return self.attention_norm(x_BTD) if c.norm_placement == 'post' else x_BTD, cache
@@ -218,7 +243,10 @@ class Block(nn.Module):
     """Returns the residual stream after the MLP; `before` is the residual stream before attention."""
     c, post = self.config, self.config.norm_placement == 'post'
     read_BTD = x_BTD if post else self.mlp_norm(before_BTD if c.parallel_residual else x_BTD)
-    x_BTD = x_BTD + dropped_at(self.mlp(read_BTD, key), c.dropout.residual, key, MLP_OUTPUT)
+    out_BTD = self.mlp(read_BTD, key)
+    if c.norm_placement == 'sandwich':
+      out_BTD = self.mlp_out_norm(out_BTD)
+    x_BTD = x_BTD + dropped_at(out_BTD, c.dropout.residual, key, MLP_OUTPUT)
     return self.mlp_norm(x_BTD) if post else x_BTD
 
   def __call__(self, x_BTD, positions_BT, scheme, cache, key=None):

@@ -102,7 +102,8 @@ def project_queries(
 ) -> Float[Array, 'B T N H']:
   """Returns the queries of x. The caller must apply the layer's norm before (`attention_input`).
 
-  rotation: (cos, sin) of the positions, the first element of the last result of `embedded`; None: no rotation.
+  rotation: (cos, sin) of the positions; None: no rotation. `jaxlm.attention.positions.rotation_of` picks those of a layer from the
+  first element of the last result of `embedded`.
   """
   project = lambda block, x, rotation: block.attention.project_queries(x, rotation)
   return _layer(layer_params, config, layer, project, x, rotation)

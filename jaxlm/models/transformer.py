@@ -1,4 +1,4 @@
-"""The transformer of all supported families: Llama, Mistral, Qwen, GPT-2, GPT-NeoX, OPT. With causal=False it is an encoder.
+"""The transformer of all supported families: Llama, Mistral, Qwen, Gemma, GPT-2, GPT-NeoX, OPT. With causal=False, an encoder.
 
   x = x + attention(norm(x));  x = x + mlp(norm(x));  logits = head(norm(x))
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxlm import caches
 from jaxlm.attention.distance import BUCKETS
-from jaxlm.attention.positions import rope_tables, sinusoids
+from jaxlm.attention.positions import rotations, sinusoids
 from jaxlm.config import ModelConfig
 from jaxlm.models.blocks import Block, dropped_at, folded, norm
 from jaxlm.models.initializers import initializers
@@ -104,6 +104,8 @@ class Transformer(nn.Module):
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     x_BTD = self.embed(tokens)
+    if c.scaled_embeddings:
+      x_BTD = x_BTD * jnp.asarray(c.model_dim**0.5, c.dtype)  # Rounded, as the models were trained.
     if c.sink.kind == 'token':
       positions = positions + 1
       if fresh:
@@ -115,7 +117,7 @@ class Transformer(nn.Module):
     if c.position == 'sinusoidal':
       x_BTD = x_BTD + sinusoids(positions, c.model_dim).astype(c.dtype)
     length = positions.shape[1] if length is None else length
-    rotation = rope_tables(c, positions, length) if c.position == 'rope' else None
+    rotation = rotations(c, positions, length) if c.position == 'rope' else None
     return x_BTD, positions, (rotation, self.distance_table if c.position == 'relative_t5' else None)
 
   def output_matrix(self) -> Float[Array, 'D V']:

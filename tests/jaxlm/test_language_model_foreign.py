@@ -15,7 +15,7 @@ from safetensors import numpy as safetensors_numpy
 import jaxlm
 from jaxlm.config import ModelConfig, RopeConfig
 from jaxlm.errors import CheckpointError
-from jaxlm.io import families
+from jaxlm.io import families, gemma_families
 from jaxlm.io.fields import Fields
 from jaxlm.models.transformer import abstract_params
 
@@ -96,6 +96,11 @@ WINDOWS = [  # fields of config.json, windows by layer
   ('qwen3', {'use_sliding_window': True, 'max_window_layers': 0, 'sliding_window': 9}, (9, 9)),
   ('qwen3', {'use_sliding_window': True, 'max_window_layers': 1}, (0, 4096)),
   ('qwen3', {'use_sliding_window': False, 'max_window_layers': 0, 'sliding_window': 9}, (0, 0)),
+  ('gemma2', {}, (4096, 0)),
+  ('gemma2', {'sliding_window': 9}, (9, 0)),
+  ('gemma3_text', {'sliding_window': 9}, (9, 9)),
+  ('gemma3_text', {'sliding_window': 9, 'sliding_window_pattern': 2}, (9, 0)),
+  ('gemma3_text', {'layer_types': ['full_attention', 'sliding_attention']}, (0, 4096)),
   ('llama', {'sliding_window': 7}, (0, 0)),
 ]
 
@@ -142,6 +147,48 @@ def test_tensors_that_a_layer_would_use_are_not_left_out(model, name):
     jaxlm.load(model, 'float32')
 
 
+@pytest.mark.parametrize('base', ['model.language_model.', 'language_model.model.'])  # of transformers 5 and 4
+def test_the_text_model_of_a_multimodal_gemma_3_is_read_and_the_rest_named_in_one_line(base, tmp_path):
+  config = CONFIG.replace(
+    norm_placement='sandwich', norm_plus_one=True, scaled_embeddings=True, qk_norm=True, tied_embeddings=True,
+    activation='gelu_tanh', windows=(3, 0), local_rope_theta=100.0,
+  )  # fmt: skip
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype('float32'), abstract_params(config))
+  lm = jaxlm.LanguageModel(config, params)
+  jaxlm.save_huggingface(lm, tmp_path)
+  fields = json.loads((tmp_path / 'config.json').read_text())
+  nested = {'model_type': 'gemma3', 'architectures': ['Gemma3ForConditionalGeneration'], 'text_config': fields}
+  (tmp_path / 'config.json').write_text(json.dumps(nested))
+  tensors = safetensors_numpy.load_file(tmp_path / 'model.safetensors')
+  tensors = {base + name.removeprefix('model.'): tensor for name, tensor in tensors.items()}
+  tensors['vision_tower.vision_model.post_layernorm.bias'] = np.ones(3, np.float32)
+  safetensors_numpy.save_file(tensors, tmp_path / 'model.safetensors')
+  with pytest.warns(UserWarning, match='the text model is read; 1 tensors of the image encoder are left out') as said:
+    back = jaxlm.load(tmp_path, 'float32')
+  assert len(said) == 1 and families.meaning(back.config) == families.meaning(config)
+  jax.tree.map(np.testing.assert_array_equal, back.params, lm.params)
+  for bad in (None, 5, []):
+    (tmp_path / 'config.json').write_text(json.dumps(nested | {'text_config': bad}))
+    with pytest.raises(CheckpointError, match='text_config'):
+      jaxlm.load(tmp_path)
+
+
+def test_what_a_multimodal_gemma_3_leaves_out_has_the_defaults_of_its_config_class():
+  fields = Fields({'model_type': 'gemma3', 'text_config': dict(hidden_size=2560, num_hidden_layers=34, sliding_window=1024,
+                   intermediate_size=10240, rope_scaling=dict(factor=8.0, rope_type='linear'))})  # fmt: skip
+  inside = gemma_families.text_fields(fields)
+  config = families.family_of(inside).config(inside)
+  assert (config.vocab_size, config.num_heads, config.num_kv_heads, config.head_dim) == (262_208, 8, 4, 256)
+  assert (config.max_length, config.rope.theta, config.rope.factor) == (131_072, 1e6, 8.0)
+  assert (config.local_rope_theta, config.window(4), config.window(5), config.tied_embeddings) == (
+    1e4,
+    1024,
+    None,
+    True,
+  )
+
+
 # ---- values that lie ----
 
 BAD = [
@@ -153,6 +200,7 @@ ROPES = {
   'mistral': RopeConfig(scaling='yarn', factor=2.0, original_length=16),
   'qwen2': RopeConfig(scaling='linear', factor=2.0),
   'qwen3': RopeConfig(scaling='dynamic', factor=2.0),
+  'gemma3_text': RopeConfig(scaling='linear', factor=8.0),
 }
 
 
@@ -160,12 +208,15 @@ def family_fields(name):
   family = families.FAMILIES[name]
   plain = name in ('opt', 'gpt2', 'gpt_neox')
   config = CONFIG.replace(rope=ROPES.get(name, RopeConfig()))
+  if name.startswith('gemma'):
+    config = config.replace(norm_placement='sandwich', norm_plus_one=True, scaled_embeddings=True, windows=(3, 0))
   if plain:
     config = config.replace(
       norm='layernorm', gated_mlp=False, num_kv_heads=4, qkv_bias=True, out_bias=True, mlp_bias=True
     )
   fields = {'model_type': name, **family.write(config)}
   extra = dict.fromkeys(('sliding_window', 'layer_types', 'head_dim', 'attention_bias', 'tie_word_embeddings'))
+  extra |= dict.fromkeys(('sliding_window_pattern', 'rope_local_base_freq', 'use_bidirectional_attention'))
   extra |= dict.fromkeys(('quantization_config', 'partial_rotary_factor', 'n_inner', 'use_sliding_window'))
   return extra | fields
 
@@ -229,17 +280,23 @@ def test_nothing_is_said_of_a_good_model(model):
     jaxlm.load(model, 'float32')
 
 
-@pytest.mark.parametrize('arch', ['llama', 'qwen2', 'qwen3'])
+@pytest.mark.parametrize('arch', ['llama', 'qwen2', 'qwen3', 'gemma2', 'gemma3'])
 def test_every_field_of_a_gguf_header_is_checked_before_it_is_used(tmp_path, arch):
   from jaxlm.io import gguf, gguf_header
   from tests.jaxlm.io.test_gguf import write
 
   config = CONFIG.replace(qkv_bias=arch == 'qwen2', qk_norm=arch == 'qwen3')
+  if arch.startswith('gemma'):
+    config = config.replace(norm_placement='sandwich', norm_plus_one=True)
   params = jax.tree.map(lambda x: np.full(x.shape, 0.5, 'float32'), abstract_params(config))
   metadata, tensors = gguf_header.read_header(write(tmp_path / 'a.gguf', jaxlm.LanguageModel(config, params), arch))
   names = [f'{arch}.{name}' for name in ('expert_count', 'attention.sliding_window', 'rope.scaling.type')]
   names += [f'{arch}.rope.{name}' for name in ('scaling.factor', 'freq_base', 'scale_linear', 'dimension_count')]
   names += [name for name in metadata if name.startswith(('general.arch', arch))] + ['split.count']
+  if arch.startswith('gemma'):
+    names += [
+      f'{arch}.{name}' for name in ('attention.sliding_window_pattern', 'rope.freq_base_swa', 'final_logit_softcapping')
+    ]
   yarn = {f'{arch}.rope.scaling.type': 'yarn', f'{arch}.rope.scaling.factor': 2.0}
   names += [f'{arch}.rope.scaling.{name}' for name in ('original_context_length', 'yarn_beta_fast', 'attn_factor')]
   refused = 0

@@ -23,7 +23,10 @@ class SinksConfig:
   model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='MODEL')]
   """A run directory, a Hugging Face directory, a .gguf file, a fetched name (python -m jaxlm.data.fetch) or a Hub id."""
   input: Literal['natural', 'random', 'repeated'] = 'natural'
-  """natural: beginnings of documents. random: ids drawn uniformly. repeated: one random id at all positions. No input has a BOS."""
+  """natural: beginnings of documents. random: ids drawn uniformly. repeated: one random id at all positions."""
+  bos: bool = False
+  """Begins each sequence with the tokenizer's BOS, for models that always read one in training. False, as in the paper: the first
+  token is an ordinary one."""
   text: str = 'embedded'
   """natural: source of the documents: a file, a folder, tfds:NAME, or 'embedded' (text that comes with Python)."""
   sequences: int = 100
@@ -33,8 +36,8 @@ class SinksConfig:
   eps: tuple[float, ...] = (0.3,)
   """Thresholds: a token is a sink in a head if its mean attention is above the threshold."""
   output: str | None = None
-  """Folder to write to (none: sinks-MODEL in the current folder; sinks-MODEL-random or sinks-MODEL-repeated for these inputs).
-  Files of the same names are replaced."""
+  """Folder to write to (none: sinks-MODEL in the current folder, followed by -random, -repeated and -bos for these inputs). Files
+  of the same names are replaced."""
   seed: int = 0
   """Seed for the random ids and for the choice of documents."""
   batch_size: int = 16
@@ -54,12 +57,14 @@ def main(config: SinksConfig) -> 'SinkReport':
 
   sink_scores.check_length(config.length)  # The length is checked before the model is loaded.
   lm = jaxlm.load(config.model, dtype=config.dtype)
-  tokens = inputs(config.input, lm=lm, batch=config.sequences, length=config.length, seed=config.seed, text=config.text)
+  shape = dict(batch=config.sequences, length=config.length, seed=config.seed, bos=config.bos)
+  tokens = inputs(config.input, lm=lm, text=config.text, **shape)
   report = sinks(lm, tokens, eps=config.eps, chunk=config.chunk, batch_size=config.batch_size)
   name = Path(config.model).resolve().name if Path(config.model).exists() else config.model.replace('/', '-')
-  title = f'{name}, {config.sequences} {config.input} sequences of {config.length} tokens'
+  title = f'{name}, {config.sequences} {config.input} sequences of {config.length} tokens' + ', BOS first' * config.bos
   print(f'{title}\n\n{position_table(report)}\n\n{layer_table(report)}\n')
-  folder = Path(config.output or f'sinks-{name}' + ('' if config.input == 'natural' else f'-{config.input}'))
+  suffix = ('' if config.input == 'natural' else f'-{config.input}') + '-bos' * config.bos
+  folder = Path(config.output or f'sinks-{name}{suffix}')
   folder.mkdir(parents=True, exist_ok=True)
   written = [folder / 'sinks.json', folder / 'heads.png', folder / 'positions.png']
   fields = {k: getattr(v, 'tolist', lambda v=v: v)() for k, v in vars(report).items()}

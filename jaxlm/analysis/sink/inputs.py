@@ -20,24 +20,37 @@ READ = 50  # Documents read per sequence: enough for a random choice, without re
 
 
 def inputs(
-  kind: Kind, *, lm: LanguageModel, batch: int, length: int, seed: int = 0, text: str | Iterable[str] | None = None
+  kind: Kind,
+  *,
+  lm: LanguageModel,
+  batch: int,
+  length: int,
+  seed: int = 0,
+  text: str | Iterable[str] | None = None,
+  bos: bool = False,
 ) -> Int[np.ndarray, 'B T']:
-  """Returns token ids, int32 [batch, length], without BOS.
+  """Returns token ids, int32 [batch, length], without BOS as in the paper, or with it.
 
   Args:
     kind: natural: beginnings of documents, one sequence each. random: ids drawn uniformly. repeated: one id for all
       positions of a sequence, drawn uniformly.
     seed: seed of the random ids and of the choice of documents.
     text: natural: a spec of jaxlm.data.sources, or documents; None: text that comes with Python ('embedded').
+    bos: whether the first of the `length` tokens is the tokenizer's BOS; the others are those of a sequence one token shorter.
 
   Raises:
-    ValueError: an unknown kind, a size below 1, or natural text for a model without tokenizer.
+    ValueError: an unknown kind, a size below 1, natural text for a model without tokenizer, or `bos` without a BOS.
     DataError: too few documents of this length.
   """
   if kind not in get_args(Kind):
     raise errors.unknown('kind of input', kind, get_args(Kind))
   if batch < 1 or length < 1:
     raise ValueError(f'{batch=} and {length=} must be at least 1.')
+  if bos:
+    if (id := getattr(lm.tokenizer, 'bos_id', None)) is None or length < 2:
+      raise ValueError(f'bos=True needs a tokenizer with a BOS and at least 2 tokens; BOS is {id}, {length=}.')
+    rest = inputs(kind, lm=lm, batch=batch, length=length - 1, seed=seed, text=text)
+    return np.concatenate([np.full((batch, 1), id, np.int32), rest], axis=1)
   rng = np.random.default_rng(seed)
   if kind == 'natural':
     return _natural(lm, batch, length, rng, 'embedded' if text is None else text)

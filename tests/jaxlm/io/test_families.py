@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import jaxlm
+from jaxlm.models import functions
 
 torch = pytest.importorskip('torch', reason='parity with transformers: pip install -e .[parity]')
 transformers = pytest.importorskip('transformers', reason='parity with transformers: pip install -e .[parity]')
@@ -16,6 +17,11 @@ SHARED = dict(
   bos_token_id=None, eos_token_id=None,
 )  # fmt: skip
 QWEN = dict(num_attention_heads=6, num_key_value_heads=2, hidden_size=60)
+
+
+GEMMA = dict(
+  num_attention_heads=4, num_key_value_heads=1, hidden_size=44, head_dim=10, sliding_window=4, query_pre_attn_scalar=7
+)
 
 
 def rope(**parameters):
@@ -62,6 +68,27 @@ CASES = {
     dict(QWEN, hidden_size=44, head_dim=12, attention_bias=True, use_sliding_window=True, sliding_window=3,
          max_window_layers=0, tie_word_embeddings=True),
   ),
+  'gemma2': ('gemma2', GEMMA),
+  'gemma2 biases, untied, caps': (
+    'gemma2',
+    dict(GEMMA, attention_bias=True, tie_word_embeddings=False, attn_logit_softcapping=2.0, final_logit_softcapping=1.5,
+         layer_types=['full_attention', 'sliding_attention']),
+  ),
+  'gemma2 no caps, silu': (
+    'gemma2', dict(GEMMA, attn_logit_softcapping=None, final_logit_softcapping=None, hidden_activation='silu'),
+  ),
+  'gemma3': ('gemma3_text', dict(GEMMA, num_hidden_layers=7)),
+  'gemma3 linear': (
+    'gemma3_text',
+    dict(GEMMA, layer_types=['sliding_attention', 'full_attention'], final_logit_softcapping=1.5, rope_parameters=dict(
+      full_attention=dict(rope_type='linear', factor=8.0, rope_theta=500.0),
+      sliding_attention=dict(rope_type='default', rope_theta=100.0))),
+  ),
+  'gemma3 full layers only': ('gemma3_text', dict(GEMMA, layer_types=['full_attention'] * 2, attention_bias=True)),
+  'gemma3 both sides': (
+    'gemma3_text', dict(GEMMA, sliding_window=6, use_bidirectional_attention=True,
+                        layer_types=['full_attention', 'sliding_attention']),
+  ),
   'gpt2': ('gpt2', dict(n_embd=60, n_head=6, n_layer=2, n_positions=32, vocab_size=97)),
   'gpt2 untied, n_inner, relu': (
     'gpt2', dict(n_embd=60, n_head=6, n_layer=2, n_positions=32, vocab_size=97, n_inner=52, tie_word_embeddings=False,
@@ -89,7 +116,7 @@ def random_model(model_type, fields, dtype=torch.float32):
   model = transformers.AutoModelForCausalLM.from_config(config).eval()
   with torch.no_grad():  # Initial biases are zero and initial norms one: a swapped or forgotten one would not show.
     for name, p in model.named_parameters():
-      p.normal_(1.0 if 'norm' in name or '.ln_' in name else 0.0, 0.2)
+      p.normal_(1.0 if ('norm' in name and 'gemma' not in model_type) or '.ln_' in name else 0.0, 0.2)
   return model.to(dtype)
 
 
@@ -106,6 +133,8 @@ def their_logits(model, tokens, real):
 
 def assert_equal_logits(lm, model):
   tokens, real = batch(lm.config.vocab_size)
+  if not lm.config.causal:  # Ours would see the padding of the shorter rows.
+    tokens, real = tokens[:1], real[:1]
   ours, theirs = np.asarray(jaxlm.forward(lm, tokens)), their_logits(model, tokens, real)
   difference = np.abs(ours - theirs)[real].max()
   print(f'{lm.config=} {difference=:.1e} {np.abs(theirs).max()=:.1f}')
@@ -153,6 +182,40 @@ def test_base_model_without_output_layer_is_read_when_embeddings_are_tied(tmp_pa
   model = random_model(*CASES['gpt2'])
   model.transformer.save_pretrained(tmp_path)  # names begin with 'h.0.', not 'transformer.h.0.'
   assert_equal_logits(jaxlm.load(tmp_path, 'float32'), model)
+
+
+def test_the_text_model_is_read_from_gemma_3_with_an_image_encoder(tmp_path):
+  text = dict(SHARED, **GEMMA, layer_types=['sliding_attention', 'full_attention'])
+  vision = dict(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+  )
+  torch.manual_seed(0)
+  model = transformers.Gemma3ForConditionalGeneration(
+    transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=96)
+  ).eval()
+  model.save_pretrained(tmp_path)
+  with pytest.warns(UserWarning, match='the text model is read; .* tensors of the image encoder are left out'):
+    lm = jaxlm.load(tmp_path, 'float32')
+  tokens, _ = batch(96)
+  with torch.no_grad():
+    theirs = model(torch.tensor(tokens)).logits.numpy()
+  np.testing.assert_allclose(np.asarray(jaxlm.forward(lm, tokens)), theirs, atol=1e-4)
+
+
+def test_gemma_rounds_as_transformers_does_in_bfloat16(tmp_path):
+  """The embedding's scale and 1 + weight are rounded where transformers rounds them; a double rounding would show."""
+  model = random_model('gemma3_text', dict(GEMMA, num_hidden_layers=2), torch.bfloat16)
+  model.save_pretrained(tmp_path)
+  lm = jaxlm.load(tmp_path, 'bfloat16')
+  tokens, _ = batch(97)
+  ids = torch.tensor(tokens)
+  embedded, _, _ = functions.embedded(lm.params, lm.config, tokens)
+  with torch.no_grad():
+    theirs = model.model.embed_tokens(ids)
+    np.testing.assert_array_equal(np.asarray(embedded, np.float32), theirs.float().numpy())
+    normed = model.model.layers[0].input_layernorm(theirs)
+  ours = functions.attention_input(lm.params['layer_0'], lm.config, 0, embedded)
+  np.testing.assert_array_equal(np.asarray(ours, np.float32), normed.float().numpy())
 
 
 def test_a_config_as_transformers_4_wrote_it_is_read(tmp_path):

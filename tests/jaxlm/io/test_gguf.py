@@ -54,7 +54,12 @@ def file_tensors(lm, arch):
     t |= {'attn_output.weight': a['o']['kernel'].reshape(-1, c.model_dim).T}
     t |= {f'ffn_{x}.weight': m[x]['kernel'].T for x in ('gate', 'up', 'down')}
     t |= {'attn_norm.weight': layer['attention_norm']['scale'], 'ffn_norm.weight': layer['mlp_norm']['scale']}
+    if arch.startswith('gemma'):
+      t |= {'post_attention_norm.weight': layer['attention_out_norm']['scale']}
+      t |= {'post_ffw_norm.weight': layer['mlp_out_norm']['scale']}
     out |= {f'blk.{i}.{name}': value for name, value in t.items()}
+  if arch.startswith('gemma'):
+    out = {name: value + np.float32(1) if name.endswith('norm.weight') else value for name, value in out.items()}
   return out
 
 
@@ -200,7 +205,7 @@ def test_llama3_rope_is_recognised_by_its_divisors(tmp_path):
 @pytest.mark.parametrize(
   'arch, extra, message',
   [
-    ('gemma', {}, "Unknown GGUF architecture.*'gemma'.*llama, qwen2, qwen3"),
+    ('gemma', {}, "Unknown GGUF architecture.*'gemma'.*gemma2, gemma3, llama, qwen2, qwen3"),
     ('llama', {'llama.expert_count': value(8)}, 'llama.expert_count=8 is not supported'),
     ('llama', {'split.count': value(2)}, 'split.count=2.*merge'),
     ('llama', {'llama.rope.scaling.type': string('longrope')}, "type='longrope'"),
@@ -238,8 +243,8 @@ def smollm2_path():
     pytest.skip(f'SmolLM2 cannot be had here: {e}')
 
 
-def nll(lm, text):
-  tokens = np.array([lm.tokenizer.encode(text)])
+def nll(lm, text, bos=False):
+  tokens = np.array([lm.tokenizer.encode(text, bos=bos)])
   logp = np.asarray(jax.nn.log_softmax(jaxlm.forward(lm, tokens)))[0]
   return -logp[np.arange(tokens.size - 1), tokens[0, 1:]].mean()
 

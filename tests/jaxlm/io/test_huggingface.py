@@ -26,11 +26,19 @@ LLAMA = ModelConfig(
 )  # fmt: skip
 BIASES = dict(qkv_bias=True, out_bias=True, mlp_bias=True)
 GPT = LLAMA.replace(norm='layernorm', gated_mlp=False, num_kv_heads=4, head_dim=6, **BIASES)
+GEMMA = LLAMA.replace(
+  norm_placement='sandwich', norm_plus_one=True, activation='gelu_tanh', query_scale_dim=24, scaled_embeddings=True,
+  tied_embeddings=True, windows=(3, 0), num_kv_heads=1,
+)  # fmt: skip
 CONFIGS = {
   'llama': LLAMA.replace(rope=RopeConfig(theta=5e5, scaling='llama3', factor=8.0, original_length=16)),
   'mistral': LLAMA.replace(windows=(3,)),
   'qwen2': LLAMA.replace(qkv_bias=True, windows=(0, 3), tied_embeddings=True),
   'qwen3': LLAMA.replace(qk_norm=True),
+  'gemma2': GEMMA.replace(attention_softcap=50.0, logit_softcap=30.0),
+  'gemma3_text': GEMMA.replace(
+    qk_norm=True, local_rope_theta=100.0, rope=RopeConfig(theta=500.0, scaling='linear', factor=8.0)
+  ),
   'opt': GPT.replace(position='learned', activation='relu', tied_embeddings=True),
   'gpt2': GPT.replace(position='learned', activation='gelu_tanh', tied_embeddings=True),
   'gpt_neox': GPT.replace(parallel_residual=True, activation='gelu', rope=RopeConfig(fraction=0.34)),
@@ -186,9 +194,10 @@ def test_a_save_killed_while_moving_does_not_load(monkeypatch, tmp_path):
   'config, message',
   [
     (LLAMA.replace(attention='sigmoid'), "no family expresses attention='sigmoid'"),
-    (LLAMA.replace(attention_softcap=30.0), 'no family expresses attention_softcap=30.0'),
+    (LLAMA.replace(attention_softcap=30.0), 'nearest is llama, without attention_softcap=30.0'),
     (LLAMA.replace(position='none'), "no family expresses position='none'"),
     (LLAMA.replace(qk_norm=True, mlp_bias=True), 'all fields at once; nearest is'),
+    (GEMMA.replace(mlp_bias=True), 'nearest is gemma2, without mlp_bias=True'),
     (LLAMA.replace(windows=(2, 3)), r'no family expresses windows=\(2, 3\)'),
     (LLAMA.replace(head_dim=6, rope=RopeConfig(fraction=0.7)), 'nearest is llama, without rope.fraction=0.7'),
   ],
@@ -266,6 +275,25 @@ def test_stretched_contexts_are_as_long_as_their_scaling_makes_them(rope, length
   assert families.meaning(family.config(Fields(family.write(shorter)))) == families.meaning(shorter)
 
 
+def test_rope_of_gemma_3_is_read_from_transformers_4_and_5():
+  gemma = dict(model_type='gemma3_text', num_hidden_layers=7)
+  new = read(
+    **gemma,
+    rope_parameters=dict(
+      full_attention=dict(rope_type='linear', factor=8.0, rope_theta=5e5),
+      sliding_attention=dict(rope_type='default', rope_theta=2e4),
+    ),
+  )
+  old = read(**gemma, rope_theta=5e5, rope_local_base_freq=2e4, rope_scaling=dict(rope_type='linear', factor=8.0))
+  assert new.rope == old.rope == RopeConfig(theta=5e5, scaling='linear', factor=8.0)
+  assert new.local_rope_theta == old.local_rope_theta == 2e4
+  assert new.max_length == old.max_length == 64  # As written: Gemma's files say the stretched length.
+  assert new.windows == old.windows == (4096,) * 5 + (0,)
+  plain = read(**gemma)
+  assert (plain.rope, plain.local_rope_theta) == (RopeConfig(theta=1e6), 1e4)
+  assert read(model_type='gemma2').rope == RopeConfig(theta=1e4) and read(model_type='gemma2').local_rope_theta is None
+
+
 def test_windows_are_read():
   mistral = dict(model_type='mistral', num_key_value_heads=2)
   assert read(**mistral, sliding_window=7).windows == (7,)
@@ -287,6 +315,13 @@ def test_windows_are_read():
     (dict(rope_scaling=dict(rope_type='linear')), 'linear scaling needs a factor'),
     (dict(partial_rotary_factor=0.5), 'partial_rotary_factor=0.5 is not supported'),
     (dict(rope_parameters=dict(full_attention=dict(rope_type='default'))), 'all layers share'),
+    (dict(model_type='gemma2', use_bidirectional_attention=True), 'use_bidirectional_attention=True.*are causal'),
+    (dict(model_type='gemma3_text', attn_logit_softcapping=50.0), 'attn_logit_softcapping=50.0'),
+    (dict(model_type='gemma3_text', sliding_window=None), 'sliding_attention.*with sliding_window=0'),
+    (
+      dict(model_type='gemma3_text', rope_parameters=dict(sliding_attention=dict(rope_type='linear', factor=2.0))),
+      'layers with a window are not stretched',
+    ),
     (dict(quantization_config=dict(quant_method='gptq')), 'quantization_config=.*gptq'),
     (dict(num_attention_heads=5), 'num_attention_heads=5.*hidden_size=24 is not a multiple'),
     (dict(hidden_size=None), "the field 'hidden_size' is missing"),

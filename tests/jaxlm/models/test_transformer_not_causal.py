@@ -72,7 +72,7 @@ def test_what_reads_token_by_token_refuses_it():
     token_losses(lm)
   with refused('What attention does to earlier tokens'):
     sinks(lm, np.ones((1, 20), int))
-  with pytest.raises(ValueError, match='no family expresses causal=False'):
+  with pytest.raises(ValueError, match='nearest is llama, without causal=False'):
     families.choose(ENCODER)
   with pytest.raises(ConfigError, match='model.causal=False lets tokens see the next ones'):
     PretrainConfig(model=PretrainConfig().model.replace(causal=False))

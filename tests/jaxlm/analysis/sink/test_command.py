@@ -30,6 +30,12 @@ def test_inputs_are_what_they_are_called():
   assert len(np.unique(natural, axis=0)) == 4
   np.testing.assert_array_equal(natural, make('natural', text=documents, seed=3))
   assert (natural != make('natural', text=documents, seed=4)).any()
+  for kind in ('natural', 'random', 'repeated'):
+    with_bos = make(kind, text=documents, bos=True)
+    assert with_bos.shape == (4, 16) and (with_bos[:, 0] == 256).all()
+    np.testing.assert_array_equal(with_bos[:, 1:], make(kind, text=documents, length=15))
+  with pytest.raises(ValueError, match='bos=True needs a tokenizer with a BOS .* BOS is None'):
+    analysis.inputs('random', lm=model('softmax'), batch=1, length=16, bos=True)
   with pytest.raises(DataError, match='Only 1 of the 2 documents .* 16 tokens'):
     make('natural', text=['short', documents[0]])
   with pytest.raises(ValueError, match="Did you mean 'natural'"):
