@@ -10,6 +10,7 @@ import pytest
 from jaxlm import analysis
 from jaxlm.attention.attend import attention_weights
 from jaxlm.caches import Sequence
+from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import Transformer
 from tests.models import TINY, tiny_model
 from tests.sink_models import CONFIGS, model
@@ -230,8 +231,10 @@ def test_sums_for_evaluation_leave_out_rows_without_weight(name):
     np.testing.assert_allclose(sums[key] / 3, value, rtol=2e-5, atol=1e-6, err_msg=key)
 
 
-def test_angles_are_those_of_positioned_queries_and_keys():
+@pytest.mark.parametrize('changes', [{}, {'windows': (0, 6), 'local_rope_theta': 50.0}])
+def test_angles_are_those_of_positioned_queries_and_keys(changes):
   lm, ids = model('softmax'), tokens(1)
+  lm = LanguageModel(lm.config.replace(**changes), lm.params)
   q_BTNH, k_BTKH = record(lm, ids)[2][1][:2]
   q_TH, k_TH = np.asarray(q_BTNH)[0, :, 3], np.asarray(k_BTKH)[0, :, 1]
   dot, cos, size = analysis.qk_angles(lm, ids[0], layer=1, head=3)
