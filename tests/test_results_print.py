@@ -9,6 +9,7 @@ from jaxlm import analysis
 from jaxlm.analysis.direction.files import Scores
 from jaxlm.evaluation.choices import Choices
 from jaxlm.evaluation.documents import Losses
+from tests.decoders.translation.models_made import tiny
 from tests.models import tiny_model
 
 TOKENS = np.arange(64).reshape(2, 32) % 50
@@ -22,6 +23,8 @@ def results():
     decoders.simlayerkv.compress(lm, [list(range(20))], lazy=LazyConfig(n_recent=4, n_full=1, stage='prefill'), room=8),
     '1 rows of 20',
   )
+  yield tiny(), 'Seq2SeqModel(1 + 2 layers x 8'
+  yield decoders.translate(tiny(), ['abc'], max_new_tokens=1), '1 rows, 1 tokens'
   yield analysis.sinks(lm, TOKENS), 'Sink_1 '
   yield analysis.laziness(lm, TOKENS[0], recent=8, initial=1, queries=4, new_tokens=4), 'of 2 layers lazy'
   yield Losses(np.array([10, 5]), np.array([40, 20]), {'forward': np.array([20.0, 10.0])}), 'forward 2.0000 nats'

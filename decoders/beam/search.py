@@ -40,7 +40,8 @@ def search(
   """Returns the best hypotheses of each source.
 
   Args:
-    step: reads one token of each row; see `Step`. Logits may be -inf for what must not follow.
+    step: reads one token of each row; see `Step`. Logits may be -inf for ids that must not follow, but not for all ids after a
+      hypothesis that has not ended.
     context: what steps only read, such as parameters and the memory of the sources.
     cache: what steps extend; of R rows, with the tokens before `start`. Its `reordered(index [R])` moves rows.
     start: the token to read first, such as BOS, or the last one of a prompt.
@@ -63,8 +64,10 @@ def search(
     positions_BW = jnp.broadcast_to((positions + s.length)[:, None], (B, W))
     logits_RV, cache = step(context, s.last.reshape(-1), positions_BW.reshape(-1), s.cache)
     log_p_BWV = jax.nn.log_softmax(logits_RV.astype(jnp.float32), axis=-1).reshape(B, W, -1)
-    finite_B = s.finite & (s.done | ~jnp.isnan(log_p_BWV).any(axis=(1, 2)))
-    total_BWV = s.scores[:, :, None] + allowed(log_p_BWV, beams, s.length < min_new_tokens)
+    there_BW1 = s.scores[:, :, None] > -jnp.inf  # What is computed for other rows has no meaning.
+    finite_B = s.finite & (s.done | ~(there_BW1 & jnp.isnan(log_p_BWV)).any(axis=(1, 2)))
+    log_p_BWV = allowed(log_p_BWV, beams, s.length < min_new_tokens)
+    total_BWV = jnp.where(there_BW1, s.scores[:, :, None] + log_p_BWV, -jnp.inf)
     V, C = total_BWV.shape[-1], (1 + len(beams.eos_ids)) * W
     worse_BWV = same_future(total_BWV, s, beams) if beams.markov_order else None
     best_BWV = total_BWV if worse_BWV is None else jnp.where(worse_BWV, -jnp.inf, total_BWV)

@@ -17,9 +17,8 @@ from jaxlm.io.locks import exclusive
 
 BATCHES = 16
 """Batches of a block: sources that are sorted by length, translated and written together."""
-SETTINGS = (
-  'beam_size', 'length_penalty', 'max_new_tokens', 'num_return', 'early_stopping', 'recombine'
-)  # fmt: skip
+SETTINGS = ('beam_size', 'length_penalty', 'max_new_tokens', 'num_return', 'early_stopping', 'recombine')
+"""Arguments of `decoders.translate` that are flags; an output that is gone on with must have been begun with the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +85,9 @@ def load_model(config: TranslateConfig) -> Any:
 
 def translate_file(config: TranslateConfig) -> None:
   """Translates the lines of --input; see `decoders.translation.files`."""
+  path = Path(config.input)
+  if path.exists() and not path.is_file():
+    raise ValueError(f'{config.input} is no file, and it is read more than once: give the lines of a pipe to --text -.')
   digest, total = hashlib.sha256(), 0
   for _, line in lines_of(config):
     digest.update(line.encode() + b'\n')

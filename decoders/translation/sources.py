@@ -74,10 +74,10 @@ def limits(config, ids: Sequence[Sequence[int]], max_new_tokens: int | None) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Sources of similar lengths. Rows that only fill the batch are a source of one EOS, with limit 0."""
+  """Sources of similar lengths. Rows that only fill the batch are a source of one padding token, with limit 0."""
 
   rows: np.ndarray  # [B'] which source each of the first B' rows is
-  tokens: np.ndarray  # [B, S] int32, padded on the right
+  tokens: np.ndarray  # [B, S] int32, padded on the right with 0, which every source vocabulary has
   lengths: np.ndarray  # [B] int32
   limits: np.ndarray  # [B] int32
   room: int  # Tokens that the longest translation may have, rounded up.
@@ -98,8 +98,7 @@ def batches(config, ids: Sequence[Sequence[int]], limits_B: np.ndarray, batch_si
   for first in range(0, len(order), size):
     rows = order[first : first + size]
     longest = max(len(ids[i]) for i in rows)
-    tokens = np.full((size, min(bucket(longest), config.max_length)), config.pad_id, np.int32)
-    tokens[:, 0] = config.source_end_id
+    tokens = np.zeros((size, min(bucket(longest), config.max_length)), np.int32)
     lengths, limits = np.ones(size, np.int32), np.zeros(size, np.int32)
     for b, i in enumerate(rows):
       tokens[b, : len(ids[i])] = ids[i]

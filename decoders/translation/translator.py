@@ -93,7 +93,7 @@ def translate(
   beams = BeamConfig(
     beam_size, (c.eos_id,), (c.pad_id,), early_stopping if beam_size > 1 else True, c.markov_order if recombine else 0
   )
-  keys_B, values = row_keys(seed, 0, len(ids)), jax.tree.map(jnp.asarray, values)
+  keys_B, values = row_keys(seed, 0, len(ids)) if values else None, jax.tree.map(jnp.asarray, values)
   clock, steps, state_bytes, memory_bytes, recombined = Clock(), 0, 0, 0, 0
   tokens = np.full((len(ids), num_return, int(limits_B.max())), c.pad_id, np.int32)
   lengths, scores = np.zeros((len(ids), num_return), np.int32), np.zeros((len(ids), num_return), np.float32)
@@ -121,7 +121,7 @@ def translate(
     if progress is not None:
       progress(n)
   lengths[scores == -np.inf] = 0
-  tokens = np.where(np.arange(tokens.shape[2]) < lengths[:, :, None], tokens, c.pad_id)
+  tokens = np.where(np.arange(tokens.shape[2]) < lengths[:, :, None], tokens, c.pad_id).astype(np.int32)
   new_tokens, decode_seconds = int(lengths[:, 0].sum()), clock.seconds['decode']
   stats = {
     'source_tokens': sum(map(len, ids)), 'new_tokens': new_tokens, 'steps': steps,

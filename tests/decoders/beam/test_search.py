@@ -106,7 +106,7 @@ def test_equal_scores_go_to_the_lowest_beam_and_id():
 
 def test_what_is_impossible_is_not_returned():
   table = np.full((1, 3, 5, 5), -np.inf, np.float32)
-  table[:, :2, :, 3], table[:, 2, :, EOS] = 0, 0
+  table[:, 0, :, 3], table[:, 1, 3, 3], table[:, 2, 3, EOS] = 0, 0, 0  # After what is impossible there are no logits.
   rows, out = found(table, [3], width=3)
   assert rows == [[(0.0, (3, 3, EOS))]] and bool(out.finite.all())
   assert np.asarray(out.scores)[0].tolist() == [0.0, -np.inf, -np.inf]
@@ -157,6 +157,16 @@ def test_recombined_hypotheses_have_different_futures():
   for source, row in enumerate(rows):
     expected = viterbi(table_log_p(table, source), 6)
     np.testing.assert_allclose(row[0][0] * 6, expected, rtol=1e-5)
+
+
+def test_of_equal_futures_the_lowest_beam_goes_on_and_those_that_end_stay():
+  table = np.zeros((1, 3, 5, 5), np.float32)
+  table[..., EOS] = -np.inf
+  rows, _ = found(table, [3], width=2, markov_order=1)
+  assert [ids for _, ids in rows[0]] == [(1, 1, 1), (1, 1, 3)]
+  table[:, 0, :, [1, 3]], table[:, 1, :, EOS] = 9.0, 9.0
+  rows, _ = found(table, [3], width=2, markov_order=1)
+  assert [ids for _, ids in rows[0]] == [(1, EOS), (3, EOS)]
 
 
 def viterbi(log_p, length: int) -> float:

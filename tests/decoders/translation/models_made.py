@@ -17,7 +17,7 @@ TINY = Seq2SeqConfig(
 )  # fmt: skip
 MARKOV = TINY.replace(markov_order=2)
 NAIVE = TINY.replace(markov_order=2, markov_mode='naive')
-SOURCES = [[3, 4, 5], [8], [6, 7, 6, 7, 6, 7, 8], [4, 4]]
+SOURCES = [[3, 4, 5], [8], [6, 7, 6, 7, 6, 7, 8], [4]]
 
 init = jax.jit(seq2seq.init_params, static_argnums=0)
 
