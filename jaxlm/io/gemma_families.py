@@ -31,11 +31,14 @@ def gemma_table() -> dict[str, tuple]:
 def _read_gemma(f: Fields, vocab_size: int, max_length: int) -> dict[str, Any]:
   """What both families share, with the defaults of their config classes."""
   bias = f.flag('attention_bias', False)
+  width, heads = f.whole('hidden_size', 2304), f.whole('num_attention_heads', 8)
+  if width % heads:  # transformers insists on it, although head_dim is a field of its own.
+    raise f.refuse('num_attention_heads', heads, f'hidden_size={width} is not a multiple of it')
   return dict(
     vocab_size=f.whole('vocab_size', vocab_size),
     num_layers=f.whole('num_hidden_layers', 26, most=MOST_LAYERS),
-    model_dim=f.whole('hidden_size', 2304),
-    num_heads=f.whole('num_attention_heads', 8),
+    model_dim=width,
+    num_heads=heads,
     num_kv_heads=f.whole('num_key_value_heads', 4),
     head_dim=f.whole('head_dim', 256),
     mlp_dim=f.whole('intermediate_size', 9216),
@@ -104,10 +107,8 @@ def read_gemma3(f: Fields) -> dict[str, Any]:
   default = ['sliding_attention' if (i + 1) % pattern else 'full_attention' for i in range(layers)]
   both_sides = f.flag('use_bidirectional_attention', False)
   window = f.window(absent=4096)
-  if (
-    both_sides and window
-  ):  # Of tokens on both sides together, in the files; ours counts one side and the token itself.
-    window = window // 2 + 1
+  if both_sides and window:
+    window = window // 2 + 1  # The file counts both sides together; `windows` counts one side and the token itself.
   windows = repeating(read_windows(f, layers, window, default))
   rope, local_theta = _read_ropes(f, shared['max_length'])
   return shared | dict(

@@ -315,6 +315,7 @@ def test_windows_are_read():
     (dict(rope_scaling=dict(rope_type='linear')), 'linear scaling needs a factor'),
     (dict(partial_rotary_factor=0.5), 'partial_rotary_factor=0.5 is not supported'),
     (dict(rope_parameters=dict(full_attention=dict(rope_type='default'))), 'all layers share'),
+    (dict(model_type='gemma2', num_attention_heads=5), 'num_attention_heads=5.*hidden_size=24 is not a multiple'),
     (dict(model_type='gemma2', use_bidirectional_attention=True), 'use_bidirectional_attention=True.*are causal'),
     (dict(model_type='gemma3_text', attn_logit_softcapping=50.0), 'attn_logit_softcapping=50.0'),
     (dict(model_type='gemma3_text', sliding_window=None), 'sliding_attention.*with sliding_window=0'),
