@@ -107,7 +107,7 @@ def test_an_input_that_has_changed_is_noticed(tmp_path, monkeypatch):
     ('other', {'text': ('a',)}, 'other is no encoder-decoder but a LanguageModel'),
     ('mute', {'text': ('a',)}, 'mute has no tokenizer'),
     ('m', {'input': 'missing.txt'}, 'missing.txt cannot be read'),
-    ('m', {'input': '/dev/stdin'}, 'is no file, and it is read more than once'),
+    ('m', {'input': '/dev/null'}, 'is no file, and it is read more than once'),
   ],
 )
 def test_what_cannot_be_done_is_refused(model, flags, message):
