@@ -86,6 +86,10 @@ class Seq2SeqConfig:
     for name in ('start_id', 'eos_id', 'pad_id'):
       if not 0 <= getattr(self, name) < self.vocab_size:
         raise ValueError(f'{name}={getattr(self, name)} is not within 0 .. {self.vocab_size=} - 1.')
+    if not 0 <= self.source_end_id < (size := self.source_vocab_size or self.vocab_size):
+      raise ValueError(
+        f'The id that sources end with, {self.source_end_id}, is not within 0 .. {size} - 1 (source_eos_id).'
+      )
     if self.markov_order < 0:
       raise ValueError(f'{self.markov_order=} must be at least 1, or 0 for no limit.')
 

@@ -234,6 +234,7 @@ def test_configs_are_read_back_and_bad_ones_name_their_numbers():
     (dict(num_heads=5), 'model_dim=24 is not a multiple of self.num_heads=5'),
     (dict(source_vocab_size=40), 'needs one vocabulary, not self.source_vocab_size=40 and self.vocab_size=31'),
     (dict(eos_id=31), 'eos_id=31 is not within'),
+    (dict(embeddings='tied', source_vocab_size=9, eos_id=12), r'sources end with, 12, is not within 0 .. 9 - 1'),
     (dict(markov_order=-1), 'markov_order=-1 must be at least 1, or 0'),
     (dict(markov_mode='transparant'), "Did you mean 'transparent'"),
   ):
