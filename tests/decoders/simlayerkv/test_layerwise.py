@@ -1,13 +1,12 @@
 """Prompts read in chunks, or layer by layer, against prompts read at once."""
 
-import jax
 import numpy as np
 import pytest
 
 import decoders
 from decoders.simlayerkv import KiviConfig, LazyConfig, compress, generate, layerwise
 from tests.lazy_models import MODEL, PROMPTS
-from tests.models import TINY, tiny_model
+from tests.models import TINY, living_cache_bytes, tiny_model
 
 SMALL = LazyConfig(n_initial=2, n_recent=8, stage='prefill')
 DEEP = MODEL.replace(num_layers=6, windows=(0, 0, 30))
@@ -63,14 +62,14 @@ def test_layer_by_layer_never_holds_more_than_is_kept_and_one_layer(monkeypatch)
   lm = tiny_model(config)
   prompt = [np.random.default_rng(0).integers(0, 50, 480).tolist()]
   lazy = SMALL.replace(layout='static', n_full=2, prefill='layerwise')
-  live, one_layer = [], layerwise.one_layer
+  live, one_layer, before = [], layerwise.one_layer, living_cache_bytes()
 
   class Looking:
     def lower(self, *args, **static):
       compiled = one_layer.lower(*args, **static).compile()
 
       def run(*args):
-        live.append(sum(x.nbytes for x in jax.live_arrays() if x.ndim == 4 and x.shape[1] == 2))
+        live.append(living_cache_bytes() - before)
         return compiled(*args)
 
       return type('Lowered', (), {'compile': lambda self: run})()
