@@ -43,7 +43,14 @@ def test_it_needs_jax_flax_optax_and_numpy_only():
   assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize('part', [part for part in command.PARTS if part != 'peers'])
+# Those that take longest even on tiny shapes.
+LONG = ('agreement', 'training')
+
+
+@pytest.mark.parametrize(
+  'part',
+  [pytest.param(part, marks=pytest.mark.slow) if part in LONG else part for part in command.PARTS if part != 'peers'],
+)
 def test_every_part_runs(part, tmp_path, capsys):
   out = tmp_path / 'out.json'
   assert command.main(['--tiny', '--parts', part, '--out', str(out), '--seconds', '600']) == 0

@@ -93,6 +93,7 @@ def test_the_command_writes_rows_verdicts_and_a_figure(monkeypatch, tmp_path, ca
   assert len(said) == len(written['checks']) == 2  # One statement of each study needs softmax alone.
 
 
+@pytest.mark.slow
 def test_the_byte_model_learns_from_the_text_that_ships_with_python():
   setting = study.tiny(study.SETTINGS['cpu'])
   text = study.embedded(setting, seed=0)

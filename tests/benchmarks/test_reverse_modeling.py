@@ -27,6 +27,7 @@ def test_pages_are_whole_paragraphs_of_the_size_asked_for():
   assert sum(page.count('a') for page in pages) == 6000
 
 
+@pytest.mark.slow
 def test_domains_are_distinct_pages_in_an_order_of_their_own(monkeypatch):
   monkeypatch.setattr(fetch, 'locate', lambda name: None)
   domains = direction_texts.domains({}, 50_000)

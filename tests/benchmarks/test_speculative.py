@@ -62,6 +62,7 @@ def test_the_first_and_the_last_layer_are_never_left_out(lm):
   assert moved == {'layer_0': {True}, 'layer_2': {True, False}, 'layer_4': {True}}
 
 
+@pytest.mark.slow
 def test_training_learns_and_held_out_documents_are_others():
   _, losses = stochastic_depth.train(TINY)
   assert len(losses) == 3 and np.isfinite(losses).all()
@@ -110,6 +111,7 @@ def test_the_part_on_the_redundant_model_writes_table_statements_and_plot(lm, tm
   assert (tmp_path / 'speculative_gain.png').stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_frontier_has_rows_of_searches_and_of_sets_chosen_one_by_one(lm, capsys):
   prompts = [[1, 2, 3], [4, 5, 6, 7, 8]]
   rows = speculative_frontier.rows(lm, prompts, [[9]], skipped=(1, 2), sets=100, searches=2)

@@ -21,6 +21,7 @@ def test_what_was_written_is_read(config):
   assert configs.model_config(configs.to_dict(config)) == config
 
 
+@pytest.mark.slow
 def test_every_field_of_a_run_is_checked_before_anything_is_computed_from_it(tmp_path, monkeypatch):
   whole = {'trainer': 'pretrain', **{name: {'field': 1} for name in ('data', 'optimizer', 'run', 'eval', 'mesh')}}
   whole['model'] = configs.to_dict(TINY.replace(windows=(3, 0), attention_softcap=2.0))

@@ -63,7 +63,7 @@ def test_a_signal_saves_and_the_same_command_resumes_bit_for_bit(tmp_path, whole
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('seed', [*range(3), *(pytest.param(s, marks=pytest.mark.slow) for s in (3, 4))])
 def test_kill_at_any_moment_leaves_a_run_that_resumes(tmp_path, whole, seed):
   """Kills a run that saves after every step again and again, then lets it finish."""
   rng = random.Random(seed)
@@ -98,7 +98,7 @@ def test_kill_during_a_save_leaves_the_checkpoint_before_it(tmp_path):
   assert step >= 1 and all(np.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize('mesh', ['1', '2'], ids=['data', 'fsdp'])
+@pytest.mark.parametrize('mesh', [pytest.param('1', marks=pytest.mark.slow), '2'], ids=['data', 'fsdp'])
 def test_two_hosts_equal_one(tmp_path, whole, mesh):
   # Ports are taken anew by the coordinator: another program could be quicker, but then the test fails, it cannot hang.
   with socket.socket() as s:

@@ -154,6 +154,7 @@ def edits(tree, path=()):
     yield from edits(value, (*path, key))
 
 
+@pytest.mark.slow
 def test_every_field_of_a_saved_context_is_checked_before_arrays_are_read(tmp_path, monkeypatch):
   lm = tiny_model(MODEL)
 

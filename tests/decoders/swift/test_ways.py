@@ -42,6 +42,7 @@ class InTurn(speculative.SpeculativeLoop):
     self.whole = np.asarray(self.text.complete(decoders.programs.Clock(), state).text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('first', range(3))
 def test_each_way_goes_on_where_another_stopped(first):
   lm, prompt, most = tiny_model(MODEL), [4, 5, 6, 4, 5], 40

@@ -84,7 +84,7 @@ def whole(text, tmp_path_factory):
   return run
 
 
-@pytest.mark.parametrize('mesh', [MeshConfig(), MESH], ids=['pmap', 'mesh'])
+@pytest.mark.parametrize('mesh', [pytest.param(MeshConfig(), marks=pytest.mark.slow), MESH], ids=['pmap', 'mesh'])
 def test_a_resumed_run_is_bit_identical(text, whole, tmp_path, monkeypatch, mesh):
   directory, state = whole(mesh)
   interrupt_at(monkeypatch, 5)
