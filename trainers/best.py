@@ -39,6 +39,14 @@ class Best:
   def _better(self, value: float) -> bool:
     return value < self.value if self.mode == 'min' else value > self.value
 
+  def __str__(self) -> str:
+    if self.value is None:
+      return f'none of {self.waited} evaluations had a finite {self.metric}'
+    return (
+      f'the best {self.metric}, {self.value:.4g}, is that of step {self.step}, and {self.waited} evaluations since then were not '
+      'better'
+    )
+
   def noted(self, notes: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Best:
     """Returns the best evaluation so far of a run that is resumed.
 
@@ -50,8 +58,9 @@ class Best:
       return Best(**notes)
     best, name = self, f'valid/{self.metric}'
     for row in rows:
-      if isinstance(row.get(name), int | float):
-        best = best.after(row['step'], {self.metric: row[name]})
+      if name in row:
+        value = row[name] if isinstance(row[name], int | float) else math.nan
+        best = best.after(row['step'], {self.metric: value})
     return best
 
 

@@ -117,7 +117,9 @@ class _Run:
       self.progress.begin(self.step)
     self.seen = notes.tokens
     self.evaluation_due = notes.evaluation_due and not metrics.evaluated(self.directory, self.step)
-    self.best = self.best.noted(notes.best, [r for r in metrics.read(self.directory) if r['step'] <= self.step])
+    # The evaluation of this step may have been made after the checkpoint; then only the log knows it.
+    rows = [row for row in metrics.read(self.directory) if row['step'] <= self.step]
+    self.best = self.best.noted({} if notes.evaluation_due else notes.best, rows)
     rate = float(self.optimizer.schedule(self.step))
     for line in run_directory.news(self.changed, self.task.kept, self.step, notes.learning_rate, rate):
       say(line)
@@ -188,10 +190,7 @@ class _Run:
         if self.step < c.steps and not self.waited_enough:
           state = self.steps(state, signals)
         if self.waited_enough:
-          say(
-            f'Ended at step {self.step}: the best {self.best.metric}, {self.best.value:.4g}, is that of step {self.best.step}, and '
-            f'{self.best.waited} evaluations since then were not better. A larger --run.patience goes on from there.'
-          )
+          say(f'Ended at step {self.step}: {self.best}. A larger --run.patience goes on from there.')
         self.average(abstract.params, signals)
     finally:
       # After a signal the run should end soon, so slow services get less time.

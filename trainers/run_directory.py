@@ -1,11 +1,12 @@
 """Run directories: creates, checks and locks them. A directory is used again only if it has the config.json of a run."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 import dataclasses
 import fcntl
 import json
 from pathlib import Path
 import platform
+import shutil
 import subprocess
 from typing import Any, TextIO
 
@@ -192,3 +193,14 @@ def lock(path: str | Path) -> TextIO:
   except OSError:  # A file system without locks.
     pass
   return file
+
+
+def save_once(path: str | Path, save: Callable[[Path], None]) -> None:
+  """Calls save(folder) and moves the folder to `path`, unless there is one. A process that is killed leaves no partial folder."""
+  path = Path(path)
+  if path.is_dir():
+    return
+  scratch = path.with_name(f'.{path.name}.tmp')
+  shutil.rmtree(scratch, ignore_errors=True)
+  save(scratch)
+  scratch.rename(path)

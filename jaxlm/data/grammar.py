@@ -35,7 +35,7 @@ class Form(NamedTuple):
   order: Order
   place: Place
   flipped: tuple[bool, ...]
-  """Of each NP in the order of the source: whether a determiner was left out or added."""
+  """Whether a determiner was left out or added, for each NP in the order of the source."""
 
 
 class _Parse(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxlm.config import ModelConfig
 from jaxlm.io.fields import MOST_LAYERS, Fields, activation_name, repeating
-from jaxlm.io.rms_families import llama_table, read_windows, write_windows
+from jaxlm.io.rms_families import llama_table, read_windows, write_shape, write_windows
 from jaxlm.io.rope_fields import read_rope, write_rope
 
 _MULTIMODAL = 'gemma3'
@@ -58,21 +58,12 @@ def _read_gemma(f: Fields, vocab_size: int, max_length: int) -> dict[str, Any]:
 
 
 def _write_gemma(c: ModelConfig) -> dict[str, Any]:
-  return dict(
-    vocab_size=c.vocab_size,
-    num_hidden_layers=c.num_layers,
-    hidden_size=c.model_dim,
-    num_attention_heads=c.num_heads,
-    num_key_value_heads=c.num_kv_heads,
-    head_dim=c.head_dim,
-    intermediate_size=c.mlp_dim,
+  return write_shape(c) | dict(
     max_position_embeddings=c.max_length,
-    rms_norm_eps=c.norm_eps,
     hidden_activation='gelu_pytorch_tanh' if c.activation == 'gelu_tanh' else activation_name(c),
     attention_bias=c.qkv_bias,
     query_pre_attn_scalar=c.query_scale_dim or c.head_dim,
     final_logit_softcapping=c.logit_softcap,
-    tie_word_embeddings=c.tied_embeddings,
   )
 
 

@@ -13,7 +13,6 @@ import shutil
 from typing import Any
 import warnings
 
-import jax
 import numpy as np
 
 from jaxlm.config import ModelConfig
@@ -195,7 +194,7 @@ def save(
     family = families.choose(config)
     own, names = {**family.write(config), **ids}, (family.architecture, family.model_type)
     own |= {name: getattr(config, name) for name in _OWN if config.direction != 'forward'}
-    pending, generation = _pending(family, config, params), {**ids, **_stops(tokenizer)}
+    pending, generation = weights.pending(config, family.entries(config), params), {**ids, **_stops(tokenizer)}
   limit = parse_size(max_shard_size)
   ours = lambda: [p for n in (CONFIG, INDEX, 'model*.safetensors') for p in sorted(directory.glob(n))]
   if not overwrite and (found := ours()):
@@ -234,24 +233,6 @@ def parse_size(size: int | str) -> int:
     raise ValueError(f"max_shard_size={size!r} is not a size; write bytes, or '200MB', '5GB', '2GiB'.")
   base = 1024 if match[3] else 1000
   return int(float(match[1]) * base ** ' KMGT'.index(match[2].upper() or ' '))
-
-
-def _pending(family: families.Family, config: ModelConfig, params: Any) -> list[safetensors_files.Pending]:
-  """Returns the tensors to write, each made only when it is written. Raises ValueError for parameters of another shape."""
-  layout = weights.Layout(config)
-  leaves = {'/'.join(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-  groups: dict[str, list[weights.Entry]] = {}
-  for entry in family.entries(config):
-    wanted, got = layout.our_shape(entry.path), getattr(leaves.get(entry.path), 'shape', None)
-    if got != wanted:
-      raise ValueError(f'Parameter {entry.path} has shape {got}, the config asks for {wanted}.')
-    groups.setdefault(entry.name, []).append(entry)
-  pending = []
-  for name, entries in groups.items():
-    parts = [leaves[entry.path] for entry in entries]
-    make = lambda entries=entries, parts=parts: layout.write(entries, [np.asarray(part) for part in parts])
-    pending.append(safetensors_files.Pending(name, np.dtype(parts[0].dtype), layout.file_shape(entries[0]), make))
-  return pending
 
 
 def _write_weights(directory: Path, pending: list[safetensors_files.Pending], limit: int) -> None:

@@ -12,7 +12,6 @@ import re
 from typing import Any
 import warnings
 
-import jax
 import numpy as np
 
 from jaxlm.errors import CheckpointError
@@ -153,16 +152,10 @@ def load(directory: Path, fields: Fields, tensors: Mapping[str, Any], dtype: str
 
 
 def pending(config: Seq2SeqConfig, params: Any) -> list[safetensors_files.Pending]:
-  """Returns the file's tensors, to be made one at a time. Raises ValueError for parameters of another shape."""
-  layout = weights.Layout(config)
-  leaves = {'/'.join(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-  found = []
-  for entry in entries(config):
-    wanted, got = layout.our_shape(entry.path), getattr(leaves.get(entry.path), 'shape', None)
-    if got != wanted:
-      raise ValueError(f'Parameter {entry.path} has shape {got}, the config asks for {wanted}.')
-    leaf, shape = leaves[entry.path], layout.file_shape(entry)
-    shape = (1, *shape) if entry.name == BIAS else shape
-    make = lambda entry=entry, leaf=leaf, shape=shape: layout.write([entry], [np.asarray(leaf)]).reshape(shape)
-    found.append(safetensors_files.Pending(entry.name, np.dtype(leaf.dtype), shape, make))
-  return found
+  """Returns the file's tensors, to be made one at a time. Raises ValueError if a parameter has another shape than the config's."""
+  return [_as_row(one) if one.name == BIAS else one for one in weights.pending(config, entries(config), params)]
+
+
+def _as_row(vector: safetensors_files.Pending) -> safetensors_files.Pending:
+  """Returns the vector [V] as the tensor [1, V] that Marian files have."""
+  return vector._replace(shape=(1, *vector.shape), make=lambda: vector.make()[None])

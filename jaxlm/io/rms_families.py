@@ -52,7 +52,8 @@ def _read_rms(f: Fields, head_dim: int | None = None) -> dict[str, Any]:
   )
 
 
-def _write_rms(c: ModelConfig) -> dict[str, Any]:
+def write_shape(c: ModelConfig) -> dict[str, Any]:
+  """Returns the fields that all families with RMSNorm have under the same names."""
   return dict(
     vocab_size=c.vocab_size,
     num_hidden_layers=c.num_layers,
@@ -61,10 +62,15 @@ def _write_rms(c: ModelConfig) -> dict[str, Any]:
     num_key_value_heads=c.num_kv_heads,
     head_dim=c.head_dim,
     intermediate_size=c.mlp_dim,
-    **write_length(c),
     rms_norm_eps=c.norm_eps,
-    hidden_act=activation_name(c),
     tie_word_embeddings=c.tied_embeddings,
+  )
+
+
+def _write_rms(c: ModelConfig) -> dict[str, Any]:
+  return write_shape(c) | dict(
+    **write_length(c),
+    hidden_act=activation_name(c),
     **write_rope(c),
   )
 

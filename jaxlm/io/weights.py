@@ -21,6 +21,7 @@ import numpy as np
 from jaxlm import errors
 from jaxlm.config import ModelConfig
 from jaxlm.io import FROM_FILES
+from jaxlm.io.safetensors_files import Pending
 
 BLOCK_BYTES = 1 << 24
 _ALIGNMENT = 64  # XLA's CPU client copies arrays that are aligned less.
@@ -188,6 +189,24 @@ def check(layout: Layout, entries: Iterable[Entry], tensors: Mapping[str, FileTe
   if unused:
     names = ', '.join(sorted(unused)[:5]) + (f' and {len(unused) - 5} more' if len(unused) > 5 else '')
     raise errors.CheckpointError(f'{where}: unexpected tensors that the config has no parameter for: {names}.')
+
+
+def pending(config: Any, entries: Iterable[Entry], params: Any) -> list[Pending]:
+  """Returns a file's tensors, to be made one at a time. Raises ValueError if a parameter has another shape than the config's."""
+  layout = Layout(config)
+  leaves = {'/'.join(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+  groups: dict[str, list[Entry]] = {}
+  for entry in entries:
+    wanted, got = layout.our_shape(entry.path), getattr(leaves.get(entry.path), 'shape', None)
+    if got != wanted:
+      raise ValueError(f'Parameter {entry.path} has shape {got}, the config asks for {wanted}.')
+    groups.setdefault(entry.name, []).append(entry)
+  found = []
+  for name, group in groups.items():
+    parts = [leaves[entry.path] for entry in group]
+    make = lambda group=group, parts=parts: layout.write(group, [np.asarray(part) for part in parts])
+    found.append(Pending(name, np.dtype(parts[0].dtype), layout.file_shape(group[0]), make))
+  return found
 
 
 def _files(tensors: Mapping[str, FileTensor]) -> str:

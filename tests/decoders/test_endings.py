@@ -76,7 +76,8 @@ def test_stop_strings_and_eos_end_rows_alike_in_every_decoder(name):
 
 
 def test_a_row_ends_where_transformers_ends_it():
-  transformers, torch = pytest.importorskip('transformers'), pytest.importorskip('torch')
+  reason = 'the peer is not installed: pip install jaxlm[parity]'
+  transformers, torch = (pytest.importorskip(name, reason=reason) for name in ('transformers', 'torch'))
   lm = chatty()
   peer = transformers.PreTrainedTokenizerFast(tokenizer_object=lm.tokenizer._plain)
 

@@ -39,12 +39,14 @@ def test_a_trainer_knows_which_of_its_metrics_rise():
 def test_notes_are_believed_and_the_log_tells_where_there_are_none():
   rows = [{'step': s, 'valid/loss': x} for s, x in ((2, 5.0), (4, 3.0), (6, 4.0))] + [{'step': 8, 'loss': 1.0}]
   assert Best('loss', 'min').noted({}, rows) == Best('loss', 'min', 3.0, 4, 1)
+  # The log writes a number that is not finite as null; that evaluation counts as one without a gain.
+  assert Best('loss', 'min').noted({}, [*rows, {'step': 10, 'valid/loss': None}]) == Best('loss', 'min', 3.0, 4, 2)
   noted = Best('loss', 'min', 2.0, 2, 2)
   assert Best('loss', 'min').noted(dataclasses.asdict(noted), rows) == noted
   assert Best('loss', 'max').noted(dataclasses.asdict(noted), rows) == Best('loss', 'max', 5.0, 2, 2)
 
 
-# Of steps 2, 4, ...: the second is the best by `skill`, and never again so; the loss falls all the time.
+# The skill that is measured at each evaluated step: step 4 is the best for good, while the loss falls at every step.
 SKILL = {2: 0.2, 4: 0.9, 6: 0.3, 8: 0.4, 10: 0.5, 12: 0.6}
 
 
@@ -91,6 +93,30 @@ def test_the_best_by_a_metric_of_the_host_is_kept_and_patience_ends_the_run(tmp_
   assert int(fit(tmp_path / 'parts', patience=9).step) == 12
   notes = checkpoint.read_notes(tmp_path / 'parts' / 'checkpoints' / '12')['best']
   assert (notes['metric'], notes['step'], notes['waited']) == ('loss', 12, 0)
+
+
+def test_an_evaluation_that_was_made_after_its_checkpoint_is_not_forgotten(tmp_path, monkeypatch):
+  """A signal breaks off an evaluation, the resumed run makes it, and is stopped before it saves again."""
+  fit(tmp_path / 'whole', best_metric='skill', patience=3)
+  broken = lambda self, count: setattr(self, 'received', 15) or True
+  with monkeypatch.context() as patch:
+    patch.setattr(loop.StopOnSignal, 'stop_evaluation', broken)
+    with pytest.raises(SystemExit):
+      fit(tmp_path / 'parts', best_metric='skill', patience=3)
+  with monkeypatch.context() as patch:
+    patch.setattr(loop._Run, 'steps', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+      fit(tmp_path / 'parts', best_metric='skill', patience=3)
+  assert [row['step'] for row in logged(tmp_path / 'parts') if 'valid/skill' in row] == [2]
+  fit(tmp_path / 'parts', best_metric='skill', patience=3)
+  notes = [checkpoint.read_notes(tmp_path / name / 'checkpoints' / '10')['best'] for name in ('parts', 'whole')]
+  assert notes[0] == notes[1] and logged(tmp_path / 'parts') == logged(tmp_path / 'whole')
+
+
+def test_patience_ends_a_run_that_never_had_a_number(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr('tests.trainers.test_best.SKILL', dict.fromkeys(SKILL, float('nan')))
+  assert int(fit(tmp_path / 'run', best_metric='skill', patience=2).step) == 4
+  assert 'Ended at step 4: none of 2 evaluations had a finite skill' in capsys.readouterr().out
 
 
 def test_a_new_best_is_saved_whenever_it_is_found(tmp_path):

@@ -5,7 +5,6 @@ loss = -sum_bt mask_bt log p(targets_bt | tokens_b,<=t of the same document)
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-import shutil
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from jaxlm.errors import DataError
 from jaxlm.io import checkpoint
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import init_params
-from trainers import place_in_data, suggestion
+from trainers import place_in_data, run_directory, suggestion
 from trainers.config import ConfigError
 from trainers.loop import Batch, Task
 from trainers.next_token import next_token_loss as next_token_loss
@@ -241,12 +240,7 @@ class LanguageModeling(Task):
     return rows * kept + logits
 
   def save_assets(self, directory: Path) -> None:
-    final, scratch = directory / 'tokenizer', directory / '.tokenizer.tmp'
-    if final.is_dir():
-      return
-    shutil.rmtree(scratch, ignore_errors=True)
-    self.tokenizer.save(scratch)
-    scratch.rename(final)  # Atomic: a killed process leaves no partial folder.
+    run_directory.save_once(directory / 'tokenizer', self.tokenizer.save)
 
   def finish(self, directory: Path, say: Callable[[str], None]) -> None:
     with left_out('The plot of sinks', say):

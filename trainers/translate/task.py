@@ -6,7 +6,6 @@ loss = -sum_bt mask_bt log p(targets_bt | source_b, tokens_b,<=t), with label sm
 from collections.abc import Callable, Iterable
 import itertools
 from pathlib import Path
-import shutil
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from jaxlm.data import grammar, pair_batches, pair_tokenizers, pairs
 from jaxlm.models import seq2seq
 from jaxlm.seq2seq_config import Seq2SeqConfig
 from jaxlm.translation_model import Seq2SeqModel
-from trainers import place_in_data
+from trainers import place_in_data, run_directory
 from trainers.config import ConfigError
 from trainers.step import Context
 from trainers.task import Batch, Task
@@ -174,12 +173,7 @@ class Translation(Task):
     return scores
 
   def save_assets(self, directory: Path) -> None:
-    final, scratch = directory / 'tokenizer', directory / '.tokenizer.tmp'
-    if final.is_dir():
-      return
-    shutil.rmtree(scratch, ignore_errors=True)
-    self.tokenizers.save(scratch)
-    scratch.rename(final)  # There in full or not at all, whenever the process is killed.
+    run_directory.save_once(directory / 'tokenizer', self.tokenizers.save)
 
   def finish(self, directory: Path, say: Callable[[str], None]) -> None:
     if self.sentences:

@@ -146,7 +146,8 @@ def test_recombination_finds_the_exhaustive_best_with_fewer_beams():
 
 
 def test_recombined_hypotheses_have_different_futures():
-  """Of hypotheses with the same last ids the best alone goes on, so those that end at the greatest length differ there."""
+  """Only the best of several hypotheses with the same last ids is continued, so those that reach the greatest length end in
+  different ids."""
   table = random_table(2, 3, 6, seed=5)
   table[..., EOS] = -np.inf
   plain, _ = found(table, [6] * 3, width=6)
