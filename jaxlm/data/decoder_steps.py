@@ -40,9 +40,8 @@ def settling(decoder: Mapping[str, Any] | None) -> Settling:
   for step in _steps(decoder):
     kind = step.get('type')
     if kind == 'ByteLevel':
-      tail = (
-        None if joined else tail
-      )  # One later character that is not in the byte alphabet changes how all text before it is decoded.
+      # One later character that is not in the byte alphabet changes how all text before it is decoded.
+      tail = None if joined else tail
       joined = bytes_joined = True
     elif kind == 'Fuse':
       joined = True

@@ -11,6 +11,8 @@ import pytest
 import jaxlm
 from jaxlm.data import marian_tokenizer, tokenizers
 from jaxlm.errors import CheckpointError
+from jaxlm.io import marian
+from jaxlm.io.fields import Fields
 from jaxlm.models import seq2seq
 
 torch = pytest.importorskip('torch', reason='parity needs PyTorch: pip install "jaxlm[parity]"')
@@ -140,6 +142,19 @@ def test_what_is_not_computed_is_named(directory, tmp_path, changes, message):
   file.write_text(json.dumps(json.loads(file.read_text()) | changes))
   with pytest.raises(CheckpointError, match=message):
     jaxlm.load(tmp_path / 'model')
+
+
+@pytest.mark.parametrize('edit', ['absent', None, 'x', -1, 2**70, 0.5, True, [], {}], ids=str)
+def test_every_field_is_checked_before_anything_is_computed_from_it(directory, edit):
+  whole = json.loads((directory / 'config.json').read_text())
+  for name in whole:
+    changed = {k: v for k, v in whole.items() if k != name} if edit == 'absent' else whole | {name: edit}
+    try:
+      config = marian.read_config(Fields(changed, 'config.json'))
+    except CheckpointError as e:
+      assert 'config.json' in str(e), (name, edit)
+      continue
+    assert max(config.vocab_size, config.model_dim, config.mlp_dim, config.encoder_layers, config.max_length) < 10**8
 
 
 def test_models_that_are_none_of_marians_say_why(directory, tmp_path):
