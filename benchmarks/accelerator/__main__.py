@@ -74,10 +74,10 @@ def main(argv: list[str] | None = None) -> int:
   record = Record(
     args.out, report.machine(), {'tiny': args.tiny, 'parts': args.parts, 'seconds': args.seconds}, args.seconds
   )
-  record.watch()
-  for name in args.parts:
-    cases = importlib.import_module(f'benchmarks.accelerator.{name}').cases
-    record.run_part(name, lambda cases=cases: cases(setting))
+  with record.watching():
+    for name in args.parts:
+      cases = importlib.import_module(f'benchmarks.accelerator.{name}').cases
+      record.run_part(name, lambda cases=cases: cases(setting))
   wrong = [row for row in record.contents['rows'] if 'error' in row or row.get('right') is False]
   print(
     f'{len(record.contents["rows"])} rows, {len(wrong)} of them wrong or failed; written to {args.out or "no file"}.'

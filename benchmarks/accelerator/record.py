@@ -5,7 +5,8 @@ result, and the next case runs. If a case hangs, for example in a compiler, the 
 the earlier results.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
 import dataclasses
 import json
 import os
@@ -85,8 +86,9 @@ class Record:
       row |= failure(error)
     self.add(row | {'seconds': round(time.monotonic() - start, 2)})
 
-  def watch(self, grace: float = 20.0) -> None:
-    """Ends the process when a case has not returned `grace` seconds after the end."""
+  @contextlib.contextmanager
+  def watching(self, grace: float = 20.0) -> Iterator[None]:
+    """Ends the process if the block has not returned `grace` seconds after the end."""
 
     def end():
       with self._lock:
@@ -98,6 +100,10 @@ class Record:
     timer = threading.Timer(max(self.left, 0) + grace, end)
     timer.daemon = True
     timer.start()
+    try:
+      yield
+    finally:
+      timer.cancel()
 
   def _write(self) -> None:
     if self.path is not None:

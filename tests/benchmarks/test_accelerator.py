@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -100,8 +101,8 @@ from pathlib import Path
 from benchmarks.accelerator.record import Case, Record
 
 r = Record(Path(sys.argv[1]), {}, {}, 0.5)
-r.watch(grace=0.0)
-r.run_part('p', lambda: [Case('t', {'n': 1}, lambda: {'ms': 1.0}), Case('t', {'n': 2}, lambda: time.sleep(60))])
+with r.watching(grace=0.0):
+  r.run_part('p', lambda: [Case('t', {'n': 1}, lambda: {'ms': 1.0}), Case('t', {'n': 2}, lambda: time.sleep(60))])
 """
 
 
@@ -113,6 +114,17 @@ def test_a_case_that_hangs_ends_the_process_and_what_was_measured_stays(tmp_path
   assert done.returncode == OUT_OF_TIME and time.monotonic() - start < 30
   measured, ended = json.loads(path.read_text())['rows']
   assert measured['ms'] == 1.0 and "'n': 2" in ended['error']
+
+
+def test_a_process_that_goes_on_after_the_cases_is_left_alone(tmp_path):
+  r = record(tmp_path / 'r.json')
+  running = lambda: [t for t in threading.enumerate() if isinstance(t, threading.Timer) and not t.finished.is_set()]
+  with r.watching():
+    assert len(running()) == 1
+  assert not running()
+  with pytest.raises(ValueError), r.watching():
+    broken()
+  assert not running()
 
 
 def test_a_cpu_is_refused_without_tiny():
