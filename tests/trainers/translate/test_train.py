@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import subprocess
 import time
 
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 
 import jaxlm
-from jaxlm.data import grammar
 from jaxlm.seq2seq_config import Seq2SeqConfig
 from tests.trainers import tiny
 from tests.trainers.test_loop import interrupt_at, logged
@@ -32,17 +30,6 @@ MESH = MeshConfig(fsdp=2, tensor=2)
 
 def parse(*args):
   return command_line.parse(translate.PRESETS, 'grammar', prog='translate', description='Translates.', args=args)
-
-
-@pytest.fixture(scope='module')
-def text(tmp_path_factory):
-  """Two files of a small generated language, word for word."""
-  folder = tmp_path_factory.mktemp('pairs')
-  for split, size in (('train', 160), ('valid', 24)):
-    language = grammar.Phrases(split=split, nouns=6, verbs=4, adjectives=2, adverbs=2, longest=6, **grammar.CERTAIN)
-    lines = (f'{source}\t{target}\n' for source, target in itertools.islice(language, size))
-    (folder / f'{split}.tsv').write_text(''.join(lines))
-  return folder
 
 
 def config(text, directory, *flags, mesh=MeshConfig(), model=MODEL):
