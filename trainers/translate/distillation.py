@@ -9,6 +9,7 @@ same command goes on with an unfinished corpus and uses a finished one. A corpus
 """
 
 import collections
+from collections.abc import Callable
 import dataclasses
 import functools
 import hashlib
@@ -28,6 +29,7 @@ from jaxlm.io.atomic import write_atomically
 from jaxlm.io.locks import exclusive
 from jaxlm.translation_model import Seq2SeqModel
 from trainers import distributed, run_directory
+from trainers.progress import Progress
 from trainers.translate.config import DistillConfig, TranslateConfig
 
 UNREADABLE, EMPTY = 'the teacher cannot read the source', 'the translation is empty'
@@ -56,13 +58,14 @@ def distilled_pairs(config: TranslateConfig, train: pairs.Pairs, trainer: str) -
   except (OSError, ValueError) as e:
     raise DataError(f'--distill-from {name}: {e}') from e
 
-  corpus = Corpus(path, train, teacher, name, config.distill)
+  say = Progress(0, 0, show=True, bar=False).say
+  corpus = Corpus(path, train, teacher, name, config.distill, say)
 
   def make() -> None:
     run_directory.check_start(directory, config.start)
     lock, _ = run_directory.open_run(directory, config, trainer)
     with lock:
-      print(corpus.report(corpus.make()), flush=True)
+      say(corpus.report(corpus.make()))
 
   distributed.on_first_host(make, DataError)
   return pairs.read(str(path), *train.languages)
@@ -76,6 +79,7 @@ class Corpus:
     path: FILE.
     train: pairs whose sources are translated.
     name: path of the teacher.
+    say: prints how far the work is where no progress bar is shown.
   """
 
   path: Path
@@ -83,6 +87,7 @@ class Corpus:
   teacher: Seq2SeqModel
   name: str
   settings: DistillConfig
+  say: Callable[[str], None]
 
   @property
   def note(self) -> Path:
@@ -145,7 +150,7 @@ class Corpus:
       out.write([self._line(next(again), texts) for texts in found])
       if not has_bar:
         done = [next(written) for _ in found][-1] + 1
-        print(f'distilling: {done:,} of {total:,} sources', flush=True)
+        self.say(f'distilling: {done:,} of {total:,} sources')
 
     s = self.settings
     blocks.translate_blocks(

@@ -9,7 +9,7 @@ import pytest
 import decoders
 from decoders.translation import blocks
 import jaxlm
-from jaxlm.data import pair_tokenizers, pairs
+from jaxlm.data import pair_tokenizers, pairs, synthetic
 from jaxlm.data.pair_corpus import tokenize_pairs
 from jaxlm.errors import CheckpointError, DataError
 from jaxlm.io import checkpoint
@@ -53,7 +53,7 @@ def small_blocks(monkeypatch):
 
 
 def corpus(tmp_path, pairs, **changes) -> Corpus:
-  return dataclasses.replace(Corpus(tmp_path / 'made.jsonl', pairs, TEACHER, 'teacher', SETTINGS), **changes)
+  return dataclasses.replace(Corpus(tmp_path / 'made.jsonl', pairs, TEACHER, 'teacher', SETTINGS, print), **changes)
 
 
 def expected() -> list[tuple[str, str]]:
@@ -80,6 +80,21 @@ def test_targets_are_the_translations_and_what_has_none_is_counted(tmp_path, tra
     note
   ) and '1 sources that the teacher cannot read (no token, or more than 31)' in (made.report(note))
   assert files(tmp_path) == ['made.jsonl', 'made.jsonl.made-from.json']
+
+
+def test_sources_of_a_generated_language_are_distilled(tmp_path, monkeypatch):
+  class Words(Tolerant):
+    def encode_source(self, source: str) -> list[int]:
+      return [3 + len(word) for word in source.split()]
+
+  monkeypatch.setitem(synthetic.SIZES, 'train', 5)
+  real, valid = pairs.train_and_valid('grammar:monotone')
+  made = corpus(tmp_path, real, teacher=dataclasses.replace(TEACHER, tokenizer=Words()))
+  assert made.make()['pairs'] == 5 and valid.name == 'grammar:monotone:valid'
+  found = list(pairs.read(str(made.path)))
+  assert [source for source, _ in found] == [source for source, _ in real] and all(
+    target.isupper() for _, target in found
+  )
 
 
 def test_empty_translations_are_counted(tmp_path, train):
