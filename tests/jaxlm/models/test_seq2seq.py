@@ -160,6 +160,7 @@ def test_padding_of_a_source_and_later_target_tokens_change_nothing():
   ids=str,
 )
 def test_decoding_step_by_step_equals_teacher_forcing(changes):
+  """Check 5 of the Markov decoder: the rings of 3 tokens go around three times. test_markov reorders beams as well."""
   config = TINY.replace(**changes)
   params = params_of(config)
   memory = memory_of(params, config, SOURCE, LENGTHS)
