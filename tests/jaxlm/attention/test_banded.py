@@ -90,7 +90,7 @@ def test_a_training_cache_takes_blocks_for_long_sequences_alone():
   rule = AttentionRule('softmax', H**-0.5, window=window)
   assert largest(rule) == (B * 8, K, N // K, 32, 32 + window - 1)
   whole = lambda n: (B, K, N // K, n, n)
-  assert largest(rule, 127) == whole(127)
+  assert largest(rule, 107) == whole(107)  # Less than three times the 36 keys of a block.
   # Rules that blocks do not compute.
   for changes in ({'window': None}, {'window': 100}, {'prefix': 3}, {'causal': False}):
     assert largest(rule.replace(**changes)) == whole(length)
