@@ -78,8 +78,8 @@ def translate(
   if recombine and not c.is_markov:
     raise ValueError(
       'recombine=True needs a model that predicts a token from exactly its last k tokens (markov_order=k with '
-      f"markov_mode='transparent' or 'split'). This one has {c.markov_order=} and {c.markov_mode=}, so that hypotheses with the "
-      'same last tokens have different futures: leave recombine off.'
+      f"markov_mode='transparent', 'split' or 'unroll'). This one has {c.markov_order=} and {c.markov_mode=}, so that "
+      'hypotheses with the same last tokens have different futures: leave recombine off.'
     )
   check_early_stopping(early_stopping)
   ids = source_lib.encode(model, sources)

@@ -9,6 +9,7 @@ from jaxlm.caches.packed import Packed as Packed
 from jaxlm.caches.protocol import Cache as Cache
 from jaxlm.caches.protocol import Draftable as Draftable
 from jaxlm.caches.protocol import Readable as Readable
+from jaxlm.caches.recent import RecentTokens as RecentTokens
 from jaxlm.caches.shared import Shared as Shared
 from jaxlm.caches.slots import New as New
 from jaxlm.caches.slots import Slots as Slots

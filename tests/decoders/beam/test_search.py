@@ -128,7 +128,7 @@ def test_without_an_id_that_ends_all_have_the_greatest_length():
 
 
 def test_recombination_finds_the_exhaustive_best_with_fewer_beams():
-  """There are 9 pairs of last ids, so that 9 beams hold all that recombination leaves."""
+  """Check 7 of the Markov decoder. There are 9 pairs of last ids, so that 9 beams hold all that recombination leaves."""
   sources = 16
   table = random_table(2, sources, 6, seed=1, scale=0.4)
   table[..., EOS] -= 1.0

@@ -100,7 +100,12 @@ def test_a_mesh_gives_the_losses_of_one_device_each_and_the_run_loads(whole):
   assert model.tokenizer.decode_target(model.tokenizer.target.encode(target)) == target
 
 
-@pytest.mark.parametrize('changes', [{}, {'output_bias': True}, {'embeddings': 'separate', 'markov_order': 2}], ids=str)
+UNROLL = {'markov_order': 2, 'markov_mode': 'unroll', 'position': 'relative'}
+
+
+@pytest.mark.parametrize(
+  'changes', [{}, {'output_bias': True}, {'embeddings': 'separate', 'markov_order': 2}, UNROLL], ids=str
+)
 def test_the_loss_is_the_mean_of_the_targets_and_its_chunks_change_nothing(text, tmp_path, changes):
   made = config(text, tmp_path, model=MODEL.replace(**changes))
   train, valid = translation.pairs_of(made.data)
