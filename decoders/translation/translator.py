@@ -112,7 +112,7 @@ def translate(
     check_finite(model, batch.rows, np.asarray(found.finite)[:n])
     steps += int(found.steps)
     recombined += int(found.recombined[:n].sum())
-    state_bytes = max(state_bytes, programs.state_bytes(c, B * beam_size, room))
+    state_bytes = max(state_bytes, programs.state_bytes(c, B, room, beam_size))
     memory_bytes = max(memory_bytes, memory.nbytes)
     lengths[batch.rows] = found.lengths[:n, :num_return]
     scores[batch.rows] = found.scores[:n, :num_return]

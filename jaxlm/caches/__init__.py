@@ -1,5 +1,6 @@
 """Caches: they store keys and values, and compute a layer's attention over them. `jaxlm.caches.protocol` defines a cache."""
 
+from jaxlm.caches.beams import Beams as Beams
 from jaxlm.caches.branch import Branch as Branch
 from jaxlm.caches.full import FullCache as FullCache
 from jaxlm.caches.full import Sequence as Sequence

@@ -112,9 +112,10 @@ def test_what_is_impossible_is_not_returned():
   assert np.asarray(out.scores)[0].tolist() == [0.0, -np.inf, -np.inf]
 
 
-def test_logits_that_are_no_numbers_are_told():
+@pytest.mark.parametrize('ids, value', [(slice(None), np.nan), (3, np.nan), (3, np.inf)])
+def test_logits_that_are_no_numbers_are_told(ids, value):
   table = random_table(2, 3, 4)
-  table[1, 2] = np.nan
+  table[1, 2, ..., ids] = value
   _, out = found(table, [4, 4, 4], width=2)
   assert out.finite.tolist() == [True, False, True]
   assert found(table, [4, 2, 4], width=2)[1].finite.all()  # Its third token is not asked for.

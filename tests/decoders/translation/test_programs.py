@@ -25,16 +25,18 @@ def test_no_beam_copies_the_memory_of_its_source():
   assert program.memory_analysis().temp_size_in_bytes < held
 
 
+@pytest.mark.parametrize('width', [1, 3])
 @pytest.mark.parametrize('config', [TINY, MARKOV, UNROLL], ids=['full', 'ring', 'ids'])
-def test_a_cache_keeps_its_structure_from_the_first_token_on(config):
-  cache = programs.empty_cache(config, 2, 4)
+def test_a_cache_keeps_its_structure_from_the_first_token_on(config, width):
+  cache = programs.empty_cache(config, 2, 4, width)
   memory = programs.encode(tiny(config).params, jnp.full((2, 3), 4), jnp.array([3, 2]), config=config)
+  context = tiny(config).params, caches.Shared(memory, width)
   step = lambda cache: programs.DecoderStep(config)(
-    (tiny(config).params, memory), jnp.ones(2, jnp.int32), jnp.zeros(2, jnp.int32), cache
+    context, jnp.ones(2 * width, jnp.int32), jnp.zeros(2 * width, jnp.int32), cache
   )[1]
   after = jax.eval_shape(step, cache)
   assert jax.tree.structure(after) == jax.tree.structure(cache)
-  assert programs.state_bytes(config, 2, 4) == cache.nbytes
+  assert programs.state_bytes(config, 2, 4, width) == cache.nbytes
 
 
 ONE_LAYER = MARKOV.replace(decoder_layers=1)
@@ -67,8 +69,22 @@ def test_the_last_ids_find_the_hypotheses_that_the_ring_finds(ring, ids):
       jnp.zeros(rows, jnp.int32), jnp.full(rows, room), 1.0, beams=beams, max_new_tokens=room,
     )  # fmt: skip
 
-  expected = found(ring, programs.empty_cache(ring, rows * width, room))
+  expected = found(ring, programs.empty_cache(ring, rows, room, width))
   actual = found(ids, caches.RecentTokens.create(rows * width, ids.markov_order))
   assert (expected.lengths[:, 0] > 4).any()
   chex.assert_trees_all_equal(actual.tokens, expected.tokens)
   chex.assert_trees_all_close(actual.scores, expected.scores, atol=1e-5)
+
+
+def test_no_step_copies_the_cache_of_the_beams():
+  """Beams change places by what they remember of the slots; the program has no array but the cache that is as large."""
+  B, W, room = 2, 3, 512
+  shape = jax.ShapeDtypeStruct
+  lengths = shape((B,), jnp.int32)
+  memory = jax.eval_shape(
+    lambda *args: programs.encode(*args, config=TINY), tiny().params, shape((B, 4), jnp.int32), lengths
+  )
+  args = (tiny().params, memory, lengths, shape((), jnp.float32), shape((), jnp.int32))
+  program = programs.beam.lower(*args, config=TINY, beams=BeamConfig(W, (2,), (0,)), room=room).compile()
+  held = programs.state_bytes(TINY, B, room, W)
+  assert program.memory_analysis().temp_size_in_bytes < 1.5 * held
