@@ -88,14 +88,15 @@ def kernel(cost_BTT, sizes_B, interpret: bool = False):
   width = T + padding
   cost_BTT = jnp.pad(cost_BTT, ((0, 0), (0, padding), (0, padding)))
   block = lambda rows: pl.BlockSpec((None, rows, width), lambda b, sizes: (b, 0, 0))
-  # Within shard_map, the result varies over the mesh axes over which the costs do.
-  vma = getattr(jax.typeof(cost_BTT), 'vma', None)
+  # Within shard_map, the result varies over the mesh axes over which the costs do. The name of this differs between versions of JAX.
+  kind = jax.typeof(cost_BTT)
+  varying = {name: getattr(kind, name) for name in ('vma', 'manual_axis_type') if hasattr(kind, name)}
   return pl.pallas_call(
     _kernel,
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1, grid=(B,), in_specs=[block(width)], out_specs=block(1)
     ),
-    out_shape=jax.ShapeDtypeStruct((B, 1, width), jnp.int32, **({'vma': vma} if vma else {})),
+    out_shape=jax.ShapeDtypeStruct((B, 1, width), jnp.int32, **varying),
     interpret=interpret,
     name='linear_assignment',
   )(sizes_B, cost_BTT)[:, 0, :T]
