@@ -1,0 +1,30 @@
+"""python -m benchmarks.translation --study mat: studies of translation. `--study mat --help` shows the options of one.
+
+mat  how much target history translation needs: quality, agreement and speed by Markov order (benchmarks/translation_mat.py)
+"""
+
+import argparse
+import importlib
+import sys
+
+import tyro
+
+from jaxlm import console
+
+STUDIES = ('mat',)
+
+
+def main(argv: list[str]) -> None:
+  # Without help of its own, --help reaches the study.
+  parser = argparse.ArgumentParser(
+    prog='python -m benchmarks.translation', add_help=False, usage='%(prog)s --study NAME ...'
+  )
+  parser.add_argument('--study', choices=STUDIES, required=True)
+  chosen, options = parser.parse_known_args(argv)
+  study = importlib.import_module(f'benchmarks.translation_{chosen.study}')
+  study.main(tyro.cli(study.Config, prog=f'{parser.prog} --study {chosen.study}', args=options))
+
+
+if __name__ == '__main__':
+  with console.command():
+    main(sys.argv[1:])
