@@ -21,8 +21,9 @@ from jaxlm.translation_model import Seq2SeqModel
 CLAUSE_ORDERS = {'independent': (1, 2, 5), 'shared': (2, 4, 5)}
 """Orders below, at and above what the clauses need; for shared ones two below."""
 NEEDS = {'independent': 2, 'shared': 5}
-NEAR, RIGHT = 0.05, 0.95
-"""Accuracy above chance that still counts as guessing, and accuracy from which a task counts as solved."""
+NEAR, RIGHT, LEAK = 0.05, 0.95, 0.3
+"""Accuracy above chance that still counts as guessing, accuracy from which a task counts as solved, and accuracy above chance that
+shows that a model sees more than its order."""
 
 
 def right_at(
@@ -104,21 +105,26 @@ def checks(rows: list[dict[str, Any]], clauses: list[dict[str, Any]]) -> list[di
     of_mode = [r for r in rows if r['mode'] == mode]
     below, reached = ([r for r in of_mode if (r['order'] >= r['distance']) == there] for there in (False, True))
     over = [r['accuracy'] - r['chance'] for r in below]
-    if mode == 'naive':
-      verdicts.append(verdict('naive: at some order below the distance 30 points above chance', max(over) >= 0.3, percent([max(over)])))  # fmt: skip
-    else:
-      verdicts.append(verdict(f'{mode}: at most 5 points above chance wherever the order is below the distance', max(over) <= NEAR, percent([max(over)])))  # fmt: skip
-      least = min(r['accuracy'] for r in reached)
+    least = min(r['accuracy'] for r in reached)
+    if mode == 'naive' and over:
+      statement = 'naive: at some order below the distance 30 points above chance'
+      verdicts.append(verdict(statement, max(over) >= LEAK, percent([max(over)])))
+    elif mode != 'naive' and over:
+      statement = f'{mode}: at most 5 points above chance wherever the order is below the distance'
+      verdicts.append(verdict(statement, max(over) <= NEAR, percent([max(over)])))
+    if mode != 'naive':
       verdicts.append(verdict(f'{mode}: at least 95 % wherever the order reaches', least >= RIGHT, percent([least])))
   for task in dict.fromkeys(r['task'] for r in clauses):
     for order in dict.fromkeys(r['order'] for r in clauses if r['task'] == task):
       some = [r for r in clauses if (r['task'], r['order']) == (task, order)]
       values = [r['accuracy'] for r in some]
       if int(order) >= NEEDS[task]:
-        verdicts.append(verdict(f'{task} clauses: order {order} is right in 95 % whatever the number of clauses', min(values) >= RIGHT, percent(values)))  # fmt: skip
+        statement = f'{task} clauses: order {order} is right in 95 % whatever the number of clauses'
+        verdicts.append(verdict(statement, min(values) >= RIGHT, percent(values)))
       else:
         overall = sum(r['accuracy'] * r['words'] for r in some) / sum(r['words'] for r in some)
-        verdicts.append(verdict(f'{task} clauses: order {order} guesses, within 5 points of chance', overall <= some[0]['chance'] + NEAR, percent([overall])))  # fmt: skip
+        statement = f'{task} clauses: order {order} guesses, at most 5 points above chance'
+        verdicts.append(verdict(statement, overall <= some[0]['chance'] + NEAR, percent([overall])))
   for found in verdicts:
     print('PASS' if found['pass'] else 'MISS', found['statement'], '--', found['measured'])
   return verdicts

@@ -1,9 +1,10 @@
 """Corpora and small models for the study of Markov orders; what was trained and decoded once is kept in the cache folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -66,7 +67,7 @@ class Corpus:
 
   name: str
   facts: Any
-  train: Callable[[], Sequence[tuple[str, str]]]
+  train: Callable[[], Iterable[tuple[str, str]]]
   test: Callable[[], Sequence[tuple[str, str]]]
   language: Language | None = None
 
@@ -83,7 +84,7 @@ SETTINGS = {
   'libreoffice': Setting(
     1200, _model(2, 128, 64), tokens=2048, buckets=3, learning_rate=3e-3, tokenizer='bpe', vocab_size=2000, pairs=40_000
   ),
-  'agreement': Setting(400, _model(2, 64, 64), tokens=1024, buckets=1, learning_rate=4e-3, pairs=8000),
+  'agreement': Setting(250, _model(2, 64, 64), tokens=1024, buckets=1, learning_rate=4e-3, pairs=8000),
   'clauses': Setting(600, _model(2, 64, 64), tokens=2048, buckets=2, learning_rate=4e-3, pairs=8000),
 }  # fmt: skip
 
@@ -100,9 +101,7 @@ def setting(name: str, tiny: bool = False) -> Setting:
 def generated(language: Language) -> Corpus:
   """Returns the corpus of a generated language; its test pairs are of the test split."""
   test = dataclasses.replace(language, split='test')
-  return Corpus(
-    type(language).__name__, [language.facts(), test.facts()], lambda: list(language), lambda: list(test), test
-  )
+  return Corpus(type(language).__name__, [language.facts(), test.facts()], lambda: language, lambda: list(test), test)
 
 
 def corpus(name: str) -> Corpus:
@@ -133,7 +132,7 @@ def _texts(name: str, split: str) -> list[tuple[str, str]]:
 @functools.lru_cache(maxsize=4)
 def _prepared(name: str, facts: str, setting: Setting, read: Callable) -> tuple[Any, Any]:
   """Returns (tokenizers, tokenized training pairs). `name` and `facts` are the corpus', for the cache of this function."""
-  texts = list(read())[: setting.pairs]
+  texts = list(itertools.islice(read(), setting.pairs))
   tokenizers = pair_tokenizers.train(texts, kind=setting.tokenizer, vocab_size=setting.vocab_size)
   return tokenizers, pair_batches.tokenize_pairs(texts, tokenizers)
 
