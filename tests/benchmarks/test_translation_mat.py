@@ -63,8 +63,10 @@ def test_scores_say_which_orders_are_worse_and_where():
 
 def test_an_order_above_4_that_is_worse_is_a_miss():
   pairs, found = made_up()
-  tables = scores.scored('made up', pairs, {0: found[0], 8: found[2]}, None)
-  assert not scores.checks(tables)[0]['pass'] and 'valid' not in tables['orders'][0]
+  tables = scores.scored('made up', pairs, {0: found[0], 8: found[2], 64: found[8]}, None)
+  assert [v['pass'] for v in scores.checks(tables)[:3]] == [False, False, True]  # Than full, than 64; 64 than full.
+  row = tables['orders'][0]
+  assert row['order'] == '8' and 0 < row['64 from'] < row['64 less k'] < row['64 to'] and 'valid' not in row
 
 
 def test_quartiles_keep_sources_of_one_length_together():
