@@ -29,7 +29,7 @@ def orders(path: Path) -> Path:
       'o-',
       color=COLORS[0],
       linewidth=0.8,
-      label='mean of seeds, interval of the difference',
+      label='BLEU; interval of the difference to full',
     )
     if len(full['seeds']) > 1:
       for place, row in zip(places, of_corpus):
@@ -45,7 +45,7 @@ def orders(path: Path) -> Path:
       rows = [r for r in by_length if r['order'] == order]
       x = [r['quartile'] + 0.1 * (i - (len(names) - 1) / 2) for r in rows]
       lower.plot(
-        x, [r['full less k'] for r in rows], 'o-', color=COLORS[i], linewidth=0.8, markersize=4, label=f'order {order}'
+        x, [r['full less k'] for r in rows], 'o-', color=COLORS[i], linewidth=0.8, markersize=4, label=_label(order)
       )
       lower.vlines(x, [r['from'] for r in rows], [r['to'] for r in rows], color=COLORS[i], linewidth=1.2)
     lower.axhline(0, color='#999999', linewidth=0.8)
@@ -99,7 +99,7 @@ def speed(path: Path) -> Path:
   left, right = figure.subplots(1, 2)
   for i, order in enumerate(dict.fromkeys(r['order'] for r in rows)):
     of_order = [r for r in rows if r['order'] == order]
-    lengths, style = [r['length'] for r in of_order], {'color': COLORS[i], 'label': f'order {order}'}
+    lengths, style = [r['length'] for r in of_order], {'color': COLORS[i], 'label': _label(order)}
     middle = [r['ms a step'] for r in of_order]
     spread = [[r['ms a step'] - r['ms lowest'] for r in of_order], [r['ms highest'] - r['ms a step'] for r in of_order]]
     left.errorbar(lengths, middle, spread, marker='o', capsize=3, **style)
@@ -113,6 +113,10 @@ def speed(path: Path) -> Path:
     axis.grid(alpha=0.3)
     axis.legend()
   return _saved(figure, path)
+
+
+def _label(order: str) -> str:
+  return 'full history' if order == 'full' else f'order {order}'
 
 
 def _saved(figure: Figure, path: Path) -> Path:
