@@ -74,7 +74,7 @@ def agreement(path: Path) -> Path:
       axis.plot(*zip(*points), ('o-', 's--', '^:', 'd-.')[i % 4], color=COLORS[i], label=mode)
     axis.axvline(distance, color='#999999', linewidth=0.8, linestyle=':')
     axis.axhline(100 * rows[0]['chance'], color='#999999', linewidth=0.8)
-    axis.set(title=f'{distance} words apart', xlabel='Markov order', ylim=(0, 104))
+    axis.set(title=f'Distance {distance}', xlabel='Markov order', ylim=(0, 104))
     axis.set_xticks(sorted({r['order'] for r in rows}))
   axes[0].set_ylabel('% of agreeing words right')
   axes[0].legend(fontsize=8, loc='center right')
@@ -86,7 +86,7 @@ def agreement(path: Path) -> Path:
     style = 'o-' if task == 'independent' else 's--'
     last.plot(*zip(*points), style, color=COLORS[i], markersize=4, label=f'{task}, order {order}')
   last.set(title='Clauses', xlabel='clauses in the sentence', ylim=(0, 104))
-  last.legend(fontsize=7, loc='lower right')
+  last.legend(fontsize=7, loc='center right')
   for axis in axes:
     axis.grid(alpha=0.3)
   return _saved(figure, path)
