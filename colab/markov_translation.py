@@ -94,9 +94,10 @@ print(f'{out.stats["recombined"]} candidates were dropped by recombination.')
 # embedding; white is exactly zero.
 
 # %%
+order, length = 4, 14  # of the decoder, and of the target
 
 
-def influence(mode, order=4, length=14):
+def influence(mode):
   """Returns the norm of d state_n / d embedding_m for a new model of two layers, [n, m]."""
   small = Seq2SeqConfig(
     vocab_size=40, encoder_layers=1, decoder_layers=2, model_dim=32, num_heads=4, mlp_dim=32, markov_order=order,
