@@ -2,7 +2,7 @@
 # # Translation that remembers k words
 # A translation model reads the whole source, so how much of its own output does it need? A decoder of Markov order k
 # ([arXiv 2402.02084](https://arxiv.org/abs/2402.02084)) predicts a token from the source and exactly the last k target tokens. This
-# notebook trains one in about a minute, shows which tokens a prediction depends on, and measures the decoder's state.
+# notebook trains one (minutes on a CPU), shows which tokens a prediction depends on, and measures the decoder's state.
 
 # %%
 # Installs jaxlm and keeps the jax of this machine, which matches its TPU. Running this cell again is safe.
