@@ -1,6 +1,7 @@
-"""python -m benchmarks.translation --study decode: studies of translation. `--study mat --help` shows the options of one.
+"""python -m benchmarks.translation --study mat: studies of translation. `--study mat --help` shows the options of one.
 
 decode  speed of beam search beside transformers and CTranslate2, with the same weights (benchmarks/translation_decode.py)
+mat     how much target history translation needs: quality, agreement and speed by Markov order (benchmarks/translation_mat.py)
 """
 
 import argparse
@@ -11,7 +12,7 @@ import tyro
 
 from jaxlm import console
 
-STUDIES = ('decode',)
+STUDIES = ('decode', 'mat')
 
 
 def main(argv: list[str]) -> None:
