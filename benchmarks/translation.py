@@ -16,12 +16,16 @@ STUDIES = ('decode', 'mat')
 
 
 def main(argv: list[str]) -> None:
-  # Without help of its own, --help reaches the study.
   parser = argparse.ArgumentParser(
-    prog='python -m benchmarks.translation', add_help=False, usage='%(prog)s --study NAME ...'
-  )
-  parser.add_argument('--study', choices=STUDIES, required=True)
+    prog='python -m benchmarks.translation', add_help=False, usage='%(prog)s --study NAME ...', description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )  # fmt: skip
+  parser.add_argument('--study', choices=STUDIES)
   chosen, options = parser.parse_known_args(argv)
+  if chosen.study is None:
+    if {'-h', '--help'} & set(options):  # With --study, the study has its own help.
+      return parser.print_help()
+    parser.error(f'name a study: --study {" or ".join(STUDIES)}')
   study = importlib.import_module(f'benchmarks.translation_{chosen.study}')
   study.main(tyro.cli(study.Config, prog=f'{parser.prog} --study {chosen.study}', args=options))
 
