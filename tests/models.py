@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxlm.config import ModelConfig
 from jaxlm.language_model import LanguageModel
@@ -40,6 +41,11 @@ def scripted_model(follow: dict[int, int], vocab_size: int, tokenizer=None, num_
   for before, after in follow.items():
     params['head'][before, after] = 1
   return LanguageModel(config, jax.tree.map(jnp.asarray, params), tokenizer)
+
+
+def slow(*values):
+  """Returns values of one parameter of a test as values that are tried in CI only."""
+  return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def living_cache_bytes() -> int:

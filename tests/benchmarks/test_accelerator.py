@@ -45,7 +45,7 @@ def test_it_needs_jax_flax_optax_and_numpy_only():
 
 
 # Those that take longest even on tiny shapes.
-LONG = ('agreement', 'training')
+LONG = ('agreement', 'attention', 'decoding', 'speculation', 'training')
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,7 @@ def test_every_part_runs(part, tmp_path, capsys):
   assert all(row['table'] in report.tables(contents) for row in contents['rows'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('part', ['peers'])
 def test_the_peers_run_where_they_are_installed(part, tmp_path):
   pytest.importorskip('transformers', reason='the peer is not installed: pip install jaxlm[parity]')

@@ -137,6 +137,7 @@ def test_a_stop_string_ends_the_row_and_the_text_begins_behind_it(reverse):
   assert directions.cut('xxSTOPyySTOPzz', ['STOP', 'yy'], 'forward') == 'xx'
 
 
+@pytest.mark.slow
 def test_speculative_decoding_gives_the_same_text(both, reverse):
   cases = ((reverse, None, trained('reverse', 'none', seed=1)), (both, 'reverse', both), (both, 'forward', both))
   for lm, direction, draft in cases:

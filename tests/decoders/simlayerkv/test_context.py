@@ -52,7 +52,7 @@ def test_one_context_answers_many_questions_and_stays_what_it_is():
 
 
 @pytest.mark.parametrize(
-  'kind', ['whole', 'pooled', *(pytest.param(k, marks=pytest.mark.slow) for k in ('static', 'ring', 'packed'))]
+  'kind', ['whole', *(pytest.param(k, marks=pytest.mark.slow) for k in ('pooled', 'static', 'ring', 'packed'))]
 )
 def test_a_conversation_in_turns_equals_its_text_read_at_once(kind):
   """A reply, then a turn, against the same tokens read into the first context by `extend`."""
@@ -72,10 +72,9 @@ def test_a_conversation_in_turns_equals_its_text_read_at_once(kind):
 @pytest.mark.parametrize(
   'kind, loop',
   [
-    ('ring', SpeculativeLoop(PromptLookup(6))),
     ('packed', PlainLoop()),
     pytest.param('ring', PlainLoop(), marks=pytest.mark.slow),
-    *(pytest.param(k, SpeculativeLoop(PromptLookup(6)), marks=pytest.mark.slow) for k in ('whole', 'pooled')),
+    *(pytest.param(k, SpeculativeLoop(PromptLookup(6)), marks=pytest.mark.slow) for k in ('ring', 'whole', 'pooled')),
   ],
 )
 def test_a_turn_after_a_stop_string_reads_nothing_behind_it(kind, loop):

@@ -52,6 +52,7 @@ def test_the_first_tokens_are_those_of_the_full_cache(stage, same, growth):
   assert any((out.tokens[:, same:] != plain().tokens[:, same:]).any() for out in outs)
 
 
+@pytest.mark.slow
 def test_a_batch_in_groups_equals_each_row_alone():
   lm = tiny_model(MODEL)
   lazy = SMALL.replace(n_full=1)
@@ -124,6 +125,7 @@ def test_quantised_caches_are_smaller_and_more_bits_are_truer():
   assert (outs[1].tokens == outs[0].tokens).mean() > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('keep', ['h2o', pytest.param('snapkv', marks=pytest.mark.slow)])
 def test_heavy_tokens_that_are_all_tokens_lose_nothing(keep):
   lazy = LazyConfig(n_initial=0, n_recent=50, n_full=0, stage='prefill', keep=keep, n_observed=4)

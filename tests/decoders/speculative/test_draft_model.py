@@ -16,7 +16,7 @@ from decoders.speculative.prompt_lookup import PromptLookup
 from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.language_model import LanguageModel
 from tests.laws import same_law
-from tests.models import TINY, tiny_model
+from tests.models import TINY, slow, tiny_model
 
 MODEL = TINY.replace(num_layers=5, max_length=128)
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [3]]
@@ -79,7 +79,9 @@ def padded(lm: LanguageModel, size: int, fill: float, tokenizer, known: int) -> 
 
 
 @pytest.mark.parametrize('target, draft', [(53, 58), (58, 53)])
-@pytest.mark.parametrize('sampling', [decoders.Sampling(), decoders.Sampling(temperature=0.7, repetition_penalty=1.3)])
+@pytest.mark.parametrize(
+  'sampling', [decoders.Sampling(temperature=0.7, repetition_penalty=1.3), *slow(decoders.Sampling())]
+)
 def test_padding_of_the_vocabulary_is_never_drafted(target, draft, sampling):
   # The target never chooses its own padding; the draft model, which is the same otherwise, would like to above all.
   lm = padded(tiny_model(MODEL), target, 0.0, Letters(50), 50)
@@ -191,6 +193,7 @@ def test_a_drafter_that_does_not_fit_is_refused_before_anything_is_read():
   assert not streamed
 
 
+@pytest.mark.slow
 def test_programs_do_not_keep_a_draft_models_weights():
   lm, draft = tiny_model(), tiny_model.__wrapped__(TINY, 2)
   kept = weakref.ref(jax.tree.leaves(draft.params)[0])

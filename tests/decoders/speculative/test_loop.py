@@ -20,7 +20,7 @@ import jaxlm
 from jaxlm.caches import FullCache
 from jaxlm.caches.branch import Branch
 from jaxlm.data.tokenizers import ByteTokenizer
-from tests.models import TINY, apply, tiny_model
+from tests.models import TINY, apply, slow, tiny_model
 
 REQUESTS = [[1, 2, 3], [*range(1, 41)]]
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [3]]
@@ -67,7 +67,7 @@ def scripted(lm, settings):
 
 @pytest.mark.parametrize('sampling', [decoders.Sampling(), SAMPLED])
 @pytest.mark.parametrize(
-  'variant', [{}, {'attention': 'sigmoid', 'windows': (3, 0)}, {'position': 'alibi', 'sink': {'kind': 'token'}}]
+  'variant', [{}, *slow({'attention': 'sigmoid', 'windows': (3, 0)}, {'position': 'alibi', 'sink': {'kind': 'token'}})]
 )
 def test_tokens_are_plain_decodings(variant, sampling):
   from jaxlm.config import SinkConfig
@@ -89,8 +89,10 @@ def test_tokens_are_plain_decodings(variant, sampling):
   [
     LazyConfig(n_initial=2, n_recent=6, n_full=1, stage='prefill'),
     LazyConfig(n_initial=2, n_recent=6, n_full=1, stage='prefill', growth='ring'),
-    LazyConfig(n_initial=2, n_recent=6, n_full=1, stage='decode', layout='static'),
-    LazyConfig(n_initial=0, n_recent=6, n_full=0, stage='prefill', keep='snapkv', n_observed=2),
+    *slow(
+      LazyConfig(n_initial=2, n_recent=6, n_full=1, stage='decode', layout='static'),
+      LazyConfig(n_initial=0, n_recent=6, n_full=0, stage='prefill', keep='snapkv', n_observed=2),
+    ),
   ],
 )
 def test_over_compressed_caches_too(lazy):

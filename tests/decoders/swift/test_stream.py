@@ -19,7 +19,7 @@ from jaxlm.caches import FullCache
 from jaxlm.caches.branch import Branch
 from jaxlm.language_model import LanguageModel
 from tests.laws import same_law
-from tests.models import TINY, apply, tiny_model
+from tests.models import TINY, apply, slow, tiny_model
 
 MODEL = TINY.replace(num_layers=5, max_length=128)
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [3]]
@@ -96,7 +96,7 @@ def test_every_way_of_drafting_is_lossless(changes):
     np.testing.assert_array_equal(out.tokens, plain.tokens)
 
 
-@pytest.mark.parametrize('variant', [{}, {'norm_placement': 'post'}, {'parallel_residual': True, 'sinks': True}])
+@pytest.mark.parametrize('variant', [{}, *slow({'norm_placement': 'post'}, {'parallel_residual': True, 'sinks': True})])
 def test_three_ways_to_skip_give_the_same_states(variant):
   from jaxlm.config import SinkConfig
 
@@ -122,6 +122,7 @@ def test_three_ways_to_skip_give_the_same_states(variant):
   assert run._cache_size() == programs + 2
 
 
+@pytest.mark.slow
 def test_the_search_finds_sub_layers_that_do_nothing():
   lm, rng = tiny_model(MODEL.replace(num_layers=8)), np.random.default_rng(0)
   idle = sorted(rng.permutation(12)[:6].tolist())

@@ -21,7 +21,7 @@ from tests.decoders.translation.models_made import (
   model_log_p,
   tiny,
 )
-from tests.models import tiny_model
+from tests.models import slow, tiny_model
 
 
 def rows_of(out, num_return: int) -> list[list[tuple[float, tuple[int, ...]]]]:
@@ -35,7 +35,7 @@ def check(actual, expected):
 
 
 @pytest.mark.parametrize('config', [TINY, MARKOV, NAIVE, UNROLL], ids=['full', 'markov', 'naive', 'unroll'])
-@pytest.mark.parametrize('width', [1, 2, 3])
+@pytest.mark.parametrize('width', [3, *slow(1, 2)])
 def test_equals_a_slow_search_without_a_cache(config, width):
   model = tiny(config)
   out = decoders.translate(model, SOURCES, beam_size=width, num_return=width, max_new_tokens=12)
@@ -46,7 +46,7 @@ def test_equals_a_slow_search_without_a_cache(config, width):
   check(rows_of(alone, width)[0], rows_of(out, width)[1])
 
 
-@pytest.mark.parametrize('penalty', [0.0, 1.0, -0.7])
+@pytest.mark.parametrize('penalty', [1.0, *slow(0.0, -0.7)])
 def test_a_wide_beam_finds_what_exhaustive_search_finds(penalty):
   out = decoders.translate(tiny(), SOURCES[:2], beam_size=108, num_return=5, max_new_tokens=4, length_penalty=penalty)
   for source, actual in zip(SOURCES, rows_of(out, 5)):

@@ -16,17 +16,16 @@ from jaxlm.caches.rows import write_rows
 from jaxlm.caches.slots import EMPTY, everything_of, extend, window_of
 from jaxlm.caches.voted import heavy_of
 from tests.lazy_models import MODEL, PROMPTS, Masked, cut, forced, padded, read
-from tests.models import apply, tiny_model
+from tests.models import apply, slow, tiny_model
 
 
 @pytest.mark.parametrize('ring', [False, True])
 @pytest.mark.parametrize(
   'variant',
   [
-    {'num_kv_heads': 4},
     {},
-    {'num_kv_heads': 1, 'position': 'alibi'},
     {'attention': 'sigmoid', 'position': 'learned'},
+    *slow({'num_kv_heads': 4}, {'num_kv_heads': 1, 'position': 'alibi'}),
   ],
 )
 def test_cut_layers_equal_a_full_cache_with_a_mask(variant, ring):

@@ -12,6 +12,7 @@ from jaxlm import config as configs
 from jaxlm.data import corpus, packing, sources
 from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.io import checkpoint
+from tests.models import slow
 from tests.trainers.pretrain.test_train import parse
 from tests.trainers.pretrain.test_train import smoke as smoke_from
 from tests.trainers.test_loop import interrupt_at, logged
@@ -125,7 +126,7 @@ def test_the_loss_of_a_reverse_run_is_of_reverse_text(text):
   assert rows[-1]['valid/loss'] == pytest.approx(loss, rel=1e-5)
 
 
-@pytest.mark.parametrize('pairing', ['independent', 'duplicate'])
+@pytest.mark.parametrize('pairing', ['independent', *slow('duplicate')])
 def test_a_stopped_and_resumed_run_is_bit_identical(text, monkeypatch, pairing):
   flags = '--direction', 'both', '--reverse.pairing', pairing, '--eval.sample-tokens', '0', '--run.no-tensorboard'
   flags = (*flags, '--data.length', '64', '--run.log-every', '1', '--run.eval-every', '6', '--run.steps', '12')
