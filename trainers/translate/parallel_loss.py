@@ -1,0 +1,76 @@
+"""The losses of models that predict all target tokens at once (kinds nat and cmlm), as named sums.
+
+ce          -sum log p_t(y_t | masks); of a model of kind cmlm over the masked tokens alone, of which there are 1 ... n - 1 at random
+            places (https://arxiv.org/abs/1904.09324)
+length      -sum over sentences of log p(n | source), divided by the number of target tokens
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from decoders.translation import mask_predict
+from jaxlm.models import nat, seq2seq
+from trainers.step import Context, Term
+from trainers.translate.config import TranslateConfig
+from trainers.translate.task import token_loss
+
+if TYPE_CHECKING:
+  from jaxtyping import Array, Bool, Int
+
+
+def random_masks(key: Array, lengths: Int[Array, ' B'], positions: int) -> Bool[Array, 'B T']:
+  """Returns which tokens of each target are masked: 1 ... n - 1 of n, each number equally likely, at random places; 1 of 1."""
+  number_key, place_key = jax.random.split(key)
+  number_B = jax.random.randint(number_key, lengths.shape, 1, jnp.maximum(lengths, 2))
+  noise_BT = jax.random.uniform(place_key, (*lengths.shape, positions))
+  return mask_predict.remask(noise_BT, lengths, number_B)
+
+
+def parallel_terms(
+  params: Any, batch: dict[str, jax.Array], config: TranslateConfig, context: Context
+) -> dict[str, Term]:
+  """Returns the terms of the loss; in evaluation (no key) also metrics that are not trained on.
+
+  Args:
+    batch: source int32 and source_mask bool [B, S]; targets int32 and mask float32 [B, T].
+  """
+  c, key = config.model, context.key
+  is_training = key is not None
+  smoothing = config.label_smoothing if is_training else 0.0
+  # Every evaluation masks the same tokens.
+  *keys, mask_key = jax.random.split(key, 3) if is_training else (None, None, jax.random.key(0))
+  targets_BT, weights_BT = batch['targets'], batch['mask']
+  source_lengths_B = jnp.sum(batch['source_mask'], axis=1, dtype=jnp.int32)
+  n_B = jnp.sum(weights_BT > 0, axis=1, dtype=jnp.int32)
+  states_BSD, length_log_p_BN = nat.encode(params, c, batch['source'], source_lengths_B, keys[0])
+  memory = seq2seq.memory(params, c, states_BSD, source_lengths_B)
+  if c.kind == 'cmlm' and config.loss == 'ce':
+    masked_BT = random_masks(mask_key, n_B, targets_BT.shape[1])
+    inputs, predicted_BT = jnp.where(masked_BT, c.mask_id, targets_BT), weights_BT * masked_BT
+  else:
+    inputs, predicted_BT = nat.unknown_targets(c, states_BSD, source_lengths_B, n_B, targets_BT.shape[1]), weights_BT
+  hidden_BTD = nat.hidden(params, c, inputs, n_B, memory, keys[1])
+  terms = {'ce': Term(*token_loss(params, c, hidden_BTD, targets_BT, predicted_BT, smoothing))}
+  terms['length'] = length_term(length_log_p_BN, n_B)
+  if not is_training:
+    terms |= metrics(params, config, hidden_BTD, predicted_BT, length_log_p_BN, n_B)
+  return terms
+
+
+def length_term(length_log_p_BN, n_B) -> Term:
+  """Returns -log p(n | source), summed over the sentences that have a target, and the number of target tokens."""
+  nll_B = -jnp.take_along_axis(length_log_p_BN, jnp.maximum(n_B, 1)[:, None], axis=1)[:, 0]
+  return Term(jnp.sum(jnp.where(n_B > 0, nll_B, 0.0)), jnp.sum(n_B).astype(jnp.float32))
+
+
+def metrics(params, config: TranslateConfig, hidden_BTD, predicted_BT, length_log_p_BN, n_B) -> dict[str, Term]:
+  """Returns the mean probability of the likeliest token, and the share of sentences whose likeliest length is the target's."""
+  _, log_p_BT = mask_predict.predict(params, config.model, hidden_BTD)
+  found = {'max_probability': Term(jnp.sum(jnp.exp(log_p_BT) * predicted_BT), jnp.sum(predicted_BT), None)}
+  right_B = (jnp.argmax(length_log_p_BN, axis=1) == n_B) & (n_B > 0)
+  found['length_accuracy'] = Term(jnp.sum(right_B.astype(jnp.float32)), jnp.sum((n_B > 0).astype(jnp.float32)), None)
+  return found
