@@ -36,9 +36,12 @@ def parse(*args):
 
 @pytest.fixture(scope='module')
 def text(tmp_path_factory):
-  """Two files of a small generated language, word for word."""
-  folder = tmp_path_factory.mktemp('pairs')
-  for split, size in (('train', 160), ('valid', 24)):
+  return written_pairs(tmp_path_factory.mktemp('pairs'))
+
+
+def written_pairs(folder, train=160):
+  """Writes two files of a small generated language, word for word, into a folder; returns the folder."""
+  for split, size in (('train', train), ('valid', 24)):
     language = grammar.Phrases(split=split, nouns=6, verbs=4, adjectives=2, adverbs=2, longest=6, **grammar.CERTAIN)
     lines = (f'{source}\t{target}\n' for source, target in itertools.islice(language, size))
     (folder / f'{split}.tsv').write_text(''.join(lines))

@@ -1,0 +1,101 @@
+"""The losses of models that predict all target tokens at once are their formulas."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.models import nat, seq2seq
+from jaxlm.seq2seq_config import NatConfig, Seq2SeqConfig
+from trainers.step import Context
+from trainers.translate import parallel_loss
+from trainers.translate.config import TranslateConfig
+
+MODEL = Seq2SeqConfig(
+  kind='cmlm', vocab_size=11, encoder_layers=1, decoder_layers=1, model_dim=16, num_heads=2, mlp_dim=20, max_length=12,
+  dtype='float32',
+)  # fmt: skip
+COPY = MODEL.replace(kind='nat', nat=NatConfig(decoder_input='uniform_copy'))
+B, S, T = 3, 5, 6
+LENGTHS, SOURCE_LENGTHS = np.array([6, 1, 0]), np.array([5, 2, 1])
+BATCH = {
+  'source': np.random.default_rng(0).integers(3, 10, (B, S)).astype(np.int32),
+  'source_mask': np.arange(S)[None] < SOURCE_LENGTHS[:, None],
+  'targets': np.random.default_rng(1).integers(3, 10, (B, T)).astype(np.int32),
+  'mask': (np.arange(T)[None] < LENGTHS[:, None]).astype(np.float32),
+}
+
+
+def made(model=MODEL, **changes) -> TranslateConfig:
+  base = TranslateConfig()
+  return dataclasses.replace(
+    base, model=model, data=dataclasses.replace(base.data, max_length=12, tokens=256), **changes
+  )
+
+
+def params_of(model):
+  return jax.jit(nat.init_params, static_argnums=0)(model, jax.random.key(0))
+
+
+def log_p_of(params, model, inputs=None):
+  """Returns the log-probabilities (of tokens, of lengths), with all target tokens unknown unless `inputs` says otherwise."""
+  states, length_log_p = nat.encode(params, model, BATCH['source'], jnp.asarray(SOURCE_LENGTHS))
+  memory = seq2seq.memory(params, model, states, jnp.asarray(SOURCE_LENGTHS))
+  if inputs is None:
+    inputs = nat.unknown_targets(model, states, jnp.asarray(SOURCE_LENGTHS), jnp.asarray(LENGTHS), T)
+  hidden = nat.hidden(params, model, inputs, jnp.asarray(LENGTHS), memory)
+  return np.asarray(jax.nn.log_softmax(seq2seq.logits(params, model, hidden))), np.asarray(length_log_p)
+
+
+def test_masks_are_of_every_number_and_at_every_place():
+  lengths = jnp.array([6, 1, 0, 2, 4])
+  draw = jax.jit(jax.vmap(lambda key: parallel_loss.random_masks(key, lengths, T)))
+  masked = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
+  for row, n in enumerate(lengths.tolist()):
+    assert not masked[:, row, n:].any()
+    counts = np.bincount(masked[:, row].sum(axis=1), minlength=T + 1) / 4000
+    expected = [k in range(1, max(n, 2)) for k in range(T + 1)] if n else [True] + [False] * T
+    np.testing.assert_allclose(counts, np.array(expected) / sum(expected), atol=0.03)
+    if n:
+      shares = masked[:, row, :n].mean(axis=0)
+      np.testing.assert_allclose(shares, shares.mean(), atol=0.03)
+
+
+def test_masked_tokens_alone_have_a_loss_and_see_the_others():
+  config, params = made(), params_of(MODEL)
+  masked = np.asarray(parallel_loss.random_masks(jax.random.key(0), jnp.asarray(LENGTHS), T))
+  log_p, length_log_p = log_p_of(params, MODEL, jnp.where(masked, MODEL.mask_id, BATCH['targets']))
+  terms = parallel_loss.parallel_terms(params, BATCH, config, Context(0, None))
+  nll = -np.take_along_axis(log_p, BATCH['targets'][..., None], axis=2)[..., 0]
+  assert 1 < masked.sum() < LENGTHS.sum()
+  np.testing.assert_allclose(terms['ce'].total, nll[masked].sum(), rtol=1e-5)
+  assert terms['ce'].weight == masked.sum()
+  np.testing.assert_allclose(terms['length'].total, -length_log_p[0, 6] - length_log_p[1, 1], rtol=1e-5)
+  assert terms['length'].weight == LENGTHS.sum() and terms['length'].factor == 1
+  right = (length_log_p.argmax(axis=1) == LENGTHS)[:2].sum()
+  assert terms['length_accuracy'][:2] == (right, 2) and terms['length_accuracy'].factor is None
+  allowed = np.delete(log_p, [MODEL.pad_id, MODEL.mask_id], axis=2)
+  np.testing.assert_allclose(terms['max_probability'].total, np.exp(allowed.max(axis=2))[masked].sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize('model', [MODEL.replace(kind='nat'), COPY], ids=['mask', 'copy'])
+def test_without_known_tokens_every_target_has_a_loss(model):
+  params = params_of(model)
+  log_p, _ = log_p_of(params, model)
+  terms = parallel_loss.parallel_terms(params, BATCH, made(model), Context(0, None))
+  nll = -np.take_along_axis(log_p, BATCH['targets'][..., None], axis=2)[..., 0]
+  np.testing.assert_allclose(terms['ce'].total, (nll * BATCH['mask']).sum(), rtol=1e-5)
+  assert terms['ce'].weight == LENGTHS.sum()
+
+
+def test_training_smooths_and_draws_other_masks_in_every_step():
+  config, params = made(), params_of(MODEL)
+  loss = jax.jit(lambda key: parallel_loss.parallel_terms(params, BATCH, config, Context(0, key))['ce'])
+  found = [loss(jax.random.key(seed)) for seed in (1, 1, 2, 3)]
+  assert found[0] == found[1] and len({float(term.total) for term in found}) > 1
+  plain = made(label_smoothing=0.0)
+  unsmoothed = parallel_loss.parallel_terms(params, BATCH, plain, Context(0, jax.random.key(1)))
+  assert unsmoothed['ce'].total != found[0].total and unsmoothed['ce'].weight == found[0].weight
+  assert set(unsmoothed) == {'ce', 'length'}
