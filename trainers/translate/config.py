@@ -144,7 +144,7 @@ class TranslateConfig(TrainConfig):
   decoder with model.nat.upsampling."""
   oaxe: OrderConfig = OrderConfig()
   label_smoothing: float = 0.1
-  """Part of each training target that is shared out over the whole vocabulary (0: none). Evaluation does without."""
+  """Part of each training target that is shared out over the whole vocabulary (0: none). Evaluation and the loss ctc do without."""
 
   def __post_init__(self):
     super().__post_init__()

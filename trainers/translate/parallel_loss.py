@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from decoders.translation import mask_predict
+from decoders.translation.collapse import repeats, within
 from jaxlm.models import nat, seq2seq
 from trainers.step import Context, Term
 from trainers.translate.config import TranslateConfig
@@ -40,7 +42,6 @@ def parallel_terms(
   """
   c, key = config.model, context.key
   is_training = key is not None
-  smoothing = config.label_smoothing if is_training else 0.0
   # Every evaluation masks the same tokens.
   *keys, mask_key = jax.random.split(key, 3) if is_training else (None, None, jax.random.key(0))
   targets_BT, weights_BT = batch['targets'], batch['mask']
@@ -48,29 +49,50 @@ def parallel_terms(
   n_B = jnp.sum(weights_BT > 0, axis=1, dtype=jnp.int32)
   states_BSD, length_log_p_BN = nat.encode(params, c, batch['source'], source_lengths_B, keys[0])
   memory = seq2seq.memory(params, c, states_BSD, source_lengths_B)
-  if c.kind == 'cmlm' and config.loss == 'ce':
-    masked_BT = random_masks(mask_key, n_B, targets_BT.shape[1])
-    inputs, predicted_BT = jnp.where(masked_BT, c.mask_id, targets_BT), weights_BT * masked_BT
+  if c.nat.upsampling:
+    lengths_B, positions = c.nat.upsampling * source_lengths_B, c.nat.upsampling * batch['source'].shape[1]
   else:
-    inputs, predicted_BT = nat.unknown_targets(c, states_BSD, source_lengths_B, n_B, targets_BT.shape[1]), weights_BT
-  hidden_BTD = nat.hidden(params, c, inputs, n_B, memory, keys[1])
-  terms = {'ce': Term(*token_loss(params, c, hidden_BTD, targets_BT, predicted_BT, smoothing))}
-  terms['length'] = length_term(length_log_p_BN, n_B)
-  if not is_training:
-    terms |= metrics(params, config, hidden_BTD, predicted_BT, length_log_p_BN, n_B)
+    lengths_B, positions = n_B, targets_BT.shape[1]
+  if c.kind == 'cmlm' and config.loss == 'ce':
+    masked_BT = random_masks(mask_key, n_B, positions)
+    inputs, weights_BT = jnp.where(masked_BT, c.mask_id, targets_BT), weights_BT * masked_BT
+  else:
+    inputs = nat.unknown_targets(c, states_BSD, source_lengths_B, lengths_B, positions)
+  hidden_BTD = nat.hidden(params, c, inputs, lengths_B, memory, keys[1])
+  smoothing = config.label_smoothing if is_training else 0.0
+  if config.loss == 'ctc':
+    terms = ctc_terms(seq2seq.logits(params, c, hidden_BTD), lengths_B, targets_BT, weights_BT, c.mask_id)
+    weights_BT = (within(lengths_B, positions) & (n_B > 0)[:, None]).astype(jnp.float32)
+  else:
+    terms = {'ce': Term(*token_loss(params, c, hidden_BTD, targets_BT, weights_BT, smoothing))}
+  if length_log_p_BN is not None:
+    terms['length'] = length_term(length_log_p_BN, n_B)
+  if is_training:
+    return terms
+  _, log_p_BT = mask_predict.predict(params, c, hidden_BTD)
+  terms['max_probability'] = Term(jnp.sum(jnp.exp(log_p_BT) * weights_BT), jnp.sum(weights_BT), None)
+  if length_log_p_BN is not None:
+    right_B = (jnp.argmax(length_log_p_BN, axis=1) == n_B) & (n_B > 0)
+    terms['length_accuracy'] = Term(jnp.sum(right_B, dtype=jnp.float32), jnp.sum(n_B > 0, dtype=jnp.float32), None)
   return terms
+
+
+def ctc_terms(logits_BTV, lengths_B, targets_BT, mask_BT, blank: int) -> dict[str, Term]:
+  """Returns the loss of the sentences that have an alignment, and the share of those that have none, which is not trained on.
+
+  A target of n tokens, r of which are equal to the token before them, needs n + r of a sentence's `lengths_B` positions.
+  """
+  n_B = jnp.sum(mask_BT > 0, axis=1, dtype=jnp.int32)
+  fits_B = n_B + repeats(targets_BT, n_B).sum(axis=1) <= lengths_B
+  paddings = 1.0 - within(lengths_B, logits_BTV.shape[1]), 1.0 - (mask_BT > 0)
+  nll_B = optax.ctc_loss(logits_BTV, paddings[0], targets_BT, paddings[1], blank_id=blank)
+  used_B, exists_B = fits_B & (n_B > 0), jnp.sum(n_B > 0, dtype=jnp.float32)
+  weight = jnp.sum(jnp.where(used_B, n_B, 0), dtype=jnp.float32)
+  too_long = jnp.sum(~fits_B & (n_B > 0), dtype=jnp.float32)
+  return {'ctc': Term(jnp.sum(jnp.where(used_B, nll_B, 0.0)), weight), 'too_long': Term(too_long, exists_B, None)}
 
 
 def length_term(length_log_p_BN, n_B) -> Term:
   """Returns -log p(n | source), summed over the sentences that have a target, and the number of target tokens."""
   nll_B = -jnp.take_along_axis(length_log_p_BN, jnp.maximum(n_B, 1)[:, None], axis=1)[:, 0]
   return Term(jnp.sum(jnp.where(n_B > 0, nll_B, 0.0)), jnp.sum(n_B).astype(jnp.float32))
-
-
-def metrics(params, config: TranslateConfig, hidden_BTD, predicted_BT, length_log_p_BN, n_B) -> dict[str, Term]:
-  """Returns the mean probability of the likeliest token, and the share of sentences whose likeliest length is the target's."""
-  _, log_p_BT = mask_predict.predict(params, config.model, hidden_BTD)
-  found = {'max_probability': Term(jnp.sum(jnp.exp(log_p_BT) * predicted_BT), jnp.sum(predicted_BT), None)}
-  right_B = (jnp.argmax(length_log_p_BN, axis=1) == n_B) & (n_B > 0)
-  found['length_accuracy'] = Term(jnp.sum(right_B.astype(jnp.float32)), jnp.sum((n_B > 0).astype(jnp.float32)), None)
-  return found

@@ -1,6 +1,7 @@
 """The losses of models that predict all target tokens at once are their formulas."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -99,3 +100,31 @@ def test_training_smooths_and_draws_other_masks_in_every_step():
   unsmoothed = parallel_loss.parallel_terms(params, BATCH, plain, Context(0, jax.random.key(1)))
   assert unsmoothed['ce'].total != found[0].total and unsmoothed['ce'].weight == found[0].weight
   assert set(unsmoothed) == {'ce', 'length'}
+
+
+def test_ctc_sums_over_the_alignments_of_targets_that_have_one():
+  blank, logits = 3, jax.random.normal(jax.random.key(0), (4, 4, 4))
+  lengths, targets = jnp.array([4, 3, 3, 1]), jnp.array([[1, 2, 0], [1, 1, 0], [1, 1, 2], [0, 0, 0]])
+  n = [2, 2, 3, 0]  # The third needs four positions, and the last is a row that only fills the batch.
+  mask = jnp.arange(3)[None] < jnp.array(n)[:, None]
+  terms = parallel_loss.ctc_terms(logits, lengths, targets, mask.astype(jnp.float32), blank)
+  log_p, total = np.asarray(jax.nn.log_softmax(logits), np.float64), 0.0
+  for row in range(2):
+    p = 0.0
+    for alignment in itertools.product(range(4), repeat=int(lengths[row])):
+      if [a for a, _ in itertools.groupby(alignment) if a != blank] == targets[row, : n[row]].tolist():
+        p += np.exp(sum(log_p[row, i, a] for i, a in enumerate(alignment)))
+    total -= np.log(p)
+  np.testing.assert_allclose(terms['ctc'].total, total, rtol=1e-4)
+  assert terms['ctc'].weight == 4 and terms['too_long'] == (1, 3, None)
+
+
+def test_an_upsampled_decoder_is_trained_with_ctc_and_without_a_length():
+  model = MODEL.replace(kind='nat', nat=NatConfig(upsampling=3))
+  params, config = params_of(model), made(model, loss='ctc')
+  terms = parallel_loss.parallel_terms(params, BATCH, config, Context(0, None))
+  assert set(terms) == {'ctc', 'too_long', 'max_probability'} and terms['ctc'].weight == LENGTHS.sum()
+  assert terms['max_probability'].weight == 3 * (5 + 2)
+  loss = lambda params: parallel_loss.parallel_terms(params, BATCH, config, Context(0, jax.random.key(0)))['ctc'].total
+  gradient = jax.jit(jax.grad(loss))(params)
+  assert all(jnp.isfinite(g).all() and (g != 0).any() for g in jax.tree.leaves(gradient['decoder']['layer_0']['mlp']))
