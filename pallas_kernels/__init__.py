@@ -1,3 +1,4 @@
 """Pallas kernels. They run on TPU (Mosaic), on GPU (Pallas Triton) and on a CPU (interpreted)."""
 
+from pallas_kernels.assignment import linear_assignment as linear_assignment
 from pallas_kernels.attention import flash_attention as flash_attention

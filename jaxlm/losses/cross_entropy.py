@@ -68,12 +68,12 @@ def cross_entropy(
   Raises:
     ValueError: a label smoothing outside [0, 1).
   """
-  _check_smoothing(label_smoothing)
+  check_smoothing(label_smoothing)
   mask = jnp.ones(targets.shape, jnp.float32) if mask is None else jax.lax.stop_gradient(mask.astype(jnp.float32))
   return jnp.sum(_nll(logits, targets, label_smoothing) * mask), jnp.sum(mask)
 
 
-def _check_smoothing(label_smoothing: float) -> None:
+def check_smoothing(label_smoothing: float) -> None:
   if not 0 <= label_smoothing < 1:
     raise ValueError(f'{label_smoothing=} must be at least 0 and less than 1.')
 
@@ -176,7 +176,7 @@ def chunked_cross_entropy(
   Raises:
     ValueError: shapes that do not fit together, a negative chunk, or a label smoothing outside [0, 1).
   """
-  _check_smoothing(label_smoothing)
+  check_smoothing(label_smoothing)
   steps = _steps(hidden, output_matrix, targets, chunk)
   if steps is None:
     return cross_entropy(_logits(hidden, output_matrix, softcap), targets, mask, label_smoothing=label_smoothing)
