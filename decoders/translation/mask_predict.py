@@ -99,13 +99,15 @@ def masked_count(lengths, iteration, iterations):
 
 
 def predict(params, config: Seq2SeqConfig, hidden_RTD):
-  """Returns (the likeliest token of each position, its log-probability). Few logits are held at a time."""
-  never = (config.pad_id,) if config.nat.upsampling else (config.pad_id, config.mask_id)
+  """Returns (the likeliest token of each position but padding, its log-probability). Few logits are held at a time.
+
+  The mask may be predicted: for CTC it is the blank, for AXE the token that stands for nothing, and others have not learned it.
+  """
 
   def likeliest(hidden_ND):
     logits_NV = seq2seq.logits(params, config, hidden_ND)
     log_z_N = jax.nn.logsumexp(logits_NV, axis=-1)
-    allowed_NV = logits_NV.at[:, jnp.asarray(never)].set(-jnp.inf)
+    allowed_NV = logits_NV.at[:, config.pad_id].set(-jnp.inf)
     return jnp.argmax(allowed_NV, axis=-1).astype(jnp.int32), allowed_NV.max(axis=-1) - log_z_N
 
   R, T, D = hidden_RTD.shape
@@ -160,7 +162,8 @@ def _text(tokens_NT, lengths_N, config: Seq2SeqConfig, collapsed: Collapse) -> t
   fill = config.pad_id
   if collapsed == 'ctc':
     tokens_NT, lengths_N = collapse.collapse_ctc(tokens_NT, lengths_N, config.mask_id, fill)
-  tokens_NT, lengths_N = collapse.without(tokens_NT, lengths_N, (config.eos_id, config.pad_id), fill)
+  no_text = (config.eos_id, config.pad_id, config.mask_id)
+  tokens_NT, lengths_N = collapse.without(tokens_NT, lengths_N, no_text, fill)
   words_N, repeated_N = lengths_N, collapse.repeats(tokens_NT, lengths_N).sum(axis=1, dtype=jnp.int32)
   if collapsed == 'runs':
     tokens_NT, lengths_N = collapse.deduplicate(tokens_NT, lengths_N, fill)

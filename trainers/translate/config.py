@@ -94,7 +94,8 @@ class OrderConfig:
   """Losses that do not hold a model to one order of the target tokens."""
 
   pi: float = 0.0
-  """oaxe, ngram-oaxe: tokens whose probability after the assignment is less than this have no loss (0: all have one)."""
+  """oaxe, ngram-oaxe: tokens whose probability after the assignment is less than this have no loss (0: all have one). Evaluation
+  does without."""
   base: Literal['e', '2'] = 'e'
   """Logarithm in which pi is compared. e: with the probability itself. 2: as in the released code, which compares -log2(pi) with nats,
   so that the limit is pi ** 1.44."""
@@ -105,6 +106,8 @@ class OrderConfig:
   ngram_mode: Literal['window', 'block'] = 'window'
   """ngram-oaxe. window: overlapping n-grams are assigned, so that a position may have several targets. block: n-grams on a grid are
   assigned, and each token is used once."""
+  truncated: Literal['window', 'token'] = 'window'
+  """ngram-oaxe: what pi leaves out. window: all tokens of an n-gram, by their mean probability. token: single tokens."""
   skip_penalty: float = 1.0
   """axe: factor of the cost of a target token that no position predicts. More: fewer tokens are skipped."""
   joint: Literal['none', 'exponential', 'linear', 'step'] = 'none'
@@ -112,7 +115,7 @@ class OrderConfig:
   trained alone, from a model that was trained with cross-entropy (--start)."""
   joint_until: float = 0.5
   """joint: share of run.steps after which the weight of the cross-entropy is 0."""
-  joint_base: float = 1.001
+  joint_base: float = 1.01
   """joint=exponential: base c of the weight 1 - c ** (step - joint_until * steps). Nearer to 1: a slower change."""
 
   def __post_init__(self):
@@ -127,8 +130,8 @@ class OrderConfig:
       )
     if self.joint_base <= 1:
       raise ConfigError(f'oaxe.joint_base={self.joint_base} must be above 1.')
-    if self.skip_penalty <= 0:
-      raise ConfigError(f'oaxe.skip_penalty={self.skip_penalty} must be above 0.')
+    if self.skip_penalty < 0:
+      raise ConfigError(f'oaxe.skip_penalty={self.skip_penalty} must not be negative.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +147,8 @@ class TranslateConfig(TrainConfig):
   decoder with model.nat.upsampling."""
   oaxe: OrderConfig = OrderConfig()
   label_smoothing: float = 0.1
-  """Part of each training target that is shared out over the whole vocabulary (0: none). Evaluation and the loss ctc do without."""
+  """Part of each training target that is shared out over the whole vocabulary (0: none). Evaluation and the losses axe and ctc do
+  without."""
 
   def __post_init__(self):
     super().__post_init__()

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from decoders.translation import mask_predict
 from decoders.translation.collapse import repeats, within
+from jaxlm import losses
 from jaxlm.models import nat, seq2seq
 from trainers.step import Context, Term
 from trainers.translate.config import TranslateConfig
+from trainers.translate.order_loss import order_terms
 from trainers.translate.task import token_loss
 
 if TYPE_CHECKING:
@@ -59,12 +60,14 @@ def parallel_terms(
   else:
     inputs = nat.unknown_targets(c, states_BSD, source_lengths_B, lengths_B, positions)
   hidden_BTD = nat.hidden(params, c, inputs, lengths_B, memory, keys[1])
-  smoothing = config.label_smoothing if is_training else 0.0
   if config.loss == 'ctc':
     terms = ctc_terms(seq2seq.logits(params, c, hidden_BTD), lengths_B, targets_BT, weights_BT, c.mask_id)
     weights_BT = (within(lengths_B, positions) & (n_B > 0)[:, None]).astype(jnp.float32)
-  else:
+  elif config.loss == 'ce':
+    smoothing = config.label_smoothing if is_training else 0.0
     terms = {'ce': Term(*token_loss(params, c, hidden_BTD, targets_BT, weights_BT, smoothing))}
+  else:
+    terms = order_terms(params, config, hidden_BTD, targets_BT, weights_BT, context.step, is_training=is_training)
   if length_log_p_BN is not None:
     terms['length'] = length_term(length_log_p_BN, n_B)
   if is_training:
@@ -84,12 +87,10 @@ def ctc_terms(logits_BTV, lengths_B, targets_BT, mask_BT, blank: int) -> dict[st
   """
   n_B = jnp.sum(mask_BT > 0, axis=1, dtype=jnp.int32)
   fits_B = n_B + repeats(targets_BT, n_B).sum(axis=1) <= lengths_B
-  paddings = 1.0 - within(lengths_B, logits_BTV.shape[1]), 1.0 - (mask_BT > 0)
-  nll_B = optax.ctc_loss(logits_BTV, paddings[0], targets_BT, paddings[1], blank_id=blank)
-  used_B, exists_B = fits_B & (n_B > 0), jnp.sum(n_B > 0, dtype=jnp.float32)
-  weight = jnp.sum(jnp.where(used_B, n_B, 0), dtype=jnp.float32)
-  too_long = jnp.sum(~fits_B & (n_B > 0), dtype=jnp.float32)
-  return {'ctc': Term(jnp.sum(jnp.where(used_B, nll_B, 0.0)), weight), 'too_long': Term(too_long, exists_B, None)}
+  prediction_mask = within(lengths_B, logits_BTV.shape[1])
+  found = losses.ctc(logits_BTV, targets_BT, mask_BT * fits_B[:, None], blank_id=blank, prediction_mask=prediction_mask)
+  too_long, sentences = jnp.sum(~fits_B & (n_B > 0)), jnp.sum(n_B > 0)
+  return {'ctc': Term(*found), 'too_long': Term(too_long.astype(jnp.float32), sentences.astype(jnp.float32), None)}
 
 
 def length_term(length_log_p_BN, n_B) -> Term:

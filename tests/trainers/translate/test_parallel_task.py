@@ -55,6 +55,17 @@ def test_the_run_loads_and_translates(learned):
     assert sum(text == target for text, (_, target) in zip(texts, pairs)) > 0.8 * len(pairs)
 
 
+@pytest.mark.parametrize('name', ['oaxe', 'ngram-oaxe'])
+def test_a_run_goes_on_with_another_loss_from_where_cross_entropy_ended(learned, tmp_path, name):
+  flags = '--start', str(learned), '--loss', name, '--oaxe.pi', '0.15', '--run.steps', '2', '--run.eval-every', '2'
+  translate.main(run(learned.parent, tmp_path / 'run', *flags, '--optimizer.learning-rate', '1e-5'))
+  before, (first, *_, last) = metrics.read(learned)[-1], metrics.read(tmp_path / 'run')
+  assert first[name] < 1.5 and first['tokens'] > 2 * metrics.read(learned)[0]['tokens'] / 2
+  assert last[f'valid/{name}'] < last['valid/ce'] + 1e-4 and last['valid/length_accuracy'] > 0.95
+  assert last['valid/displacement'] < 1 and 0 < last['valid/truncated'] < 0.5
+  assert last['valid/length'] == pytest.approx(before['valid/length'], rel=0.1)
+
+
 def test_a_resumed_run_is_bit_identical(text, tmp_path, monkeypatch):
   whole = jax.device_get(translate.main(run(text, tmp_path / 'whole')))
   interrupt_at(monkeypatch, 5)
@@ -87,7 +98,7 @@ def test_settings_of_another_kind_are_refused(text, tmp_path):
     (dict(ngram=0), 'oaxe.ngram=0 must be at least 1'),
     (dict(joint_until=0.0), 'oaxe.joint_until=0.0 must be above 0'),
     (dict(joint_base=1.0), 'oaxe.joint_base=1.0 must be above 1'),
-    (dict(skip_penalty=0.0), 'oaxe.skip_penalty=0.0 must be above 0'),
+    (dict(skip_penalty=-1.0), 'oaxe.skip_penalty=-1.0 must not be negative'),
   ):
     with pytest.raises(ConfigError, match=message):
       OrderConfig(**changes)
