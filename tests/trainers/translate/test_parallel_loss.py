@@ -1,6 +1,7 @@
 """The losses of models that predict all target tokens at once are their formulas."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -41,14 +42,25 @@ def params_of(model):
   return jax.jit(nat.init_params, static_argnums=0)(model, jax.random.key(0))
 
 
-def log_p_of(params, model, inputs=None):
-  """Returns the log-probabilities (of tokens, of lengths), with all target tokens unknown unless `inputs` says otherwise."""
+@functools.partial(jax.jit, static_argnums=1)
+def _log_p(params, model, inputs):
   states, length_log_p = nat.encode(params, model, BATCH['source'], jnp.asarray(SOURCE_LENGTHS))
   memory = seq2seq.memory(params, model, states, jnp.asarray(SOURCE_LENGTHS))
   if inputs is None:
     inputs = nat.unknown_targets(model, states, jnp.asarray(SOURCE_LENGTHS), jnp.asarray(LENGTHS), T)
   hidden = nat.hidden(params, model, inputs, jnp.asarray(LENGTHS), memory)
-  return np.asarray(jax.nn.log_softmax(seq2seq.logits(params, model, hidden))), np.asarray(length_log_p)
+  return jax.nn.log_softmax(seq2seq.logits(params, model, hidden)), length_log_p
+
+
+def log_p_of(params, model, inputs=None):
+  """Returns the log-probabilities (of tokens, of lengths), with all target tokens unknown unless `inputs` says otherwise."""
+  return tuple(map(np.asarray, _log_p(params, model, inputs)))
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def terms_of(params, config, step=0, key=None):
+  """Returns the terms of the loss of BATCH; without a key those of evaluation."""
+  return parallel_loss.parallel_terms(params, BATCH, config, Context(step, key))
 
 
 def test_masks_are_of_every_number_and_at_every_place():
@@ -69,7 +81,7 @@ def test_masked_tokens_alone_have_a_loss_and_see_the_others():
   config, params = made(), params_of(MODEL)
   masked = np.asarray(parallel_loss.random_masks(jax.random.key(0), jnp.asarray(LENGTHS), T))
   log_p, length_log_p = log_p_of(params, MODEL, jnp.where(masked, MODEL.mask_id, BATCH['targets']))
-  terms = parallel_loss.parallel_terms(params, BATCH, config, Context(0, None))
+  terms = terms_of(params, config)
   nll = -np.take_along_axis(log_p, BATCH['targets'][..., None], axis=2)[..., 0]
   assert 1 < masked.sum() < LENGTHS.sum()
   np.testing.assert_allclose(terms['ce'].total, nll[masked].sum(), rtol=1e-5)
@@ -86,7 +98,7 @@ def test_masked_tokens_alone_have_a_loss_and_see_the_others():
 def test_without_known_tokens_every_target_has_a_loss(model):
   params = params_of(model)
   log_p, _ = log_p_of(params, model)
-  terms = parallel_loss.parallel_terms(params, BATCH, made(model), Context(0, None))
+  terms = terms_of(params, made(model))
   nll = -np.take_along_axis(log_p, BATCH['targets'][..., None], axis=2)[..., 0]
   np.testing.assert_allclose(terms['ce'].total, (nll * BATCH['mask']).sum(), rtol=1e-5)
   assert terms['ce'].weight == LENGTHS.sum()
@@ -94,11 +106,11 @@ def test_without_known_tokens_every_target_has_a_loss(model):
 
 def test_training_smooths_and_draws_other_masks_in_every_step():
   config, params = made(), params_of(MODEL)
-  loss = jax.jit(lambda key: parallel_loss.parallel_terms(params, BATCH, config, Context(0, key))['ce'])
+  loss = lambda key: terms_of(params, config, key=key)['ce']
   found = [loss(jax.random.key(seed)) for seed in (1, 1, 2, 3)]
   assert found[0] == found[1] and len({float(term.total) for term in found}) > 1
   plain = made(label_smoothing=0.0)
-  unsmoothed = parallel_loss.parallel_terms(params, BATCH, plain, Context(0, jax.random.key(1)))
+  unsmoothed = terms_of(params, plain, key=jax.random.key(1))
   assert unsmoothed['ce'].total != found[0].total and unsmoothed['ce'].weight == found[0].weight
   assert set(unsmoothed) == {'ce', 'length'}
 
@@ -108,7 +120,7 @@ def test_ctc_sums_over_the_alignments_of_targets_that_have_one():
   lengths, targets = jnp.array([4, 3, 3, 1]), jnp.array([[1, 2, 0], [1, 1, 0], [1, 1, 2], [0, 0, 0]])
   n = [2, 2, 3, 0]  # The third needs four positions, and the last is a row that only fills the batch.
   mask = jnp.arange(3)[None] < jnp.array(n)[:, None]
-  terms = parallel_loss.ctc_terms(logits, lengths, targets, mask.astype(jnp.float32), blank)
+  terms = jax.jit(parallel_loss.ctc_terms, static_argnums=4)(logits, lengths, targets, mask.astype(jnp.float32), blank)
   log_p, total = np.asarray(jax.nn.log_softmax(logits), np.float64), 0.0
   for row in range(2):
     p = 0.0
@@ -123,10 +135,10 @@ def test_ctc_sums_over_the_alignments_of_targets_that_have_one():
 def test_an_upsampled_decoder_is_trained_with_ctc_and_without_a_length():
   model = MODEL.replace(kind='nat', nat=NatConfig(upsampling=3))
   params, config = params_of(model), made(model, loss='ctc')
-  terms = parallel_loss.parallel_terms(params, BATCH, config, Context(0, None))
+  terms = terms_of(params, config)
   assert set(terms) == {'ctc', 'too_long', 'max_probability'} and terms['ctc'].weight == LENGTHS.sum()
   assert terms['max_probability'].weight == 3 * (5 + 2)
-  loss = lambda params: parallel_loss.parallel_terms(params, BATCH, config, Context(0, jax.random.key(0)))['ctc'].total
+  loss = lambda params: terms_of(params, config, key=jax.random.key(0))['ctc'].total
   gradient = jax.jit(jax.grad(loss))(params)
   assert all(jnp.isfinite(g).all() and (g != 0).any() for g in jax.tree.leaves(gradient['decoder']['layer_0']['mlp']))
 

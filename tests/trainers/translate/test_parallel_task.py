@@ -10,9 +10,9 @@ import decoders
 import jaxlm
 from jaxlm.seq2seq_config import NatConfig
 from tests.trainers.test_loop import interrupt_at, logged
-from tests.trainers.translate.test_train import MODEL, config, written_pairs
+from tests.trainers.translate.test_train import MESH, MODEL, config, written_pairs
 from trainers import metrics, translate
-from trainers.config import ConfigError
+from trainers.config import ConfigError, MeshConfig
 from trainers.translate.config import OrderConfig
 
 CMLM = MODEL.replace(kind='cmlm')
@@ -55,14 +55,16 @@ def test_the_run_loads_and_translates(learned):
     assert sum(text == target for text, (_, target) in zip(texts, pairs)) > 0.8 * len(pairs)
 
 
-@pytest.mark.parametrize('name', ['oaxe', 'ngram-oaxe'])
-def test_a_run_goes_on_with_another_loss_from_where_cross_entropy_ended(learned, tmp_path, name):
-  flags = '--start', str(learned), '--loss', name, '--oaxe.pi', '0.15', '--run.steps', '2', '--run.eval-every', '2'
-  translate.main(run(learned.parent, tmp_path / 'run', *flags, '--optimizer.learning-rate', '1e-5'))
+@pytest.mark.parametrize(
+  'name, mesh', [('oaxe', MeshConfig()), ('ngram-oaxe', MESH)], ids=['oaxe, pmap', 'ngram-oaxe, mesh']
+)
+def test_a_run_goes_on_with_another_loss_from_where_cross_entropy_ended(learned, tmp_path, name, mesh):
+  flags = '--start', str(learned), '--run.steps', '2', '--run.eval-every', '2', '--optimizer.learning-rate', '1e-5'
+  translate.main(run(learned.parent, tmp_path / 'run', *flags, loss=name, oaxe=OrderConfig(pi=0.15), mesh=mesh))
   before, (first, *_, last) = metrics.read(learned)[-1], metrics.read(tmp_path / 'run')
-  assert first[name] < 1.5 and first['tokens'] > 2 * metrics.read(learned)[0]['tokens'] / 2
+  assert first[name] < 1.5
   assert last[f'valid/{name}'] < last['valid/ce'] + 1e-4 and last['valid/length_accuracy'] > 0.95
-  assert last['valid/displacement'] < 1 and 0 < last['valid/truncated'] < 0.5
+  assert last['valid/displacement'] < 0.1 and last['valid/truncated'] < 0.1  # This language has one order.
   assert last['valid/length'] == pytest.approx(before['valid/length'], rel=0.1)
 
 
