@@ -1,8 +1,11 @@
 """The losses of models that predict all target tokens at once (kinds nat and cmlm), as named sums.
 
-ce          -sum log p_t(y_t | masks); of a model of kind cmlm over the masked tokens alone, of which there are 1 ... n - 1 at random
-            places (https://arxiv.org/abs/1904.09324)
-length      -sum over sentences of log p(n | source), divided by the number of target tokens
+  ce       -sum_t log p_t(y_t | masks)
+  ctc      -log of the sum over alignments a that collapse to the target of prod_i p_i(a_i)
+  length   -log p(n | source), summed over sentences and divided by the number of target tokens
+
+The loss ce of a model of kind cmlm is on the masked tokens alone, which are 1 ... n - 1 of n at random places
+(https://arxiv.org/abs/1904.09324). All other losses mask the whole target; axe, oaxe and ngram-oaxe are in `order_loss`.
 """
 
 from __future__ import annotations

@@ -40,8 +40,9 @@ GRAMMAR = TranslateConfig(
 
 
 def _small(kind: str, **changes) -> TranslateConfig:
-  """The small setting for a model that predicts all tokens at once."""
-  return dataclasses.replace(GRAMMAR, model=GRAMMAR.model.replace(kind=kind), **changes)
+  """The small setting for a model that predicts all tokens at once, which learns more slowly."""
+  run = RunConfig(steps=4000, eval_every=1000, save_every=1000)
+  return dataclasses.replace(GRAMMAR, model=GRAMMAR.model.replace(kind=kind), **{'run': run} | changes)
 
 
 def _cmlm(dropout: float, *, tokens: int, steps: int, rate: float, warmup_steps: int, **changes) -> TranslateConfig:
@@ -93,7 +94,7 @@ PRESETS = {
       loss='oaxe',
       oaxe=OrderConfig(pi=0.15),
       optimizer=_optimizer(3e-4, 50),
-      run=RunConfig(steps=600, eval_every=150, save_every=150),
+      run=RunConfig(steps=1500, eval_every=500, save_every=500),
     ),  # fmt: skip
   ),
   # Published: 8192 tokens on each of several devices, 300,000 updates.
