@@ -6,7 +6,7 @@ from typing import Any, Literal
 from jaxlm import config_fields
 from jaxlm.config import Activation, DropoutConfig, ModelConfig, check_choices
 
-MarkovMode = Literal['transparent', 'naive', 'split']
+MarkovMode = Literal['transparent', 'naive', 'split', 'unroll']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,10 @@ class Seq2SeqConfig:
   activation: Activation = 'relu'
   biases: bool = True
   """Every projection and the MLP have biases."""
-  position: Literal['sinusoidal', 'learned'] = 'sinusoidal'
-  """What is added to the embeddings for the position of a token."""
+  position: Literal['sinusoidal', 'learned', 'relative'] = 'sinusoidal'
+  """How the model knows the positions of tokens. sinusoidal, learned: something is added to the embeddings. relative: the decoder's
+  self-attention adds a learned number to its logits for each head and distance, as T5 does, and knows no absolute position; the
+  encoder adds sinusoids. A prediction of order k then depends on the last k tokens and the source, wherever the tokens stand."""
   embeddings: Literal['shared', 'tied', 'separate'] = 'shared'
   """shared: one matrix embeds source and target tokens and is the output layer. tied: the target's embedding is the output layer.
   separate: three matrices."""
@@ -80,7 +82,8 @@ class Seq2SeqConfig:
   markov_mode: MarkovMode = 'transparent'
   """How the order is kept. transparent: keys and values of all decoder layers are made of the embeddings, so the order is exact.
   naive: each layer sees the order's last tokens, so L layers together see L (order - 1) + 1. split: layers share the order
-  between them, which is exact as well."""
+  between them, which is exact as well. unroll: an ordinary decoder reads the last tokens anew for each prediction, which is
+  exact and the strongest, and takes `markov_order` times the time and memory."""
   dropout: DropoutConfig = DropoutConfig()
   init: Literal['sink', 'normal', 'xavier'] = 'xavier'
   """Distribution of new parameters; see `jaxlm.models.initializers`."""
@@ -98,8 +101,8 @@ class Seq2SeqConfig:
         raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
     if self.model_dim % self.num_heads:
       raise ValueError(f'{self.model_dim=} is not a multiple of {self.num_heads=}.')
-    if self.model_dim % 2 and self.position == 'sinusoidal':
-      raise ValueError(f"position='sinusoidal' needs an even width, not {self.model_dim=}.")
+    if self.model_dim % 2 and self.position != 'learned':
+      raise ValueError(f'{self.position=} adds sinusoids, which need an even width, not {self.model_dim=}.')
     if self.source_vocab_size < 0:
       raise ValueError(f'{self.source_vocab_size=} must not be negative.')
     if self.source_vocab_size not in (0, self.vocab_size) and self.embeddings == 'shared':
@@ -125,6 +128,11 @@ class Seq2SeqConfig:
     if self.is_parallel and self.markov_order:
       raise ValueError(
         f"{self.markov_order=} needs kind='autoregressive': {self.kind=} predicts all target tokens at once, without a history."
+      )
+    if self.is_parallel and self.position == 'relative':
+      raise ValueError(
+        f"{self.position=} needs kind='autoregressive': {self.kind=} predicts all target tokens from inputs that may all be alike, "
+        "such as masks, so its decoder has to know absolute positions. Use position='sinusoidal' or 'learned'."
       )
     if self.kind == 'cmlm' and self.nat != NatConfig():
       raise ValueError(f"{self.nat} needs kind='nat': the decoder of kind='cmlm' reads known tokens and masks.")
@@ -168,6 +176,11 @@ class Seq2SeqConfig:
     return self.markov_order > 0 and self.markov_mode == 'transparent'
 
   @property
+  def rereads(self) -> bool:
+    """Whether an ordinary decoder reads the last `markov_order` tokens anew for each prediction."""
+    return self.markov_order > 0 and self.markov_mode == 'unroll'
+
+  @property
   def encoder(self) -> ModelConfig:
     """The encoder's stack of layers."""
     return self._stack(self.encoder_layers, causal=False)
@@ -175,7 +188,8 @@ class Seq2SeqConfig:
   @property
   def decoder(self) -> ModelConfig:
     """The decoder's stack of layers, without cross-attention."""
-    return self._stack(self.decoder_layers, causal=not self.is_parallel, windows=self._windows())
+    position = 'relative_t5' if self.position == 'relative' else 'none'
+    return self._stack(self.decoder_layers, causal=not self.is_parallel, position=position, windows=self._windows())
 
   @property
   def cross(self) -> ModelConfig:
@@ -183,7 +197,7 @@ class Seq2SeqConfig:
     return self._stack(self.decoder_layers, causal=False)
 
   def _windows(self) -> tuple[int, ...]:
-    if not self.markov_order:
+    if not self.markov_order or self.rereads:
       return ()
     if self.markov_mode != 'split':
       return (self.markov_order,)
@@ -197,8 +211,8 @@ class Seq2SeqConfig:
       vocab_size=self.vocab_size, num_layers=layers, model_dim=self.model_dim, num_heads=self.num_heads,
       num_kv_heads=self.num_heads, head_dim=self.head_dim, mlp_dim=self.mlp_dim, max_length=self.max_length,
       norm=self.norm, norm_eps=self.norm_eps, norm_placement=self.norm_placement, activation=self.activation, gated_mlp=False,
-      position='none', qkv_bias=b, out_bias=b, mlp_bias=b, dropout=self.dropout, init=self.init, init_std=self.init_std,
-      dtype=self.dtype, remat=self.remat, **changes,
+      qkv_bias=b, out_bias=b, mlp_bias=b, dropout=self.dropout, init=self.init, init_std=self.init_std,
+      dtype=self.dtype, remat=self.remat, **{'position': 'none'} | changes,
     )  # fmt: skip
 
   def replace(self, **changes: Any) -> 'Seq2SeqConfig':

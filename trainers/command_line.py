@@ -12,12 +12,15 @@ from trainers.config import ConfigError, TrainConfig
 
 T = TypeVar('T', bound=TrainConfig)
 
+FROM_ANOTHER_RUN = {'--distill-from': 'distilled', '--start': 'continued'}
+"""Flags that name another run, which may lie in runs/PRESET -> end of the default run directory."""
+
 
 def parse(
   presets: Mapping[str, tuple[str, T]], default: str, *, prog: str, description: str, args: Sequence[str] | None = None
 ) -> T:
-  """Returns a preset's config with the flags applied. Without a flag, `run.directory` is runs/PRESET, or with --start
-  runs/PRESET-continued.
+  """Returns a preset's config with the flags applied. Without a flag, `run.directory` is runs/PRESET; a run that needs another run
+  has a directory of its own, see `FROM_ANOTHER_RUN`.
 
   Args:
     presets: name -> (description, config).
@@ -34,8 +37,8 @@ def parse(
     exit_with(str(errors.unknown('preset', name, presets)), code=2)
   config = presets[name][1]
   if config.run.directory is None:
-    # A run that starts from another run must not use that run's directory.
-    place = f'runs/{name}-continued' if any(a.split('=')[0] == '--start' for a in args) else f'runs/{name}'
+    given = {a.split('=')[0].replace('_', '-') for a in args}
+    place = next((f'runs/{name}-{end}' for flag, end in FROM_ANOTHER_RUN.items() if flag in given), f'runs/{name}')
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, directory=place))
   listing = '\n'.join(f'  {n:<12} {text}{" (default)" if n == default else ""}' for n, (text, _) in presets.items())
   if any(a in ('-h', '--help') for a in args):

@@ -6,6 +6,7 @@ collectives.
 
 from collections.abc import Callable
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -15,6 +16,10 @@ import numpy as np
 from jaxlm.models import sharding
 from trainers.config import ConfigError, DistributedConfig, MeshConfig
 from trainers.step import data_parallel
+
+LONGEST = 30 * 24 * 3600
+"""Seconds that other hosts wait for the first one. If its process ends before that, they end as well."""
+_actions = itertools.count()  # A name for each wait: all hosts wait equally often.
 
 
 def initialize(config: DistributedConfig) -> None:
@@ -45,7 +50,11 @@ def on_first_host(action: Callable[[], Any], error: type[Exception]) -> Any:
       raised = e
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
+    from orbax.checkpoint import multihost
 
+    # A collective of the devices gives up after half a minute on a CPU, and an action may take hours.
+    processes = set(range(jax.process_count()))
+    multihost.sync_global_processes(f'on_first_host_{next(_actions)}', timeout=LONGEST, processes=processes)
     failed = bool(multihost_utils.broadcast_one_to_all(np.asarray(raised is not None)))
     if failed and raised is None:
       raise error('Process 0 could not open the run; its message says why.')

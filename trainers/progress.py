@@ -10,14 +10,16 @@ from jaxlm import console
 class Progress:
   """A progress bar on a terminal; elsewhere a line every `every_seconds`. `say` prints a text above the bar.
 
-  If the terminal or pipe is closed, the run continues without output.
+  If the terminal or pipe is closed, the run continues without output. `bar`: False for `say` alone.
   """
 
-  def __init__(self, start: int, total: int, *, show: bool, unit: str = 'tokens', every_seconds: float = 5.0):
+  def __init__(
+    self, start: int, total: int, *, show: bool, unit: str = 'tokens', every_seconds: float = 5.0, bar: bool = True
+  ):
     self.unit, self.total, self.done, self.show, self.every_seconds = unit, total, start, show, every_seconds
     self._started, self._start, self._last = time.monotonic(), start, -math.inf
     self._bar = None
-    if show and sys.stderr is not None and sys.stderr.isatty():
+    if bar and show and sys.stderr is not None and sys.stderr.isatty():
       from tqdm import tqdm
 
       self._bar = tqdm(total=total, initial=start, unit='step', dynamic_ncols=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from decoders.beam.config import BeamConfig
 from decoders.beam.hypotheses import Hypotheses, Kept, Search, take
@@ -63,9 +64,10 @@ def search(
   def body(s: Search) -> Search:
     positions_BW = jnp.broadcast_to((positions + s.length)[:, None], (B, W))
     logits_RV, cache = step(context, s.last.reshape(-1), positions_BW.reshape(-1), s.cache)
-    log_p_BWV = jax.nn.log_softmax(logits_RV.astype(jnp.float32), axis=-1).reshape(B, W, -1)
+    log_p_RV, log_z_R = log_probabilities(computed_apart(logits_RV, s.length >= 0))
+    log_p_BWV = log_p_RV.reshape(B, W, -1)
     there_BW1 = s.scores[:, :, None] > -jnp.inf  # What is computed for other rows has no meaning.
-    finite_B = s.finite & (s.done | ~(there_BW1 & jnp.isnan(log_p_BWV)).any(axis=(1, 2)))
+    finite_B = s.finite & (s.done | ~(there_BW1[:, :, 0] & jnp.isnan(log_z_R.reshape(B, W))).any(axis=1))
     log_p_BWV = allowed(log_p_BWV, beams, s.length < min_new_tokens)
     total_BWV = jnp.where(there_BW1, s.scores[:, :, None] + log_p_BWV, -jnp.inf)
     V, C = total_BWV.shape[-1], (1 + len(beams.eos_ids)) * W
@@ -124,6 +126,26 @@ def search(
   return Hypotheses(s.kept.tokens, s.kept.lengths, s.kept.scores, s.length, s.recombined, s.finite)
 
 
+def computed_apart(logits_RV, true):
+  """Returns the logits. `true` is a condition that always holds and that XLA does not know.
+
+  XLA's CPU backend fuses the maximum over the ids into the product that makes the logits, which then takes twice as long for a
+  hundred rows. It does not fuse through a conditional. A single row is left alone: its step takes four times as long apart.
+  """
+  if len(logits_RV) == 1:
+    return logits_RV
+  apart = lambda logits_RV: jax.lax.cond(true, lambda x: x, jnp.zeros_like, logits_RV)
+  return jax.lax.platform_dependent(logits_RV, cpu=apart, default=lambda logits_RV: logits_RV)
+
+
+def log_probabilities(logits_RV):
+  """Returns (log_softmax of the logits, [R] log of the normaliser: NaN if a logit is NaN or inf, or all are -inf)."""
+  shifted_RV = logits_RV.astype(jnp.float32)
+  shifted_RV -= shifted_RV.max(axis=-1, keepdims=True)
+  log_z_R1 = jnp.log(jnp.exp(shifted_RV).sum(axis=-1, keepdims=True))
+  return shifted_RV - log_z_R1, log_z_R1[:, 0]
+
+
 def ends(ids, beams: BeamConfig):
   """Returns which ids end a hypothesis."""
   return jnp.isin(ids, jnp.asarray(beams.eos_ids, jnp.int32))
@@ -134,8 +156,8 @@ def allowed(log_p_BWV, beams: BeamConfig, goes_on):
 
   goes_on: whether hypotheses are too short to end.
   """
-  id_V = jnp.arange(log_p_BWV.shape[-1])
-  forbidden_V = jnp.isin(id_V, jnp.asarray(beams.forbidden, jnp.int32)) | (ends(id_V, beams) & goes_on)
+  id_V = np.arange(log_p_BWV.shape[-1])
+  forbidden_V = np.isin(id_V, beams.forbidden) | (np.isin(id_V, beams.eos_ids) & goes_on)
   return jnp.where(forbidden_V[None, None], -jnp.inf, log_p_BWV)
 
 

@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from decoders.translation.files import Blocks, as_lines
+from decoders.translation.loading import load_model
 from jaxlm import console
 from jaxlm.io.locks import exclusive
 
-BATCHES = 16
-"""Batches of a block: sources that are sorted by length, translated and written together."""
 SETTINGS = (
   'beam_size', 'length_penalty', 'max_new_tokens', 'num_return', 'early_stopping', 'recombine', 'length_beam', 'iterations', 'dedup',
 )  # fmt: skip
@@ -74,22 +73,9 @@ def main(config: TranslateConfig) -> None:
   if config.input is not None:
     translate_file(config)
     return
-  model = load_model(config)
+  model = load_model(config.model, config.dtype)
   texts = [line for text in config.text for line in (sys.stdin.read().splitlines() if text == '-' else [text])]
   translate_lines(config, model, [(f'Text {i}', text) for i, text in enumerate(texts, 1)], print_lines, len(texts))
-
-
-def load_model(config: TranslateConfig) -> Any:
-  """Returns the model. Raises as `jaxlm.load`, and ValueError if it is no encoder-decoder with a tokenizer."""
-  import jaxlm
-  from jaxlm.translation_model import Seq2SeqModel
-
-  model = jaxlm.load(config.model, dtype=config.dtype)
-  if not isinstance(model, Seq2SeqModel):
-    raise ValueError(f'{config.model} is no encoder-decoder but a {type(model).__name__}: it cannot translate.')
-  if model.tokenizer is None:
-    raise ValueError(f'{config.model} has no tokenizer, so it cannot read text.')
-  return model
 
 
 def translate_file(config: TranslateConfig) -> None:
@@ -104,7 +90,7 @@ def translate_file(config: TranslateConfig) -> None:
   if not total:
     raise ValueError(f'{config.input} is empty: expected a text on each line.')
   if config.output is None:
-    model = load_model(config)
+    model = load_model(config.model, config.dtype)
     check_lines(config, model)
     translate_lines(config, model, lines_of(config), print_lines, total)
     return
@@ -114,7 +100,7 @@ def translate_file(config: TranslateConfig) -> None:
   busy = ValueError(f'{config.output} is being written by another process: wait for it, or name another file.')
   with exclusive(f'{config.output}.lock', busy):
     blocks = Blocks(Path(config.output), facts, config.num_return)
-    model = load_model(config)
+    model = load_model(config.model, config.dtype)
     check_lines(config, model)
     rest = itertools.islice(lines_of(config), blocks.done, None)
     translate_lines(config, model, rest, blocks.write, total, blocks.done)
@@ -153,24 +139,14 @@ def translate_lines(
     write: appends lines to the output.
     total, done: sources in all, and those that an earlier run has translated.
   """
-  import tqdm
+  from decoders.translation import blocks, sources
 
-  import decoders
-  from decoders.translation import sources
-
-  lines, run = iter(lines), {}
-  with tqdm.tqdm(desc='translating', unit=' texts', total=total, initial=done, disable=None) as bar:
-    while block := list(itertools.islice(lines, BATCHES * config.batch_size)):
-      texts = [(name, text) for name, text in block if text.strip()]
-      found = iter(())
-      if texts:
-        ids = sources.encode(model, [text for _, text in texts], [name for name, _ in texts])
-        out = decoders.translate(
-          model, [row[:-1] for row in ids], batch_size=config.batch_size, progress=bar.update, **settings_of(config)
-        )
-        found, run = iter(out.text), totals(run, out.stats)
-      write([next(found) if text.strip() else '' for _, text in block for _ in range(config.num_return)])
-      bar.update(len(block) - len(texts))
+  blank = [''] * config.num_return
+  ids = (sources.encode(model, [text], [name])[0][:-1] if text.strip() else None for name, text in lines)
+  write_block = lambda found: write([line for texts in found for line in (blank if texts is None else texts)])
+  run = blocks.translate_blocks(
+    model, ids, write_block, total=total, done=done, batch_size=config.batch_size, **settings_of(config)
+  )
   if config.stats and run:
     print(summary(run), file=sys.stderr)
 
@@ -179,13 +155,6 @@ def settings_of(config: TranslateConfig) -> dict[str, Any]:
   """Returns the arguments of `decoders.translate` that are flags of the same meaning."""
   early = {'never': 'never', 'false': False, 'true': True}[config.early_stopping]
   return {name: getattr(config, name) for name in SETTINGS} | {'early_stopping': early}
-
-
-def totals(run: dict[str, Any], block: dict[str, Any]) -> dict[str, Any]:
-  """Returns the stats of a run with one more block: bytes are the largest, all else is summed."""
-  return {
-    name: max(n, run.get(name, 0)) if name.endswith('_bytes') else n + run.get(name, 0) for name, n in block.items()
-  }
 
 
 def summary(stats: dict[str, Any]) -> str:

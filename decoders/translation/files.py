@@ -19,6 +19,33 @@ def as_lines(texts: Sequence[str]) -> str:
   return ''.join(' '.join(text.splitlines()) + '\n' for text in texts)
 
 
+def note_of(output: Path) -> Path:
+  """Returns the path of the note that lies beside an unfinished output."""
+  return output.with_name(f'{output.name}.unfinished.json')
+
+
+def check_facts(note: Path, facts: dict[str, Any], otherwise: str, fix: str) -> dict[str, Any]:
+  """Returns what a note says, a JSON object that has the same `facts`, and may have more.
+
+  Args:
+    otherwise: beginning of the message if a fact differs: what the output is then.
+    fix: end of each message.
+
+  Raises:
+    ValueError: the note is damaged, or a fact differs; the message has both values.
+    OSError: it cannot be read.
+  """
+  try:
+    there = json.loads(note.read_text(encoding='utf-8'))
+    different = [name for name in facts if there[name] != facts[name]]
+  except (ValueError, TypeError, KeyError) as e:
+    raise ValueError(f'{note} is damaged, so what lies beside it is not known. {fix}.') from e
+  if different:
+    name = different[0]
+    raise ValueError(f'{otherwise}: its {name} is {shown(there[name])}, and here it is {shown(facts[name])}. {fix}.')
+  return there
+
+
 class Blocks:
   """Writes the lines of an output, `per_source` for each source.
 
@@ -34,11 +61,12 @@ class Blocks:
       OSError: it cannot be read.
     """
     self.output, self.facts, self.per_source = output, facts, per_source
-    self.note = output.with_name(f'{output.name}.unfinished.json')
+    self.note = note_of(output)
     self.done = self._size = 0
     self._begun = False
     if self.note.exists():
-      self._check_note()
+      fix = f'Go on with the settings of the first run, or remove {self.output} and {self.note}'
+      check_facts(self.note, facts, f'{output} is the unfinished output of another run', fix)
     elif output.exists():
       raise ValueError(
         f'{output} is there already, and is not the unfinished output of this command: name another file, or remove it.'
@@ -70,20 +98,6 @@ class Blocks:
     with open(self.output, 'ab') as file:
       file.truncate(self._size)
     self._begun = True
-
-  def _check_note(self) -> None:
-    fix = f'Go on with the settings of the first run, or remove {self.output} and {self.note}'
-    try:
-      there = json.loads(self.note.read_text(encoding='utf-8'))
-      different = [name for name in self.facts if there[name] != self.facts[name]]
-    except (ValueError, TypeError, KeyError) as e:
-      raise ValueError(f'{self.note} is damaged, so what {self.output} is made of is not known. {fix}.') from e
-    if different:
-      name = different[0]
-      raise ValueError(
-        f'{self.output} is the unfinished output of another run: its {name} is {shown(there[name])}, and here it is '
-        f'{shown(self.facts[name])}. {fix}.'
-      )
 
   def _complete(self) -> tuple[int, int]:
     """Returns (sources of which all lines are there, the bytes of these lines)."""

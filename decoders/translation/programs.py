@@ -30,17 +30,21 @@ class DecoderStep:
     return seq2seq.logits(params, self.config, hidden_R1D[:, 0]), cache
 
 
-def empty_cache(config: Seq2SeqConfig, rows: int, room: int) -> Any:
-  """Returns an empty cache whose structure stays the same from the first token on, as the carry of a loop needs it."""
-  cache = seq2seq.empty_cache(config, rows, room)
+def empty_cache(config: Seq2SeqConfig, sources: int, room: int, width: int = 1) -> Any:
+  """Returns an empty cache for `width` rows of each source. Its structure stays the same from the first token on, as the carry of a
+  loop needs it."""
+  if width > 1 and not config.markov_order:
+    return caches.Beams.create(config.decoder, sources, width, room)
+  # The rings of a Markov model are so small that beams which change places may copy them.
+  cache = seq2seq.empty_cache(config, sources * width, room)
   if isinstance(cache, caches.FullCache):
     return cache.replace(empty=(False,) * len(cache.empty))
   return cache
 
 
-def state_bytes(config: Seq2SeqConfig, rows: int, room: int) -> int:
+def state_bytes(config: Seq2SeqConfig, sources: int, room: int, width: int = 1) -> int:
   """Returns the bytes of the decoder's own cache."""
-  shapes = jax.eval_shape(lambda: empty_cache(config, rows, room))
+  shapes = jax.eval_shape(lambda: empty_cache(config, sources, room, width))
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
@@ -56,7 +60,7 @@ def beam(
 ) -> Hypotheses:
   """Returns the best hypotheses of each source; see `decoders.beam.search.search`."""
   B = len(limits_B)
-  cache = empty_cache(config, B * beams.width, room)
+  cache = empty_cache(config, B, room, beams.width)
   return search(
     DecoderStep(config), (params, caches.Shared(memory, beams.width)), cache, jnp.full((B,), config.start_id),
     jnp.zeros(B, jnp.int32), limits_B, length_penalty, beams=beams, max_new_tokens=room, min_new_tokens=min_new_tokens,

@@ -105,8 +105,8 @@ def translate(
   if recombine and not c.is_markov:
     raise ValueError(
       'recombine=True needs a model that predicts a token from exactly its last k tokens (markov_order=k with '
-      f"markov_mode='transparent' or 'split'). This one has {c.markov_order=} and {c.markov_mode=}, so that hypotheses with the "
-      'same last tokens have different futures: leave recombine off.'
+      f"markov_mode='transparent', 'split' or 'unroll'). This one has {c.markov_order=} and {c.markov_mode=}, so that "
+      'hypotheses with the same last tokens have different futures: leave recombine off.'
     )
   check_early_stopping(early_stopping)
   ids = source_lib.encode(model, sources)
@@ -139,7 +139,7 @@ def translate(
     check_finite(model, batch.rows, np.asarray(found.finite)[:n])
     steps += int(found.steps)
     recombined += int(found.recombined[:n].sum())
-    state_bytes = max(state_bytes, programs.state_bytes(c, B * beam_size, room))
+    state_bytes = max(state_bytes, programs.state_bytes(c, B, room, beam_size))
     memory_bytes = max(memory_bytes, memory.nbytes)
     lengths[batch.rows] = found.lengths[:n, :num_return]
     scores[batch.rows] = found.scores[:n, :num_return]

@@ -52,6 +52,10 @@ def by_key_head(q: Float[Array, 'B T N H'], num_kv_heads: int) -> Float[Array, '
   return q.reshape(B, T, num_kv_heads, G, H).transpose(0, 2, 3, 1, 4).reshape(B, num_kv_heads, G * T, H)
 
 
+def heads_first(x_BTKH):
+  return x_BTKH.transpose(0, 2, 1, 3)
+
+
 def dot(q_BKRH, k_BKSH):
   return jnp.einsum('BKRH,BKSH->BKRS', q_BKRH, k_BKSH, preferred_element_type=jnp.float32)
 

@@ -8,7 +8,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from jaxlm.attention import flash
+from jaxlm.attention import banded, flash
 from jaxlm.attention.attend import attend, dot
 from jaxlm.attention.rule import AttentionRule
 from jaxlm.caches import sizes
@@ -38,6 +38,8 @@ class Sequence:
       mask_BTS = jnp.pad(same_segment(segments_BT), ((0, 0), (before, 0), (before, 0)), constant_values=True)
     elif flash.is_default(rule, q):
       return flash.attend(q, k, v, rule, segments=segments_BT), self
+    elif rule.window is not None:
+      return banded.attend(q, k, v, rule, segments_BT), self
     else:
       mask_BTS = None if segments_BT is None else same_segment(segments_BT)
     index_1T = jnp.arange(q.shape[1])[None]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.attention.attend import dot
+from jaxlm.attention.attend import heads_first as heads_first
 from jaxlm.caches.kivi import (
   FEW_TOGETHER,
   Quantized,
@@ -16,10 +17,6 @@ from jaxlm.caches.kivi import (
   score_codes,
   score_quantized,
 )  # fmt: skip
-
-
-def heads_first(x_BTKH):
-  return x_BTKH.transpose(0, 2, 1, 3)
 
 
 def score_rows(q_BKRH, keys, rows_B=None):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
 import hashlib
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -47,12 +47,14 @@ class _Bucketed:
 
   corpus: PairCorpus
   shapes: tuple[Shape, ...]
+  what: ClassVar[str] = 'pairs'
+  """Name of the pairs in messages."""
 
   def __post_init__(self):
     if not sum(map(len, self.members)):
       longest = self.shapes[-1]
       raise errors.DataError(
-        f'None of the {len(self.corpus)} pairs fits into {longest.S} source and {longest.T} target tokens: raise max_length.'
+        f'None of the {len(self.corpus)} {self.what} fits into {longest.S} source and {longest.T} target tokens: raise max_length.'
       )
 
   @property
@@ -204,6 +206,7 @@ class PairEvalBatches(_Bucketed):
   """Each pair once, the short ones first, in the same order every time; only the last batch may have rows of weight 0."""
 
   max_batches: int | None = None
+  what: ClassVar[str] = 'held-out pairs'
 
   @functools.cached_property
   def members(self) -> list[np.ndarray]:

@@ -48,32 +48,41 @@ class Pairs:
     languages: names of the source and of the target language.
     read: starts a new pass over all pairs, the empty ones too.
     facts: says what the content depends on (paths, sizes, times), without reading it.
+    hint: end of the message if there is no pair, with a space before it.
   """
 
   name: str
   languages: tuple[str, str]
   read: Callable[[], Iterator[tuple[str, str]]]
   facts: Callable[[], Any]
+  hint: str = ''
 
   def __iter__(self) -> Iterator[tuple[str, str]]:
     """Yields (source, target) without spaces around them. Raises DataError, also where no pair is left."""
-    nothing = True
+    kept = total = 0
     for pair in self.read():
+      total += 1
       source, target = pair[0].strip(), pair[1].strip()
       if source and target:
-        nothing = False
+        kept += 1
         yield source, target
-    if nothing:
-      raise errors.DataError(f'{self.name!r} holds no sentence pair with text on both sides.')
+    self.__dict__['counts'] = Counts(kept, total - kept)  # Where a cached property keeps its value.
+    if not kept:
+      raise errors.DataError(f'{self.name!r} holds no sentence pair with text on both sides.{self.hint}')
 
   @functools.cached_property
   def counts(self) -> Counts:
-    """Counts of one pass, made when first asked for."""
+    """Counts of the last complete pass; without one before, a pass is made for them."""
     kept = total = 0
     for source, target in self.read():
       total += 1
       kept += bool(source.strip() and target.strip())
     return Counts(kept, total - kept)
+
+  @property
+  def known_counts(self) -> Counts | None:
+    """Counts of the last complete pass, or None if there was none; nothing is read."""
+    return self.__dict__.get('counts')
 
   def side(self, index: int) -> Source:
     """Returns the sources (0) or the targets (1) as documents, in the order of the pairs."""
@@ -214,16 +223,18 @@ def split(pairs: Pairs, valid_fraction: float) -> tuple[Pairs, Pairs]:
   if not 0 < valid_fraction < 1:
     raise ValueError(f'{valid_fraction=} must lie between 0 and 1.')
 
-  def part(label: str, wanted: bool) -> Pairs:
+  def part(label: str, wanted: bool, hint: str = '') -> Pairs:
     held_out = lambda source: pair_splits.share(pair_splits.near_key(source)) < valid_fraction
     return Pairs(
       f'{pairs.name} ({label})',
       pairs.languages,
       lambda: (pair for pair in pairs.read() if held_out(pair[0]) == wanted),
       lambda: [pairs.facts(), label, valid_fraction],
+      hint,
     )
 
-  return part('train', False), part('valid', True)
+  hint = ' Pairs are held out by a hash of their source, and none of these is: name other pairs to hold out, or a larger part.'
+  return part('train', False), part('valid', True, hint)
 
 
 def train_and_valid(

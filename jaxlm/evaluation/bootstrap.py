@@ -3,18 +3,20 @@
   d = sum_i a_i / sum_i u_i - sum_i b_i / sum_i v_i
 
 over documents (a, b: losses; u, v: tokens) or questions (a, b: 1 for a correct answer; u, v: 1). Items are resampled with
-replacement, the same ones for both models, so that the difficulty of an item cancels.
+replacement, the same ones for both models, so that the difficulty of an item cancels. `paired_statistic` does so for any function of
+sums over items, such as BLEU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-  from jaxtyping import Num
+  from jaxtyping import Float, Num
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +59,37 @@ def paired_difference(
   ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
   weights = np.ones(len(ours)) if weights is None else np.asarray(weights, np.float64)
   their_weights = weights if their_weights is None else np.asarray(their_weights, np.float64)
-  columns = np.stack([ours, weights, theirs, their_weights], axis=1)
-  n = len(columns)
+  ratio = lambda sums: sums[..., 0] / sums[..., 1]
+  return paired_statistic(
+    np.stack([ours, weights], axis=1), np.stack([theirs, their_weights], axis=1), ratio, resamples=resamples, seed=seed
+  )
+
+
+def paired_statistic(
+  ours: Num[np.ndarray, 'n columns'],
+  theirs: Num[np.ndarray, 'n columns'],
+  statistic: Callable[[Float[np.ndarray, '... columns']], Float[np.ndarray, '...']],
+  *,
+  resamples: int = 2000,
+  seed: int = 0,
+) -> Difference:
+  """Returns statistic(sums of ours) - statistic(sums of theirs), with its confidence interval and p-value.
+
+  Args:
+    ours, theirs: numbers of each item for the first and the second model, of which the statistic needs the sums over items.
+    statistic: takes sums, float64 [..., columns], and returns [...].
+
+  Raises:
+    ValueError: no items, or arrays of different shapes.
+  """
+  ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+  n, width = ours.shape
+  if ours.shape != theirs.shape:
+    raise ValueError(f'Both models need the same items and columns, not {ours.shape} and {theirs.shape}.')
   if n == 0 or resamples < 1:
     raise ValueError(f'A bootstrap needs at least one item and one resample, got {n} and {resamples=}.')
-  difference = lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3]
+  columns = np.concatenate([ours, theirs], axis=1)
+  difference = lambda sums: statistic(sums[..., :width]) - statistic(sums[..., width:])
   random = np.random.default_rng(seed)
   sums = np.array([np.bincount(random.integers(n, size=n), minlength=n) @ columns for _ in range(resamples)])
   drawn = difference(sums)

@@ -9,6 +9,9 @@ e, which hold one token each, so that a prediction depends on exactly k tokens (
 
   a_n = sum_{0 <= n-m < k} softmax_m(q(y_n) . k(norm(e_m)) / sqrt(H)) v(norm(e_m))
 
+The mode 'unroll' is the other exact one: an ordinary decoder reads the last k tokens anew for each prediction, so that higher layers
+hold what lower ones saw, of these k tokens. Its state is the k ids, which is enough for every exact mode (`caches.RecentTokens`).
+
 The source is encoded once (`encode`); `memory` makes of it the keys and values of every layer's cross-attention, which are only
 read. Self-attention is whatever the cache makes of it, as in `jaxlm.models.transformer`.
 """
@@ -23,9 +26,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm import caches
+from jaxlm.attention.distance import BUCKETS
 from jaxlm.attention.positions import sinusoids
 from jaxlm.caches.rows import heads_first
 from jaxlm.caches.slots import everything_of
+from jaxlm.models import markov
 from jaxlm.models.blocks import ATTENTION_OUTPUT, ATTENTION_WEIGHTS, Attention, Block, dropped_at, folded, norm
 from jaxlm.models.initializers import initializers
 from jaxlm.models.transformer import REMAT_POLICIES
@@ -53,14 +58,14 @@ class DecoderBlock(Block):
     self.cross_norm = norm(c, 'cross_norm')
     self.cross = Attention(self.model.cross, self.layer, name='cross')
 
-  def self_attention(self, y_BTD, embedded_BTD, positions_BT, cache, key):
-    """Returns (the residual stream after self-attention, the extended cache)."""
+  def self_attention(self, y_BTD, embedded_BTD, positions_BT, table, cache, key):
+    """Returns (the residual stream after self-attention, the extended cache). `table`: of relative positions, or None."""
     if not self.model.reads_embeddings:
-      return self.attention_block(y_BTD, positions_BT, (None, None), cache, key)
+      return self.attention_block(y_BTD, positions_BT, (None, table), cache, key)
     c, attention = self.config, self.attention
     q_BTNH = attention.project_queries(self.attention_input(y_BTD), None)
     k_BTNH, v_BTNH = attention.project_keys_values(self.embedding_norm(embedded_BTD), None)
-    rule = attention.rule(None, folded(key, ATTENTION_WEIGHTS))
+    rule = attention.rule(table, folded(key, ATTENTION_WEIGHTS))
     out_BTNH, cache = cache.attend(self.layer, q_BTNH, k_BTNH, v_BTNH, positions_BT, rule)
     y_BTD = y_BTD + dropped_at(attention.mix(out_BTNH), c.dropout.residual, key, ATTENTION_OUTPUT)
     return self.attention_norm(y_BTD) if c.norm_placement == 'post' else y_BTD, cache
@@ -73,8 +78,8 @@ class DecoderBlock(Block):
     y_BTD = y_BTD + dropped_at(self.cross.mix(out_BTNH), c.dropout.residual, key, CROSS_OUTPUT)
     return self.cross_norm(y_BTD) if post else y_BTD
 
-  def __call__(self, y_BTD, embedded_BTD, positions_BT, cache, memory, key=None):
-    y_BTD, cache = self.self_attention(y_BTD, embedded_BTD, positions_BT, cache, key)
+  def __call__(self, y_BTD, embedded_BTD, positions_BT, table, cache, memory, key=None):
+    y_BTD, cache = self.self_attention(y_BTD, embedded_BTD, positions_BT, table, cache, key)
     y_BTD = self.cross_block(y_BTD, positions_BT, memory, key)
     return self.mlp_block(y_BTD, y_BTD, key), cache
 
@@ -108,6 +113,10 @@ class Decoder(nn.Module):
     c = self.model.decoder
     block = _remat(DecoderBlock, c)
     self.layers = [block(c, i, self.model, name=f'layer_{i}') for i in range(c.num_layers)]
+    # One table for all layers, as in T5: the simplest of the learned schemes by distance, and the one that decoder-only models have.
+    self.distance_table = None
+    if c.position == 'relative_t5':
+      self.distance_table = self.param('distance_table', nn.initializers.normal(0.02), (c.num_heads, BUCKETS))
     if c.norm_placement != 'post':
       self.final_norm = norm(c, 'final_norm')
 
@@ -122,7 +131,7 @@ class Decoder(nn.Module):
   def __call__(self, y_BTD, positions_BT, cache, memory, key=None):
     embedded_BTD = y_BTD
     for i, layer in enumerate(self.layers):
-      y_BTD, cache = layer(y_BTD, embedded_BTD, positions_BT, cache, memory, folded(key, i))
+      y_BTD, cache = layer(y_BTD, embedded_BTD, positions_BT, self.distance_table, cache, memory, folded(key, i))
     return y_BTD if self.model.norm_placement == 'post' else self.final_norm(y_BTD), cache
 
 
@@ -155,10 +164,11 @@ class Seq2Seq(nn.Module):
   def _placed(self, x_BTD, position_table, positions_BT, key, place):
     """Returns a decoder's or encoder's inputs with their positions added, after dropout."""
     c = self.config
-    if c.position == 'sinusoidal':
-      x_BTD = x_BTD + sinusoids(positions_BT, c.model_dim).astype(c.dtype)
-    else:
+    relative = c.position == 'relative' and place == TARGET_EMBEDDING
+    if c.position == 'learned':
       x_BTD = x_BTD + position_table(positions_BT)
+    elif not relative:
+      x_BTD = x_BTD + sinusoids(positions_BT, c.model_dim).astype(c.dtype)
     return dropped_at(x_BTD, c.dropout.residual, key, place)
 
   def embedded_source(self, source_BS, key=None):
@@ -177,10 +187,24 @@ class Seq2Seq(nn.Module):
   def decode(self, tokens_BT, memory, positions_BT=None, cache=None, key=None):
     if positions_BT is None:
       positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    cache = caches.Sequence() if cache is None else cache
-    learned = self.position_embed if self.config.position == 'learned' else None
-    y_BTD = self._embedded(self.embed, learned, tokens_BT, positions_BT, key, TARGET_EMBEDDING)
+    cache = markov.cache_for(self.config, cache, len(tokens_BT))
+    if isinstance(cache, caches.RecentTokens):
+      return self._reread(tokens_BT, memory, positions_BT, cache, key)
+    y_BTD = self._embedded_target(tokens_BT, positions_BT, key)
     return self.decoder(y_BTD, positions_BT, cache, memory, folded(key, DECODER))
+
+  def _embedded_target(self, tokens_BT, positions_BT, key):
+    learned = self.position_embed if self.config.position == 'learned' else None
+    return self._embedded(self.embed, learned, tokens_BT, positions_BT, key, TARGET_EMBEDDING)
+
+  def _reread(self, tokens_BT, memory, positions_BT, cache, key):
+    """Returns what `decode` does: the last state of the decoder on each window of k tokens, which is a row of R = B T."""
+    B, T = tokens_BT.shape
+    ids_Rk, positions_Rk, there_Rk, cache = markov.windows(tokens_BT, positions_BT, cache)
+    y_RkD = self._embedded_target(ids_Rk, positions_Rk, key)
+    alone, shared = caches.Sequence(there_Rk.astype(jnp.int32)), caches.Shared(memory, T)
+    y_RkD, _ = self.decoder(y_RkD, positions_Rk, alone, shared, folded(key, DECODER))
+    return y_RkD[:, -1].reshape(B, T, -1), cache
 
   def output_matrix(self):
     return self.head if self.config.embeddings == 'separate' else self.embed.embedding.T
@@ -243,7 +267,14 @@ def hidden(
     tokens: int32 target ids, the first of them `config.start_id`.
     memory: of the sources, from the function of this name.
     positions: int32 position of each token; 0, 1, ... when None.
-    cache: a `caches.Cache` of `config.decoder`; `caches.Sequence()`, which sees the tokens given alone, when None.
+    cache: of `empty_cache`, or `caches.RecentTokens` of k ids, from which every model of exact order k can decode; None: the
+      states depend on the tokens given alone.
+
+  With markov_mode='unroll' or `caches.RecentTokens` the decoder reads B T rows of k tokens, and a training step keeps k times the
+  activations of the other modes: take smaller batches, or `remat`.
+
+  Raises:
+    ValueError: the cache does not fit the model; see `jaxlm.models.markov.cache_for`.
   """
   return _apply(params, config, Seq2Seq.decode, tokens, memory, positions, cache, if_dropped(config, key))
 
@@ -264,7 +295,12 @@ def if_dropped(config: Seq2SeqConfig, key):
 
 
 def empty_cache(config: Seq2SeqConfig, batch: int, capacity: int) -> Any:
-  """Returns an empty cache of the decoder's self-attention: of `capacity` tokens, or of the last k of a model of Markov order k."""
+  """Returns an empty cache of the decoder's self-attention: of `capacity` tokens, or of the last k of a model of Markov order k.
+
+  With markov_mode='unroll' it holds the k ids, else keys and values.
+  """
+  if config.rereads:
+    return caches.RecentTokens.create(batch, config.markov_order)
   if config.markov_order:
     layers = [
       caches.Slots.ring(config.decoder, batch, recent=config.decoder.window(i)) for i in range(config.decoder_layers)

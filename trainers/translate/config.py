@@ -1,6 +1,7 @@
 """Every setting of training a translation model, as plain data: no JAX here, so that a command shows its help at once."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from jaxlm.config import check_choices
@@ -135,6 +136,32 @@ class OrderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillConfig:
+  """How the teacher of --distill-from translates the training sources, and where its translations are kept."""
+
+  beam_size: int = 5
+  """Hypotheses of the teacher's beam search; 1 is greedy and the fastest."""
+  length_penalty: float = 1.0
+  """Scores are divided by the length to this power: larger values prefer longer translations."""
+  batch_size: int = 64
+  """Sources translated together. Fewer take less memory."""
+  dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
+  """Type of the teacher's parameters and computation (none: float32 on CPU, bfloat16 elsewhere)."""
+  corpus: str | None = None
+  """JSON Lines file of the training sources with their translations (none: distilled.jsonl in the run directory). A finished file
+  of the same sources, teacher and settings is used as it is, so that several runs can share it."""
+
+  def __post_init__(self):
+    for name in ('beam_size', 'batch_size'):
+      if getattr(self, name) < 1:
+        raise ConfigError(f'distill.{name}={getattr(self, name)} must be at least 1.')
+    if not math.isfinite(self.length_penalty):
+      raise ConfigError(f'distill.length_penalty={self.length_penalty} must be a finite number.')
+    if self.corpus is not None and not self.corpus.endswith('.jsonl'):
+      raise ConfigError(f'distill.corpus={self.corpus!r} is a JSON Lines file: its name must end in .jsonl.')
+
+
+@dataclasses.dataclass(frozen=True)
 class TranslateConfig(TrainConfig):
   """Train an encoder-decoder on sentence pairs."""
 
@@ -146,6 +173,11 @@ class TranslateConfig(TrainConfig):
   oaxe (best order of the target tokens) and ngram-oaxe (best order of its phrases), with all target tokens masked, and ctc for a
   decoder with model.nat.upsampling."""
   oaxe: OrderConfig = OrderConfig()
+  distill_from: str | None = None
+  """Teacher: a run directory of trainers.translate, or another encoder-decoder that `jaxlm.load` opens, which writes token by token. The
+  run trains on the training sources with the teacher's translations as targets; held-out pairs stay the real ones (none: train on the
+  real targets)."""
+  distill: DistillConfig = DistillConfig()
   label_smoothing: float = 0.1
   """Part of each training target that is shared out over the whole vocabulary (0: none). Evaluation and the losses axe and ctc do
   without."""
@@ -153,6 +185,8 @@ class TranslateConfig(TrainConfig):
   def __post_init__(self):
     super().__post_init__()
     check_choices(self)
+    if self.distill_from is None and self.distill != DistillConfig():
+      raise ConfigError('The settings of --distill are for a teacher: name one with --distill-from.')
     if not 0 <= self.label_smoothing < 1:
       raise ConfigError(f'label_smoothing={self.label_smoothing} must be at least 0 and less than 1.')
     if self.data.max_length > self.model.max_length:

@@ -1,4 +1,4 @@
-"""Named settings of translation: small ones on generated pairs, those of https://arxiv.org/abs/1706.03762, and the CMLM of
+"""Named settings of translation: small ones, those of https://arxiv.org/abs/1706.03762, and the CMLM of
 https://arxiv.org/abs/1904.09324 with OaXE (https://arxiv.org/abs/2106.05093)."""
 
 import dataclasses
@@ -39,8 +39,8 @@ GRAMMAR = TranslateConfig(
 )
 
 
-def _small(kind: str, **changes) -> TranslateConfig:
-  """The small setting for a model that predicts all tokens at once, which learns more slowly."""
+def _grammar(kind: str, **changes) -> TranslateConfig:
+  """The setting `grammar` for a model that predicts all tokens at once, which learns more slowly."""
   run = RunConfig(steps=4000, eval_every=1000, save_every=1000)
   return dataclasses.replace(GRAMMAR, model=GRAMMAR.model.replace(kind=kind), **{'run': run} | changes)
 
@@ -67,6 +67,27 @@ PRESETS = {
     'A small model on generated pairs whose translations are all known; minutes on a CPU.',
     GRAMMAR,
   ),
+  'small': (
+    'transformer-small: 3 + 3 layers x 256, 8 million parameters, which suit 10,000 to 100,000 pairs; hours on a CPU. Name them with '
+    '--data.source.',
+    TranslateConfig(
+      # A larger model would learn so few pairs by heart. float32 is the fastest on CPUs, and runs everywhere.
+      model=Seq2SeqConfig(
+        encoder_layers=3,
+        decoder_layers=3,
+        model_dim=256,
+        num_heads=4,
+        mlp_dim=1024,
+        dropout=DropoutConfig(residual=0.2),
+        max_length=128,
+        dtype='float32',
+      ),
+      data=PairDataConfig(source='', vocab_size=8000, tokens=2048, max_length=128),
+      optimizer=_optimizer(1e-3, 500),
+      run=RunConfig(steps=6000, eval_every=500, save_every=500, average_last=5, log_every=50),
+      eval=EvalConfig(sentences=200),
+    ),
+  ),
   'iwslt': (
     'transformer-iwslt: 6 + 6 layers x 512 with 4 heads, for some 200,000 pairs. Name them with --data.source.',
     _transformer(512, 4, 1024, 0.3, tokens=4096, steps=50_000, rate=5e-4),
@@ -80,16 +101,16 @@ PRESETS = {
     _transformer(1024, 16, 4096, 0.3, tokens=32_768, steps=300_000, rate=5e-4),
   ),
   'nat': (
-    'The small model on generated pairs, but all target tokens are predicted at once, from masks alone; minutes on a CPU.',
-    _small('nat'),
+    'The model of grammar on generated pairs, but all target tokens are predicted at once, from masks alone; minutes on a CPU.',
+    _grammar('nat'),
   ),
   'cmlm': (
     'The same, trained on random masks, so that decoding can refine (--eval.iterations 4); minutes on a CPU.',
-    _small('cmlm'),
+    _grammar('cmlm'),
   ),
   'oaxe': (
     'Goes on from a run of cmlm, with --start RUN: order-agnostic cross-entropy with all tokens masked.',
-    _small(
+    _grammar(
       'cmlm',
       loss='oaxe',
       oaxe=OrderConfig(pi=0.15),
@@ -99,7 +120,7 @@ PRESETS = {
   ),
   # Published: 8192 tokens on each of several devices, 300,000 updates.
   'cmlm-base': (
-    'CMLM-base: 6 + 6 layers x 512, for millions of pairs whose targets a teacher wrote. Name them with --data.source.',
+    'CMLM-base: 6 + 6 layers x 512, for millions of pairs whose targets a teacher writes (--distill-from). Name them with --data.source.',
     _cmlm(0.3, tokens=65_536, steps=300_000, rate=5e-4, warmup_steps=10_000),
   ),
   # Published: 16,384 tokens on each of 8 devices. The released recipe names no number of updates; https://arxiv.org/abs/2207.04206

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm import losses
+from jaxlm import errors, losses
 from jaxlm.data import grammar, pair_batches, pair_tokenizers, pairs
 from jaxlm.models import seq2seq
 from jaxlm.seq2seq_config import Seq2SeqConfig
@@ -40,6 +40,8 @@ def load_tokenizers(data: Any, train: pairs.Pairs, directory: str | Path) -> pai
     return pair_tokenizers.load(Path(data.tokenizer).expanduser())
   try:
     return pair_tokenizers.train(train, kind=data.tokenizer, vocab_size=data.vocab_size, joint=data.joint)
+  except errors.DataError:  # The pairs cannot be read, whatever the size of the vocabulary.
+    raise
   except ValueError as e:
     raise ConfigError(f'data.vocab_size={data.vocab_size} for a tokenizer of {data.source!r}: {e}') from e
 
@@ -93,6 +95,8 @@ class Translation(Task):
     self.held_out = pair_batches.eval_pair_batches(
       corpora[1], tokenizers, self.batches.shapes, max_batches=config.eval.batches
     )
+    empty = sum(counts.empty for part in (train, valid) if (counts := part.known_counts) is not None)
+    self._empty = f' {empty:,} pairs have an empty side and are left out.' if empty else ''
     self.batch_size = self.batches.batch_size
     self.sentences = list(itertools.islice(valid, config.eval.sentences))
     # The held-out pairs of a generated language, which knows all translations of a source.
@@ -101,7 +105,12 @@ class Translation(Task):
     self.best_metric = 'bleu' if self.sentences else 'loss'
 
   def describe(self) -> str:
-    return f'Data: {self.batches.describe()}\nHeld out: {self.held_out.pairs:,} pairs; vocabulary {self.config.model.vocab_size:,}'
+    long = self.held_out.dropped
+    return (
+      f'Data: {self.batches.describe()}{self._empty}\n'
+      f'Held out: {self.held_out.pairs:,} pairs; vocabulary {self.config.model.vocab_size:,}'
+      + (f'. {long:,} held-out pairs are longer than the training batches and left out.' if long else '')
+    )
 
   def data_notes(self, step: int) -> dict[str, Any]:
     return {'texts': self._texts()}

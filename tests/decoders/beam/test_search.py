@@ -112,9 +112,10 @@ def test_what_is_impossible_is_not_returned():
   assert np.asarray(out.scores)[0].tolist() == [0.0, -np.inf, -np.inf]
 
 
-def test_logits_that_are_no_numbers_are_told():
+@pytest.mark.parametrize('ids, value', [(slice(None), np.nan), (3, np.nan), (3, np.inf)])
+def test_logits_that_are_no_numbers_are_told(ids, value):
   table = random_table(2, 3, 4)
-  table[1, 2] = np.nan
+  table[1, 2, ..., ids] = value
   _, out = found(table, [4, 4, 4], width=2)
   assert out.finite.tolist() == [True, False, True]
   assert found(table, [4, 2, 4], width=2)[1].finite.all()  # Its third token is not asked for.
@@ -128,7 +129,7 @@ def test_without_an_id_that_ends_all_have_the_greatest_length():
 
 
 def test_recombination_finds_the_exhaustive_best_with_fewer_beams():
-  """There are 9 pairs of last ids, so that 9 beams hold all that recombination leaves."""
+  """Check 7 of the Markov decoder. There are 9 pairs of last ids, so that 9 beams hold all that recombination leaves."""
   sources = 16
   table = random_table(2, sources, 6, seed=1, scale=0.4)
   table[..., EOS] -= 1.0

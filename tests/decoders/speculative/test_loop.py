@@ -20,8 +20,7 @@ import jaxlm
 from jaxlm.caches import FullCache
 from jaxlm.caches.branch import Branch
 from jaxlm.data.tokenizers import ByteTokenizer
-from jaxlm.models.transformer import Transformer
-from tests.models import TINY, tiny_model
+from tests.models import TINY, apply, tiny_model
 
 REQUESTS = [[1, 2, 3], [*range(1, 41)]]
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [3]]
@@ -140,15 +139,16 @@ def test_a_tree_is_read_as_its_paths_are():
   )
   nodes, depth, seen = trees.nodes(tree, jnp.asarray([10]))
   assert nodes.tolist() == [[10, 11, 12, 13, 14, 15]] and depth.tolist() == [[0, 1, 2, 1, 1, 2]]
-  logits, _ = Transformer(lm.config).apply({'params': lm.params}, nodes, 4 + depth, cache.replace(seen=seen))
-  for node, path in enumerate([[10], [10, 11], [10, 11, 12], [10, 13], [10, 14], [10, 11, 15]]):
-    alone, _ = Transformer(lm.config).apply({'params': lm.params}, jnp.asarray([[5, 6, 4, 3, *path]]))
-    np.testing.assert_allclose(logits[0, node], alone[0, -1], atol=1e-5)
+  logits, _ = apply(lm.config, lm.params, nodes, 4 + depth, cache.replace(seen=seen))
+  paths = [[10], [10, 11], [10, 11, 12], [10, 13], [10, 14], [10, 11, 15]]
+  alone, _ = apply(lm.config, lm.params, jnp.asarray([[5, 6, 4, 3, *path, *(0,) * (3 - len(path))] for path in paths]))
+  for node, path in enumerate(paths):
+    np.testing.assert_allclose(logits[0, node], alone[node, 3 + len(path)], atol=1e-5)
 
 
 def prefilled(lm, ids):
   cache = FullCache.create(lm.config, 1, 16)
-  return (Transformer(lm.config).apply({'params': lm.params}, jnp.asarray([ids]), cache=cache)[1],)
+  return (apply(lm.config, lm.params, jnp.asarray([ids]), cache=cache)[1],)
 
 
 @pytest.mark.parametrize(
@@ -271,13 +271,14 @@ def test_the_cache_after_rounds_is_that_of_a_prompt_just_read():
 
   plain, drafter = scripted(lm, dict(max_new_tokens=20, eos_id=None))
   decoders.generate(lm, PROMPTS, max_new_tokens=20, eos_id=None, loop=Kept(drafter))
-  for row, (prompt, new) in enumerate(zip(PROMPTS, plain.tokens.tolist())):
-    text = jnp.asarray([prompt + new[:-1]])
-    fresh = FullCache.create(lm.config, 1, text.shape[1])
-    _, fresh = Transformer(lm.config).apply({'params': lm.params}, text, cache=fresh)
+  texts = [prompt + new[:-1] for prompt, new in zip(PROMPTS, plain.tokens.tolist())]
+  longest = max(map(len, texts))
+  padded = jnp.asarray([text + [0] * (longest - len(text)) for text in texts])
+  _, fresh = apply(lm.config, lm.params, padded, cache=FullCache.create(lm.config, len(texts), longest))
+  for row, text in enumerate(texts):
     for name in ('keys', 'values'):
       for mine, theirs in zip(getattr(kept['state'].cache, name), getattr(fresh, name)):
-        np.testing.assert_allclose(mine[row, :, : text.shape[1]], theirs[0], atol=1e-5)
+        np.testing.assert_allclose(mine[row, :, : len(text)], theirs[row, :, : len(text)], atol=1e-5)
 
 
 def test_in_bfloat16_tokens_differ_only_where_the_model_wavers():

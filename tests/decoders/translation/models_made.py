@@ -16,6 +16,7 @@ TINY = Seq2SeqConfig(
   max_length=32, start_id=1, eos_id=EOS, pad_id=PAD, dtype='float32',
 )  # fmt: skip
 MARKOV = TINY.replace(markov_order=2)
+UNROLL = TINY.replace(markov_order=2, markov_mode='unroll', position='relative')
 NAIVE = TINY.replace(markov_order=2, markov_mode='naive')
 SOURCES = [[3, 4, 5], [8], [6, 7, 6, 7, 6, 7, 8], [4]]
 

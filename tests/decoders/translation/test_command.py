@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import decoders
-from decoders.translation import command
+from decoders.translation import blocks, command
 from decoders.translation.command import TranslateConfig, main
 import jaxlm
 from jaxlm.translation_model import Seq2SeqModel
@@ -65,7 +65,7 @@ def test_models_that_predict_all_tokens_at_once_have_their_flags(capsys):
 
 @pytest.mark.parametrize('num_return', [1, 2])
 def test_a_file_is_translated_in_order(tmp_path, capsys, monkeypatch, num_return):
-  monkeypatch.setattr(command, 'BATCHES', 2)
+  monkeypatch.setattr(blocks, 'BATCHES', 2)
   flags = SHORT | {'input': file_of(tmp_path), 'num_return': num_return, 'batch_size': 2}
   main(TranslateConfig('m', **flags))
   assert capsys.readouterr().out.split('\n')[:-1] == expected(num_return=num_return)
@@ -77,7 +77,7 @@ def test_a_file_is_translated_in_order(tmp_path, capsys, monkeypatch, num_return
 
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
-  monkeypatch.setattr(command, 'BATCHES', 2)
+  monkeypatch.setattr(blocks, 'BATCHES', 2)
   output = tmp_path / 'out.txt'
   config = TranslateConfig('m', input=file_of(tmp_path), output=str(output), batch_size=2, **SHORT)
   plain, calls = decoders.translate, []

@@ -11,7 +11,16 @@ import decoders
 from decoders.options import Sampling
 from jaxlm.errors import NotFiniteError
 from tests.decoders.beam.reference import EOS, beam_search, exhaustive
-from tests.decoders.translation.models_made import MARKOV, NAIVE, SOURCES, TINY, Letters, model_log_p, tiny
+from tests.decoders.translation.models_made import (
+  MARKOV,
+  NAIVE,
+  SOURCES,
+  TINY,
+  UNROLL,
+  Letters,
+  model_log_p,
+  tiny,
+)
 from tests.models import tiny_model
 
 
@@ -25,7 +34,7 @@ def check(actual, expected):
   np.testing.assert_allclose([s for s, _ in actual], [s for s, _ in expected], rtol=1e-4)
 
 
-@pytest.mark.parametrize('config', [TINY, MARKOV, NAIVE], ids=['full', 'markov', 'naive'])
+@pytest.mark.parametrize('config', [TINY, MARKOV, NAIVE, UNROLL], ids=['full', 'markov', 'naive', 'unroll'])
 @pytest.mark.parametrize('width', [1, 2, 3])
 def test_equals_a_slow_search_without_a_cache(config, width):
   model = tiny(config)
@@ -44,9 +53,10 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds(penalty):
     check(actual, exhaustive(model_log_p(tiny(), source, 4), 4, penalty)[:5])
 
 
-def test_recombination_is_exact_for_an_exact_order():
-  """With 9 pairs of last ids, 9 beams hold all that recombination leaves."""
-  model = tiny(MARKOV)
+@pytest.mark.parametrize('config', [MARKOV, UNROLL], ids=['transparent', 'unroll'])
+def test_recombination_is_exact_for_an_exact_order(config):
+  """Check 7 of the Markov decoder. With 9 pairs of last ids, 9 beams hold all that recombination leaves."""
+  model = tiny(config)
   out = decoders.translate(model, SOURCES, beam_size=9, max_new_tokens=6, recombine=True)
   assert out.stats['recombined'] > 0
   for source, actual in zip(SOURCES, rows_of(out, 1)):
@@ -107,10 +117,12 @@ def test_order_and_batches_do_not_matter():
 
 
 def test_the_state_of_a_markov_model_does_not_grow():
+  """Check 6 of the Markov decoder: its bytes are the same at any length, and those of k ids where the ids are the state."""
   size = lambda config, n, width=4: (
     decoders.translate(tiny(config), SOURCES[:1], max_new_tokens=n, beam_size=width).stats
   )
   assert size(MARKOV, 8)['state_bytes'] == size(MARKOV, 32)['state_bytes'] > 0
+  assert size(UNROLL, 8)['state_bytes'] == 4 * UNROLL.markov_order * 4  # Four beams of int32 ids.
   assert size(TINY, 8)['state_bytes'] < size(TINY, 32)['state_bytes']
   # Beams read the one memory of their source.
   assert size(TINY, 8)['memory_bytes'] == size(TINY, 8, width=1)['memory_bytes']

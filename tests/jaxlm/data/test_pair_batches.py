@@ -150,7 +150,7 @@ def test_long_pairs_are_counted_and_never_cut():
   assert sorted(found) == sorted(PAIRS)
   held_out = eval_pair_batches(pairs, BYTES, batches.shapes)
   assert held_out.dropped == 2
-  with pytest.raises(errors.DataError, match='None of the 1 pairs fits into'):
+  with pytest.raises(errors.DataError, match='None of the 1 held-out pairs fits into'):
     eval_pair_batches(pairs[-1:], BYTES, batches.shapes)
 
 

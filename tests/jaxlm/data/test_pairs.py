@@ -78,7 +78,9 @@ def test_empty_sides_are_dropped_and_counted(tmp_path):
   (tmp_path / 'a.tsv').write_text('a\tb\n\n \tb\nc\t\n  d\te \n')
   found = pairs.read(str(tmp_path / 'a.tsv'))
   assert list(found) == [('a', 'b'), ('d', 'e')]
-  assert found.counts == pairs.Counts(kept=2, empty=3)
+  assert found.counts == found.known_counts == pairs.Counts(kept=2, empty=3)
+  again = pairs.read(str(tmp_path / 'a.tsv'))
+  assert next(iter(again)) and again.known_counts is None and again.counts == found.counts
   (tmp_path / 'b.tsv').write_text('\n')
   with pytest.raises(errors.DataError, match='b.tsv.* holds no sentence pair'):
     read(str(tmp_path / 'b.tsv'))
@@ -171,6 +173,8 @@ def test_the_split_keeps_near_copies_together(tmp_path):
   parts = [{a.casefold().rstrip('!') for a, _ in part} for part in (train, valid)]
   assert not parts[0] & parts[1] and len(list(train)) + len(list(valid)) == 2 * len(texts)
   assert 0.1 < len(list(valid)) / (2 * len(texts)) < 0.3
+  with pytest.raises(errors.DataError, match='none of these is: name other pairs to hold out, or a larger part'):
+    list(pairs.split(train, 0.2)[1])
   with pytest.raises(ValueError, match='valid_fraction=0'):
     pairs.split(train, 0)
   given = pairs.train_and_valid(str(tmp_path / 'a.tsv'), valid='grammar:test')

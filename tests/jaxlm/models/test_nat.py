@@ -122,6 +122,7 @@ def test_configs_are_read_back_and_settings_of_another_kind_are_refused():
   assert seq2seq_config(old) == test_seq2seq.TINY
   for config, changes, message in (
     (CMLM, dict(markov_order=2), "markov_order=2 needs kind='autoregressive': self.kind='cmlm' predicts all"),
+    (CMLM, dict(position='relative'), "position='relative' needs kind='autoregressive': self.kind='cmlm' predicts all"),
     (
       CMLM,
       dict(nat=NatConfig(upsampling=2)),

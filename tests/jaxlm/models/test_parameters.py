@@ -17,6 +17,7 @@ ALL = {**VARIATIONS, **VARIANTS, 'biases, layernorm': {**BIASED, 'norm': 'layern
 SMALL = Seq2SeqConfig(vocab_size=50, model_dim=24, num_heads=4, mlp_dim=20, encoder_layers=1, decoder_layers=1)
 SEQ2SEQ = SMALL.replace(embeddings='separate', position='learned', output_bias=True, markov_order=3)
 ALL |= {'encoder-decoder': SMALL, 'encoder-decoder, all options': SEQ2SEQ, 'masked': SMALL.replace(kind='cmlm')}
+ALL |= {'encoder-decoder, relative': SMALL.replace(position='relative')}
 
 
 def leaves(changes):

@@ -31,6 +31,11 @@ def logits(params, config, source, lengths, tokens, key=None):
 
 
 @functools.partial(jax.jit, static_argnums=1)
+def memory_of(params, config, source, lengths):
+  return seq2seq.memory(params, config, seq2seq.encode(params, config, source, lengths), lengths)
+
+
+@functools.partial(jax.jit, static_argnums=1)
 def step(params, config, tokens, memory, positions, cache):
   hidden, cache = seq2seq.hidden(params, config, tokens, memory, positions, cache)
   return seq2seq.logits(params, config, hidden), cache
@@ -57,12 +62,13 @@ def by_hand(params, config, source, tokens):
   def dense(w, x):
     return np.tensordot(x, w['kernel'], w['kernel'].ndim - w['bias'].ndim) + w['bias']
 
-  def attend(w, x, kv, visible):
+  def attend(w, x, kv, visible, bias=lambda n, distance: 0.0):
     q, keys, values = dense(w['q'], x), dense(w['k'], kv), dense(w['v'], kv)
     out = np.zeros_like(q)
     for t in range(len(q)):
       for n in range(N):
-        scores = np.array([q[t, n] @ keys[s, n] / H**0.5 if visible(t, s) else -np.inf for s in range(len(kv))])
+        score = lambda s: q[t, n] @ keys[s, n] / H**0.5 + bias(n, t - s)  # noqa: B023
+        scores = np.array([score(s) if visible(t, s) else -np.inf for s in range(len(kv))])
         weights = np.exp(scores - scores.max())
         out[t, n] = (weights / weights.sum()) @ values[:, n]
     return dense(w['o'], out)
@@ -73,10 +79,10 @@ def by_hand(params, config, source, tokens):
   def sub_layer(w, x, f):
     return norm(w, x + f(x)) if post else x + f(norm(w, x))
 
-  def embed(table, ids):
-    position, i = np.arange(len(ids))[:, None], np.arange(D // 2)
+  def embed(table, ids, first=0, absolute=True):
+    position, i = first + np.arange(len(ids))[:, None], np.arange(D // 2)
     angles = position / 10000 ** (i / (D // 2))
-    return p[table]['embedding'][ids] * D**0.5 + np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    return p[table]['embedding'][ids] * D**0.5 + absolute * np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
   def encoder_layer(w, x):
     x = sub_layer(w['attention_norm'], x, lambda x: attend(w['attention'], x, x, lambda t, s: True))
@@ -85,7 +91,8 @@ def by_hand(params, config, source, tokens):
   def decoder_layer(w, y, e, x):
     near = lambda t, s: config.is_parallel or (s <= t and (not k or t - s < k))
     keys_of = lambda read: norm(w['embedding_norm'], e) if config.reads_embeddings else read
-    y = sub_layer(w['attention_norm'], y, lambda y: attend(w['attention'], y, keys_of(y), near))
+    bias = (lambda n, distance: p['decoder']['distance_table'][n, distance]) if relative else (lambda n, distance: 0.0)
+    y = sub_layer(w['attention_norm'], y, lambda y: attend(w['attention'], y, keys_of(y), near, bias))
     y = sub_layer(w['cross_norm'], y, lambda y: attend(w['cross'], y, x, lambda t, s: True))
     return sub_layer(w['mlp_norm'], y, lambda y: mlp(w['mlp'], y))
 
@@ -96,10 +103,18 @@ def by_hand(params, config, source, tokens):
     x = encoder_layer(p['encoder'][f'layer_{i}'], x)
   states = x if post else norm(p['encoder']['final_norm'], x)
   x = states[1:] if config.is_parallel else states
-  y = e = embed('embed', tokens)
-  for i in range(config.decoder_layers):
-    y = decoder_layer(p['decoder'][f'layer_{i}'], y, e, x)
-  y = y if post else norm(p['decoder']['final_norm'], y)
+  relative = config.position == 'relative'
+
+  def decode(ids, first):
+    y = e = embed('embed', ids, first, not relative)
+    for i in range(config.decoder_layers):
+      y = decoder_layer(p['decoder'][f'layer_{i}'], y, e, x)
+    return y if post else norm(p['decoder']['final_norm'], y)
+
+  if config.markov_mode == 'unroll':
+    y = np.stack([decode(tokens[max(n + 1 - k, 0) : n + 1], max(n + 1 - k, 0))[-1] for n in range(len(tokens))])
+  else:
+    y = decode(tokens, 0)
   head = p['head'] if config.embeddings == 'separate' else p['embed']['embedding'].T
   return y @ head + p.get('output_bias', 0.0), states
 
@@ -112,6 +127,8 @@ def by_hand(params, config, source, tokens):
     dict(embeddings='separate', source_vocab_size=33),
     dict(embeddings='tied', markov_order=2),
     dict(markov_order=2, markov_mode='naive', norm_placement='post'),
+    dict(markov_order=3, markov_mode='unroll'),
+    dict(markov_order=3, position='relative'),
   ],
   ids=str,
 )
@@ -136,67 +153,21 @@ def test_padding_of_a_source_and_later_target_tokens_change_nothing():
   assert (base[1] != other[1]).any(axis=-1).all() and (base[0] == other[0]).all()
 
 
-def field(config, last=T - 1):
-  """Returns which target tokens the logits at position `last` depend on, by exact zeros of the Jacobian."""
-  params = params_of(config)
-  memory = seq2seq.memory(params, config, seq2seq.encode(params, config, SOURCE[:1], LENGTHS[:1]), LENGTHS[:1])
-  model = seq2seq.Seq2Seq(config)
-
-  def at(offsets_TD):
-    # Tokens are moved by adding to their embeddings, through an embedding table that has one row per position.
-    table = params['embed']['embedding'][TOKENS[0]] + offsets_TD
-    moved = params | {'embed': {'embedding': jnp.concatenate([table, params['embed']['embedding'][T:]])}}
-    out, _ = model.apply({'params': moved}, jnp.arange(T)[None], memory, method=seq2seq.Seq2Seq.decode)
-    return out[0, last]
-
-  jacobian = jax.jit(jax.jacrev(at))(jnp.zeros((T, config.model_dim)))
-  return np.flatnonzero(np.abs(jacobian).max(axis=(0, 2)) > 0).tolist()
-
-
-@pytest.mark.parametrize('order', [1, 2, 3, 5])
-@pytest.mark.parametrize('mode', ['transparent', 'split'])
-@pytest.mark.parametrize('layers', [1, 3])
-def test_a_prediction_depends_on_exactly_the_last_tokens(order, mode, layers):
-  config = TINY.replace(markov_order=order, markov_mode=mode, decoder_layers=layers, encoder_layers=1)
-  assert config.is_markov and field(config) == list(range(T - order, T))
-
-
-@pytest.mark.parametrize('order, layers', [(2, 3), (3, 2), (5, 1)])
-def test_the_naive_window_leaks_through_its_layers(order, layers):
-  config = TINY.replace(markov_order=order, markov_mode='naive', decoder_layers=layers, encoder_layers=1)
-  assert not config.is_markov and len(field(config)) == layers * (order - 1) + 1
-
-
-def test_one_layer_is_the_same_in_all_modes_and_a_large_order_sees_everything():
-  one = TINY.replace(decoder_layers=1, markov_order=3)
-  params = params_of(one)
-  attention_norm = params['decoder']['layer_0']['attention_norm']
-  params['decoder']['layer_0']['embedding_norm'] = attention_norm  # The norm that the other modes have.
-  found = {}
-  for mode in ('transparent', 'naive', 'split'):
-    config = one.replace(markov_mode=mode)
-    wanted = jax.tree.structure(seq2seq.abstract_params(config))
-    kept = dict(params, decoder=dict(params['decoder'], layer_0=dict(params['decoder']['layer_0'])))
-    if mode != 'transparent':
-      del kept['decoder']['layer_0']['embedding_norm']
-    assert jax.tree.structure(kept) == wanted
-    found[mode] = logits(kept, config, SOURCE, LENGTHS, TOKENS)
-  chex.assert_trees_all_close(found['transparent'], found['naive'], atol=1e-5)
-  chex.assert_trees_all_equal(found['naive'], found['split'])
-  long = TINY.replace(markov_order=T, markov_mode='naive')
-  params = params_of(TINY)
-  chex.assert_trees_all_close(
-    logits(params, long, SOURCE, LENGTHS, TOKENS), logits(params, TINY, SOURCE, LENGTHS, TOKENS), atol=1e-5
-  )
-
-
 @pytest.mark.parametrize(
-  'changes', [{}, *({'markov_order': 3, 'markov_mode': m} for m in ('transparent', 'naive', 'split'))], ids=str
+  'changes',
+  [
+    {},
+    {'position': 'relative'},
+    *({'markov_order': 3, 'markov_mode': m} for m in ('transparent', 'naive', 'split', 'unroll')),
+    *({'markov_order': 3, 'markov_mode': m, 'position': 'relative'} for m in ('transparent', 'unroll')),
+  ],
+  ids=str,
 )
 def test_decoding_step_by_step_equals_teacher_forcing(changes):
+  """Check 5 of the Markov decoder: the rings of 3 tokens go around three times. test_markov reorders beams as well."""
   config = TINY.replace(**changes)
   params = params_of(config)
-  memory = seq2seq.memory(params, config, seq2seq.encode(params, config, SOURCE, LENGTHS), LENGTHS)
+  memory = memory_of(params, config, SOURCE, LENGTHS)
   expected = logits(params, config, SOURCE, LENGTHS, TOKENS)
   cache = seq2seq.empty_cache(config, B, T)
   sizes = []
@@ -205,7 +176,9 @@ def test_decoding_step_by_step_equals_teacher_forcing(changes):
     np.testing.assert_allclose(found[:, 0], expected[:, t], atol=1e-4)
     sizes.append(cache.nbytes)
   assert len(set(sizes)) == 1
-  if config.markov_order:
+  if config.rereads:
+    assert sizes[0] == B * 3 * 4
+  elif config.markov_order:
     slots = [layer.keys.shape[2] for layer in cache.layers]
     assert slots == ([2, 2, 1] if config.markov_mode == 'split' else [3, 3, 3])
 
@@ -241,6 +214,7 @@ def test_configs_are_read_back_and_bad_ones_name_their_numbers():
     (dict(embeddings='tied', source_vocab_size=9, eos_id=12), r'sources end with, 12, is not within 0 .. 9 - 1'),
     (dict(markov_order=-1), 'markov_order=-1 must be at least 1, or 0'),
     (dict(markov_mode='transparant'), "Did you mean 'transparent'"),
+    (dict(model_dim=27, position='relative'), "position='relative' adds sinusoids, which need an even width"),
   ):
     with pytest.raises(ValueError, match=message):
       TINY.replace(**changes)

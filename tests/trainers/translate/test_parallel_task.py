@@ -10,17 +10,13 @@ import decoders
 import jaxlm
 from jaxlm.seq2seq_config import NatConfig
 from tests.trainers.test_loop import interrupt_at, logged
-from tests.trainers.translate.test_train import MESH, MODEL, config, written_pairs
+from tests.trainers.translate.pairs_made import written_pairs
+from tests.trainers.translate.test_train import MESH, MODEL, config
 from trainers import metrics, translate
 from trainers.config import ConfigError, MeshConfig
 from trainers.translate.config import OrderConfig
 
 CMLM = MODEL.replace(kind='cmlm')
-
-
-@pytest.fixture(scope='module')
-def text(tmp_path_factory):
-  return written_pairs(tmp_path_factory.mktemp('pairs'))
 
 
 def run(text, directory, *flags, model=CMLM, **changes):

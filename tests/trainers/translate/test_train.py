@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import subprocess
 import time
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxlm
-from jaxlm.data import grammar
+from jaxlm.errors import DataError
 from jaxlm.seq2seq_config import Seq2SeqConfig
 from tests.trainers import tiny
 from tests.trainers.test_loop import interrupt_at, logged
@@ -34,27 +33,17 @@ def parse(*args):
   return command_line.parse(translate.PRESETS, 'grammar', prog='translate', description='Translates.', args=args)
 
 
-@pytest.fixture(scope='module')
-def text(tmp_path_factory):
-  return written_pairs(tmp_path_factory.mktemp('pairs'))
-
-
-def written_pairs(folder, train=160):
-  """Writes two files of a small generated language, word for word, into a folder; returns the folder."""
-  for split, size in (('train', train), ('valid', 24)):
-    language = grammar.Phrases(split=split, nouns=6, verbs=4, adjectives=2, adverbs=2, longest=6, **grammar.CERTAIN)
-    lines = (f'{source}\t{target}\n' for source, target in itertools.islice(language, size))
-    (folder / f'{split}.tsv').write_text(''.join(lines))
-  return folder
-
-
-def config(text, directory, *flags, mesh=MeshConfig(), model=MODEL):
+def arguments(text, directory, *flags):
+  """Returns the command line of a small run, without its model."""
   data = '--data.source', str(text / 'train.tsv'), '--data.valid-source', str(text / 'valid.tsv')
   shape = '--data.tokens', '128', '--data.max-length', '16', '--data.buckets', '2', '--data.row-multiple', '4'
   run = '--run.directory', str(directory), '--run.steps', '8', '--run.eval-every', '4', '--run.save-every', '2'
   quiet = '--run.no-tensorboard', '--run.log-every', '1', '--eval.sentences', '0', '--optimizer.warmup-steps', '2'
-  made = parse('grammar', *data, *shape, *run, *quiet, *flags)
-  return dataclasses.replace(made, model=model, mesh=mesh)
+  return 'grammar', *data, *shape, *run, *quiet, *flags
+
+
+def config(text, directory, *flags, mesh=MeshConfig(), model=MODEL):
+  return dataclasses.replace(parse(*arguments(text, directory, *flags)), model=model, mesh=mesh)
 
 
 def test_help_lists_every_section_within_three_seconds():
@@ -70,6 +59,8 @@ def test_help_lists_every_section_within_three_seconds():
     '--eval.beam-size',
     '--label-smoothing',
     '--start',
+    '--distill-from',
+    '--distill.beam-size',
     *translate.PRESETS,
   ):
     assert name in done.stdout, name
@@ -109,7 +100,12 @@ def test_a_mesh_gives_the_losses_of_one_device_each_and_the_run_loads(whole):
   assert model.tokenizer.decode_target(model.tokenizer.target.encode(target)) == target
 
 
-@pytest.mark.parametrize('changes', [{}, {'output_bias': True}, {'embeddings': 'separate', 'markov_order': 2}], ids=str)
+UNROLL = {'markov_order': 2, 'markov_mode': 'unroll', 'position': 'relative'}
+
+
+@pytest.mark.parametrize(
+  'changes', [{}, {'output_bias': True}, {'embeddings': 'separate', 'markov_order': 2}, UNROLL], ids=str
+)
 def test_the_loss_is_the_mean_of_the_targets_and_its_chunks_change_nothing(text, tmp_path, changes):
   made = config(text, tmp_path, model=MODEL.replace(**changes))
   train, valid = translation.pairs_of(made.data)
@@ -140,5 +136,36 @@ def test_settings_that_cannot_work_name_both_numbers(text, tmp_path):
     translate.PairDataConfig(tokens=100)
   with pytest.raises(ConfigError, match="two vocabularies: model.embeddings must be 'tied' or 'separate'"):
     translate.TranslateConfig(data=translate.PairDataConfig(joint=False))
-  with pytest.raises(ConfigError, match='data.source names no sentence pairs'):
-    translate.main(parse('base'))
+  for preset in ('small', 'base'):
+    with pytest.raises(ConfigError, match='data.source names no sentence pairs'):
+      translate.main(parse(preset))
+
+
+def test_bad_pairs_are_named_with_their_files(tmp_path, text):
+  (tmp_path / 'a.en').write_text('n0\nn1\nn2\n')
+  (tmp_path / 'a.de').write_text('N0\nN1\n')
+  (tmp_path / 'empty.tsv').write_text('\n\t\n')
+  (tmp_path / 'short.tsv').write_text('v0\tV0\n')
+  run = lambda source: translate.main(config(text, tmp_path / 'run', '--data.source', f'{tmp_path}/{source}'))
+  # The messages begin with what is wrong: the vocabulary has nothing to do with it.
+  for source, message in (
+    ('a.{en,de}', 'a.en has 3 lines and .*a.de has 2: aligned files have equally many'),
+    ('empty.tsv', "'.*empty.tsv' holds no sentence pair with text on both sides"),
+    ('short.tsv', 'None of the 24 held-out pairs fits into 2 source and 2 target tokens'),
+  ):
+    with pytest.raises(DataError, match=f'^(?!data.vocab_size).*{message}'):
+      run(source)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_pairs_that_are_left_out_are_counted_by_reason(tmp_path, text):
+  examples = (text / 'train.tsv').read_text()
+  (tmp_path / 'train.tsv').write_text(f'{examples}\n\tV0\nv0\t\n' + 'n0 ' * 30 + '\tN0\n')
+  (tmp_path / 'valid.tsv').write_text((text / 'valid.tsv').read_text() + 'n0 v0\t' + 'N0 ' * 12 + '\n')
+  source = '--data.source', f'{tmp_path}/train.tsv', '--data.valid-source', f'{tmp_path}/valid.tsv'
+  made = config(text, tmp_path, *source)
+  train, valid = translation.pairs_of(made.data)
+  tokenizers = translation.load_tokenizers(made.data, train, tmp_path)
+  said = translation.Translation(made, tokenizers, train, valid).describe()
+  assert '160 sentence pairs' in said and '1 pairs are longer than these and left out. 3 pairs have an empty' in said
+  assert 'Held out: 24 pairs' in said and '1 held-out pairs are longer than the training batches' in said
