@@ -10,9 +10,32 @@ MarkovMode = Literal['transparent', 'naive', 'split', 'unroll']
 
 
 @dataclasses.dataclass(frozen=True)
+class NatConfig:
+  """What is particular to decoders that predict all target tokens at once."""
+
+  decoder_input: Literal['mask', 'uniform_copy'] = 'mask'
+  """What the decoder reads at T target positions. mask: one learned vector everywhere. uniform_copy: at position i the encoder's state
+  of the source token round(i S / T), of S source tokens."""
+  upsampling: int = 0
+  """For the loss ctc: the decoder has this many positions for each source token, and its repeated and blank tokens are removed (0: a
+  classifier on the encoder predicts the length)."""
+
+  def __post_init__(self):
+    check_choices(self)
+    if self.upsampling < 0:
+      raise ValueError(
+        f'{self.upsampling=} must be at least 1 position for each source token, or 0 for predicted lengths.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class Seq2SeqConfig:
   """Shape of an encoder-decoder transformer. The defaults are transformer-base of https://arxiv.org/abs/1706.03762."""
 
+  kind: Literal['autoregressive', 'nat', 'cmlm'] = 'autoregressive'
+  """How targets are predicted. autoregressive: token by token. nat: all tokens at once. cmlm: all tokens at once, or the masked ones
+  from those that are known, so that decoding can refine a target in several passes."""
+  nat: NatConfig = NatConfig()
   vocab_size: int = 8192
   """Number of target token ids. Trainers set it from the tokenizer."""
   source_vocab_size: int = 0
@@ -95,6 +118,24 @@ class Seq2SeqConfig:
       )
     if self.markov_order < 0:
       raise ValueError(f'{self.markov_order=} must be at least 1, or 0 for no limit.')
+    self._check_parallel()
+
+  def _check_parallel(self):
+    if not self.is_parallel and self.nat != NatConfig():
+      raise ValueError(
+        f"{self.nat} needs kind='nat' or 'cmlm', not {self.kind=}: an autoregressive decoder reads its own tokens."
+      )
+    if self.is_parallel and self.markov_order:
+      raise ValueError(
+        f"{self.markov_order=} needs kind='autoregressive': {self.kind=} predicts all target tokens at once, without a history."
+      )
+    if self.is_parallel and self.position == 'relative':
+      raise ValueError(
+        f"{self.position=} needs kind='autoregressive': {self.kind=} predicts all target tokens from inputs that may all be alike, "
+        "such as masks, so its decoder has to know absolute positions. Use position='sinusoidal' or 'learned'."
+      )
+    if self.kind == 'cmlm' and self.nat != NatConfig():
+      raise ValueError(f"{self.nat} needs kind='nat': the decoder of kind='cmlm' reads known tokens and masks.")
 
   @property
   def head_dim(self) -> int:
@@ -108,6 +149,21 @@ class Seq2SeqConfig:
   @property
   def num_kv_heads(self) -> int:
     return self.num_heads
+
+  @property
+  def is_parallel(self) -> bool:
+    """Whether the decoder predicts all target tokens at once (kinds nat and cmlm)."""
+    return self.kind != 'autoregressive'
+
+  @property
+  def mask_id(self) -> int:
+    """Id that unknown target tokens have, and the blank of CTC: the last one. It is not one of the tokenizer's ids."""
+    return self.vocab_size - 1
+
+  @property
+  def target_positions(self) -> int:
+    """Number of positions that the decoder has at most."""
+    return self.max_length * max(1, self.nat.upsampling)
 
   @property
   def is_markov(self) -> bool:
@@ -133,7 +189,7 @@ class Seq2SeqConfig:
   def decoder(self) -> ModelConfig:
     """The decoder's stack of layers, without cross-attention."""
     position = 'relative_t5' if self.position == 'relative' else 'none'
-    return self._stack(self.decoder_layers, position=position, windows=self._windows())
+    return self._stack(self.decoder_layers, causal=not self.is_parallel, position=position, windows=self._windows())
 
   @property
   def cross(self) -> ModelConfig:

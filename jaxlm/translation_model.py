@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import jax
 
-from jaxlm.models import seq2seq
+from jaxlm.models import nat, seq2seq
 from jaxlm.models.registry import RunKind
 from jaxlm.seq2seq_config import Seq2SeqConfig, seq2seq_config
 
@@ -36,6 +36,7 @@ class Seq2SeqModel:
   def __repr__(self) -> str:
     c, size = self.config, sum(x.size for x in jax.tree.leaves(self.params))
     order = f', Markov order {c.markov_order} ({c.markov_mode})' if c.markov_order else ''
+    order = f', {c.kind}' if c.is_parallel else order
     tokenizer = 'no tokenizer' if self.tokenizer is None else type(self.tokenizer).__name__
     return (
       f'Seq2SeqModel({c.encoder_layers} + {c.decoder_layers} layers x {c.model_dim}{order}, {size / 1e6:.1f} M parameters, '
@@ -49,4 +50,8 @@ def _tokenizers(folder: Any) -> TranslationTokenizer:
   return pair_tokenizers.load(folder)
 
 
-RUNS = RunKind('an encoder-decoder', seq2seq_config, seq2seq.abstract_params, Seq2SeqModel, _tokenizers)
+def _abstract_params(config: Seq2SeqConfig) -> Any:
+  return (nat if config.is_parallel else seq2seq).abstract_params(config)
+
+
+RUNS = RunKind('an encoder-decoder', seq2seq_config, _abstract_params, Seq2SeqModel, _tokenizers)

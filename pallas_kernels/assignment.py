@@ -11,6 +11,7 @@ import functools
 from typing import TYPE_CHECKING
 
 import jax
+from jax.experimental.custom_partitioning import custom_partitioning
 import jax.numpy as jnp
 
 from pallas_kernels import assignment_calls as calls
@@ -78,10 +79,22 @@ def _kinds(cost, sizes, implementation, interpret) -> dict[str, str]:
 def _solve(kinds: tuple[tuple[str, str], ...]):
   """Returns the function of (cost, sizes) that solves a batch in the given way on each platform."""
 
-  @jax.custom_batching.custom_vmap
-  def solve(cost, sizes):
+  @custom_partitioning
+  def solve_rows(cost, sizes):
     branches = {platform: functools.partial(_columns, kind) for platform, kind in kinds}
     return jax.lax.platform_dependent(cost, sizes, **branches)
+
+  def partition(mesh, args, result):
+    # A program over several devices splits the problems, and no problem: the partitioner would gather rows in each step of the loops.
+    spec = args[0].sharding.spec
+    on = lambda *axes: jax.NamedSharding(mesh, jax.P(spec[0] if len(spec) else None, *axes))
+    return mesh, solve_rows.fun, on(None), (on(None, None), on())
+
+  solve_rows.def_partition(partition, sharding_rule='b i j, b -> b k')
+
+  @jax.custom_batching.custom_vmap
+  def solve(cost, sizes):
+    return solve_rows(cost, sizes)
 
   @solve.def_vmap
   def solve_mapped(axis_size, mapped, cost, sizes):

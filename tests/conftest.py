@@ -42,6 +42,7 @@ VERSIONED = (
   'decoders/swift/test_stream.py',
   'decoders/test_plain.py',
   'decoders/test_sampling.py',
+  'decoders/translation/test_parallel.py',
   'decoders/translation/test_translator.py',
   'jaxlm/analysis/direction/test_scores.py',
   'jaxlm/analysis/lazy',

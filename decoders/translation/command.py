@@ -16,13 +16,15 @@ from decoders.translation.loading import load_model
 from jaxlm import console
 from jaxlm.io.locks import exclusive
 
-SETTINGS = ('beam_size', 'length_penalty', 'max_new_tokens', 'num_return', 'early_stopping', 'recombine')
+SETTINGS = (
+  'beam_size', 'length_penalty', 'max_new_tokens', 'num_return', 'early_stopping', 'recombine', 'length_beam', 'iterations', 'dedup',
+)  # fmt: skip
 """Arguments of `decoders.translate` that are flags; an output that is gone on with must have been begun with the same."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TranslateConfig:
-  """Translate texts, or the lines of a file, with an encoder-decoder by beam search."""
+  """Translate texts, or the lines of a file, with an encoder-decoder: by beam search, or all tokens at once."""
 
   model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='MODEL')]
   """Where the model is: a run directory of trainers.translate, or what else `jaxlm.load` opens as an encoder-decoder."""
@@ -33,8 +35,8 @@ class TranslateConfig:
   output: Annotated[str | None, tyro.conf.arg(metavar='FILE')] = None
   """For --input: where to write the translations, line by line (none: standard output). The same command goes on where an earlier
   one was interrupted."""
-  beam_size: int = 4
-  """Hypotheses that are followed side by side; 1 is greedy decoding. More: slower, and more likely translations."""
+  beam_size: int | None = None
+  """Hypotheses that are followed side by side; 1 is greedy decoding. More: slower, and more likely translations (none: 4)."""
   length_penalty: float = 1.0
   """Translations are compared by their log-probability / length ** length_penalty. More: longer translations."""
   early_stopping: Literal['never', 'false', 'true'] = 'never'
@@ -42,6 +44,13 @@ class TranslateConfig:
   one would beat them as it is, which takes fewer steps. true: at once."""
   recombine: bool = False
   """For models of exact Markov order k: of unfinished translations with the same last k tokens only the best is followed."""
+  length_beam: int | None = None
+  """For models of kind nat or cmlm: number of target lengths, the likeliest ones, that are tried for each text (none: 5)."""
+  iterations: int | None = None
+  """For models of kind cmlm: passes of the decoder. After the first, each pass predicts anew the tokens with the lowest probabilities.
+  More: slower, and better translations (none: 1)."""
+  dedup: bool | None = None
+  """For models of kind nat or cmlm: a run of equal tokens becomes one token (none: after a single pass, but not after several)."""
   max_new_tokens: int | None = None
   """Most tokens of a translation (none: twice the tokens of its source and 20 more)."""
   num_return: int = 1
@@ -151,10 +160,14 @@ def settings_of(config: TranslateConfig) -> dict[str, Any]:
 def summary(stats: dict[str, Any]) -> str:
   """Returns where time and memory went, in a line."""
   seconds = stats['encode_seconds'] + stats['decode_seconds']
+  words = stats.get('tokens_before_dedup')
+  repeated = (
+    '' if not words else f'; {stats["repeated_tokens"] / words:.1%} of tokens were repeated before de-duplication'
+  )
   return (
     f'[{stats["new_tokens"]} tokens, {stats["new_tokens"] / seconds:.1f} tokens/s; encoding {stats["encode_seconds"]:.2f} s, '
     f'decoding {stats["decode_seconds"]:.2f} s, compiling {stats["compile_seconds"]:.1f} s; decoding state '
-    f'{stats["state_bytes"] / 1e6:.1f} MB, memory of the sources {stats["memory_bytes"] / 1e6:.1f} MB]'
+    f'{stats["state_bytes"] / 1e6:.1f} MB, memory of the sources {stats["memory_bytes"] / 1e6:.1f} MB{repeated}]'
   )
 
 

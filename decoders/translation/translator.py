@@ -11,19 +11,22 @@ from decoders.beam.config import BeamConfig, EarlyStopping, check_early_stopping
 from decoders.options import Sampling
 from decoders.programs import Clock
 from decoders.state import row_keys
-from decoders.translation import programs
+from decoders.translation import parallel, programs
 from decoders.translation import sources as source_lib
-from decoders.translation.output import Translations
-from jaxlm.errors import NotFiniteError, check_seed
+from decoders.translation.output import Translations, check_finite, texts
+from jaxlm.errors import check_seed
 from jaxlm.seq2seq_config import Seq2SeqConfig
 from jaxlm.translation_model import Seq2SeqModel
+
+BEAM_SIZE = 4
+"""Hypotheses of a beam search, unless the user says otherwise."""
 
 
 def translate(
   model: Seq2SeqModel,
   sources: Sequence[str] | Sequence[Sequence[int]],
   *,
-  beam_size: int = 4,
+  beam_size: int | None = None,
   length_penalty: float = 1.0,
   max_new_tokens: int | None = None,
   min_new_tokens: int = 0,
@@ -34,19 +37,26 @@ def translate(
   seed: int = 0,
   batch_size: int | None = None,
   progress: Callable[[int], object] | None = None,
+  length_beam: int | None = None,
+  iterations: int | None = None,
+  dedup: bool | None = None,
 ) -> Translations:
   """Translates each source. A translation does not depend on the other sources, but for the rounding of sums.
+
+  A model writes token by token, or predicts all tokens at once (kinds nat and cmlm of `jaxlm.seq2seq_config`); beam_size,
+  length_penalty, min_new_tokens, early_stopping, recombine and sampling are for the former, length_beam, iterations and dedup for
+  the latter. Rows of the latter hold no EOS, and their score is the mean log-probability of the predicted positions.
 
   Args:
     model: an encoder-decoder.
     sources: strings when the model has a tokenizer, or lists of token ids without EOS; they may differ in length.
-    beam_size: hypotheses that run side by side for each source; 1 is greedy decoding, or sampling.
+    beam_size: hypotheses that run side by side for each source; 1 is greedy decoding, or sampling; None: 4.
     length_penalty: hypotheses are compared by sum of log-probabilities / length ** length_penalty, where the length counts the
       EOS, as in transformers. 0 compares sums, more favours long translations; it may be negative.
     max_new_tokens: most tokens to generate for each source, EOS included; None: twice the tokens of the source and 20 more, at
       most the model's max_length.
     min_new_tokens: fewest tokens before the EOS.
-    num_return: translations of each source, the best first; at most beam_size.
+    num_return: translations of each source, the best first; at most beam_size, or length_beam.
     early_stopping: when the search of a source ends, once it has beam_size finished hypotheses. 'never': when no running one can
       still beat them, which is exact. False, the default of transformers: when none would if it ended now, which takes fewer
       steps. True: at once. A beam of 1 ends with its first EOS.
@@ -56,19 +66,36 @@ def translate(
     seed: for sampling; the same seed gives a source the same tokens at any batch size.
     batch_size: sources decoded together; None: 64.
     progress: called with the number of sources of each batch when it is translated.
+    length_beam: target lengths, the likeliest ones, at which each source is decoded side by side; None: 5.
+    iterations: passes of the decoder. After the first, each pass predicts anew the tokens with the lowest probabilities, fewer each
+      time (mask-predict, for kind cmlm); None: 1.
+    dedup: whether a run of equal tokens becomes one token; None: after a single pass, but not after several. Models with upsampling
+      remove repetitions and blanks as CTC does.
 
   Raises:
     ValueError: a source that is empty, longer than the model reads or has ids outside the vocabulary; a number out of its range;
-      sampling with a beam; recombination for a model whose order is not exact; a model that is no encoder-decoder.
+      sampling with a beam; recombination for a model whose order is not exact; a model that is no encoder-decoder; an option that
+      the kind of model has no use for.
     NotFiniteError: for logits that are not numbers.
   """
   c = model.config
   if not isinstance(c, Seq2SeqConfig):
     raise ValueError(f'Translation needs an encoder-decoder (Seq2SeqModel), not a {type(model).__name__}.')
+  options = {
+    'beam_size': beam_size, 'length_penalty': length_penalty, 'min_new_tokens': min_new_tokens, 'early_stopping': early_stopping,
+    'recombine': recombine, 'sampling': sampling, 'length_beam': length_beam, 'iterations': iterations, 'dedup': dedup,
+  }  # fmt: skip
+  parallel.check_options(c, options)
+  beam_size = BEAM_SIZE if beam_size is None else beam_size
   values = {} if sampling is None else sampling.active
   check_seed('seed', seed)
   if beam_size < 1 or (batch_size is not None and batch_size < 1):
     raise ValueError(f'{beam_size=} and {batch_size=} must be at least 1.')
+  if c.is_parallel:
+    return parallel.translate(
+      model, sources, length_beam=length_beam, iterations=iterations, dedup=dedup, max_new_tokens=max_new_tokens,
+      num_return=num_return, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
   if not 1 <= num_return <= beam_size:
     raise ValueError(f'{num_return=} must be within 1 .. {beam_size=}: a beam has no further hypotheses.')
   if not math.isfinite(length_penalty):
@@ -131,17 +158,4 @@ def translate(
   }  # fmt: skip
   flat = lambda x: x.reshape(-1, *x.shape[2:])
   tokens, lengths, scores = flat(tokens), flat(lengths), flat(scores)
-  text = None
-  if model.tokenizer is not None:
-    without_eos = lambda row: row[:-1] if row[-1:] == [c.eos_id] else row
-    text = [model.tokenizer.decode_target(without_eos(row[:n].tolist())) for row, n in zip(tokens, lengths)]
-  return Translations(tokens, lengths, text, stats=stats, scores=scores)
-
-
-def check_finite(model: Seq2SeqModel, rows: np.ndarray, finite: np.ndarray) -> None:
-  """Raises NotFiniteError if a token of a source was to be chosen from logits that are not numbers."""
-  if not finite.all():
-    raise NotFiniteError(
-      f'Source {rows[int(np.argmin(finite))]}: the logits of its translation are not finite. The model computes in '
-      f'{model.config.dtype}: check that its weights are finite and were read in the right format, or load it in float32.'
-    )
+  return Translations(tokens, lengths, texts(model, tokens, lengths), stats=stats, scores=scores)

@@ -206,6 +206,16 @@ class Phrases(Language):
     found = (self._word(word) for phrase in parse.phrases for word in phrase)
     return [[next(iter(choices)) for choices in positions] for positions in found if len(positions) > 1]
 
+  def patterns(self, source: str) -> list[list[Choice]]:
+    """Returns what may stand at each position of a translation, for every form. Raises ValueError as `forms` does."""
+    parse = self._parse(source)
+    return [self._positions(parse, form) for _, form in self._forms(parse)]
+
+  def noun_phrases(self, source: str) -> list[list[list[Choice]]]:
+    """Returns, for each NP, what may stand at its positions, in one or two ways. Raises ValueError as `forms` does."""
+    flips = [flip for flip, p in ((False, 1 - self.p_opt), (True, self.p_opt)) if p]
+    return [[self._phrase(phrase, flip) for flip in flips] for phrase in self._parse(source).phrases]
+
 
 CERTAIN = {'p_long': 1.0, 'p_short': 1.0, 'p_opt': 0.0, 'p_lex': 0.0, 'p_idiom': 0.0}
 TASKS = {

@@ -63,7 +63,7 @@ def read_config(fields: Fields) -> Seq2SeqConfig:
 def write_config(config: Seq2SeqConfig) -> dict[str, Any]:
   """Returns the fields of config.json. Raises ValueError naming what Marian models do not have."""
   wanted = dict(norm_placement='post', norm='layernorm', norm_eps=1e-5, position='sinusoidal', embeddings='shared')
-  wanted |= dict(biases=True, output_bias=True, markov_order=0)
+  wanted |= dict(biases=True, output_bias=True, markov_order=0, kind='autoregressive')
   if lost := [f'{name}={getattr(config, name)!r}' for name, value in wanted.items() if getattr(config, name) != value]:
     raise ValueError(f'This model has no Hugging Face form: Marian models cannot express {", ".join(lost)}.')
   c = config

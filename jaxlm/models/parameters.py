@@ -24,6 +24,7 @@ RULES = (
   Rule('source_embed/embedding', 'embedding', ('tensor', 'fsdp')),
   Rule('position_embed/embedding', 'embedding', (None, 'fsdp')),
   Rule('source_position_embed/embedding', 'embedding', (None, 'fsdp')),
+  Rule('length_embed/embedding', 'embedding', (None, 'fsdp')),
   Rule('head', 'matrix', ('fsdp', 'tensor')),
   Rule('*norm/scale', 'norm', (None,)),
   Rule('*norm/bias', 'norm', (None,)),

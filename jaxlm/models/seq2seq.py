@@ -149,30 +149,37 @@ class Seq2Seq(nn.Module):
     if c.embeddings == 'separate':
       self.head = self.param('head', init.head, (c.model_dim, c.vocab_size))
     if c.position == 'learned':
-      self.source_position_embed, self.position_embed = embed(c.max_length), embed(c.max_length)
+      self.source_position_embed, self.position_embed = embed(c.max_length), embed(c.target_positions)
     if c.output_bias:
       self.output_bias = self.param('output_bias', nn.initializers.zeros, (c.vocab_size,))
     self.encoder, self.decoder = Encoder(c), Decoder(c)
 
   def _embedded(self, table, position_table, tokens_BT, positions_BT, key, place):
     c = self.config
-    relative = c.position == 'relative' and place == TARGET_EMBEDDING
     x_BTD = table(tokens_BT)
     if c.scaled_embeddings:
       x_BTD = x_BTD * jnp.asarray(c.model_dim**0.5, x_BTD.dtype)
+    return self._placed(x_BTD, position_table, positions_BT, key, place)
+
+  def _placed(self, x_BTD, position_table, positions_BT, key, place):
+    """Returns a decoder's or encoder's inputs with their positions added, after dropout."""
+    c = self.config
+    relative = c.position == 'relative' and place == TARGET_EMBEDDING
     if c.position == 'learned':
       x_BTD = x_BTD + position_table(positions_BT)
     elif not relative:
       x_BTD = x_BTD + sinusoids(positions_BT, c.model_dim).astype(c.dtype)
     return dropped_at(x_BTD, c.dropout.residual, key, place)
 
-  def encode(self, source_BS, lengths_B, key=None):
+  def embedded_source(self, source_BS, key=None):
     c = self.config
     table = self.embed if c.embeddings == 'shared' else self.source_embed
     positions_BS = jnp.broadcast_to(jnp.arange(source_BS.shape[1]), source_BS.shape)
     learned = self.source_position_embed if c.position == 'learned' else None
-    x_BSD = self._embedded(table, learned, source_BS, positions_BS, key, SOURCE_EMBEDDING)
-    return self.encoder(x_BSD, lengths_B, folded(key, ENCODER))
+    return self._embedded(table, learned, source_BS, positions_BS, key, SOURCE_EMBEDDING)
+
+  def encode(self, source_BS, lengths_B, key=None):
+    return self.encoder(self.embedded_source(source_BS, key), lengths_B, folded(key, ENCODER))
 
   def memory(self, encoded_BSD, lengths_B):
     return self.decoder.memory(encoded_BSD, lengths_B)
@@ -234,7 +241,7 @@ def encode(
     lengths: int32 tokens of each source.
     key: random key for dropout in training; None drops nothing.
   """
-  return _apply(params, config, Seq2Seq.encode, source, lengths, _if_dropped(config, key))
+  return _apply(params, config, Seq2Seq.encode, source, lengths, if_dropped(config, key))
 
 
 def memory(
@@ -269,7 +276,7 @@ def hidden(
   Raises:
     ValueError: the cache does not fit the model; see `jaxlm.models.markov.cache_for`.
   """
-  return _apply(params, config, Seq2Seq.decode, tokens, memory, positions, cache, _if_dropped(config, key))
+  return _apply(params, config, Seq2Seq.decode, tokens, memory, positions, cache, if_dropped(config, key))
 
 
 def logits(params: Any, config: Seq2SeqConfig, hidden: Float[Array, '... D']) -> Float[Array, '... V']:
@@ -282,7 +289,8 @@ def output_matrix(params: Any, config: Seq2SeqConfig) -> Float[Array, 'D V']:
   return _apply(params, config, Seq2Seq.output_matrix)
 
 
-def _if_dropped(config: Seq2SeqConfig, key):
+def if_dropped(config: Seq2SeqConfig, key):
+  """Returns the key, or None for a model without dropout."""
   return key if any(dataclasses.astuple(config.dropout)) else None
 
 

@@ -157,6 +157,19 @@ def test_shards_over_devices(form):
   np.testing.assert_array_equal(sharded(cost, sizes), assign(cost, sizes))
 
 
+@pytest.mark.parametrize('axes', [('data',), ('data', 'fsdp'), (None, 'data')], ids=str)
+def test_a_partitioned_program_splits_the_problems_and_gathers_nothing_in_its_loops(axes):
+  cost, sizes = jnp.asarray(batch(np.random.default_rng(7), 'uniform', 8, 10)), jnp.arange(3, 11)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ('data', 'fsdp'))
+  put = lambda x, *spec: jax.device_put(x, jax.NamedSharding(mesh, jax.P(*spec)))
+  spec = (None, 'data') if axes[0] is None else (axes,)  # Rows of a problem that are split are gathered before.
+  program = jax.jit(lambda cost, sizes: 2 * linear_assignment(cost + 1, sizes))
+  found = program(put(cost, *spec), put(sizes, *spec[:1]))
+  np.testing.assert_array_equal(found, 2 * linear_assignment(cost, sizes))
+  text = program.lower(put(cost, *spec), put(sizes, *spec[:1])).compile().as_text()
+  assert ('all-gather' in text) == (axes[0] is None)
+
+
 def test_the_host_is_not_called():
   compiled = jax.jit(linear_assignment).lower(jax.ShapeDtypeStruct((4, 64, 64), jnp.float32)).compile().as_text()
   assert 'callback' not in compiled and 'custom-call' not in compiled

@@ -69,6 +69,10 @@ class EvalConfig:
   """Hypotheses of the beam search that translates them; 1 is greedy and the fastest."""
   length_penalty: float = 1.0
   """Scores are divided by the length to this power: larger values prefer longer translations."""
+  length_beam: int = 5
+  """For models of kind nat or cmlm: number of target lengths, the likeliest ones, that are tried for each source."""
+  iterations: int = 1
+  """For models of kind cmlm: passes of the decoder; after the first, each predicts anew the least likely tokens."""
   show: int = 2
   """Translations that are shown at each evaluation."""
 
@@ -78,8 +82,57 @@ class EvalConfig:
     for name in ('sentences', 'show'):
       if getattr(self, name) < 0:
         raise ConfigError(f'eval.{name}={getattr(self, name)} must not be negative.')
-    if self.beam_size < 1:
-      raise ConfigError(f'eval.beam_size={self.beam_size} must be at least 1.')
+    for name in ('beam_size', 'length_beam', 'iterations'):
+      if getattr(self, name) < 1:
+        raise ConfigError(f'eval.{name}={getattr(self, name)} must be at least 1.')
+
+
+Loss = Literal['ce', 'axe', 'oaxe', 'ngram-oaxe', 'ctc']
+
+
+@dataclasses.dataclass(frozen=True)
+class OrderConfig:
+  """Losses that do not hold a model to one order of the target tokens."""
+
+  pi: float = 0.0
+  """oaxe, ngram-oaxe: tokens whose probability after the assignment is less than this have no loss (0: all have one). Evaluation
+  does without."""
+  base: Literal['e', '2'] = 'e'
+  """Logarithm in which pi is compared. e: with the probability itself. 2: as in the released code, which compares -log2(pi) with nats,
+  so that the limit is pi ** 1.44."""
+  pin_eos: bool = False
+  """The EOS keeps the last position, and only the tokens before it are assigned."""
+  ngram: int = 2
+  """ngram-oaxe: number of neighbouring tokens that keep their order."""
+  ngram_mode: Literal['window', 'block'] = 'window'
+  """ngram-oaxe. window: overlapping n-grams are assigned, so that a position may have several targets. block: n-grams on a grid are
+  assigned, and each token is used once."""
+  truncated: Literal['window', 'token'] = 'window'
+  """ngram-oaxe: what pi leaves out. window: all tokens of an n-gram, by their mean probability. token: single tokens."""
+  skip_penalty: float = 1.0
+  """axe: factor of the cost of a target token that no position predicts. More: fewer tokens are skipped."""
+  joint: Literal['none', 'exponential', 'linear', 'step'] = 'none'
+  """How the weight of the cross-entropy in place goes from 1 to 0 while the weight of this loss goes from 0 to 1. none: the loss is
+  trained alone, from a model that was trained with cross-entropy (--start)."""
+  joint_until: float = 0.5
+  """joint: share of run.steps after which the weight of the cross-entropy is 0."""
+  joint_base: float = 1.01
+  """joint=exponential: base c of the weight 1 - c ** (step - joint_until * steps). Nearer to 1: a slower change."""
+
+  def __post_init__(self):
+    check_choices(self)
+    if not 0 <= self.pi < 1:
+      raise ConfigError(f'oaxe.pi={self.pi} must be at least 0 and less than 1: it is a probability.')
+    if self.ngram < 1:
+      raise ConfigError(f'oaxe.ngram={self.ngram} must be at least 1.')
+    if not 0 < self.joint_until <= 1:
+      raise ConfigError(
+        f'oaxe.joint_until={self.joint_until} must be above 0 and at most 1: it is a share of run.steps.'
+      )
+    if self.joint_base <= 1:
+      raise ConfigError(f'oaxe.joint_base={self.joint_base} must be above 1.')
+    if self.skip_penalty < 0:
+      raise ConfigError(f'oaxe.skip_penalty={self.skip_penalty} must not be negative.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +168,19 @@ class TranslateConfig(TrainConfig):
   model: Seq2SeqConfig = Seq2SeqConfig()
   data: PairDataConfig = PairDataConfig()
   eval: EvalConfig = EvalConfig()
+  loss: Loss = 'ce'
+  """What is minimised. ce: cross-entropy, of models of kind cmlm on random masks. For kinds nat and cmlm also axe (monotonic alignment),
+  oaxe (best order of the target tokens) and ngram-oaxe (best order of its phrases), with all target tokens masked, and ctc for a
+  decoder with model.nat.upsampling."""
+  oaxe: OrderConfig = OrderConfig()
   distill_from: str | None = None
-  """Teacher: a run directory of trainers.translate, or another encoder-decoder that `jaxlm.load` opens. The run trains on the
-  training sources with the teacher's translations as targets; held-out pairs stay the real ones (none: train on the real targets)."""
+  """Teacher: a run directory of trainers.translate, or another encoder-decoder that `jaxlm.load` opens, which writes token by token. The
+  run trains on the training sources with the teacher's translations as targets; held-out pairs stay the real ones (none: train on the
+  real targets)."""
   distill: DistillConfig = DistillConfig()
   label_smoothing: float = 0.1
-  """Part of each training target that is shared out over the whole vocabulary (0: none). Evaluation does without."""
+  """Part of each training target that is shared out over the whole vocabulary (0: none). Evaluation and the losses axe and ctc do
+  without."""
 
   def __post_init__(self):
     super().__post_init__()
@@ -135,3 +195,26 @@ class TranslateConfig(TrainConfig):
       )
     if not self.data.joint and self.model.embeddings == 'shared':
       raise ConfigError("data.joint=False makes two vocabularies: model.embeddings must be 'tied' or 'separate'.")
+    self._check_parallel()
+
+  def _check_parallel(self):
+    model, e = self.model, self.eval
+    if not model.is_parallel and self.loss != 'ce':
+      raise ConfigError(
+        f"loss={self.loss!r} is for models that predict all tokens at once: model.kind must be 'nat' or 'cmlm', not {model.kind!r}."
+      )
+    if (self.loss == 'ctc') != bool(model.nat.upsampling):
+      raise ConfigError(
+        f"loss='ctc' and model.nat.upsampling need each other, but here loss={self.loss!r} and "
+        f'model.nat.upsampling={model.nat.upsampling}; 3 positions for each source token are usual.'
+      )
+    if self.loss in ('ce', 'ctc') and self.oaxe != OrderConfig():
+      raise ConfigError(f'The settings of --oaxe are for loss axe, oaxe or ngram-oaxe, not for loss={self.loss!r}.')
+    if model.is_parallel and e.beam_size > 1:
+      raise ConfigError(
+        f'eval.beam_size={e.beam_size} is for models that write token by token: model.kind={model.kind!r} has eval.length_beam instead.'
+      )
+    if model.kind != 'cmlm' and e.iterations > 1:
+      raise ConfigError(
+        f"eval.iterations={e.iterations} needs model.kind='cmlm', which reads known tokens, not {model.kind!r}."
+      )

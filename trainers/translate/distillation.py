@@ -49,7 +49,7 @@ def distilled_pairs(config: TranslateConfig, train: pairs.Pairs, trainer: str) -
 
   Raises:
     CheckpointError: the run directory cannot be used.
-    DataError: the teacher cannot be loaded, or the corpus cannot be written or is made from something else.
+    DataError: the teacher cannot be loaded or predicts all tokens at once, or the corpus cannot be written or is made from something else.
   """
   name, directory = config.distill_from, Path(config.run.directory)
   path = Path(config.distill.corpus or directory / 'distilled.jsonl').expanduser()
@@ -57,6 +57,11 @@ def distilled_pairs(config: TranslateConfig, train: pairs.Pairs, trainer: str) -
     teacher = load_model(name, config.distill.dtype)  # Each host loads it: Orbax reads in all processes together.
   except (OSError, ValueError) as e:
     raise DataError(f'--distill-from {name}: {e}') from e
+  if teacher.config.is_parallel:
+    raise DataError(
+      f'--distill-from {name}: this model has kind={teacher.config.kind!r} and predicts all tokens at once, but a teacher writes token by '
+      "token, by beam search. Name a model of kind 'autoregressive'."
+    )
 
   say = Progress(0, 0, show=True, bar=False).say
   corpus = Corpus(path, train, teacher, name, config.distill, say)

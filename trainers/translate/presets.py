@@ -1,9 +1,12 @@
-"""Named settings of translation: small ones, and those of https://arxiv.org/abs/1706.03762."""
+"""Named settings of translation: small ones, those of https://arxiv.org/abs/1706.03762, and the CMLM of
+https://arxiv.org/abs/1904.09324 with OaXE (https://arxiv.org/abs/2106.05093)."""
+
+import dataclasses
 
 from jaxlm.config import DropoutConfig
 from jaxlm.seq2seq_config import Seq2SeqConfig
 from trainers.config import OptimizerConfig, RunConfig
-from trainers.translate.config import EvalConfig, PairDataConfig, TranslateConfig
+from trainers.translate.config import EvalConfig, OrderConfig, PairDataConfig, TranslateConfig
 
 
 def _optimizer(learning_rate: float, warmup_steps: int) -> OptimizerConfig:
@@ -25,18 +28,44 @@ def _transformer(dim: int, heads: int, mlp_dim: int, dropout: float, *, tokens: 
   )
 
 
+GRAMMAR = TranslateConfig(
+  model=Seq2SeqConfig(
+    encoder_layers=2, decoder_layers=2, model_dim=128, num_heads=4, mlp_dim=256, max_length=64, dtype='float32'
+  ),
+  data=PairDataConfig(tokenizer='words', vocab_size=4000, tokens=1024, buckets=3, max_length=48),
+  optimizer=_optimizer(2e-3, 100),
+  run=RunConfig(steps=1200, eval_every=300, save_every=300),
+  eval=EvalConfig(batches=20, sentences=200),
+)
+
+
+def _grammar(kind: str, **changes) -> TranslateConfig:
+  """The setting `grammar` for a model that predicts all tokens at once, which learns more slowly."""
+  run = RunConfig(steps=4000, eval_every=1000, save_every=1000)
+  return dataclasses.replace(GRAMMAR, model=GRAMMAR.model.replace(kind=kind), **{'run': run} | changes)
+
+
+def _cmlm(dropout: float, *, tokens: int, steps: int, rate: float, warmup_steps: int, **changes) -> TranslateConfig:
+  """CMLM-base as published: norms after the sub-layers, learned positions, GELU, and new parameters from N(0, 0.02)."""
+  return TranslateConfig(
+    model=Seq2SeqConfig(
+      kind='cmlm', norm_placement='post', norm_eps=1e-12, position='learned', activation='gelu', scaled_embeddings=False,
+      init='normal', init_std=0.02, dropout=DropoutConfig(residual=dropout), max_length=256,
+    ),
+    data=PairDataConfig(source='', vocab_size=32000, tokens=tokens, max_length=256, buckets=8),
+    optimizer=OptimizerConfig(
+      learning_rate=rate, schedule='inverse_sqrt', warmup_steps=warmup_steps, beta2=0.999, eps=1e-6, weight_decay=0.01
+    ),
+    run=RunConfig(steps=steps, eval_every=2000, save_every=2000, average_last=5, log_every=100),
+    eval=EvalConfig(sentences=1000),
+    **changes,
+  )  # fmt: skip
+
+
 PRESETS = {
   'grammar': (
     'A small model on generated pairs whose translations are all known; minutes on a CPU.',
-    TranslateConfig(
-      model=Seq2SeqConfig(
-        encoder_layers=2, decoder_layers=2, model_dim=128, num_heads=4, mlp_dim=256, max_length=64, dtype='float32'
-      ),
-      data=PairDataConfig(tokenizer='words', vocab_size=4000, tokens=1024, buckets=3, max_length=48),
-      optimizer=_optimizer(2e-3, 100),
-      run=RunConfig(steps=1200, eval_every=300, save_every=300),
-      eval=EvalConfig(batches=20, sentences=200),
-    ),
+    GRAMMAR,
   ),
   'small': (
     'transformer-small: 3 + 3 layers x 256, 8 million parameters, which suit 10,000 to 100,000 pairs; hours on a CPU. Name them with '
@@ -70,5 +99,36 @@ PRESETS = {
   'big': (
     'transformer-big: 6 + 6 layers x 1024, for millions of pairs. Name them with --data.source.',
     _transformer(1024, 16, 4096, 0.3, tokens=32_768, steps=300_000, rate=5e-4),
+  ),
+  'nat': (
+    'The model of grammar on generated pairs, but all target tokens are predicted at once, from masks alone; minutes on a CPU.',
+    _grammar('nat'),
+  ),
+  'cmlm': (
+    'The same, trained on random masks, so that decoding can refine (--eval.iterations 4); minutes on a CPU.',
+    _grammar('cmlm'),
+  ),
+  'oaxe': (
+    'Goes on from a run of cmlm, with --start RUN: order-agnostic cross-entropy with all tokens masked.',
+    _grammar(
+      'cmlm',
+      loss='oaxe',
+      oaxe=OrderConfig(pi=0.15),
+      optimizer=_optimizer(3e-4, 50),
+      run=RunConfig(steps=1500, eval_every=500, save_every=500),
+    ),  # fmt: skip
+  ),
+  # Published: 8192 tokens on each of several devices, 300,000 updates.
+  'cmlm-base': (
+    'CMLM-base: 6 + 6 layers x 512, for millions of pairs whose targets a teacher writes (--distill-from). Name them with --data.source.',
+    _cmlm(0.3, tokens=65_536, steps=300_000, rate=5e-4, warmup_steps=10_000),
+  ),
+  # Published: 16,384 tokens on each of 8 devices. The released recipe names no number of updates; https://arxiv.org/abs/2207.04206
+  # takes 200,000.
+  'oaxe-base': (
+    'OaXE: goes on from a run of cmlm-base, with --start RUN, on the same pairs.',
+    _cmlm(
+      0.2, tokens=131_072, steps=200_000, rate=5e-6, warmup_steps=500, loss='oaxe', oaxe=OrderConfig(pi=0.15, base='2')
+    ),
   ),
 }

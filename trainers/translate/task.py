@@ -66,7 +66,12 @@ def translation_loss(
   encoded_BSD = seq2seq.encode(params, config, batch['source'], lengths_B, keys[0])
   memory = seq2seq.memory(params, config, encoded_BSD, lengths_B)
   hidden_BTD, _ = seq2seq.hidden(params, config, batch['tokens'], memory, key=keys[1])
-  targets, options = (batch['targets'], batch['mask']), dict(label_smoothing=label_smoothing)
+  return token_loss(params, config, hidden_BTD, batch['targets'], batch['mask'], label_smoothing)
+
+
+def token_loss(params, config: Seq2SeqConfig, hidden_BTD, targets_BT, mask_BT, label_smoothing: float):
+  """Returns (sum of the negative log-likelihoods of the targets, sum of the mask) of decoder states."""
+  targets, options = (targets_BT, mask_BT), dict(label_smoothing=label_smoothing)
   if config.output_bias:
     return losses.cross_entropy(seq2seq.logits(params, config, hidden_BTD), *targets, **options)
   return losses.chunked_cross_entropy(hidden_BTD, seq2seq.output_matrix(params, config), *targets, **options)
@@ -148,7 +153,7 @@ class Translation(Task):
   ) -> dict[str, float] | None:
     import decoders
 
-    e, found = self.config.eval, []
+    e, found, outputs = self.config.eval, [], []
     if not self.sentences:
       return {}
     model = Seq2SeqModel(self.config.model, params, self.tokenizers)
@@ -156,17 +161,20 @@ class Translation(Task):
     for start in range(0, len(sources), AT_ONCE):
       if stop():
         return None
-      out = decoders.translate(
-        model,
-        sources[start : start + AT_ONCE],
-        beam_size=e.beam_size,
-        length_penalty=e.length_penalty,
-        batch_size=AT_ONCE,
-      )
+      out = decoders.translate(model, sources[start : start + AT_ONCE], batch_size=AT_ONCE, **self.decoding())
       found += out.text
+      outputs.append(out)
     for source, reference, text in list(zip(sources, references, found))[: e.show]:
       say(f'  {source}\n  -> {text}\n  reference: {reference}')
-    return self.scores(sources, references, found)
+    return self.scores(sources, references, found) | self.decoding_metrics(outputs)
+
+  def decoding(self) -> dict[str, Any]:
+    """Returns the options of `decoders.translate` for held-out sources."""
+    return {'beam_size': self.config.eval.beam_size, 'length_penalty': self.config.eval.length_penalty}
+
+  def decoding_metrics(self, outputs: list[Any]) -> dict[str, float]:
+    """Returns further metrics of what `decoders.translate` returned."""
+    return {}
 
   def scores(self, sources: Iterable[str], references: Iterable[str], found: list[str]) -> dict[str, float]:
     """Returns corpus BLEU and chrF as sacreBLEU computes them and, of a generated language, the share of valid translations."""

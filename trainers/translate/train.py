@@ -15,7 +15,7 @@ def main(config: TranslateConfig):
     trainers.loop.Stopped: a signal stopped the run, which is saved.
   """
   from trainers import distributed, loop
-  from trainers.translate import distillation, task
+  from trainers.translate import distillation, parallel_task, task
 
   if not config.data.source:
     raise ConfigError(
@@ -32,10 +32,12 @@ def main(config: TranslateConfig):
   tokenizers = task.load_tokenizers(config.data, train, directory)
   source, target = tokenizers.source, tokenizers.target
   model = config.model.replace(
-    vocab_size=target.vocab_size, source_vocab_size=0 if tokenizers.joint else source.vocab_size, start_id=target.bos_id,
+    # A model that predicts all tokens at once has a mask beside the tokenizer's ids.
+    vocab_size=target.vocab_size + config.model.is_parallel, source_vocab_size=0 if tokenizers.joint else source.vocab_size, start_id=target.bos_id,
     eos_id=target.eos_id, source_eos_id=None if tokenizers.joint else source.eos_id, pad_id=target.pad_id,
   )  # fmt: skip
   config = dataclasses.replace(config, model=model, run=dataclasses.replace(config.run, directory=directory))
   if config.distill_from is not None:
     train = distillation.distilled_pairs(config, train, task.Translation.trainer)
-  return loop.fit(task.Translation(config, tokenizers, train, valid), config)
+  make = parallel_task.ParallelTranslation if model.is_parallel else task.Translation
+  return loop.fit(make(config, tokenizers, train, valid), config)

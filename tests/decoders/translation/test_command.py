@@ -12,6 +12,7 @@ from decoders.translation.command import TranslateConfig, main
 import jaxlm
 from jaxlm.translation_model import Seq2SeqModel
 from tests.decoders.translation.models_made import tiny
+from tests.decoders.translation.test_parallel import CMLM, model_of
 from tests.models import tiny_model
 
 LINES = ['abc', 'f', '', 'dede', 'bb', '  ', 'a', 'cafe', 'fab', 'bed']
@@ -20,7 +21,12 @@ SHORT = {'max_new_tokens': 6, 'beam_size': 2, 'stats': False}
 
 @pytest.fixture(autouse=True)
 def models(monkeypatch):
-  found = {'m': tiny(), 'other': tiny_model(), 'mute': dataclasses.replace(tiny(), tokenizer=None)}
+  found = {
+    'm': tiny(),
+    'masked': model_of(CMLM),
+    'other': tiny_model(),
+    'mute': dataclasses.replace(tiny(), tokenizer=None),
+  }
   monkeypatch.setattr(jaxlm, 'load', lambda path, dtype: found[path], raising=False)
 
 
@@ -44,6 +50,17 @@ def test_texts_are_printed(monkeypatch, capsys):
   main(TranslateConfig('m', text=('-',), **SHORT | {'stats': True}))
   out, notes = capsys.readouterr()
   assert out.splitlines() == expected(['abc', 'f']) and 'tokens/s; encoding' in notes
+
+
+def test_models_that_predict_all_tokens_at_once_have_their_flags(capsys):
+  main(TranslateConfig('masked', text=('abc', 'f'), iterations=4, length_beam=3, dedup=True))
+  out, notes = capsys.readouterr()
+  expected = decoders.translate(model_of(CMLM), ['abc', 'f'], iterations=4, length_beam=3, dedup=True)
+  assert (
+    out.splitlines() == expected.text and f'{expected.stats["repetition_ratio"]:.1%} of tokens were repeated' in notes
+  )
+  with pytest.raises(ValueError, match='beam_size=2 is for models that write token by token'):
+    main(TranslateConfig('masked', text=('abc',), beam_size=2))
 
 
 @pytest.mark.parametrize('num_return', [1, 2])

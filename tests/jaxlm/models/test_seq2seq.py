@@ -51,7 +51,7 @@ def params_of(config, seed=0):
 
 
 def by_hand(params, config, source, tokens):
-  """Returns the logits of one source and one target, by loops over NumPy arrays of float64."""
+  """Returns (the logits, the encoder's states) of one source and one target, by loops over NumPy arrays of float64."""
   p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   D, N, H = config.model_dim, config.num_heads, config.head_dim
   post, k = config.norm_placement == 'post', config.markov_order
@@ -90,7 +90,7 @@ def by_hand(params, config, source, tokens):
     return sub_layer(w['mlp_norm'], x, lambda x: mlp(w['mlp'], x))
 
   def decoder_layer(w, y, e, x):
-    near = lambda t, s: s <= t and (not k or t - s < k)
+    near = lambda t, s: config.is_parallel or (s <= t and (not k or t - s < k))
     keys_of = lambda read: norm(w['embedding_norm'], e) if config.reads_embeddings else read
     bias = (lambda n, distance: p['decoder']['distance_table'][n, distance]) if relative else (lambda n, distance: 0.0)
     y = sub_layer(w['attention_norm'], y, lambda y: attend(w['attention'], y, keys_of(y), near, bias))
@@ -98,9 +98,12 @@ def by_hand(params, config, source, tokens):
     return sub_layer(w['mlp_norm'], y, lambda y: mlp(w['mlp'], y))
 
   x = embed('embed' if config.embeddings == 'shared' else 'source_embed', source)
+  if config.is_parallel:  # The token [LEN] has no position.
+    x = np.concatenate([p['length_embed']['embedding'][:1], x])
   for i in range(config.encoder_layers):
     x = encoder_layer(p['encoder'][f'layer_{i}'], x)
-  x = x if post else norm(p['encoder']['final_norm'], x)
+  states = x if post else norm(p['encoder']['final_norm'], x)
+  x = states[1:] if config.is_parallel else states
   relative = config.position == 'relative'
 
   def decode(ids, first):
@@ -113,7 +116,8 @@ def by_hand(params, config, source, tokens):
     y = np.stack([decode(tokens[max(n + 1 - k, 0) : n + 1], max(n + 1 - k, 0))[-1] for n in range(len(tokens))])
   else:
     y = decode(tokens, 0)
-  return y @ (p['head'] if config.embeddings == 'separate' else p['embed']['embedding'].T) + p.get('output_bias', 0.0)
+  head = p['head'] if config.embeddings == 'separate' else p['embed']['embedding'].T
+  return y @ head + p.get('output_bias', 0.0), states
 
 
 @pytest.mark.parametrize(
@@ -134,7 +138,7 @@ def test_logits_are_those_of_the_formula(changes):
   params = params_of(config)
   found = logits(params, config, SOURCE, LENGTHS, TOKENS)
   for row, length in enumerate(LENGTHS):
-    expected = by_hand(params, config, np.asarray(SOURCE[row, :length]), np.asarray(TOKENS[row]))
+    expected, _ = by_hand(params, config, np.asarray(SOURCE[row, :length]), np.asarray(TOKENS[row]))
     np.testing.assert_allclose(found[row], expected, rtol=2e-4, atol=2e-4)
 
 

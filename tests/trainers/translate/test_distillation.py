@@ -15,8 +15,8 @@ from jaxlm.errors import CheckpointError, DataError
 from jaxlm.io import checkpoint
 from tests.decoders.translation.models_made import tiny
 from tests.models import tiny_model
+from tests.trainers.translate.test_train import MODEL, parse
 from tests.trainers.translate.test_train import config as run_config
-from tests.trainers.translate.test_train import parse
 from trainers import translate
 from trainers.config import ConfigError
 from trainers.translate import distillation
@@ -171,7 +171,7 @@ def test_a_finished_corpus_is_used_only_for_what_it_is_made_from(tmp_path, train
   refused('is there already, and is not the unfinished output of this command')
 
 
-def test_a_run_learns_the_translations_and_is_judged_by_real_pairs(text, tmp_path):
+def test_a_run_learns_the_translations_and_is_judged_by_real_pairs(text, tmp_path, monkeypatch):
   teacher, shared = tmp_path / 'teacher', tmp_path / 'shared' / 'made.jsonl'
   short = (
     '--run.steps',
@@ -191,6 +191,11 @@ def test_a_run_learns_the_translations_and_is_judged_by_real_pairs(text, tmp_pat
   sources = [source for source, _ in pairs.read(str(text / 'train.tsv'))]
   model = jaxlm.load(teacher, dtype='float32')
   assert list(pairs.read(str(shared))) == list(zip(sources, decoders.translate(model, sources, beam_size=2).text))
+  # A student that predicts all tokens at once uses the same corpus.
+  at_once = run_config(text, tmp_path / 'at once', *short, *distil, model=MODEL.replace(kind='cmlm'))
+  monkeypatch.setattr(decoders, 'translate', None, raising=False)
+  translate.main(at_once)
+  assert texts(tmp_path / 'at once') == texts(tmp_path / 'student')
 
 
 def test_what_cannot_be_a_teacher_is_named_before_anything_is_written(text, tmp_path, monkeypatch):
@@ -199,6 +204,10 @@ def test_what_cannot_be_a_teacher_is_named_before_anything_is_written(text, tmp_
     translate.main(made('--distill-from', str(tmp_path / 'nowhere')))
   monkeypatch.setattr('jaxlm.load', lambda path, dtype: tiny_model(), raising=False)
   with pytest.raises(DataError, match='--distill-from .*: .* is no encoder-decoder but a LanguageModel'):
+    translate.main(made('--distill-from', str(tmp_path)))
+  at_once = dataclasses.replace(TEACHER, config=TEACHER.config.replace(kind='cmlm'))
+  monkeypatch.setattr('jaxlm.load', lambda path, dtype: at_once, raising=False)
+  with pytest.raises(DataError, match="--distill-from .*: this model has kind='cmlm' .* Name a model of kind 'autoreg"):
     translate.main(made('--distill-from', str(tmp_path)))
   with pytest.raises(ConfigError, match='is the run directory itself: pass --run.directory'):
     translate.main(made('--distill-from', str(tmp_path / 'student')))
