@@ -126,6 +126,7 @@ def test_the_frontier_has_rows_of_searches_and_of_sets_chosen_one_by_one(lm, cap
   assert min(found) >= best - 0.1 > 0.5
 
 
+@pytest.mark.slow
 def test_searches_can_read_as_many_tokens_as_choosing_one_by_one(lm):
   rows = speculative_frontier.rows(lm, [[1, 2, 3], [4, 5, 6, 7, 8]], [[9]], skipped=(2,), sets=None, searches=1)
   tokens = {row['found by']: row['tokens'] for row in rows}

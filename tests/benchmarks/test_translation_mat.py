@@ -138,6 +138,7 @@ def test_orders_are_written_and_a_model_is_trained_once(results, monkeypatch):
     study.main(study.Config(**(vars(config) | {'seeds': 2, 'train': False})))
 
 
+@pytest.mark.slow
 def test_agreement_is_written(results, monkeypatch):
   monkeypatch.setattr(agreement, 'CLAUSE_ORDERS', {'shared': (5,)})
   study.main(study.Config(parts=('agreement',), distances=(1,), modes=('naive',), tiny=True))

@@ -47,6 +47,7 @@ def test_the_command_decodes_as_the_functions_do(monkeypatch, capsys):
     main(GenerateConfig('m', prompt=('a',), preset='kivi'))
 
 
+@pytest.mark.slow
 def test_drafting_decoders_print_the_same_text(monkeypatch, capsys):
   model = TINY.replace(vocab_size=259, max_length=256, num_layers=4)
   lm = LanguageModel(model, tiny_model(model).params, ByteTokenizer())

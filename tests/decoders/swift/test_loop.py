@@ -4,6 +4,7 @@ import gc
 import weakref
 
 import numpy as np
+import pytest
 
 import decoders
 from decoders import speculative
@@ -16,6 +17,7 @@ PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [3]]
 SMALL = SwiftConfig(max_draft=4, context_window=8, threshold=0.05, guard=False, candidates=2, static_when_found=False)
 
 
+@pytest.mark.slow
 def test_plain_steps_between_rounds(monkeypatch):
   """The guard may change its mind at any time."""
   lm = tiny_model(MODEL)

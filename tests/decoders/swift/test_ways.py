@@ -58,6 +58,7 @@ def test_each_way_goes_on_where_another_stopped(first):
   np.testing.assert_array_equal(loop.whole[0, : len(prompt) + most], [*prompt, *plain.tokens[0]])
 
 
+@pytest.mark.slow
 def test_tokens_are_those_of_rows_that_go_on():
   lm, prompts = tiny_model(MODEL), [[1, 2, 3], [4, 5, 6]]
   plain = decoders.generate(lm, prompts, max_new_tokens=20, eos_id=None).tokens

@@ -357,7 +357,14 @@ print(json.dumps([peak() - before, sum(x.nbytes for x in jax.tree.leaves(lm.para
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='reads the peak from /proc')
-@pytest.mark.parametrize('stored, dtype', [('bfloat16', 'float32'), ('bfloat16', 'bfloat16'), ('float32', 'bfloat16')])
+@pytest.mark.parametrize(
+  'stored, dtype',
+  [
+    ('bfloat16', 'float32'),
+    pytest.param('bfloat16', 'bfloat16', marks=pytest.mark.slow),
+    pytest.param('float32', 'bfloat16', marks=pytest.mark.slow),
+  ],
+)
 def test_loading_takes_little_more_memory_than_the_model(stored, dtype, tmp_path):
   config = LLAMA.replace(
     vocab_size=30000, num_layers=6, model_dim=768, num_heads=12, num_kv_heads=4, head_dim=64, mlp_dim=2048

@@ -62,6 +62,7 @@ def assert_same(one, other):
   chex.assert_trees_all_close(*parameters, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_hosts_equal_one_device(text, alone, tmp_path):
   said = train_on_two_hosts(text, tmp_path / 'run', '--mesh.fsdp', '2')
   assert 'bleu' in said[0] and 'bleu' not in said[1]
