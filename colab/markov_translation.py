@@ -133,7 +133,7 @@ lengths = (32, 128, 512)
 figure, axis = plt.subplots(figsize=(5, 3), layout='constrained')
 for order in (4, 16, 0):
   changed = full.replace(markov_order=order, vocab_size=model.config.vocab_size)
-  kilobytes = [state_bytes(changed, rows=1, room=length) / 1000 for length in lengths]
+  kilobytes = [state_bytes(changed, sources=1, room=length) / 1000 for length in lengths]
   axis.plot(lengths, kilobytes, 'o-', label=f'order {order}' if order else 'full history')
   print(f'order {order or "full"}:', *(f'{kb:.1f} kB at {n} tokens' for kb, n in zip(kilobytes, lengths)), sep='  ')
 axis.set(xlabel='tokens of the translation', ylabel='state of one hypothesis (kB)', xscale='log', yscale='log')
