@@ -59,11 +59,8 @@ def ngram_oaxe(
   Raises:
     ValueError: there are not as many positions as targets, or an option is out of its range.
   """
-  check_smoothing(label_smoothing)
-  margin = truncation_margin(truncation, truncation_base)
-  _check(n, mode, trunc_unit)
   costs = position_costs(logits, targets)
-  return _ngram_oaxe(costs, mask, n, mode, trunc_unit, margin, pin_eos, label_smoothing)
+  return _ngram_oaxe(costs, mask, n, mode, trunc_unit, truncation, truncation_base, pin_eos, label_smoothing)
 
 
 def chunked_ngram_oaxe(
@@ -86,11 +83,8 @@ def chunked_ngram_oaxe(
 
   Arguments and errors are those of `chunked_position_costs` and `ngram_oaxe`.
   """
-  check_smoothing(label_smoothing)
-  margin = truncation_margin(truncation, truncation_base)
-  _check(n, mode, trunc_unit)
   costs = chunked_position_costs(hidden, output_matrix, targets, vocab_chunk=vocab_chunk, softcap=softcap)
-  return _ngram_oaxe(costs, mask, n, mode, trunc_unit, margin, pin_eos, label_smoothing)
+  return _ngram_oaxe(costs, mask, n, mode, trunc_unit, truncation, truncation_base, pin_eos, label_smoothing)
 
 
 def _check(n: int, mode: str, trunc_unit: str) -> None:
@@ -102,7 +96,10 @@ def _check(n: int, mode: str, trunc_unit: str) -> None:
     raise ValueError(f'{trunc_unit=} is not one of {", ".join(UNITS)}.')
 
 
-def _ngram_oaxe(costs: PositionCosts, mask, n, mode, unit, margin, pin_eos, label_smoothing):
+def _ngram_oaxe(costs: PositionCosts, mask, n, mode, unit, truncation, truncation_base, pin_eos, label_smoothing):
+  _check(n, mode, unit)
+  check_smoothing(label_smoothing)
+  margin = truncation_margin(truncation, truncation_base)
   mask_BT = target_mask(costs, mask)
   N_B = sizes(mask_BT, pin_eos)
   loss_of = _window_nll if mode == 'window' else _block_nll

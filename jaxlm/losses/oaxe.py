@@ -58,10 +58,8 @@ def oaxe(
   Raises:
     ValueError: there are not as many positions as targets, or an option is out of its range.
   """
-  check_smoothing(label_smoothing)
-  margin = truncation_margin(truncation, truncation_base)
   costs = position_costs(logits, targets)
-  return oaxe_of_costs(costs, mask, margin=margin, pin_eos=pin_eos, label_smoothing=label_smoothing)
+  return _oaxe(costs, mask, truncation, truncation_base, pin_eos, label_smoothing)
 
 
 def chunked_oaxe(
@@ -81,15 +79,13 @@ def chunked_oaxe(
 
   Arguments and errors are those of `chunked_position_costs` and `oaxe`.
   """
-  check_smoothing(label_smoothing)
-  margin = truncation_margin(truncation, truncation_base)
   costs = chunked_position_costs(hidden, output_matrix, targets, vocab_chunk=vocab_chunk, softcap=softcap)
-  return oaxe_of_costs(costs, mask, margin=margin, pin_eos=pin_eos, label_smoothing=label_smoothing)
+  return _oaxe(costs, mask, truncation, truncation_base, pin_eos, label_smoothing)
 
 
-def oaxe_of_costs(costs: PositionCosts, mask, *, margin: float, pin_eos: bool, label_smoothing: float):
-  """Returns `oaxe` from costs, and a margin in nats."""
-  mask = target_mask(costs, mask)
+def _oaxe(costs: PositionCosts, mask, truncation, truncation_base, pin_eos, label_smoothing):
+  check_smoothing(label_smoothing)
+  margin, mask = truncation_margin(truncation, truncation_base), target_mask(costs, mask)
   columns = linear_assignment(costs.nll, sizes(mask, pin_eos))
   nll_BT = matched(costs.nll, columns)
   nll = jnp.sum(jnp.where(mask > 0, kept(nll_BT, nll_BT, margin), 0.0))

@@ -11,7 +11,7 @@ from decoders.translation import blocks, command
 from decoders.translation.command import TranslateConfig, main
 import jaxlm
 from jaxlm.translation_model import Seq2SeqModel
-from tests.decoders.translation.models_made import tiny
+from tests.decoders.translation.models_made import interrupted_in_the_second_block, tiny
 from tests.decoders.translation.test_parallel import CMLM, model_of
 from tests.models import tiny_model
 
@@ -80,18 +80,8 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
   monkeypatch.setattr(blocks, 'BATCHES', 2)
   output = tmp_path / 'out.txt'
   config = TranslateConfig('m', input=file_of(tmp_path), output=str(output), batch_size=2, **SHORT)
-  plain, calls = decoders.translate, []
-
-  def interrupted(model, sources, **settings):
-    calls.append(len(sources))
-    if len(calls) == 2:
-      raise KeyboardInterrupt
-    return plain(model, sources, **settings)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(decoders, 'translate', interrupted, raising=False)
-    with pytest.raises(KeyboardInterrupt):
-      main(config)
+  with interrupted_in_the_second_block(monkeypatch):
+    main(config)
   assert output.read_text().split('\n')[:-1] == expected()[:4]
   with pytest.raises(ValueError, match='its beam_size is 2, and here it is 1'):
     main(dataclasses.replace(config, beam_size=1))

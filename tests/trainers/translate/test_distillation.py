@@ -13,7 +13,7 @@ from jaxlm.data import pair_tokenizers, pairs, synthetic
 from jaxlm.data.pair_corpus import tokenize_pairs
 from jaxlm.errors import CheckpointError, DataError
 from jaxlm.io import checkpoint
-from tests.decoders.translation.models_made import tiny
+from tests.decoders.translation.models_made import interrupted_in_the_second_block, tiny
 from tests.models import tiny_model
 from tests.trainers.translate.test_train import MODEL, parse
 from tests.trainers.translate.test_train import config as run_config
@@ -111,18 +111,8 @@ def test_empty_translations_are_counted(tmp_path, train):
 
 @pytest.mark.parametrize('cut', [0, 3], ids=['between lines', 'within a line'])
 def test_an_interrupted_corpus_is_gone_on_with(tmp_path, train, monkeypatch, cut):
-  plain, calls = decoders.translate, []
-
-  def interrupted(model, sources, **settings):
-    calls.append(len(sources))
-    if len(calls) == 2:
-      raise KeyboardInterrupt
-    return plain(model, sources, **settings)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(decoders, 'translate', interrupted, raising=False)
-    with pytest.raises(KeyboardInterrupt):
-      corpus(tmp_path, train).make()
+  with interrupted_in_the_second_block(monkeypatch):
+    corpus(tmp_path, train).make()
   made = corpus(tmp_path, train)
   content = made.path.read_bytes()
   assert content.count(b'\n') == 4 and not made.is_finished
