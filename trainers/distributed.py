@@ -57,7 +57,7 @@ def on_first_host(action: Callable[[], Any], error: type[Exception]) -> Any:
     multihost.sync_global_processes(f'on_first_host_{next(_actions)}', timeout=LONGEST, processes=processes)
     failed = bool(multihost_utils.broadcast_one_to_all(np.asarray(raised is not None)))
     if failed and raised is None:
-      raise error('Process 0 could not open the run; its message says why.')
+      raise error('Process 0 failed; its message says why.')
   if raised is not None:
     raise raised
   return result

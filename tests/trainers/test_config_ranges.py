@@ -45,7 +45,7 @@ def small(max_length):
   return LanguageModel(config, None, ByteTokenizer())
 
 
-@pytest.mark.parametrize('directory', ['runs/smoke', '/tmp/my runs/a & b', "it's", '-x', 'größe'])
+@pytest.mark.parametrize('directory', ['runs/smoke', '/data/my runs/a & b', "it's", '-x', 'größe'])
 @pytest.mark.parametrize(
   'prompts, expected',
   [
