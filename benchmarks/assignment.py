@@ -20,9 +20,9 @@ class Config:
   batches: tuple[int, ...] = (16, 32, 128)
   lengths: tuple[int, ...] = (32, 64, 128, 256)
   repeats: int = 9
-  most_entries: int = 2**21
+  most_entries: int = 2**23
   """Largest number of costs in a batch; larger ones are left out."""
-  most_entries_optax: int = 2**17
+  most_entries_optax: int = 2**23
   """The same for Optax, which takes seconds for more."""
 
 
