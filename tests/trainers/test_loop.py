@@ -11,6 +11,7 @@ import pytest
 from jaxlm.config import DropoutConfig
 from jaxlm.errors import CheckpointError, DivergedError
 from jaxlm.io import checkpoint
+from tests.models import slow
 from tests.trainers import tiny
 from trainers import loop, metrics
 from trainers.config import ConfigError, MeshConfig
@@ -26,7 +27,7 @@ def interrupt_at(monkeypatch, step):
   monkeypatch.setattr(loop.StopOnSignal, 'stop', lambda self, now, every: setattr(self, 'received', 15) or now == step)
 
 
-@pytest.mark.parametrize('mesh', [MeshConfig(), MeshConfig(fsdp=2, tensor=2)], ids=['pmap', 'mesh'])
+@pytest.mark.parametrize('mesh', [MeshConfig(), *slow(MeshConfig(fsdp=2, tensor=2))], ids=['pmap', 'mesh'])
 def test_resumed_run_is_bit_identical(tmp_path, monkeypatch, mesh):
   settings = dict(ema_decay=0.9, accumulate=2)
   # Dropout is random: its masks too must be those of the run that was not stopped.

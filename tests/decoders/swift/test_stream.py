@@ -33,7 +33,7 @@ def random_sets(count, seed=0):
   return [SkipSet(pick(), pick()) for _ in range(count)]
 
 
-@pytest.mark.parametrize('sampling', [decoders.Sampling(), decoders.Sampling(temperature=0.7, top_p=0.85)])
+@pytest.mark.parametrize('sampling', [*slow(decoders.Sampling()), decoders.Sampling(temperature=0.7, top_p=0.85)])
 def test_tokens_are_plain_decodings_whatever_is_skipped_and_share_a_program(sampling):
   lm = tiny_model(MODEL)
   settings = dict(max_new_tokens=24, sampling=sampling, seed=3)

@@ -51,7 +51,7 @@ def brute_force_ratio(lm, tokens, initial, recent, queries, include_self):
     ({}, 1, True),
     ({}, 32, False),
     ({'attention': 'sigmoid'}, 4, False),
-    ({'sink': dataclasses.replace(TINY.sink, kind='kv')}, 4, True),
+    pytest.param({'sink': dataclasses.replace(TINY.sink, kind='kv')}, 4, True, marks=pytest.mark.slow),
   ],
 )
 def test_prompt_scores_equal_whole_maps(variant, queries, include_self):

@@ -205,6 +205,7 @@ def test_caches_that_do_not_fit_the_order_are_refused():
       run(config, cache)
 
 
+@pytest.mark.slow
 def test_modes_have_the_same_parameters_and_train_with_remat():
   """Only the norm of the embeddings is the transparent mode's own, so that a comparison is one of history alone."""
   count = lambda config: sum(x.size for x in jax.tree.leaves(seq2seq.abstract_params(config)))

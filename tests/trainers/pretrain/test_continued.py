@@ -14,7 +14,7 @@ from jaxlm.data import tokenizers
 from jaxlm.io import checkpoint
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import init_params
-from tests.models import TINY
+from tests.models import TINY, slow
 from tests.trainers.pretrain.test_train import parse
 from tests.trainers.test_loop import interrupt_at, logged
 from trainers import command_line, metrics, pretrain
@@ -95,7 +95,7 @@ def test_the_first_step_is_that_of_the_models_parameters_on_any_mesh(model, tmp_
   assert {264, 265} <= seen and not {259, 260} & seen
 
 
-@pytest.mark.parametrize('mesh', [MeshConfig(), MeshConfig(fsdp=2, tensor=2)], ids=['pmap', 'mesh'])
+@pytest.mark.parametrize('mesh', [MeshConfig(), *slow(MeshConfig(fsdp=2, tensor=2))], ids=['pmap', 'mesh'])
 def test_a_run_resumes_bit_for_bit_without_the_model(model, tmp_path, monkeypatch, capsys, mesh):
   copy = shutil.copytree(model[0], tmp_path / 'copy')
   flags = '--direction', 'both', '--reverse.signal', 'bos'

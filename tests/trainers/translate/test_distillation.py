@@ -161,6 +161,7 @@ def test_a_finished_corpus_is_used_only_for_what_it_is_made_from(tmp_path, train
   refused('is there already, and is not the unfinished output of this command')
 
 
+@pytest.mark.slow
 def test_a_run_learns_the_translations_and_is_judged_by_real_pairs(text, tmp_path, monkeypatch):
   teacher, shared = tmp_path / 'teacher', tmp_path / 'shared' / 'made.jsonl'
   short = (
