@@ -29,7 +29,7 @@ import pytest  # noqa: E402
 
 # Tracing makes many objects, and a collection looks at all that the libraries hold: a twelfth of the suite's time.
 gc.freeze()
-gc.set_threshold(50_000, 50, 100)
+gc.set_threshold(50_000, 20, 10)
 
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')

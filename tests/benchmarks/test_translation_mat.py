@@ -114,6 +114,7 @@ def test_speed_is_judged_by_the_ratio_of_the_ends():
   assert [v['pass'] for v in speed.checks(rows)] == [False] * 4
 
 
+@pytest.mark.slow
 def test_orders_are_written_and_a_model_is_trained_once(results, monkeypatch):
   config = study.Config(parts=('orders',), corpora=('grammar',), orders=(0, 2), seeds=1, sentences=40, tiny=True)
   study.main(config)

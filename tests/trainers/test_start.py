@@ -8,6 +8,7 @@ import pytest
 
 from jaxlm.errors import CheckpointError
 from jaxlm.io import checkpoint
+from tests.models import slow
 from tests.trainers import tiny
 from trainers import loop, metrics
 from trainers.config import MeshConfig
@@ -24,7 +25,7 @@ def going_on(directory, start, mesh=MeshConfig(), **run):
   return dataclasses.replace(tiny.config(directory, **run), start=str(start), mesh=mesh)
 
 
-@pytest.mark.parametrize('mesh', [MeshConfig(), MeshConfig(fsdp=2, tensor=2)], ids=['pmap', 'mesh'])
+@pytest.mark.parametrize('mesh', [MeshConfig(), *slow(MeshConfig(fsdp=2, tensor=2))], ids=['pmap', 'mesh'])
 def test_a_run_goes_on_from_another_with_a_new_optimizer(first, tmp_path, mesh):
   # The warm-up begins with a learning rate of 0, so the first step leaves the parameters as they were.
   state = tiny.fit(going_on(tmp_path / 'run', first, mesh, steps=2))

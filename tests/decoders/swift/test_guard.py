@@ -148,6 +148,7 @@ def seconds(monkeypatch):
   return spent
 
 
+@pytest.mark.slow
 def test_a_stream_of_short_requests_is_searched_on_and_loses_no_more_than_its_share(seconds, monkeypatch):
   """With a step of a millisecond a chunk would be a whole request, after which there is nothing left to score sets on."""
   lm = tiny_model(TINY.replace(num_layers=5))

@@ -12,6 +12,7 @@ MODEL = TINY.replace(num_layers=5, max_length=128)
 IDS = np.random.default_rng(0).integers(0, MODEL.vocab_size, 21).tolist()
 
 
+@pytest.mark.slow
 def test_matchness_is_the_share_of_likeliest_tokens():
   lm = tiny_model(MODEL)
   prompt = [1, 2, 3]

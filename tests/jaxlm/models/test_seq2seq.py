@@ -125,11 +125,13 @@ def by_hand(params, config, source, tokens):
   [
     {},
     dict(norm_placement='post', output_bias=True),
-    dict(embeddings='separate', source_vocab_size=33),
-    dict(embeddings='tied', markov_order=2),
     dict(markov_order=3, markov_mode='unroll'),
-    *slow(dict(markov_order=2, markov_mode='naive', norm_placement='post')),
-    dict(markov_order=3, position='relative'),
+    *slow(
+      dict(embeddings='separate', source_vocab_size=33),
+      dict(embeddings='tied', markov_order=2),
+      dict(markov_order=2, markov_mode='naive', norm_placement='post'),
+      dict(markov_order=3, position='relative'),
+    ),
   ],
   ids=str,
 )

@@ -32,6 +32,7 @@ def learned(tmp_path_factory):
   return folder / 'cmlm'
 
 
+@pytest.mark.slow
 def test_a_language_of_one_order_is_learned_with_its_lengths(learned):
   rows = metrics.read(learned)
   last = rows[-1]
@@ -40,6 +41,7 @@ def test_a_language_of_one_order_is_learned_with_its_lengths(learned):
   assert last['valid/repetition_ratio'] < 0.2 and 0.5 < last['valid/max_probability'] <= 1
 
 
+@pytest.mark.slow
 def test_the_run_loads_and_translates(learned):
   model = jaxlm.load(learned)
   assert model.config.kind == 'cmlm' and model.config.vocab_size == model.tokenizer.target.vocab_size + 1
@@ -51,6 +53,7 @@ def test_the_run_loads_and_translates(learned):
     assert sum(text == target for text, (_, target) in zip(texts, pairs)) > 0.8 * len(pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'name, mesh', [('oaxe', MeshConfig()), ('ngram-oaxe', MESH)], ids=['oaxe, pmap', 'ngram-oaxe, mesh']
 )

@@ -93,6 +93,7 @@ def test_a_resumed_run_is_bit_identical(text, whole, tmp_path, monkeypatch, mesh
   assert rows[-1]['valid/loss'] < rows[0]['loss'] and rows[0]['tokens'] > 0
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_losses_of_one_device_each_and_the_run_loads(whole):
   losses = [[row['loss'] for row in metrics.read(whole(mesh)[0]) if 'loss' in row] for mesh in (MeshConfig(), MESH)]
   np.testing.assert_allclose(*losses, rtol=1e-5)
