@@ -38,6 +38,7 @@ def round_of(keys, target, draft, first_B, begun, slip=None, beside=BESIDE):
   for d in range(DEPTH):
     q.append(odds(draft, *chain))
     noise = jax.vmap(lambda key, d=d: jax.random.gumbel(jax.random.fold_in(key, d + 100), (V,)))(keys)
+    noise = 0.0 if slip == 'children are not drawn' else noise
     top.append(jax.lax.top_k(jnp.log(q[-1]) + noise, 1 + beside)[1])
     chain.append(top[-1][:, 0])
   stack = lambda x: jnp.stack(x, axis=1)
@@ -91,6 +92,11 @@ def test_the_law_is_the_targets():
 )
 def test_slips_are_found_out(slip):
   assert p_value(pairs(slip)) < 1e-9
+
+
+@pytest.mark.slow
+def test_likeliest_tokens_are_no_drawn_children():
+  assert p_value(pairs('children are not drawn')) < 1e-9
 
 
 def test_a_single_child_is_accepted_as_often_as_theory_says():
