@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from jaxlm.exports import lazily
 
 if TYPE_CHECKING:
+  from jaxlm.glide_model import GlideDraft as GlideDraft
   from jaxlm.language_model import LanguageModel as LanguageModel
   from jaxlm.language_model import forward as forward
   from jaxlm.language_model import load as load
@@ -20,6 +21,6 @@ if TYPE_CHECKING:
 __version__ = '0.1.0'
 
 _PUBLIC = dict.fromkeys(('LanguageModel', 'forward', 'load', 'save_huggingface'), 'jaxlm.language_model')
-_PUBLIC |= {'Seq2SeqModel': 'jaxlm.translation_model'}
+_PUBLIC |= {'Seq2SeqModel': 'jaxlm.translation_model', 'GlideDraft': 'jaxlm.glide_model'}
 _MODULES = ('analysis', 'attention', 'caches', 'config', 'data', 'evaluation', 'io', 'losses', 'models')
 __getattr__, __dir__ = lazily(__name__, _PUBLIC, _MODULES)

@@ -21,13 +21,13 @@ FLOORS = (
   ('jaxlm.errors', 'jaxlm.exports', 'jaxlm.lengths', 'jaxlm.cache_config', 'jaxlm.console'),
   ('jaxlm.config_fields',),
   ('jaxlm.config',),
-  ('jaxlm.seq2seq_config',),
+  ('jaxlm.seq2seq_config', 'jaxlm.glide_config'),
   ('jaxlm.attention',),
   ('jaxlm.caches',),
   ('jaxlm.models', 'jaxlm.losses'),
   ('jaxlm.data',),
   ('jaxlm.io',),
-  ('jaxlm.translation_model',),
+  ('jaxlm.translation_model', 'jaxlm.glide_model'),
   ('jaxlm.language_model',),
   ('jaxlm',),  # The package itself: `import jaxlm` is for what may load models.
   ('jaxlm.analysis.tables', 'jaxlm.analysis.plots', 'jaxlm.analysis.statistics'),
@@ -38,7 +38,7 @@ FLOORS = (
   ('jaxlm.analysis.evaluate',),  # Run as `python -m jaxlm.analysis.evaluate`.
   ('decoders',),
   ('decoders.speculative', 'decoders.simlayerkv', 'decoders.beam'),
-  ('decoders.swift', 'decoders.translation'),
+  ('decoders.swift', 'decoders.glide', 'decoders.translation'),
   ('decoders.command',),  # Knows the settings of all decoders.
   ('decoders.generate', 'decoders.translate'),
   ('trainers',),
@@ -52,7 +52,7 @@ KERNELS_MAY_IMPORT = ('jax', 'numpy', 'pallas_kernels')
 ROOMS = {
   'jaxlm': ('analysis', 'attention', 'caches', 'data', 'evaluation', 'io', 'losses', 'models'),
   'jaxlm/analysis': ('direction', 'lazy', 'sink'),
-  'decoders': ('beam', 'simlayerkv', 'speculative', 'swift', 'translation'),
+  'decoders': ('beam', 'glide', 'simlayerkv', 'speculative', 'swift', 'translation'),
   'trainers': ('glide', 'pretrain', 'translate'),
   'benchmarks': ('accelerator',),
 }

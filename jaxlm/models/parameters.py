@@ -47,6 +47,9 @@ RULES = (
   Rule('slot_value', 'matrix', (None, None)),
   Rule('slot_logit', 'matrix', (None,)),
   Rule('sink_token', 'matrix', (None,)),
+  Rule('embed_in/kernel', 'matrix', (None, 'fsdp')),
+  Rule('embed_out/kernel', 'matrix', ('fsdp', None)),
+  Rule('mask_embedding', 'matrix', (None,)),
 )
 
 

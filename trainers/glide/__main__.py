@@ -8,6 +8,10 @@ if __name__ == '__main__':
     command_line.run(
       glide.main,
       command_line.parse(
-        glide.PRESETS, 'embedded', prog='python -m trainers.glide', description=glide.__doc__.split('\n')[0], prefix='glide-'
+        glide.PRESETS,
+        'embedded',
+        prog='python -m trainers.glide',
+        description=glide.__doc__.split('\n')[0],
+        prefix='glide-',
       ),
     )

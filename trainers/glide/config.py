@@ -150,7 +150,9 @@ class GlideTrainConfig(TrainConfig):
     if self.self_generate < 0:
       raise ConfigError(f'self_generate={self.self_generate} must not be negative.')
     if self.self_generate == 1:
-      raise ConfigError('self_generate=1 leaves no text for training: at least one text is held out, so ask for 2 or more.')
+      raise ConfigError(
+        'self_generate=1 leaves no text for training: at least one text is held out, so ask for 2 or more.'
+      )
     if self.self_generate and self.generation.prompt_tokens > self.data.length:
       raise ConfigError(
         f'generation.prompt_tokens={self.generation.prompt_tokens} leaves no room for new tokens in data.length={self.data.length}.'

@@ -118,7 +118,9 @@ class SelfGenerated:
     Raises:
       DataError: the corpus cannot be written, was made from something else, or was changed.
     """
-    busy = DataError(f'{self.path} is being written by another process: wait for it, or name another --generation.file.')
+    busy = DataError(
+      f'{self.path} is being written by another process: wait for it, or name another --generation.file.'
+    )
     fix = f'Name another file with --generation.file, or remove {self.path} and {self.note}'
     try:
       if not self.is_finished:

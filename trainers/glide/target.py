@@ -29,7 +29,9 @@ def named(config: GlideTrainConfig, directory: str | Path) -> GlideTrainConfig:
   place = Path(f'{directory}-target')
   preset = pretrain.PRESETS[config.target_preset][1]
   if checkpoint.steps(place / 'checkpoints')[-1:] != [preset.run.steps]:
-    print(f'No --target is given: training a small one in {place} (python -m trainers.pretrain {config.target_preset}).')
+    print(
+      f'No --target is given: training a small one in {place} (python -m trainers.pretrain {config.target_preset}).'
+    )
     pretrain.main(dataclasses.replace(preset, run=dataclasses.replace(preset.run, directory=str(place))))
   return dataclasses.replace(config, target=str(place))
 
@@ -59,7 +61,9 @@ def load(config: GlideTrainConfig, directory: str | Path, mesh: Any = None) -> L
       'texts forward, and whose tokens see only earlier ones.'
     )
   if lm.tokenizer is None:
-    raise ConfigError(f'--target {name} has no tokenizer, which a draft shares: put its tokenizer files into that folder.')
+    raise ConfigError(
+      f'--target {name} has no tokenizer, which a draft shares: put its tokenizer files into that folder.'
+    )
   if config.data.length > c.max_length:
     raise ConfigError(f'data.length={config.data.length} is longer than --target {name} reads: {c.max_length} tokens.')
   return lm

@@ -92,7 +92,9 @@ def test_blocks_have_other_random_numbers(tmp_path, lm):
   texts.make()
   rows = [json.loads(line)['tokens'] for line in texts.path.read_text().splitlines()]
   assert len({tuple(row) for row in rows}) == 6
-  other = made(tmp_path, lm, texts=[[65, 66]] * 6, path=tmp_path / 'o.jsonl', settings=dataclasses.replace(SETTINGS, seed=1))
+  other = made(
+    tmp_path, lm, texts=[[65, 66]] * 6, path=tmp_path / 'o.jsonl', settings=dataclasses.replace(SETTINGS, seed=1)
+  )
   other.make()
   assert not {tuple(json.loads(line)['tokens']) for line in other.path.read_text().splitlines()} & set(map(tuple, rows))
 
