@@ -15,10 +15,10 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 import decoders
 from decoders.translation import files
-from jaxlm.data import document_rows, packing
 from jaxlm.data.corpus import TokenCorpus, tokenizer_fingerprint
 from jaxlm.errors import DataError
 from jaxlm.io import digest
@@ -48,23 +48,30 @@ def prompts(
   Raises:
     DataError: the corpus has fewer prompts, or the tokenizer has no chat template.
   """
-  what = dict(batch_size=1, length=tokens, seed=seed)
-  rows = document_rows.DocumentBatches(corpus, **what) if chat else packing.make_batches(corpus, mode='concat', **what)
-  if count > rows.windows:
-    kind = 'documents' if chat else f'pieces of {tokens} tokens'
-    raise DataError(
-      f'{count} prompts are wanted, but the text has only {rows.windows} {kind}: give more text, or ask for fewer prompts.'
-    )
-  bos = [tokenizer.bos_id] if tokenizer.adds_bos else []
-  if not chat:
-    return [bos + rows.row(i)['tokens'].tolist() for i in range(count)]
   special = {tokenizer.bos_id, tokenizer.eos_id}
-  texts = [
-    tokenizer.decode([t for t in corpus.document(rows.window_index(i)) if t not in special][:tokens])
-    for i in range(count)
-  ]
+  text = lambda i: [t for t in corpus.document(i).tolist() if t not in special]
+  if chat:
+    pieces = np.ones(corpus.num_documents, np.int64)
+  else:  # A piece lies within one document, and does not overlap with another piece. A document may have EOS at its end.
+    pieces = np.maximum(np.diff(corpus.offsets) - tokenizer.adds_bos - (tokenizer.eos_id is not None), 0) // tokens
+  ends = np.cumsum(pieces)
+  if count > ends[-1]:
+    kind = 'documents' if chat else f'pieces of {tokens} tokens within a document'
+    raise DataError(
+      f'{count} prompts are wanted, but the text has only {ends[-1]} {kind}: give more text, or ask for fewer prompts.'
+    )
+  if not count:
+    return []
+  import grain  # takes a second to import
+
+  chosen = [int(i) for i in grain.MapDataset.range(int(ends[-1])).shuffle(seed=seed)[:count]]
+  documents = np.searchsorted(ends, chosen, side='right')
+  if not chat:
+    bos, first = [tokenizer.bos_id] if tokenizer.adds_bos else [], ends - pieces
+    cut = lambda i, piece: text(i)[piece * tokens : (piece + 1) * tokens]
+    return [bos + cut(i, piece - first[i]) for i, piece in zip(documents, chosen)]
   try:
-    return [tokenizer.chat(text) for text in texts]
+    return [tokenizer.chat(tokenizer.decode(text(i)[:tokens])) for i in documents]
   except ValueError as e:
     raise DataError(f'Prompts cannot be put through the chat template: {e}') from e
 
@@ -160,7 +167,7 @@ class SelfGenerated:
     # A seed has 32 bits; blocks of two corpora with neighbouring seeds must not share theirs.
     seed = int.from_bytes(hashlib.blake2b(f'{s.seed} {number}'.encode(), digest_size=4).digest(), 'big')
     out = decoders.generate(
-      self.lm, block, max_new_tokens=self.longest - max(map(len, block)), seed=seed, batch_size=s.batch_size,
+      self.lm, block, max_new_tokens=self.longest - max(map(len, self.texts)), seed=seed, batch_size=s.batch_size,
       sampling=decoders.Sampling(temperature=s.temperature), capacity=self.longest,
     )  # fmt: skip
     return out.rows()

@@ -57,7 +57,9 @@ def test_equal_distributions_have_no_distance():
 
 
 def test_agreement_is_what_greedy_and_sampled_drafts_have_accepted():
-  arrays = inputs()
+  hidden, matrix, _, _, mask = inputs()
+  near = hidden + jax.random.normal(jax.random.key(1), hidden.shape) / 2
+  arrays = hidden, matrix, near, matrix, mask
   q, p = distributions(*arrays, temperature=1.0)
   for chunk in (0, 5):
     same, overlap, weight = agreement(*arrays, softcap=3.0, chunk=chunk)

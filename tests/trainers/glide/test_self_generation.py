@@ -39,8 +39,8 @@ def small_blocks(monkeypatch):
   monkeypatch.setattr(self_generation, 'BLOCK', 3)
 
 
-def made(tmp_path, lm, **changes) -> SelfGenerated:
-  return dataclasses.replace(SelfGenerated(tmp_path / 'made.jsonl', lm, PROMPTS, 11, SETTINGS, print), **changes)
+def made(tmp_path, target, **changes) -> SelfGenerated:
+  return dataclasses.replace(SelfGenerated(tmp_path / 'made.jsonl', target, PROMPTS, 11, SETTINGS, print), **changes)
 
 
 def files(tmp_path) -> list[str]:
@@ -52,7 +52,7 @@ def test_texts_are_prompts_and_what_the_target_writes_after_them(tmp_path, lm, c
   texts.make()
   corpus, firsts = texts.read()
   assert firsts == [len(p) for p in PROMPTS] and corpus.num_documents == 7
-  # Every block has a prompt of three tokens, which leaves 8 new ones in a text of 11.
+  # The longest prompt has three tokens, which leaves 8 new ones in a text of 11.
   expected = decoders.generate(lm, PROMPTS, max_new_tokens=8).rows()
   assert [corpus.document(i).tolist() for i in range(7)] == [p + row for p, row in zip(PROMPTS, expected)]
   out = capsys.readouterr().out
@@ -124,19 +124,18 @@ def test_a_finished_corpus_is_used_only_for_what_it_was_made_from(tmp_path, lm, 
 
 
 def test_prompts_are_pieces_of_text_or_messages_and_never_repeat():
-  documents = [BYTES.encode(f'document {i:02} has a few words', eos=True) for i in range(20)]
-  corpus = TokenCorpus.from_documents(documents)
+  texts = [f'document {i:02} has a few words' for i in range(20)]
+  corpus = TokenCorpus.from_documents(BYTES.encode(text, eos=True) for text in texts)
   found = self_generation.prompts(corpus, BYTES, 60, 9)
-  assert {len(p) for p in found} == {9} and len(set(map(tuple, found))) == len(found)
-  assert all(any(np.array_equal(corpus.tokens[i : i + 9], p) for i in range(0, len(corpus), 9)) for p in found)
+  assert sorted(map(bytes, found)) == sorted(text[i : i + 9].encode() for text in texts for i in (0, 9, 18))
   assert found != self_generation.prompts(corpus, BYTES, 60, 9, seed=1)
-  assert self_generation.prompts(corpus, BYTES, 5, 9) == found[:5]
+  assert self_generation.prompts(corpus, BYTES, 5, 9) == found[:5] and self_generation.prompts(corpus, BYTES, 0, 9) == []
   chats = self_generation.prompts(corpus, Chatting(), 20, 11, chat=True)
   assert {bytes(p[1:]).decode() for p in chats} == {f'document {i:02}?' for i in range(20)}
   with pytest.raises(DataError, match='21 prompts are wanted, but the text has only 20 documents'):
     self_generation.prompts(corpus, Chatting(), 21, 11, chat=True)
-  with pytest.raises(DataError, match='only 66 pieces of 9 tokens'):
-    self_generation.prompts(corpus, BYTES, 67, 9)
+  with pytest.raises(DataError, match='only 60 pieces of 9 tokens within a document'):
+    self_generation.prompts(corpus, BYTES, 61, 9)
   with pytest.raises(DataError, match='chat template'):
     self_generation.prompts(corpus, BYTES, 1, 9, chat=True)
 
