@@ -20,7 +20,18 @@ def arguments(target, text, directory, *flags):
   """Returns the command line of a run of 8 steps."""
   data = '--data.source', str(text / 'train.jsonl'), '--data.valid-source', str(text / 'valid.jsonl')
   shape = '--data.batch-size', '8', '--data.length', '24', '--optimizer.warmup-steps', '2'
-  run = '--run.directory', str(directory), '--run.steps', '8', '--run.eval-every', '4', '--run.save-every', '2'
+  run = (
+    '--run.directory',
+    str(directory),
+    '--run.steps',
+    '8',
+    '--run.keep',
+    '9',
+    '--run.eval-every',
+    '4',
+    '--run.save-every',
+    '2',
+  )
   quiet = '--run.no-tensorboard', '--run.log-every', '1', '--eval.prompts', '0'
   return 'smoke', '--target', str(target), *MODEL, *data, *shape, *run, *quiet, *flags
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax
-import numpy as np
 import pytest
 
 import decoders
@@ -129,7 +128,9 @@ def test_prompts_are_pieces_of_text_or_messages_and_never_repeat():
   found = self_generation.prompts(corpus, BYTES, 60, 9)
   assert sorted(map(bytes, found)) == sorted(text[i : i + 9].encode() for text in texts for i in (0, 9, 18))
   assert found != self_generation.prompts(corpus, BYTES, 60, 9, seed=1)
-  assert self_generation.prompts(corpus, BYTES, 5, 9) == found[:5] and self_generation.prompts(corpus, BYTES, 0, 9) == []
+  assert (
+    self_generation.prompts(corpus, BYTES, 5, 9) == found[:5] and self_generation.prompts(corpus, BYTES, 0, 9) == []
+  )
   chats = self_generation.prompts(corpus, Chatting(), 20, 11, chat=True)
   assert {bytes(p[1:]).decode() for p in chats} == {f'document {i:02}?' for i in range(20)}
   with pytest.raises(DataError, match='21 prompts are wanted, but the text has only 20 documents'):

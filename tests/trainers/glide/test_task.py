@@ -103,4 +103,3 @@ def test_a_step_on_four_devices_is_that_of_one_and_changes_the_draft_alone():
   chex.assert_trees_all_equal(frozen['target'], target_params())
   moved = jax.tree.map(lambda x, y: bool(jnp.any(x != y)), one.params, draft_params(CHAIN))
   assert all(jax.tree.leaves(moved))
-
