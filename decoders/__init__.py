@@ -23,5 +23,5 @@ _PUBLIC = {
   'Sampling': 'decoders.options',
   'Output': 'decoders.output',
 }
-_MODULES = ('beam', 'simlayerkv', 'speculative', 'swift', 'translation')
+_MODULES = ('beam', 'glide', 'simlayerkv', 'speculative', 'swift', 'translation')
 __getattr__, __dir__ = lazily(__name__, _PUBLIC, _MODULES)

@@ -38,6 +38,9 @@ class DraftPolicy:
   """Decreasing probabilities of the drafted token that separate the `widths`."""
   widths: tuple[int, ...] = (1,)
   """Numbers of candidates at a depth, the drafted token included: one number above each of `width_bounds`, and one below them."""
+  by_largest: bool = False
+  """Whether the probability of the likeliest token decides the number of candidates, instead of the drafted token's. They differ when
+  tokens are sampled."""
 
   @property
   def most_beside(self) -> int:
@@ -53,7 +56,7 @@ class DraftPolicy:
     return tuple((depth, (depth - 1) * (before_last - 1) + self.most_beside) for depth in depths)
 
   def width(self, probability: Float[Array, ' R']) -> Int[Array, ' R']:
-    """Returns the number of candidates at a depth where the drafted token has this probability."""
+    """Returns the number of candidates at a depth with this probability of the drafted, or with `by_largest` the likeliest, token."""
     width_R = jnp.full(probability.shape, self.widths[-1])
     for bound, width in reversed(list(zip(self.width_bounds, self.widths))):
       width_R = jnp.where(probability > bound, width, width_R)
@@ -111,9 +114,11 @@ def draft(
     noise_R = jax.vmap(key)(state.keys, state.position + t + 1)
     scores_RW, top_RW = jax.lax.top_k(ranked(logits_RV, noise_R, state.seen, values), W)
     logit_R = jnp.take_along_axis(logits_RV, top_RW[:, :1], axis=1)[:, 0]
-    probability_R = jnp.exp(logit_R - jax.nn.logsumexp(logits_RV, axis=-1))
+    total_R = jax.nn.logsumexp(logits_RV, axis=-1)
+    probability_R = jnp.exp(logit_R - total_R)
+    confidence_R = jnp.exp(jnp.max(logits_RV, axis=-1) - total_R) if policy.by_largest else probability_R
     # Tokens that a sampling filter drops have the score -inf, and are not candidates.
-    width_R = jnp.minimum(policy.width(probability_R), jnp.isfinite(scores_RW).sum(axis=1))
+    width_R = jnp.minimum(policy.width(confidence_R), jnp.isfinite(scores_RW).sum(axis=1))
     put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new.astype(x.dtype), t, 1)
     return Drafting(
       depth=t + 1,

@@ -98,12 +98,7 @@ class DraftModel(Drafter):
       ours is None or theirs is None or lm.config.direction_signal != 'none'
     ):  # Signals are the last ids of a vocabulary.
       return False
-    if ours is theirs or getattr(ours, 'fingerprint', None) == getattr(theirs, 'fingerprint', ''):
-      return True
-    text = lambda tokenizer, id: tokenizer.decode([id], skip_special=False)
-    return ours.vocab_size == theirs.vocab_size and all(
-      text(ours, id) == text(theirs, id) for id in range(ours.vocab_size)
-    )
+    return same_tokens(ours, theirs)
 
   def weights(self) -> Any:
     return self.params()
@@ -143,3 +138,13 @@ class DraftModel(Drafter):
     first_logits_RV, cache = step(latest_R2, position_R2, state.memory)
     policy = DraftPolicy(self.max_draft, self.threshold)
     return draft(step, cache, state, values, rule, policy, config.vocab_size, idle=idle_R, first_logits=first_logits_RV)
+
+
+def same_tokens(ours: Any, theirs: Any) -> bool:
+  """Returns whether two tokenizers have the same tokens under the same ids."""
+  if ours is theirs or getattr(ours, 'fingerprint', None) == getattr(theirs, 'fingerprint', ''):
+    return True
+  text = lambda tokenizer, id: tokenizer.decode([id], skip_special=False)
+  return ours.vocab_size == theirs.vocab_size and all(
+    text(ours, id) == text(theirs, id) for id in range(ours.vocab_size)
+  )

@@ -7,10 +7,10 @@ from decoders.fingerprint import fingerprint
 from decoders.output import Output
 from decoders.plain import generate as generate_plain
 from decoders.speculative import trees
+from decoders.speculative.guard import Account
 from decoders.speculative.prompt_lookup import PromptLookup
 from decoders.swift import sets as skip_sets
 from decoders.swift.config import SwiftConfig
-from decoders.swift.guard import Account
 from decoders.swift.loop import Shared, SwiftLoop
 from decoders.swift.measures import draft_bytes
 from decoders.swift.search import Search
@@ -35,7 +35,7 @@ class Stream:
 
   Attributes:
     search: the search and its results; see `decoders.swift.search_base.SearchBase`.
-    account: the guard's measurements; see `decoders.swift.guard.Account`.
+    account: the guard's measurements; see `decoders.speculative.guard.Account`.
     shared: the state that the loops of all requests share.
 
   Raises:

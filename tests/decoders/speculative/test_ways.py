@@ -8,9 +8,9 @@ import pytest
 import decoders
 from decoders import speculative
 from decoders.speculative import CombinedDrafter, PromptLookup
+from decoders.speculative.ways import Call, DraftRounds, LookupRounds, OutputText, PlainSteps
 from decoders.swift.drafter import SkipDrafter
 from decoders.swift.sets import SkipSet
-from decoders.swift.ways import Call, DraftRounds, LookupRounds, OutputText, PlainSteps
 from tests.models import TINY, tiny_model
 
 MODEL = TINY.replace(num_layers=5, max_length=128)
