@@ -157,9 +157,11 @@ class DraftTraining(Task):
       return None
     lm = dataclasses.replace(self.lm, params=frozen['target'])
     draft = GlideDraft(self.config.model, params, self.lm.tokenizer)
-    # A text that ends early would count less than others.
+    # A chain without the guard: what is measured is the draft, whether it is worth its time or not. Texts do not end early, so that
+    # all of them count equally.
+    glide_decoding = decoders.glide.GlideDecoding(max_draft=self.config.model.block, bins=(1,), guard=False)
     out = decoders.glide.generate(
-      lm, draft, self.prompts, max_new_tokens=self.config.eval.new_tokens, batch_size=1, eos_id=None
+      lm, draft, self.prompts, max_new_tokens=self.config.eval.new_tokens, glide=glide_decoding, eos_id=None
     )
     return {'accepted_length': out.stats['tokens_per_round'], 'acceptance': out.stats['acceptance']}
 
