@@ -75,8 +75,12 @@ def redundant(steps: int, texts: int) -> Setting:
   return Setting(str(stochastic_depth.folder()), model, steps, texts, length=256, prompt_tokens=64)
 
 
-def messages() -> Iterator[str]:
-  """Yields users' messages of the kinds of `speculative_prompts`, none of which is among its prompts."""
+def messages() -> list[str]:
+  """Returns users' messages of the kinds of `speculative_prompts`, none of which is among its prompts."""
+  return list(dict.fromkeys(_messages()))
+
+
+def _messages() -> Iterator[str]:
   used = {*speculative_prompts.passages(50, 110), *speculative_prompts.passages(12, 25)}
   yield from (question.format(topic) for topic in TOPICS for question in ASKED)
   for least, most, asked in ((50, 110, 'Summarise this in one sentence'), (12, 25, 'Translate into French')):

@@ -52,7 +52,7 @@ def test_training_messages_are_none_of_the_prompts():
     def chat(self, messages, **_):
       return self.encode(messages)
 
-  messages = list(speculative_drafts.messages())
+  messages = speculative_drafts.messages()
   lm = jaxlm.LanguageModel(TINY, None, Chatting())
   asked = {bytes(ids).decode() for _, ids in speculative_prompts.prompts(lm, 8)}
   assert len(messages) > 600 and len(set(messages)) == len(messages) and not asked & set(messages)
@@ -76,7 +76,7 @@ def test_each_draft_has_a_directory_of_its_own_and_drafts_of_one_target_share_it
 def test_the_part_trains_decodes_and_writes_its_results(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(report, 'RESULTS', tmp_path)
   monkeypatch.setenv('JAXLM_CACHE', str(tmp_path / 'cache'))
-  place, config = tmp_path / 'target', TINY.replace(vocab_size=264, max_length=256)
+  place, config = tmp_path / 'target', TINY.replace(vocab_size=264, num_layers=4, max_length=256)
   lm = jaxlm.LanguageModel(config, init(config, jax.random.key(0)), ByteTokenizer())
   jaxlm.save_huggingface(lm, place)
   model = speculative_drafts.DraftFlags(model_dim=12, num_heads=2, mlp_dim=20, dtype='float32')
