@@ -47,6 +47,7 @@ def test_statements_compare_drafts_within_a_kind(capsys):
   assert capsys.readouterr().out.count('MISS') == 3
 
 
+@pytest.mark.slow
 def test_training_messages_are_none_of_the_prompts():
   class Chatting(ByteTokenizer):
     def chat(self, messages, **_):
@@ -60,6 +61,7 @@ def test_training_messages_are_none_of_the_prompts():
 
 def test_each_draft_has_a_directory_of_its_own_and_drafts_of_one_target_share_its_texts(tmp_path, monkeypatch):
   monkeypatch.setenv('JAXLM_CACHE', str(tmp_path))
+  monkeypatch.setattr(speculative_drafts, 'messages', lambda: ['What is tea?'])
   setting = speculative_drafts.smollm2(10, 20)
   made = [
     speculative_drafts.config(s, kind, data, seed)

@@ -48,7 +48,6 @@ def draft_terms(
     distill: how much is learned from the target's distribution.
     compare: adds terms that are not trained on: 'agreement' and 'overlap', see `losses.agreement`.
   """
-  target_params = jax.lax.stop_gradient(target_params)
   target: ModelConfig = config.target.model
   needs_distribution = compare or distill.weight > 0
   reads = target_hidden_BTE = None

@@ -44,8 +44,11 @@ def test_what_cannot_be_a_target_is_named_before_anything_is_written(target, tex
     with pytest.raises(ConfigError, match=message):
       glide.main(deep)
   assert not (tmp_path / 'run').exists()
+  with pytest.raises(ConfigError, match="Unknown target_preset 'smok'. Did you mean 'smoke'"):
+    targets.named(parse('smoke', '--target-preset', 'smok'), tmp_path / 'run')
 
 
+@pytest.mark.slow
 def test_a_run_without_a_target_trains_a_small_one_once(text, tmp_path, monkeypatch, capsys):
   flags = (
     '--run.directory',
@@ -73,5 +76,3 @@ def test_a_run_without_a_target_trains_a_small_one_once(text, tmp_path, monkeypa
   assert jaxlm.load(tmp_path / 'run-target').config == draft.config.target.model
   monkeypatch.setattr(pretrain, 'main', None)  # The target is not trained again.
   glide.main(made)
-  with pytest.raises(ConfigError, match="Unknown target_preset 'smok'. Did you mean 'smoke'"):
-    targets.named(dataclasses.replace(made, target_preset='smok'), tmp_path / 'new')

@@ -55,8 +55,10 @@ def test_of_the_targets_own_texts_the_last_are_held_out(target, text, tmp_path, 
   assert (batch['mask'][:, :4] == 0).all() and (batch['mask'][:, 4] == 1).all()
   (last,) = one.eval_batches(slice(0, 8))
   assert (last['mask'].sum(1) > 0).tolist() == [True] * 4 + [False] * 4
-  resumed = one.resume(2, one.data_notes(2), {})
-  assert resumed == [] and one.batches.rows_before(2) == 16
+  notes = one.data_notes(2)
+  assert one.resume(2, notes, {}) == [] and one.batches.rows_before(2) == 16
+  (said,) = one.resume(2, notes | {'target': {'name': 'other', 'digest': '0'}}, {})
+  assert said.startswith("The target's numbers differ from those of other when this run was saved")
 
 
 def test_rows_and_prompts_that_do_not_fit_the_target_are_named(target, text, tmp_path, lm):

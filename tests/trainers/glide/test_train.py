@@ -101,18 +101,12 @@ def half(target, text, whole, tmp_path):
   return tmp_path / 'run', tmp_path / 'target'
 
 
-def test_a_target_that_moved_or_changed_is_said(half, text, target, whole, capsys, monkeypatch):
+def test_a_run_goes_on_with_a_target_that_moved_and_says_so(half, text, target, whole, capsys):
   directory, copy = half
-  shutil.copytree(directory, directory.parent / 'other')
   state = glide.main(config(copy, text, directory))
   out = capsys.readouterr().out
   assert f'target {str(target)!r} -> {str(copy)!r}' in out and 'numbers differ' not in out
   chex.assert_trees_all_equal(jax.device_get(state), whole(MeshConfig())[1])
-  changed = LanguageModel(TARGET, init(TARGET, jax.random.key(8)), jaxlm.load(copy).tokenizer)
-  jaxlm.save_huggingface(changed, copy, overwrite=True)
-  glide.main(config(copy, text, directory.parent / 'other'))
-  out = capsys.readouterr().out
-  assert f"The target's numbers differ from those of {target} when this run was saved" in out
   shutil.rmtree(copy)
   with pytest.raises(CheckpointError, match='--target .*if it has moved, pass --target with its new place'):
     glide.main(config(copy, text, directory))
@@ -127,7 +121,7 @@ def test_another_target_is_refused(half, text):
     glide.main(config(copy, text, directory))
 
 
-def test_a_run_learns_from_the_targets_own_texts(target, text, tmp_path, monkeypatch, capsys):
+def test_a_run_learns_from_the_targets_own_texts(target, text, tmp_path, capsys):
   shared = tmp_path / 'shared' / 'made.jsonl'
   flags = '--self-generate', '20', '--generation.prompt-tokens', '5', '--generation.file', str(shared)
   short = '--run.steps', '2', '--distill.weight', '0.5'
@@ -143,10 +137,6 @@ def test_a_run_learns_from_the_targets_own_texts(target, text, tmp_path, monkeyp
   )
   first = metrics.read(tmp_path / 'run')[0]
   assert first['loss'] == pytest.approx(0.5 * first['ce'] + 0.5 * first['kl'], rel=1e-5)
-  monkeypatch.setattr('decoders.generate', None, raising=False)  # Nothing is generated again.
-  glide.main(
-    config(target, text, tmp_path / 'vanilla', *flags, *short, '--model.no-cross', '--model.draft', 'parallel')
-  )
   with pytest.raises(DataError, match='its number of texts is 20, and here it is 10'):
     glide.main(config(target, text, tmp_path / 'third', *flags, *short, '--self-generate', '10'))
 
