@@ -199,8 +199,8 @@ class GlideDrafter(Drafter):
       index_RP = jnp.clip(at_R, 0, W - P)[:, None] + jnp.arange(P)[None]
       predicted_RPE = jnp.take_along_axis(new_RWE, index_RP[:, :, None], axis=1)
       states_RPE = jnp.where(here_R[:, None, None], predicted_RPE, states_RPE)
-      # A row whose last token has too little room for mask tokens after it is read once more, from that token on.
-      read_R = jnp.where(here_R, last_R + 1, jnp.minimum(read_R + W, last_R))
+      # If there was too little room for mask tokens after the last token, it is read once more. Rows that are done stay so.
+      read_R = jnp.where(here_R, last_R + 1, jnp.maximum(read_R, jnp.minimum(read_R + W, last_R)))
       return own.with_valid(None), read_R, states_RPE
 
     lags = lambda carry: jnp.any(active_R & (carry[1] <= last_R))
