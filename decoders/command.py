@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from decoders.glide.config import GlideDecoding
 from decoders.options import Sampling
 from decoders.simlayerkv.config import LazyConfig, preset
 from decoders.swift.config import SwiftConfig
@@ -50,11 +51,12 @@ class GenerateConfig:
   tokenizer: Annotated[str | None, tyro.conf.arg(metavar='PATH')] = None
   """Another tokenizer than the model's own: a folder, a tokenizer.json, a SentencePiece .model file, or 'bytes'. With 'none' the
   prompts are token ids with spaces between, and ids are printed."""
-  decoder: Literal['plain', 'simlayerkv', 'prompt-lookup', 'draft', 'swift'] = 'plain'
+  decoder: Literal['plain', 'simlayerkv', 'prompt-lookup', 'draft', 'swift', 'glide'] = 'plain'
   """How tokens are generated. plain: one call of the model for each token. simlayerkv: the same, with smaller caches in the layers
   that attend to little of the text (lazy layers). The other decoders draft several tokens and verify them in one call, which gives
   the same text as plain. prompt-lookup drafts the tokens that followed the latest tokens at an earlier place in the text. draft
-  drafts with a smaller model. swift drafts with the model itself and skips some of its sub-layers."""
+  drafts with a smaller model. swift drafts with the model itself and skips some of its sub-layers. glide drafts with a small model that
+  was trained to read the model's cache."""
   preset: str | None = None
   """For --decoder simlayerkv: named settings; flags of --lazy override them. authors-decode, authors-prefill, kvpress and
   lighttransfer make half of the layers lazy, unless a threshold, n-full or budget is given. streaming, snapkv, h2o and kivi are
@@ -68,16 +70,20 @@ class GenerateConfig:
   """For --quant-bits: how many cached numbers share one scale. Fewer: smaller errors, more memory. It must divide the head size."""
   swift: SwiftFlags = SwiftFlags()
   """For --decoder swift: how many sub-layers are skipped, how they are searched, and how many tokens are drafted."""
+  draft: str | None = None
+  """For --decoder glide: run directory of the draft, which python -m trainers.glide has trained for this model."""
+  glide: GlideDecoding = GlideDecoding()
+  """For --decoder glide: how many tokens are drafted, and how many candidates are verified in place of each."""
   lookup_first: bool = False
-  """For --decoder swift: draft by prompt lookup when it finds something, and by SWIFT otherwise. Use it for texts that repeat
-  themselves."""
+  """For --decoder swift and glide: draft by prompt lookup when it finds something, and by the decoder's own drafts otherwise. Use it
+  for texts that repeat themselves."""
   draft_model: str | None = None
   """For --decoder draft: path, fetched name or Hub id of the smaller model; it must have the same vocabulary."""
   draft_tokens: int | None = None
   """For --decoder prompt-lookup and draft: largest number of tokens drafted at once (none: 10 for prompt-lookup, 5 for draft).
   Raise it if most drafted tokens are accepted."""
   rule: Literal['match', 'residual'] = 'match'
-  """For --decoder draft and swift with a temperature: which drafted tokens are accepted. match: those that plain decoding would
+  """For --decoder draft, swift and glide with a temperature: which drafted tokens are accepted. match: those that plain decoding would
   choose, so the text is the same as with plain. residual: more tokens are accepted; the text differs, but it is drawn from the
   same distribution."""
   max_new_tokens: int = 128
@@ -196,10 +202,12 @@ OWN = {
   'quant_bits': ('simlayerkv',),
   'quant_group': ('simlayerkv',),
   'swift': ('swift',),
-  'lookup_first': ('swift',),
+  'draft': ('glide',),
+  'glide': ('glide',),
+  'lookup_first': ('swift', 'glide'),
   'draft_model': ('draft',),
   'draft_tokens': ('prompt-lookup', 'draft'),
-  'rule': ('draft', 'swift'),
+  'rule': ('draft', 'swift', 'glide'),
 }
 
 
@@ -222,10 +230,20 @@ def decoder(config: GenerateConfig) -> Callable:
     if config.draft_model is None:
       raise ValueError('--decoder draft needs the smaller model: pass --draft-model.')
     draft = jaxlm.load(config.draft_model, dtype=config.dtype)
+    if isinstance(draft, jaxlm.GlideDraft):
+      raise ValueError(f'{config.draft_model} is a GliDe draft: pass it as --draft with --decoder glide.')
     drafter = decoders.speculative.DraftModel.of(draft, **most)
     return functools.partial(decoders.speculative.generate, drafter=drafter, rule=config.rule)
+  lookup = decoders.speculative.PromptLookup() if config.lookup_first else None
+  if config.decoder == 'glide':
+    if config.draft is None:
+      raise ValueError('--decoder glide needs a draft that was trained for this model: pass --draft RUN.')
+    draft = jaxlm.load(config.draft, dtype=config.dtype)
+    if not isinstance(draft, jaxlm.GlideDraft):
+      raise ValueError(f'{config.draft} is not a GliDe draft: pass a run of python -m trainers.glide as --draft.')
+    options = {'glide': config.glide, 'rule': config.rule, 'lookup': lookup}
+    return lambda lm, prompts, **settings: decoders.glide.generate(lm, draft, prompts, **options, **settings)
   if config.decoder == 'swift':
-    lookup = decoders.speculative.PromptLookup() if config.lookup_first else None
     return functools.partial(decoders.swift.generate, swift=config.swift, rule=config.rule, lookup=lookup)
   return decoders.generate
 

@@ -6,11 +6,13 @@ import pytest
 
 import decoders
 from decoders.command import GenerateConfig, lazy_config, main
+from decoders.glide import GlideDecoding
 from decoders.simlayerkv import KiviConfig, LazyConfig, preset
 from decoders.swift.config import SwiftConfig
 import jaxlm
 from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.language_model import LanguageModel
+from tests.glide_drafts import tiny_draft
 from tests.models import TINY, tiny_model
 from tests.tokenizers_made import byte_level_bpe
 
@@ -51,12 +53,14 @@ def test_the_command_decodes_as_the_functions_do(monkeypatch, capsys):
 def test_drafting_decoders_print_the_same_text(monkeypatch, capsys):
   model = TINY.replace(vocab_size=259, max_length=256, num_layers=4)
   lm = LanguageModel(model, tiny_model(model).params, ByteTokenizer())
-  monkeypatch.setattr(jaxlm, 'load', lambda path, dtype: lm, raising=False)
+  glide = tiny_draft(model)
+  monkeypatch.setattr(jaxlm, 'load', lambda path, dtype: glide if path == 'g' else lm, raising=False)
   swift = SwiftConfig(max_draft=3, guard=False, search=False)
   own = {
     'prompt-lookup': {'draft_tokens': 4},
     'draft': {'draft_model': 'd', 'draft_tokens': 3},
     'swift': {'swift': swift},
+    'glide': {'draft': 'g', 'glide': GlideDecoding(guard=False, bins=(1,))},
   }
   main(GenerateConfig('m', prompt=('A line of text.',), max_new_tokens=12))
   expected, _ = capsys.readouterr()
@@ -66,8 +70,16 @@ def test_drafting_decoders_print_the_same_text(monkeypatch, capsys):
     assert said == expected and 'tokens a round' in notes
   with pytest.raises(ValueError, match='needs the smaller model'):
     main(GenerateConfig('m', prompt=('a',), decoder='draft'))
-  with pytest.raises(ValueError, match='--lookup-first is for --decoder swift, not for draft'):
+  with pytest.raises(ValueError, match='--lookup-first is for --decoder swift or glide, not for draft'):
     main(GenerateConfig('m', prompt=('a',), decoder='draft', lookup_first=True))
+  for flags, message in (
+    ({'decoder': 'glide'}, 'pass --draft RUN'),
+    ({'decoder': 'glide', 'draft': 'd'}, 'd is not a GliDe draft'),
+    ({'decoder': 'draft', 'draft_model': 'g'}, 'g is a GliDe draft: pass it as --draft'),
+    ({'decoder': 'swift', 'draft': 'g'}, '--draft is for --decoder glide, not for swift'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      main(GenerateConfig('m', prompt=('a',), **flags))
 
 
 def test_chat_templates_get_variables_and_tokenizers_are_chosen(monkeypatch, capsys, tmp_path):

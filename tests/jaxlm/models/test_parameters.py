@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from jaxlm.models import nat, parameters, seq2seq, sharding
+from jaxlm.glide_config import GlideConfig
+from jaxlm.models import glide, nat, parameters, seq2seq, sharding
 from jaxlm.models.transformer import abstract_params
 from jaxlm.seq2seq_config import Seq2SeqConfig
 from tests.jaxlm.attention.test_operations import VARIATIONS
@@ -18,11 +19,15 @@ SMALL = Seq2SeqConfig(vocab_size=50, model_dim=24, num_heads=4, mlp_dim=20, enco
 SEQ2SEQ = SMALL.replace(embeddings='separate', position='learned', output_bias=True, markov_order=3)
 ALL |= {'encoder-decoder': SMALL, 'encoder-decoder, all options': SEQ2SEQ, 'masked': SMALL.replace(kind='cmlm')}
 ALL |= {'encoder-decoder, relative': SMALL.replace(position='relative')}
+DRAFT = GlideConfig(model_dim=24, num_heads=4, mlp_dim=20, cross_norm=True)
+ALL |= {'draft': DRAFT, 'draft, all options': DRAFT.replace(draft='parallel', embedding='target')}
 
 
 def leaves(changes):
   if isinstance(changes, Seq2SeqConfig):
     params = (nat if changes.is_parallel else seq2seq).abstract_params(changes)
+  elif isinstance(changes, GlideConfig):
+    params = glide.abstract_params(changes)
   else:
     params = abstract_params(TINY.replace(**changes))
   return [(tuple(key.key for key in path), x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
