@@ -30,7 +30,7 @@ PRESETS = {
       target='smollm2',
       model=DraftFlags(model_dim=576, num_heads=9, mlp_dim=1536, embedding='target', dtype='float32'),
       data=TextConfig(batch_size=8, length=128),
-      self_generate=1024,
+      self_generate=400,
       generation=GenerationConfig(chat=True, prompt_tokens=48),
       distill=DistillConfig(weight=0.5),
       optimizer=OptimizerConfig(learning_rate=2e-3, schedule='cosine', warmup_steps=20, weight_decay=0.0),
