@@ -299,6 +299,9 @@ def summary(stats: dict) -> str:
       f'\n[search: {stats["searched_sets"]} sets in {stats["search_seconds"]:.2f} s; {stats["skip_ratio"]:.0%} skipped, '
       f'matchness {stats["matchness"]:.2f}; {stats["plain_steps"]} steps without drafting]'
     )
+  if 'acceptance_by_position' in stats:
+    shares = ' '.join(f'{share:.0%}' for share in stats['acceptance_by_position'])
+    line += f'\n[accepted by place in the chain: {shares}; {stats["plain_steps"]} steps without drafting]'
   return line
 
 

@@ -36,6 +36,7 @@ VERSIONED = (
   'benchmarks/test_accelerator.py',
   'compatibility',
   'decoders/beam',
+  'decoders/glide/test_drafter.py',
   'decoders/simlayerkv/test_context.py',
   'decoders/simlayerkv/test_decode.py',
   'decoders/speculative/test_loop.py',

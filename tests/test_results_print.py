@@ -10,6 +10,7 @@ from jaxlm.analysis.direction.files import Scores
 from jaxlm.evaluation.choices import Choices
 from jaxlm.evaluation.documents import Losses
 from tests.decoders.translation.models_made import tiny
+from tests.glide_drafts import tiny_draft
 from tests.models import tiny_model
 
 TOKENS = np.arange(64).reshape(2, 32) % 50
@@ -24,6 +25,7 @@ def results():
     '1 rows of 20',
   )
   yield tiny(), 'Seq2SeqModel(1 + 2 layers x 8'
+  yield tiny_draft(), 'GlideDraft(chain, 1 layers x 18'
   yield decoders.translate(tiny(), ['abc'], max_new_tokens=1), '1 rows, 1 tokens'
   yield analysis.sinks(lm, TOKENS), 'Sink_1 '
   yield analysis.laziness(lm, TOKENS[0], recent=8, initial=1, queries=4, new_tokens=4), 'of 2 layers lazy'

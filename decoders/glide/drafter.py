@@ -137,7 +137,8 @@ class GlideDrafter(Drafter):
     width = min(T, c.num_layers * c.window) if c.window else T
     first_R = np.maximum(lengths_R - width, 0)
     chunk = min(chunk or width, width)
-    own = self.own_cache(R, bucket(max(T + chunk, int(np.asarray(state.total).max()) + self.spare)))
+    # Rows end within the slots of `text`, so requests with equal slots share programs. The last chunk may end beyond its row.
+    own = self.own_cache(R, max(-(-width // chunk) * chunk, state.text.shape[1] + bucket(self.spare)))
     for start in range(0, width, chunk):
       index_RT = (first_R + start)[:, None] + np.arange(chunk)[None]
       tokens_RT = np.take_along_axis(padded.tokens, np.minimum(index_RT, T - 1), axis=1)

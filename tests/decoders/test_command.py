@@ -68,6 +68,7 @@ def test_drafting_decoders_print_the_same_text(monkeypatch, capsys):
     main(GenerateConfig('m', prompt=('A line of text.',), decoder=decoder, max_new_tokens=12, **flags))
     said, notes = capsys.readouterr()
     assert said == expected and 'tokens a round' in notes
+    assert ('accepted by place in the chain' in notes) == (decoder == 'glide')
   with pytest.raises(ValueError, match='needs the smaller model'):
     main(GenerateConfig('m', prompt=('a',), decoder='draft'))
   with pytest.raises(ValueError, match='--lookup-first is for --decoder swift or glide, not for draft'):

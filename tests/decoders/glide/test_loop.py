@@ -1,6 +1,7 @@
 """Drafting with the target's cache changes the number of calls, and never the tokens."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import pytest
 
 import decoders
 from decoders.glide import GlideDecoding, GlideDrafter, GlideLoop, Stream, cape
-from decoders.speculative import PromptLookup
+from decoders.programs import _programs, forget
+from decoders.speculative import PromptLookup, rounds
 from decoders.speculative.guard import Account
 from decoders.strategies import WholeMemory
 from jaxlm.caches import FullCache, LayeredCache
@@ -17,6 +19,7 @@ from jaxlm.caches.slots import everything_of, window_of
 from jaxlm.config import RopeConfig
 from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.language_model import LanguageModel
+from tests.decoders.speculative.test_loop import copies_in_loops
 from tests.glide_drafts import FOLLOW, TARGET, scripted, scripted_draft, target_reads, tiny_draft, training_logits
 from tests.laws import same_law
 from tests.models import apply, slow, tiny_model
@@ -158,7 +161,7 @@ def test_the_first_drafted_token_is_accepted_as_often_as_the_distributions_overl
 def test_residual_acceptance_has_the_models_law(glide):
   target = TARGET.replace(vocab_size=6)
   draft = tiny_draft(target, **DEEP)
-  settings = dict(max_new_tokens=3, sampling=SAMPLED, num_samples=20000, eos_id=None)
+  settings = dict(max_new_tokens=5, sampling=SAMPLED, num_samples=20000, eos_id=None)
   plain, out = both(target, draft, glide.replace(max_draft=2), [[1, 2, 3]], seed=0, rule='residual', **settings)
   assert 0.1 < out.stats['acceptance'] < 0.99
   assert same_law(plain.tokens, out.tokens) > 1e-3
@@ -211,6 +214,41 @@ def test_the_cache_after_rounds_is_that_of_a_prompt_just_read():
     for name in ('keys', 'values'):
       for mine, theirs in zip(getattr(kept['state'].cache, name), getattr(fresh, name)):
         np.testing.assert_allclose(mine[row, :, : len(text)], theirs[row, :, : len(text)], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_requests_of_one_capacity_share_one_program():
+  lm, draft = tiny_model(TARGET), tiny_draft(**DEEP)
+  requests = [[list(range(1, n))] for n in (4, 20, 40)]
+  forget()
+  for request in requests:
+    out = decoders.glide.generate(lm, draft, request, max_new_tokens=9, glide=PAIRS, capacity=70)
+    np.testing.assert_array_equal(out.tokens, decoders.generate(lm, request, max_new_tokens=9).tokens)
+  assert [key[0] for key in _programs].count(rounds.decode) == 1
+
+
+@pytest.mark.slow
+def test_a_round_copies_neither_cache():
+  """In the compiled loop nothing as large as a layer of the target's cache, or of the draft's, is copied."""
+  target, slots, found = TARGET.replace(max_length=4096), 4096, {}
+
+  class Look(GlideLoop):
+    def begin(self, clock, lm, prompts, state, plan):
+      state = super().begin(clock, lm, prompts, state, plan)
+      args = lm.params, self.drafter.weights(), state, jnp.int32(9), jnp.asarray([-1]), {}
+      static = {'config': lm.config, 'drafter': self.drafter.traced, 'rule': 'match'}
+      found['text'] = rounds.decode.lower(*args, **static).compile().as_text()
+      return state
+
+  memory = WholeMemory()
+  memory.room = slots
+  draft = tiny_draft(target, **DEEP)
+  loop = Look(GlideDrafter.of(draft, cape.policy(CHAIN)), Account(False), 'match', False, None)
+  decoders.generate(tiny_model(target), PROMPTS, max_new_tokens=2, memory=memory, loop=loop)
+  for heads, size in ((target.num_kv_heads, target.head_dim), (draft.config.num_heads, draft.config.head_dim)):
+    shape = rf'f32\[3,{heads},\d{{4}},{size}\]'
+    assert re.search(shape, found['text'])
+    assert not copies_in_loops(found['text'], shape)
 
 
 class Kept(WholeMemory):

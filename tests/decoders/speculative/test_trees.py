@@ -37,6 +37,7 @@ def round_of(keys, target, draft, first_B, begun, slip=None, beside=BESIDE):
   for d in range(DEPTH):
     q.append(odds(draft, *chain))
     noise = jax.vmap(lambda key, d=d: jax.random.gumbel(jax.random.fold_in(key, d + 100), (V,)))(keys)
+    noise = 0.0 if slip == 'children are not drawn' else noise
     top.append(jax.lax.top_k(jnp.log(q[-1]) + noise, 1 + beside)[1])
     chain.append(top[-1][:, 0])
   stack = lambda x: jnp.stack(x, axis=1)
@@ -85,7 +86,10 @@ def test_the_law_is_the_targets():
   assert p_value(pairs()) > 1e-3
 
 
-@pytest.mark.parametrize('slip', ['padding is token 0', 'the last token is not warped', 'an unlikely token is dropped'])
+@pytest.mark.parametrize(
+  'slip',
+  ['padding is token 0', 'the last token is not warped', 'an unlikely token is dropped', 'children are not drawn'],
+)
 def test_slips_are_found_out(slip):
   assert p_value(pairs(slip)) < 1e-9
 
