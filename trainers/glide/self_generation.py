@@ -83,7 +83,7 @@ class SelfGenerated:
   Attributes:
     path: FILE.
     lm: the target, with parameters that this process can compute with.
-    texts: token ids of the prompts.
+    prompts: token ids of the prompts.
     longest: largest number of tokens of a prompt with its continuation.
     settings: how the target continues the prompts.
     say: prints a text.
@@ -91,7 +91,7 @@ class SelfGenerated:
 
   path: Path
   lm: LanguageModel
-  texts: list[list[int]]
+  prompts: list[list[int]]
   longest: int
   settings: GenerationConfig
   say: Callable[[str], None]
@@ -108,15 +108,16 @@ class SelfGenerated:
   def facts(self) -> dict[str, Any]:
     """What the texts depend on, as JSON."""
     return {
-      'number of texts': len(self.texts),
-      'sha256 of the prompts': hashlib.sha256(json.dumps(self.texts).encode()).hexdigest(),
+      'number of texts': len(self.prompts),
+      'sha256 of the prompts': hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest(),
       'longest text': self.longest,
       'temperature': self.settings.temperature,
       'seed': self.settings.seed,
       'dtype': self.lm.config.dtype,
       "target's digest": weights_digest(self.lm.params),
       'tokenizer': tokenizer_fingerprint(self.lm.tokenizer),
-      'sources': -(-len(self.texts) // BLOCK),
+      # The number of blocks; `files.Blocks` reads it by this name.
+      'sources': -(-len(self.prompts) // BLOCK),
     }
 
   def make(self) -> None:
@@ -143,7 +144,7 @@ class SelfGenerated:
       raise DataError(str(e)) from e
 
   def _generate(self) -> None:
-    blocks = [self.texts[i : i + BLOCK] for i in range(0, len(self.texts), BLOCK)]
+    blocks = [self.prompts[i : i + BLOCK] for i in range(0, len(self.prompts), BLOCK)]
     out = files.Blocks(self.path, self.facts, BLOCK)
     started, new = time.monotonic(), 0
     for number in range(out.done, len(blocks)):
@@ -154,7 +155,7 @@ class SelfGenerated:
       seconds, done = time.monotonic() - started, number + 1
       left = seconds / (done - out.done) * (len(blocks) - done)
       self.say(
-        f'self-generation: {min(done * BLOCK, len(self.texts)):,} of {len(self.texts):,} texts, {new / seconds:,.0f} tokens/s, '
+        f'self-generation: {min(done * BLOCK, len(self.prompts)):,} of {len(self.prompts):,} texts, {new / seconds:,.0f} tokens/s, '
         f'{left:.0f} s left'
       )
     # A process that is killed between these two leaves both notes, and the next one does this again.
@@ -167,7 +168,7 @@ class SelfGenerated:
     # A seed has 32 bits; blocks of two corpora with neighbouring seeds must not share theirs.
     seed = int.from_bytes(hashlib.blake2b(f'{s.seed} {number}'.encode(), digest_size=4).digest(), 'big')
     out = decoders.generate(
-      self.lm, block, max_new_tokens=self.longest - max(map(len, self.texts)), seed=seed, batch_size=s.batch_size,
+      self.lm, block, max_new_tokens=self.longest - max(map(len, self.prompts)), seed=seed, batch_size=s.batch_size,
       sampling=decoders.Sampling(temperature=s.temperature), capacity=self.longest,
     )  # fmt: skip
     return out.rows()

@@ -87,12 +87,12 @@ def test_an_interrupted_corpus_is_continued_with_the_same_texts(tmp_path, lm, mo
 
 
 def test_blocks_have_other_random_numbers(tmp_path, lm):
-  texts = made(tmp_path, lm, texts=[[65, 66]] * 6)
+  texts = made(tmp_path, lm, prompts=[[65, 66]] * 6)
   texts.make()
   rows = [json.loads(line)['tokens'] for line in texts.path.read_text().splitlines()]
   assert len({tuple(row) for row in rows}) == 6
   other = made(
-    tmp_path, lm, texts=[[65, 66]] * 6, path=tmp_path / 'o.jsonl', settings=dataclasses.replace(SETTINGS, seed=1)
+    tmp_path, lm, prompts=[[65, 66]] * 6, path=tmp_path / 'o.jsonl', settings=dataclasses.replace(SETTINGS, seed=1)
   )
   other.make()
   assert not {tuple(json.loads(line)['tokens']) for line in other.path.read_text().splitlines()} & set(map(tuple, rows))
@@ -113,7 +113,7 @@ def test_a_finished_corpus_is_used_only_for_what_it_was_made_from(tmp_path, lm, 
   moved = jax.tree.map(lambda x: x + 1e-3, lm.params)
   refused("its target's digest is .* Name another file with --gener", lm=dataclasses.replace(lm, params=moved))
   refused('its seed is 0, and here it is 1', settings=dataclasses.replace(SETTINGS, seed=1))
-  refused('its sha256 of the prompts', texts=PROMPTS[::-1])
+  refused('its sha256 of the prompts', prompts=PROMPTS[::-1])
   refused('its longest text is 11, and here it is 12', longest=12)
   content = content.replace(b'"prompt": 2', b'"prompt": 1')
   texts.path.write_bytes(content)

@@ -13,7 +13,7 @@ from jaxlm.language_model import LanguageModel
 from tests.models import init, tiny_model
 from tests.trainers.glide.conftest import TARGET
 from tests.trainers.glide.runs import config, parse
-from trainers import glide, pretrain
+from trainers import glide, metrics, pretrain
 from trainers.config import ConfigError
 from trainers.glide import target as targets
 
@@ -50,18 +50,18 @@ def test_what_cannot_be_a_target_is_named_before_anything_is_written(target, tex
 
 @pytest.mark.slow
 def test_a_run_without_a_target_trains_a_small_one_once(text, tmp_path, monkeypatch, capsys):
-  flags = (
-    '--run.directory',
-    str(tmp_path / 'run'),
+  quick = (
     '--run.steps',
     '2',
     '--optimizer.warmup-steps',
     '1',
     '--eval.prompts',
-    '0',
+    '1',
+    '--run.directory',
+    str(tmp_path / 'run'),
   )
   source = '--data.source', str(text / 'train.jsonl'), '--data.valid-source', str(text / 'valid.jsonl')
-  made = parse('smoke', *flags, *source, '--data.batch-size', '8')
+  made = parse('smoke', *quick, *source, '--data.batch-size', '8')
   preset = pretrain.PRESETS['smoke'][1]
   small = dataclasses.replace(
     preset, data=dataclasses.replace(preset.data, source=str(text / 'train.jsonl'), valid_source=str(text / 'valid.jsonl')),
@@ -70,6 +70,7 @@ def test_a_run_without_a_target_trains_a_small_one_once(text, tmp_path, monkeypa
   monkeypatch.setitem(pretrain.PRESETS, 'smoke', ('Small.', small))
   glide.main(made)
   assert 'No --target is given' in capsys.readouterr().out
+  assert 1 <= metrics.read(tmp_path / 'run')[-1]['valid/accepted_length'] <= 5
   draft = jaxlm.load(tmp_path / 'run')
   assert draft.config.target.name == str(tmp_path / 'run-target')
   assert json.loads((tmp_path / 'run' / 'config.json').read_text())['target'] == str(tmp_path / 'run-target')

@@ -8,6 +8,7 @@ import pytest
 
 import jaxlm
 from jaxlm.data.document_rows import DocumentBatches, EvalDocuments
+from tests.models import slow
 from tests.trainers.glide.runs import config
 from trainers import distributed
 from trainers.config import ConfigError, MeshConfig
@@ -70,11 +71,14 @@ def test_rows_and_prompts_that_do_not_fit_the_target_are_named(target, text, tmp
     made(target, text, tmp_path, small, *flags)
 
 
-def test_held_out_prompts_are_decoded_for_the_accepted_length(target, text, tmp_path, lm):
+@pytest.mark.parametrize('mesh', [MeshConfig(), *slow(MeshConfig(fsdp=2, tensor=2))], ids=['pmap', 'mesh'])
+def test_held_out_prompts_are_decoded_for_the_accepted_length(target, text, tmp_path, lm, mesh):
   one = made(target, text, tmp_path, lm, '--eval.prompts', '3')
-  params = one.init_params(jax.random.key(0))
+  layout = distributed.make_layout(mesh)
+  placed = lambda tree: layout.local(layout.place(tree))
+  params, frozen = placed(one.init_params(jax.random.key(0))), placed({'target': lm.params})
   assert [len(p) for p in one.prompts] == [8, 8, 8] and one.best_metric == 'accepted_length'
-  found = one.evaluate_on_host(params, {'target': lm.params}, lambda: False, print)
+  found = one.evaluate_on_host(params, frozen, lambda: False, print)
   assert set(found) == set(one.host_metrics) and 1 <= found['accepted_length'] <= 4 and 0 <= found['acceptance'] <= 1
-  assert one.evaluate_on_host(params, {'target': lm.params}, lambda: True, print) is None
+  assert one.evaluate_on_host(params, frozen, lambda: True, print) is None
   assert made(target, text, tmp_path, lm).best_metric == 'loss'
