@@ -95,11 +95,6 @@ class GlideDrafter(Drafter):
     new = self.policy.max_draft + 1 + (self.config.eval_mask == 'paper')
     return new + self.predicted - 1
 
-  @property
-  def spare(self) -> int:
-    """Number of slots of the draft's cache for tokens that are read again."""
-    return self.at_once + self.policy.max_draft
-
   def check(self, lm: LanguageModel, longest: int, drawn: bool) -> None:
     # One tokenizer has several fingerprints if its files were written by several programs, so the tokens are compared too.
     same = None not in (self.tokenizer, lm.tokenizer) and same_tokens(self.tokenizer, lm.tokenizer)
@@ -138,7 +133,8 @@ class GlideDrafter(Drafter):
     first_R = np.maximum(lengths_R - width, 0)
     chunk = min(chunk or width, width)
     # Rows end within the slots of `text`, so requests with equal slots share programs. The last chunk may end beyond its row.
-    own = self.own_cache(R, max(-(-width // chunk) * chunk, state.text.shape[1] + bucket(self.spare)))
+    slots = state.text.shape[1] + bucket(self.at_once + D)
+    own = self.own_cache(R, max(slots, -(-width // chunk) * chunk))
     for start in range(0, width, chunk):
       index_RT = (first_R + start)[:, None] + np.arange(chunk)[None]
       tokens_RT = np.take_along_axis(padded.tokens, np.minimum(index_RT, T - 1), axis=1)
@@ -154,8 +150,8 @@ class GlideDrafter(Drafter):
     c = self.config
     if not c.window:
       return FullCache.create(c.stack, rows, capacity)
-    # More slots than the window, so that tokens beyond the text overwrite none that are still seen.
-    ring = lambda: Slots.ring(c.stack, rows, recent=c.window + self.spare).replace(recent=c.window)
+    # Drafted tokens that are not accepted must not overwrite tokens that are still seen.
+    ring = lambda: Slots.ring(c.stack, rows, recent=c.window + self.policy.max_draft).replace(recent=c.window)
     return LayeredCache(tuple(ring() for _ in range(c.num_layers)))
 
   def seen(self, positions: Any, verified: Any) -> jax.Array:

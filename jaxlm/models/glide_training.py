@@ -55,7 +55,7 @@ def target_reads(
   segments = None if mask is None else mask.astype(jnp.int32)
   recorder = Recorder(caches.Sequence(segments), tuple(layers))
   states_BTE, recorder = functions.hidden(target_params, config, tokens, cache=recorder)
-  return jax.lax.stop_gradient((recorder.cache(config.num_layers, mask), states_BTE))
+  return recorder.cache(config.num_layers, mask), states_BTE
 
 
 def block_starts(config: GlideConfig, phase: Int[Array, ' B'], length: int) -> Int[Array, 'B T']:

@@ -14,7 +14,9 @@ from decoders.programs import _programs, forget
 from decoders.speculative import PromptLookup, rounds
 from decoders.speculative.guard import Account
 from decoders.strategies import WholeMemory
+from jaxlm.cache_config import KiviConfig
 from jaxlm.caches import FullCache, LayeredCache
+from jaxlm.caches.packed import pack
 from jaxlm.caches.slots import everything_of, window_of
 from jaxlm.config import RopeConfig
 from jaxlm.data.tokenizers import ByteTokenizer
@@ -296,6 +298,17 @@ def test_a_ring_is_read_by_a_draft_with_a_smaller_window_alone():
       ValueError, match='layer 2 of its target, and the cache holds only the first 0 and the latest 16 tokens'
     ):
       decoders.glide.generate(lm, tiny_draft(window=window), LONG, **settings)
+
+
+def test_a_quantised_layer_is_refused_by_its_number():
+  packed = lambda keys, values, lengths: pack(everything_of(keys, values, lengths), lengths, KiviConfig(4, 8, 8))
+  for layers, message in (
+    ((1,), 'reads layer 1 .* is quantised there to 4 bits'),
+    ((0,), 'A quantised cache rounds tokens'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      memory = Kept([everything_of, packed, everything_of])
+      decoders.glide.generate(tiny_model(TARGET), tiny_draft(layers=layers), LONG, memory=memory, glide=ALWAYS)
 
 
 def test_a_tree_must_fit_into_the_context_and_the_cache():

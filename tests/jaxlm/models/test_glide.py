@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlm.attention import positions as rope
-from jaxlm.caches import LayeredCache, Slots
+from jaxlm.caches import LayeredCache, Sequence, Slots
 from jaxlm.config import RopeConfig, SinkConfig
 from jaxlm.glide_config import with_target
 from jaxlm.models import glide
@@ -102,9 +102,26 @@ def test_the_targets_embedding_needs_its_parameters():
     glide.output_matrix(draft.config, draft.params)
 
 
-def test_a_sink_token_stands_before_the_text():
-  target = TARGET.replace(sink=SinkConfig('token'))
-  assert glide.num_before(tiny_draft(target).config) == 1 and glide.num_before(tiny_draft().config) == 0
+def test_a_sink_token_moves_the_targets_positions_and_changes_no_distance():
+  """A window hides the sink token, and the draft then computes the same with it and without it."""
+  states = []
+  for kind in ('none', 'token'):
+    target = TARGET.replace(sink=SinkConfig(kind))
+    draft, shift = tiny_draft(target, window=4), int(kind == 'token')
+    assert glide.num_before(draft.config) == shift
+    states.append(read_with(draft.config, draft.params, shift))
+  np.testing.assert_allclose(*states, atol=1e-5)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def read_with(config, params, shift):
+  k_BSKH, v_BSKH = (jax.random.normal(jax.random.key(i), (B, S, 2, 8)) for i in range(2))
+  at_BS = jnp.broadcast_to(jnp.arange(S) + shift, (B, S))
+  k_BSKH = rope.rotate(k_BSKH, *rope.rope_tables(TARGET, at_BS, 64))
+  memory = Slots(k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3), at_BS, jnp.zeros(B, jnp.int32))
+  tokens_BT, at_BT = jnp.asarray([[3, 1, 4], [1, 5, 9]]), jnp.broadcast_to(jnp.arange(T) + S, (B, T))
+  reads = LayeredCache((None, None, memory))
+  return glide.hidden(config, params, tokens_BT, at_BT, jnp.full((B, T), S), Sequence(), reads, length=64)[0]
 
 
 def test_a_softcap_of_the_target_belongs_to_its_output_layer():
