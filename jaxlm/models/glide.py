@@ -100,10 +100,11 @@ class Draft(nn.Module):
       self.head = self.param('head', init.head, (c.model_dim, c.vocab_size))
     else:
       E = c.target.model.model_dim
-      # With equal widths, the draft starts in the space of the target's embeddings.
+      # With equal widths, the draft starts in the space of the target's embeddings. It does not end there: with tied embeddings, it would
+      # at first predict each token to be followed by itself.
       matrix = (lambda key, shape: jnp.eye(*shape)) if E == c.model_dim else init.matrix
       self.embed_in = Dense((E,), (c.model_dim,), False, c.dtype, matrix)
-      self.embed_out = Dense((c.model_dim,), (E,), False, c.dtype, matrix)
+      self.embed_out = Dense((c.model_dim,), (E,), False, c.dtype, init.matrix)
     if c.draft == 'parallel':
       self.mask_embedding = self.param('mask_embedding', nn.initializers.normal(0.02), (c.model_dim,))
     self.layers = [DraftBlock(stack, i, c, name=f'layer_{i}') for i in range(c.num_layers)]

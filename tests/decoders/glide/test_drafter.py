@@ -116,6 +116,7 @@ def test_for_every_kind_of_target(changes):
   check(tiny_draft(target, **DEEP), target, rounds=ROUNDS[1:4])
 
 
+@pytest.mark.slow
 def test_prompts_read_in_pieces():
   check(tiny_draft(**DEEP), chunk=4, rounds=ROUNDS[:2])
 

@@ -112,10 +112,10 @@ def test_a_draft_that_is_always_right_has_every_token_accepted(kind):
 def test_a_draft_that_is_never_right_costs_a_call_per_token():
   lm = scripted()
   draft = scripted_draft(lm, {a: (b + 1) % 12 for a, b in FOLLOW.items()})
-  plain = decoders.generate(lm, [[1], [2, 9]], max_new_tokens=9, eos_id=None)
-  out = decoders.glide.generate(lm, draft, [[1], [2, 9]], max_new_tokens=9, eos_id=None, glide=CHAIN)
+  plain = decoders.generate(lm, [[1], [2, 9]], max_new_tokens=21, eos_id=None)
+  out = decoders.glide.generate(lm, draft, [[1], [2, 9]], max_new_tokens=21, eos_id=None, glide=CHAIN)
   np.testing.assert_array_equal(out.tokens, plain.tokens)
-  assert out.stats['accepted'] == 0 and out.stats['tokens_per_round'] == 1 and out.stats['target_calls'] == 9
+  assert out.stats['accepted'] == 0 and out.stats['tokens_per_round'] == 1 and out.stats['target_calls'] == 21
   assert out.stats['acceptance_by_position'] == [0.0] * 4
 
 
@@ -199,6 +199,7 @@ def test_rows_end_at_eos_and_stop_strings_inside_a_draft_and_stream_what_they_re
     assert out.text == expected.text and [told[i] for i in range(2)] == out.rows() == expected.rows()
 
 
+@pytest.mark.slow
 def test_the_cache_after_rounds_is_that_of_a_prompt_just_read():
   lm, draft, kept = tiny_model(TARGET), tiny_draft(**DEEP), {}
 
