@@ -64,6 +64,8 @@ class Config:
   """glide: number of training steps of each draft."""
   glide_texts: int = 640
   """glide: number of texts that each target writes for the training."""
+  glide_distill: float = 0.0
+  """glide: share of the loss that is the distance to the target's distribution; a step takes about twice as long with it."""
   repeats: int = 9
   """Number of timings of each part of a round."""
   peer: bool = True

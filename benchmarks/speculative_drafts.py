@@ -60,6 +60,8 @@ class Setting:
   batch_size: int = 8
   chat: bool = False
   learning_rate: float = 2e-3
+  distill: float = 0.0
+  """Share of the target's distribution in the loss."""
 
 
 def smollm2(steps: int, texts: int) -> Setting:
@@ -115,6 +117,7 @@ def config(setting: Setting, kind: str, data: str, seed: int = 0) -> glide.Glide
     ),
     self_generate=setting.texts if own else 0,
     generation=glide.GenerationConfig(chat=setting.chat and own, prompt_tokens=setting.prompt_tokens),
+    distill=glide.DistillConfig(setting.distill),
     optimizer=OptimizerConfig(
       learning_rate=setting.learning_rate, schedule='cosine', warmup_steps=max(1, setting.steps // 20), weight_decay=0.0
     ),

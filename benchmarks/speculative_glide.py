@@ -37,6 +37,7 @@ def run(target: str, config: Any) -> None:
     config: a `benchmarks.speculative.Config`.
   """
   setting = getattr(speculative_drafts, target)(config.glide_steps, config.glide_texts)
+  setting = dataclasses.replace(setting, distill=config.glide_distill)
   drafts, trainings = {}, []
   for data in config.glide_data:
     for kind in config.glide_drafts:
