@@ -141,6 +141,15 @@ def test_a_run_learns_from_the_targets_own_texts(target, text, tmp_path, capsys)
     glide.main(config(target, text, tmp_path / 'third', *flags, *short, '--self-generate', '10'))
 
 
+@pytest.mark.slow
+def test_a_run_starts_with_the_draft_of_another_run(target, text, whole, tmp_path):
+  directory, state = whole(MeshConfig())
+  flags = '--start', str(directory), '--run.steps', '2', '--optimizer.learning-rate', '0', '--distill.weight', '1'
+  new = glide.main(config(target, text, tmp_path / 'run', *flags, '--distill.divergence', 'tv'))
+  chex.assert_trees_all_equal(jax.device_get(new.params), state.params)
+  assert 0 <= metrics.read(tmp_path / 'run')[-1]['valid/tv'] <= 1
+
+
 def test_settings_that_cannot_work_are_named():
   with pytest.raises(ConfigError, match='distill.weight=1.5 must be within'):
     glide.DistillConfig(weight=1.5)
