@@ -169,7 +169,12 @@ def load_model(config: GenerateConfig):
   from jaxlm.language_model import named_tokenizer
 
   other = {} if config.tokenizer is None else {'tokenizer': named_tokenizer(config.tokenizer)}
-  return jaxlm.load(config.model, dtype=config.dtype, **other)
+  lm = jaxlm.load(config.model, dtype=config.dtype, **other)
+  if isinstance(lm, jaxlm.GlideDraft):
+    raise ValueError(
+      f'{config.model} is a GliDe draft for {lm.config.target.name}: pass that model, and the draft as --draft with --decoder glide.'
+    )
+  return lm
 
 
 def settings_of(config: GenerateConfig) -> dict:

@@ -171,16 +171,51 @@ class GlideDrafter(Drafter):
     config: ModelConfig,
     idle_R=None,
   ) -> tuple[Tree, Memory]:
-    c, memory, last_R, P = self.config, state.memory, state.position, self.predicted
-    R, W = len(last_R), self.at_once
-    active_R = ~(state.done if idle_R is None else state.done | idle_R)
-    # The target has read the tokens before the last one.
+    c, memory, last_R, V = self.config, state.memory, state.position, config.vocab_size
     hidden = functools.partial(
       glide.hidden, c, draft_params, length=state.total, target_params=params if c.embedding == 'target' else None
     )
     logits = lambda states: glide.logits(c, draft_params, states, params)
+    active_R = ~(state.done if idle_R is None else state.done | idle_R)
+    width = glide.output_matrix(c, draft_params, params).shape[0]
+    own, read_R, states_RPE = self.read_on(hidden, state, active_R, width)
+    # Rounds without active rows, in which another drafter drafts, are spared the output layer.
+    none = lambda states: jnp.zeros((*states.shape[:2], V), jnp.float32)
+    first_RPV = jax.lax.cond(jnp.any(active_R), logits, none, states_RPE)
+    memory = memory.replace(read=jnp.minimum(read_R, last_R) if c.eval_mask == 'paper' else read_R)
 
-    def read_on(carry):
+    if c.draft == 'parallel':
+      step = lambda tokens_R1, positions_R1, depth: (
+        jax.lax.dynamic_index_in_dim(first_RPV, jnp.minimum(depth, self.predicted - 1), 1, keepdims=False),
+        depth + 1,
+      )
+      tree, _ = draft(
+        step, jnp.int32(1), state, values, rule, self.policy, V, idle=idle_R, first_logits=first_RPV[:, 0]
+      )
+      return tree, memory.replace(cache=own)
+    target = narrowed(c, state.cache, last_R, self.at_once)
+
+    def step(tokens_R1, positions_R1, own):
+      states_R1E, own = hidden(tokens_R1, positions_R1, self.seen(positions_R1, last_R), own, target)
+      return logits(states_R1E[:, 0]), own
+
+    tree, own = draft(step, own, state, values, rule, self.policy, V, idle=idle_R, first_logits=first_RPV[:, 0])
+    return tree, memory.replace(cache=own)
+
+  def read_on(
+    self, hidden: Callable, state: SpeculativeState, active_R, width: int
+  ) -> tuple[Any, jax.Array, jax.Array]:
+    """Reads the text up to its last token, which the target has not read yet, and with draft='parallel' mask tokens after it.
+
+    Returns (the draft's cache, the tokens of each row that it holds, the states [R, P, width] that predict the next P tokens).
+
+    Args:
+      hidden: `glide.hidden` without its arguments from `tokens` to `target`, and without `masked`.
+      active_R: rows that must be read to their end. Others may lag behind; their states are meaningless.
+    """
+    c, last_R, P, W = self.config, state.position, self.predicted, self.at_once
+
+    def read(carry):
       own, read_R, states_RPE = carry
       positions_RW = read_R[:, None] + jnp.arange(W)[None]
       tokens_RW = jnp.take_along_axis(state.text, jnp.minimum(positions_RW, state.text.shape[1] - 1), axis=1)
@@ -196,35 +231,13 @@ class GlideDrafter(Drafter):
       index_RP = jnp.clip(at_R, 0, W - P)[:, None] + jnp.arange(P)[None]
       predicted_RPE = jnp.take_along_axis(new_RWE, index_RP[:, :, None], axis=1)
       states_RPE = jnp.where(here_R[:, None, None], predicted_RPE, states_RPE)
-      # If there was too little room for mask tokens after the last token, it is read once more. Rows that are done stay so.
+      # If there was too little room for mask tokens after the last token, it is read once more. Rows at their end stay there.
       read_R = jnp.where(here_R, last_R + 1, jnp.maximum(read_R, jnp.minimum(read_R + W, last_R)))
       return own.with_valid(None), read_R, states_RPE
 
-    lags = lambda carry: jnp.any(active_R & (carry[1] <= last_R))
-    E = glide.output_matrix(c, draft_params, params).shape[0]
-    carry = memory.cache.with_valid(None), memory.read, jnp.zeros((R, P, E), c.dtype)
-    own, read_R, states_RPE = jax.lax.while_loop(lags, read_on, carry)
-    read_R = jnp.minimum(read_R, last_R) if c.eval_mask == 'paper' else read_R
-    V = config.vocab_size
-    first_RPV = jax.lax.cond(jnp.any(active_R), logits, lambda states: jnp.zeros((R, P, V), jnp.float32), states_RPE)
-
-    if c.draft == 'parallel':
-      step = lambda tokens_R1, positions_R1, depth: (
-        jax.lax.dynamic_index_in_dim(first_RPV, jnp.minimum(depth, P - 1), 1, keepdims=False),
-        depth + 1,
-      )
-      tree, _ = draft(
-        step, jnp.int32(1), state, values, rule, self.policy, V, idle=idle_R, first_logits=first_RPV[:, 0]
-      )
-      return tree, memory.replace(cache=own, read=read_R)
-    target = narrowed(c, state.cache, last_R, W)
-
-    def step(tokens_R1, positions_R1, own):
-      states_R1E, own = hidden(tokens_R1, positions_R1, self.seen(positions_R1, last_R), own, target)
-      return logits(states_R1E[:, 0]), own
-
-    tree, own = draft(step, own, state, values, rule, self.policy, V, idle=idle_R, first_logits=first_RPV[:, 0])
-    return tree, memory.replace(cache=own, read=read_R)
+    lag = lambda carry: jnp.any(active_R & (carry[1] <= last_R))
+    states_RPE = jnp.zeros((len(last_R), P, width), c.dtype)
+    return jax.lax.while_loop(lag, read, (state.memory.cache, state.memory.read, states_RPE))
 
   def learn(self, memory: Memory, drafted_R, accepted_R) -> Memory:
     depth_1D = jnp.arange(self.policy.max_draft)[None]

@@ -81,6 +81,8 @@ def test_drafting_decoders_print_the_same_text(monkeypatch, capsys):
   ):
     with pytest.raises(ValueError, match=message):
       main(GenerateConfig('m', prompt=('a',), **flags))
+  with pytest.raises(ValueError, match='g is a GliDe draft for tiny: pass that model'):
+    main(GenerateConfig('g', prompt=('a',)))
 
 
 def test_chat_templates_get_variables_and_tokenizers_are_chosen(monkeypatch, capsys, tmp_path):

@@ -84,12 +84,13 @@ DEEP = {'num_layers': 2, 'block': D}
 @pytest.mark.parametrize(
   'changes',
   [
-    {'block': D},
+    {'block': D, 'window': 4},
     DEEP | {'cross_norm': True, 'embedding': 'target', 'layers': (2, 0)},
     DEEP | {'draft': 'parallel', 'window': 4},
-    DEEP | {'window': 4},
     *slow(
+      {'block': D},
       DEEP,
+      DEEP | {'window': 4},
       DEEP | {'draft': 'parallel'},
       DEEP | {'cross': False},
       DEEP | {'first_block': 'causal'},

@@ -192,7 +192,7 @@ def test_rows_end_at_eos_and_stop_strings_inside_a_draft_and_stream_what_they_re
       lm,
       draft,
       prompts,
-      glide=PAIRS,
+      glide=CHAIN,
       stream=lambda row, ids, told=told: told.setdefault(row, []).extend(ids),
       **settings,
     )
@@ -281,7 +281,7 @@ def test_layers_that_the_draft_does_not_read_may_be_lazy():
   memory = lambda: Kept([lazy, everything_of, everything_of])
   lm, draft = tiny_model(TARGET), tiny_draft(**DEEP)
   plain = decoders.generate(lm, LONG, max_new_tokens=20, memory=memory())
-  out = decoders.glide.generate(lm, draft, LONG, max_new_tokens=20, memory=memory(), glide=PAIRS)
+  out = decoders.glide.generate(lm, draft, LONG, max_new_tokens=20, memory=memory(), glide=CHAIN)
   np.testing.assert_array_equal(out.tokens, plain.tokens)
   with pytest.raises(ValueError, match='reads layer 0 of its target, and the cache has evicted 21 tokens there'):
     decoders.glide.generate(lm, tiny_draft(layers=(0,)), LONG, max_new_tokens=20, memory=memory(), glide=ALWAYS)

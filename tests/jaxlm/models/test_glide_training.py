@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlm.caches import LayeredCache
+from jaxlm.config import SinkConfig
 from jaxlm.models import functions, glide_training
 from tests.glide_drafts import SMALL, TARGET, target_reads, tiny_draft, training_logits
 from tests.models import apply, slow, tiny_model
@@ -35,8 +36,9 @@ def test_blocks_start_where_the_formula_says(block):
   'changes',
   [
     {},
-    {**DEEP, 'first_block': 'causal'},
-    *slow({**DEEP, 'draft': 'parallel'}, {**DEEP, 'eval_mask': 'paper'}, {'window': 3}),
+    *slow(
+      {**DEEP, 'first_block': 'causal'}, {**DEEP, 'draft': 'parallel'}, {**DEEP, 'eval_mask': 'paper'}, {'window': 3}
+    ),
   ],
   ids=str,
 )
@@ -76,7 +78,7 @@ def test_no_token_knows_its_label():
   assert (one[:, :9] == two[:, :9]).all() and (jnp.abs(one - two)[:, 9:].max(axis=(1, 2)) > 1e-4).all()
 
 
-@pytest.mark.parametrize('target', [TARGET, *slow(TARGET.replace(sink=TARGET.sink.__class__('token'), windows=(6, 0)))])
+@pytest.mark.parametrize('target', [TARGET, *slow(TARGET.replace(sink=SinkConfig('token'), windows=(6, 0)))])
 def test_reads_are_what_the_target_caches_and_its_states_are_its_own(target):
   lm = tiny_model(target)
   reads, states = target_reads(target, lm.params, TOKENS, (0, 2))
