@@ -33,7 +33,7 @@ PRESETS = {
       self_generate=400,
       generation=GenerationConfig(chat=True, prompt_tokens=48),
       distill=DistillConfig(weight=0.5),
-      optimizer=OptimizerConfig(learning_rate=2e-3, schedule='cosine', warmup_steps=20, weight_decay=0.0),
+      optimizer=OptimizerConfig(learning_rate=1e-3, schedule='cosine', warmup_steps=50, weight_decay=0.0),
       run=RunConfig(steps=500, eval_every=100, save_every=100),
     ),
   ),
