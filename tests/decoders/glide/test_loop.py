@@ -20,9 +20,20 @@ from jaxlm.caches.packed import pack
 from jaxlm.caches.slots import everything_of, window_of
 from jaxlm.config import RopeConfig
 from jaxlm.data.tokenizers import ByteTokenizer
+from jaxlm.glide_config import with_target
+from jaxlm.glide_model import GlideDraft
 from jaxlm.language_model import LanguageModel
 from tests.decoders.speculative.test_loop import copies_in_loops
-from tests.glide_drafts import FOLLOW, TARGET, scripted, scripted_draft, target_reads, tiny_draft, training_logits
+from tests.glide_drafts import (
+  FOLLOW,
+  SMALL,
+  TARGET,
+  scripted,
+  scripted_draft,
+  target_reads,
+  tiny_draft,
+  training_logits,
+)
 from tests.laws import same_law
 from tests.models import apply, slow, tiny_model
 
@@ -301,6 +312,7 @@ def test_a_ring_is_read_by_a_draft_with_a_smaller_window_alone():
       decoders.glide.generate(lm, tiny_draft(window=window), LONG, **settings)
 
 
+@pytest.mark.slow
 def test_a_quantised_layer_is_refused_by_its_number():
   packed = lambda keys, values, lengths: pack(everything_of(keys, values, lengths), lengths, KiviConfig(4, 8, 8))
   for layers, message in (
@@ -329,12 +341,12 @@ def test_a_draft_of_another_target_is_refused_and_both_are_named():
   with pytest.raises(
     ValueError, match=r'trained for tiny \(3 layers x 24.*not for this model \(2 layers x 24.*num_layers is 3'
   ):
-    decoders.glide.generate(tiny_model(other), draft, PROMPTS)
+    decoders.glide.generate(LanguageModel(other, None), draft, PROMPTS)
   with pytest.raises(ValueError, match='vocab_size is 50 there and 40 here'):
-    decoders.glide.generate(tiny_model(TARGET.replace(vocab_size=40)), draft, PROMPTS)
+    decoders.glide.generate(LanguageModel(TARGET.replace(vocab_size=40), None), draft, PROMPTS)
   with pytest.raises(ValueError, match='blocks of 4 tokens in one call'):
-    Stream(tiny_model(TARGET), tiny_draft(**DEEP, draft='parallel'), GlideDecoding(max_draft=5))
-  assert dataclasses.replace(draft).config.target.name == 'tiny'
+    parallel = dataclasses.replace(draft, config=draft.config.replace(draft='parallel'))
+    Stream(tiny_model(TARGET), parallel, GlideDecoding(max_draft=5))
 
 
 class Letters(ByteTokenizer):
@@ -352,10 +364,9 @@ class Letters(ByteTokenizer):
 @pytest.mark.parametrize('exchanged', [False, True])
 def test_tokenizers_are_compared_by_their_tokens(exchanged):
   config = TARGET.replace(vocab_size=259)
-  lm = LanguageModel(config, tiny_model(config).params, ByteTokenizer())
-  draft = tiny_draft(config)
-  target = dataclasses.replace(draft.config.target, tokenizer=Letters(exchanged).fingerprint)
-  draft = dataclasses.replace(draft, config=draft.config.replace(target=target), tokenizer=Letters(exchanged))
+  tokenizer = Letters(exchanged)
+  draft = GlideDraft(with_target(SMALL, LanguageModel(config, None, tokenizer), 'tiny'), None, tokenizer)
+  lm = LanguageModel(config, None, ByteTokenizer())
   drafter = GlideDrafter.of(draft, cape.policy(ALWAYS))
   if not exchanged:
     drafter.check(lm, 10, False)
