@@ -6,8 +6,10 @@ frontier  share of SmolLM2-135M's own text that it still predicts without the su
           chosen one by one
 smollm2   SmolLM2 on a stream of prompts of five kinds, greedy and sampled: plain decoding, prompt lookup, SWIFT, SWIFT combined
           with prompt lookup, and transformers' assisted generation with the same weights
+glide     drafts that read the target's cache, trained for SmolLM2 and for the redundant model (at most 40 minutes each on two cores,
+          kept in the cache folder), beside drafts of equal size that do not, and the methods above; only if it is asked for
 
-Each part writes a file speculative_PART.json. Batch size 1, float32.
+Each part writes a file speculative_PART.json, glide one for each target. Batch size 1, float32.
 """
 
 import collections
@@ -26,16 +28,16 @@ from jaxlm import console
 class Config:
   """Speculative decoding on a redundant model and on SmolLM2-135M."""
 
-  parts: tuple[Literal['gain', 'frontier', 'smollm2'], ...] = ('gain', 'frontier', 'smollm2')
+  parts: tuple[Literal['gain', 'frontier', 'smollm2', 'glide'], ...] = ('gain', 'frontier', 'smollm2')
   ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.85)
   """gain: shares of sub-layers skipped."""
   sets: int = 400
   """gain, frontier: largest number of sets that a search scores."""
   prompts: int = 40
-  """gain: number of held-out prompts that are timed; the search uses as many others."""
+  """gain: number of held-out prompts that are timed; the search uses as many others. glide: number of prompts of the redundant model."""
   prompt_bytes: int = 128
   new_bytes: int = 256
-  """gain: number of bytes generated after each prompt."""
+  """gain, glide: number of bytes that the redundant model generates after each prompt."""
   skipped: tuple[int, ...] = (4, 8, 12)
   """frontier: numbers of skipped sub-layers, of 56."""
   searches: int = 3
@@ -43,9 +45,9 @@ class Config:
   as_long: bool = False
   """frontier: let a search read as many tokens as choosing sub-layers one by one does, and ignore sets."""
   each: int = 8
-  """smollm2: number of prompts of each of the five kinds."""
+  """smollm2, glide: number of prompts of each of the five kinds."""
   new_tokens: int = 64
-  """smollm2: number of tokens generated after each prompt, fewer if the model ends the text."""
+  """smollm2, glide: number of tokens generated after each prompt, fewer if the model ends the text."""
   temperature: float = 0.7
   max_draft: int = 8
   """Largest number of tokens that SWIFT drafts in a round. On a CPU each verified token costs time, so trees are chains here."""
@@ -53,6 +55,17 @@ class Config:
   """Number of tokens that prompt lookup drafts in a round."""
   early_exit: int = 20
   """smollm2: layer after which transformers' early-exit draft ends."""
+  glide_targets: tuple[Literal['redundant', 'smollm2'], ...] = ('redundant', 'smollm2')
+  glide_drafts: tuple[Literal['GliDe', 'vanilla', 'parallel'], ...] = ('GliDe', 'vanilla', 'parallel')
+  """glide: kinds of drafts. vanilla has no cross-attention, and parallel predicts a block in one call."""
+  glide_data: tuple[Literal['own', 'real'], ...] = ('own', 'real')
+  """glide: what the drafts are trained on, texts that the target writes itself or real text."""
+  glide_steps: int = 900
+  """glide: number of training steps of each draft."""
+  glide_texts: int = 640
+  """glide: number of texts that each target writes for the training."""
+  glide_distill: float = 0.0
+  """glide: share of the loss that is the distance to the target's distribution; a step takes about twice as long with it."""
   repeats: int = 9
   """Number of timings of each part of a round."""
   peer: bool = True
@@ -69,6 +82,11 @@ def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
   if 'gain' in config.parts:
     gain(config)
+  if 'glide' in config.parts:
+    from benchmarks import speculative_glide
+
+    for target in config.glide_targets:
+      speculative_glide.run(target, config)
   if {'frontier', 'smollm2'} & set(config.parts):
     import jaxlm
     from jaxlm.data import fetch

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import inspect
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -107,15 +108,20 @@ def train(setting: Setting) -> tuple[Any, np.ndarray]:
   return state.params, np.array(losses)
 
 
-def trained(setting: Setting = Setting()) -> jaxlm.LanguageModel:
-  """Returns the trained model from the cache folder; if it is not there, trains it first. The key is the code and the setting."""
+def folder(setting: Setting = Setting()) -> Path:
+  """Returns the folder of the trained model in the cache folder. The key is the code and the setting."""
   made_by = json.dumps(dataclasses.asdict(setting)) + ''.join(map(inspect.getsource, (documents, loss, train)))
   facts = made_by + str(embedded.facts())
-  folder = cache_folder() / 'trained' / f'stochastic-depth-{hashlib.sha256(facts.encode()).hexdigest()[:16]}'
-  if not (folder / 'config.json').exists():  # Written last.
+  return cache_folder() / 'trained' / f'stochastic-depth-{hashlib.sha256(facts.encode()).hexdigest()[:16]}'
+
+
+def trained(setting: Setting = Setting()) -> jaxlm.LanguageModel:
+  """Returns the trained model from the cache folder; if it is not there, trains it first."""
+  place = folder(setting)
+  if not (place / 'config.json').exists():  # Written last.
     lm = jaxlm.LanguageModel(setting.model, train(setting)[0], ByteTokenizer())
-    jaxlm.save_huggingface(lm, folder, overwrite=True)
-  return jaxlm.load(folder, dtype='float32')
+    jaxlm.save_huggingface(lm, place, overwrite=True)
+  return jaxlm.load(place, dtype='float32')
 
 
 def prompts(count: int, length: int, seed: int = 0) -> Sequence[list[int]]:

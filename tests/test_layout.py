@@ -43,6 +43,7 @@ FLOORS = (
   ('decoders.generate', 'decoders.translate'),
   ('trainers',),
   ('trainers.pretrain', 'trainers.translate'),
+  ('trainers.glide',),  # Without a target, it trains one with trainers.pretrain.
   ('benchmarks',),
   ('colab',),
   ('tests',),
@@ -52,7 +53,7 @@ ROOMS = {
   'jaxlm': ('analysis', 'attention', 'caches', 'data', 'evaluation', 'io', 'losses', 'models'),
   'jaxlm/analysis': ('direction', 'lazy', 'sink'),
   'decoders': ('beam', 'glide', 'simlayerkv', 'speculative', 'swift', 'translation'),
-  'trainers': ('pretrain', 'translate'),
+  'trainers': ('glide', 'pretrain', 'translate'),
   'benchmarks': ('accelerator',),
 }
 

@@ -17,10 +17,17 @@ FROM_ANOTHER_RUN = {'--distill-from': 'distilled', '--start': 'continued'}
 
 
 def parse(
-  presets: Mapping[str, tuple[str, T]], default: str, *, prog: str, description: str, args: Sequence[str] | None = None
+  presets: Mapping[str, tuple[str, T]],
+  default: str,
+  *,
+  prog: str,
+  description: str,
+  args: Sequence[str] | None = None,
+  prefix: str = '',
 ) -> T:
   """Returns a preset's config with the flags applied. Without a flag, `run.directory` is runs/PRESET; a run that needs another run
-  has a directory of its own, see `FROM_ANOTHER_RUN`.
+  has a directory of its own, see `FROM_ANOTHER_RUN`. With a `prefix`, it is runs/PREFIXPRESET, for trainers whose presets are named
+  like those of another trainer.
 
   Args:
     presets: name -> (description, config).
@@ -38,7 +45,9 @@ def parse(
   config = presets[name][1]
   if config.run.directory is None:
     given = {a.split('=')[0].replace('_', '-') for a in args}
-    place = next((f'runs/{name}-{end}' for flag, end in FROM_ANOTHER_RUN.items() if flag in given), f'runs/{name}')
+    place = next(
+      (f'runs/{prefix}{name}-{end}' for flag, end in FROM_ANOTHER_RUN.items() if flag in given), f'runs/{prefix}{name}'
+    )
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, directory=place))
   listing = '\n'.join(f'  {n:<12} {text}{" (default)" if n == default else ""}' for n, (text, _) in presets.items())
   if any(a in ('-h', '--help') for a in args):

@@ -18,8 +18,8 @@ from jaxlm.errors import CheckpointError
 from jaxlm.io import checkpoint
 from jaxlm.io.atomic import write_atomically
 
-MAY_CHANGE = ('remat', 'dropout')
-"""Fields of a model that a resumed run may change, because they only say how the model is computed or trained."""
+MAY_CHANGE = ('remat', 'dropout', 'target.name')
+"""Fields of a model that a resumed run may change: how the model is computed or trained, and where a draft's target lies."""
 HIDDEN = ('.lock', '.config.json.tmp')
 """Files that a process killed at the start may leave without a config.json."""
 
@@ -115,7 +115,7 @@ def open_run(path: str | Path, config: Any, trainer: str) -> tuple[TextIO, list[
     if old.get('trainer') != trainer:
       raise CheckpointError(f'{path} is a run of {old.get("trainer")!r}, not of {trainer!r}: another --run.directory?')
     for field, before, now in changes(old['model'], new['model']):
-      if field.split('.')[0] in MAY_CHANGE:
+      if any(f'{field}.'.startswith(f'{name}.') for name in MAY_CHANGE):
         continue
       raise CheckpointError(
         f'{path} was begun with model.{field} = {before!r}; it cannot be resumed with {now!r}. To start anew, pass '

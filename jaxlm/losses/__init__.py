@@ -6,6 +6,8 @@ from jaxlm.losses.cross_entropy import cross_entropy as cross_entropy
 from jaxlm.losses.cross_entropy import slice_logits as slice_logits
 from jaxlm.losses.cross_entropy import token_nll as token_nll
 from jaxlm.losses.ctc import ctc as ctc
+from jaxlm.losses.divergence import agreement as agreement
+from jaxlm.losses.divergence import divergence as divergence
 from jaxlm.losses.ngram_oaxe import chunked_ngram_oaxe as chunked_ngram_oaxe
 from jaxlm.losses.ngram_oaxe import ngram_oaxe as ngram_oaxe
 from jaxlm.losses.oaxe import chunked_oaxe as chunked_oaxe

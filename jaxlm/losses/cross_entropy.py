@@ -86,12 +86,13 @@ def _nll(logits, targets, label_smoothing=0.0):
   return jax.nn.logsumexp(logits, axis=-1) - expected
 
 
-def _logits(hidden, output_matrix, softcap):
+def capped_logits(hidden, output_matrix, softcap):
+  """Returns float32 logits; the product is computed in hidden's dtype."""
   raw = jnp.matmul(hidden, output_matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
   return _capped(raw, softcap)
 
 
-def _slices(x_BT, steps: int):
+def slices(x_BT, steps: int):
   """Returns [B, T, ...] as [steps, B, C, ...], zero-padded. Slices are along T, so that rows stay on their devices."""
   B, T, *rest = x_BT.shape
   C = -(-T // steps)
@@ -105,10 +106,10 @@ def _loss_sum(hidden_BTD, output_DV, targets_BT, mask_BT, steps, softcap, smooth
 
   def one_slice(loss, xs):
     h_BCD, targets_BC, mask_BC = xs
-    logits_BCV = _logits(h_BCD, output_DV, softcap)
+    logits_BCV = capped_logits(h_BCD, output_DV, softcap)
     return loss + cross_entropy(logits_BCV, targets_BC, mask_BC, label_smoothing=smoothing)[0], None
 
-  xs = tuple(_slices(x, steps) for x in (hidden_BTD, targets_BT, mask_BT))
+  xs = tuple(slices(x, steps) for x in (hidden_BTD, targets_BT, mask_BT))
   return jax.lax.scan(one_slice, jnp.zeros((), jnp.float32), xs)[0]
 
 
@@ -119,7 +120,7 @@ def _loss_and_gradients(hidden_BTD, output_DV, targets_BT, mask_BT, steps, softc
   def one_slice(carry, xs):
     loss, dw_DV = carry
     h_BCD, targets_BC, mask_BC = xs
-    logits_BCV = _logits(h_BCD, w_DV, softcap)
+    logits_BCV = capped_logits(h_BCD, w_DV, softcap)
     log_z_BC1 = jax.nn.logsumexp(logits_BCV, axis=-1, keepdims=True)
     is_target_BCV = _is_target(logits_BCV, targets_BC)
     expected_BC = jnp.sum(jnp.where(is_target_BCV, logits_BCV, 0.0), axis=-1)
@@ -136,7 +137,7 @@ def _loss_and_gradients(hidden_BTD, output_DV, targets_BT, mask_BT, steps, softc
     dw_DV = dw_DV + jnp.einsum('BCD,BCV->DV', h_BCD, dz_BCV, preferred_element_type=jnp.float32)
     return (loss, dw_DV), dh_BCD
 
-  xs = tuple(_slices(x, steps) for x in (hidden_BTD, targets_BT, mask_BT))
+  xs = tuple(slices(x, steps) for x in (hidden_BTD, targets_BT, mask_BT))
   start = jnp.zeros((), jnp.float32), jnp.zeros(output_DV.shape, jnp.float32)
   (loss, dw_DV), dh = jax.lax.scan(one_slice, start, xs)
   dh_BTD = dh.swapaxes(0, 1).reshape(B, -1, D)[:, :T]
@@ -177,9 +178,9 @@ def chunked_cross_entropy(
     ValueError: shapes that do not fit together, a negative chunk, or a label smoothing outside [0, 1).
   """
   check_smoothing(label_smoothing)
-  steps = _steps(hidden, output_matrix, targets, chunk)
+  steps = slice_count(hidden, output_matrix, targets, chunk)
   if steps is None:
-    return cross_entropy(_logits(hidden, output_matrix, softcap), targets, mask, label_smoothing=label_smoothing)
+    return cross_entropy(capped_logits(hidden, output_matrix, softcap), targets, mask, label_smoothing=label_smoothing)
   mask = jnp.ones(targets.shape, jnp.float32) if mask is None else jax.lax.stop_gradient(mask.astype(jnp.float32))
   return _loss_sum(hidden, output_matrix, targets, mask, steps, softcap, label_smoothing), jnp.sum(mask)
 
@@ -196,16 +197,16 @@ def token_nll(
 
   Arguments and errors are those of `chunked_cross_entropy`.
   """
-  steps = _steps(hidden, output_matrix, targets, chunk)
-  one_slice = lambda xs: _nll(_logits(xs[0], output_matrix, softcap), xs[1])
+  steps = slice_count(hidden, output_matrix, targets, chunk)
+  one_slice = lambda xs: _nll(capped_logits(xs[0], output_matrix, softcap), xs[1])
   if steps is None:
     return one_slice((hidden, targets))
   B, T = targets.shape
-  nll = jax.lax.map(one_slice, (_slices(hidden, steps), _slices(targets, steps)))
+  nll = jax.lax.map(one_slice, (slices(hidden, steps), slices(targets, steps)))
   return nll.swapaxes(0, 1).reshape(B, -1)[:, :T]
 
 
-def _steps(hidden, output_matrix, targets, chunk: int | None) -> int | None:
+def slice_count(hidden, output_matrix, targets, chunk: int | None) -> int | None:
   """Returns the number of slices of T, or None for no slicing. Raises as `chunked_cross_entropy` does."""
   if hidden.shape[:2] != targets.shape or hidden.shape[-1] != output_matrix.shape[0]:
     raise ValueError(f'hidden {hidden.shape} fits neither targets {targets.shape} nor matrix {output_matrix.shape}.')

@@ -1,0 +1,168 @@
+"""Drafts for the part glide of `benchmarks.speculative`: each is trained once, by trainers.glide, and kept in the cache folder.
+
+  GliDe      one layer that reads the keys and values of the target's last layer
+  vanilla    the same layer without the cross-attention
+  parallel   one that predicts a whole block in one call
+
+for two targets, SmolLM2-135M and the redundant byte model of `benchmarks.stochastic_depth`, and on two kinds of data: texts that the
+target writes itself, greedily, and real text. A training that is interrupted goes on where it was.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import hashlib
+import inspect
+import json
+from pathlib import Path
+import random
+import shutil
+import statistics
+import textwrap
+from typing import Any
+
+from benchmarks import speculative_prompts, stochastic_depth
+import jaxlm
+from jaxlm.data.corpus import cache_folder
+from trainers import glide, metrics
+from trainers.config import OptimizerConfig, RunConfig
+from trainers.glide.config import DraftFlags
+
+VERSION = 1
+"""Raise it when training changes in a way that settings do not show: then no draft that was kept before is used."""
+KINDS = {'GliDe': {}, 'vanilla': {'cross': False}, 'parallel': {'draft': 'parallel'}}
+DATA = ('own', 'real')
+"""own: texts that the target writes. real: the text that ships with Python."""
+TOPICS = (
+  'the moon', 'bread', 'photosynthesis', 'a good night of sleep', 'the steam engine', 'chess', 'volcanoes', 'the violin', 'coffee',
+  'glaciers', 'democracy', 'bees', 'the internet', 'gravity', 'running', 'the Roman Empire', 'rainbows', 'money', 'vaccines', 'trees',
+  'the human heart', 'solar power', 'poetry', 'cats', 'the printing press', 'tides', 'a job interview', 'tea', 'electric cars', 'honesty',
+  'dinosaurs', 'the piano', 'recycling', 'maps', 'lightning', 'friendship', 'the Olympic Games', 'whales', 'algebra', 'gardening',
+)  # fmt: skip
+ASKED = (
+  'What is {}?', 'Explain {} to a child.', 'Why is {} important?', 'Give me three facts about {}.', 'Write a short story about {}.',
+  'What should I know about {}?', 'Tell me about the history of {}.',
+)  # fmt: skip
+MODULES = (shutil, statistics, textwrap, random, inspect, json, dataclasses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """How the drafts of one target are trained."""
+
+  target: str
+  """Path or fetched name."""
+  model: DraftFlags
+  steps: int
+  texts: int
+  """Number of texts that the target writes."""
+  length: int
+  prompt_tokens: int
+  batch_size: int = 8
+  chat: bool = False
+  learning_rate: float = 2e-3
+  distill: float = 0.0
+  """Share of the target's distribution in the loss."""
+
+
+def smollm2(steps: int, texts: int) -> Setting:
+  """Returns the setting for SmolLM2. Its draft has the width of the target, whose embedding and output layer it uses."""
+  # At a learning rate of 2e-3 the loss of the first steps rises to three times that of new parameters.
+  model = DraftFlags(model_dim=576, num_heads=9, mlp_dim=1536, embedding='target', dtype='float32')
+  return Setting('smollm2', model, steps, texts, length=160, prompt_tokens=40, chat=True, learning_rate=1e-3)
+
+
+def redundant(steps: int, texts: int) -> Setting:
+  """Returns the setting for the redundant byte model, which is trained first if it is not there."""
+  stochastic_depth.trained()
+  model = DraftFlags(model_dim=128, num_heads=4, mlp_dim=384, embedding='own', dtype='float32')
+  return Setting(str(stochastic_depth.folder()), model, steps, texts, length=256, prompt_tokens=64)
+
+
+def messages() -> list[str]:
+  """Returns users' messages of the kinds of `speculative_prompts`, none of which is among its prompts."""
+  return list(dict.fromkeys(_messages()))
+
+
+def _messages() -> Iterator[str]:
+  used = {*speculative_prompts.passages(50, 110), *speculative_prompts.passages(12, 25)}
+  yield from (question.format(topic) for topic in TOPICS for question in ASKED)
+  for least, most, asked in ((50, 110, 'Summarise this in one sentence'), (12, 25, 'Translate into French')):
+    yield from (f'{asked}:\n\n{p}' for p in speculative_prompts.passages(least, most, 150) if p not in used)
+  for module in MODULES:
+    for name, function in sorted(vars(module).items()):
+      if inspect.isfunction(function) and function.__module__ == module.__name__:
+        if function in speculative_prompts.FUNCTIONS or name.startswith('_'):
+          continue
+        source = '\n'.join(textwrap.dedent(inspect.getsource(function)).splitlines()[:24])
+        yield f'Complete this function:\n\n```python\n{source[: len(source) // 2]}'
+        yield f'Write this function again, and name it `other`:\n\n```python\n{source}\n```'
+
+
+def write_messages() -> Path:
+  """Returns a JSON Lines file of the messages in the cache folder."""
+  lines = ''.join(json.dumps({'text': message}) + '\n' for message in messages())
+  path = cache_folder() / 'trained' / f'glide-messages-{hashlib.sha256(lines.encode()).hexdigest()[:16]}.jsonl'
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(lines)
+  return path
+
+
+def config(setting: Setting, kind: str, data: str, seed: int = 0) -> glide.GlideTrainConfig:
+  """Returns the config of one training. Its run directory is named after all settings, so that others do not use its draft."""
+  own = data == 'own'
+  made = glide.GlideTrainConfig(
+    target=setting.target, target_dtype='float32', model=dataclasses.replace(setting.model, **KINDS[kind]),
+    data=glide.TextConfig(
+      source=str(write_messages()) if own and setting.chat else 'embedded', batch_size=setting.batch_size, length=setting.length, seed=seed
+    ),
+    self_generate=setting.texts if own else 0,
+    generation=glide.GenerationConfig(chat=setting.chat and own, prompt_tokens=setting.prompt_tokens),
+    distill=glide.DistillConfig(setting.distill),
+    optimizer=OptimizerConfig(
+      learning_rate=setting.learning_rate, schedule='cosine', warmup_steps=max(1, setting.steps // 10), weight_decay=0.0
+    ),
+    run=RunConfig(
+      steps=setting.steps, eval_every=0, save_every=max(1, setting.steps // 8), log_every=10, keep=1, seed=seed, tensorboard=False
+    ),
+    eval=glide.EvalConfig(prompts=0),
+  )  # fmt: skip
+  digest = lambda *facts: hashlib.sha256(json.dumps([VERSION, *facts], default=dataclasses.asdict).encode()).hexdigest()[:16]  # fmt: skip
+  folder = cache_folder() / 'trained'
+  texts = (
+    folder
+    / f'glide-texts-{digest(made.target, made.generation, made.self_generate, made.data.source, setting.length)}.jsonl'
+  )
+  name = f'glide-{kind}-{data}-{digest(made)}'.lower()
+  return dataclasses.replace(
+    made,
+    run=dataclasses.replace(made.run, directory=str(folder / name)),
+    generation=dataclasses.replace(made.generation, file=str(texts) if own else None),
+  )
+
+
+def trained(setting: Setting, kind: str, data: str, seed: int = 0) -> tuple[Any, dict[str, Any]]:
+  """Returns (the draft, facts about its training). It is trained if it is not there."""
+  made = config(setting, kind, data, seed)
+  glide.main(made)
+  rows = metrics.read(made.run.directory)
+  rate = statistics.median(row['tokens_per_second'] for row in rows if 'tokens_per_second' in row)
+  valid = [row for row in rows if 'valid/loss' in row][-1]
+  draft = jaxlm.load(made.run.directory, 'float32')
+  return draft, {
+    'draft': kind, 'data': data, 'seed': seed, 'steps': setting.steps, 'parameters': count(draft.params),
+    'held-out loss': valid['valid/loss'], 'agreement': valid['valid/agreement'], 'targets/s': rate,
+    'minutes': setting.steps * mean_targets(rows) / rate / 60,
+  }  # fmt: skip
+
+
+def count(params: Any) -> int:
+  import jax
+
+  return sum(x.size for x in jax.tree.leaves(params))
+
+
+def mean_targets(rows: list[dict[str, Any]]) -> float:
+  """Returns the mean number of targets in a step, from the logged rows."""
+  last = [row for row in rows if 'tokens_seen' in row][-1]
+  return last['tokens_seen'] / last['step']

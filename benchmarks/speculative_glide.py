@@ -1,0 +1,184 @@
+"""The part glide of `benchmarks.speculative`: GliDe's drafts beside the other ways to decode the same prompts, greedily.
+
+For each target, the drafts of `benchmarks.speculative_drafts` are trained if they are not there, each by itself. Then every method
+decodes every prompt. M is the number of tokens per round, the accepted ones and the target's own; its error is one standard error over
+prompts. 'by position' has the acceptance of the first, second, ... token of a chain, given that those before it were accepted.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import report, speculative_drafts, speculative_prompts, stochastic_depth
+from benchmarks import speculative_streams as ss
+import decoders
+from decoders.glide import PAPER_BINS, GlideDecoding
+from decoders.speculative.prompt_lookup import PromptLookup
+from decoders.swift import Stream as SwiftStream
+from decoders.swift import SwiftConfig
+import jaxlm
+from jaxlm.lengths import bucket
+
+MAX_DRAFT = 4
+SHAPES = {'chain': (1,), 'width 2': (2,), 'width 4': (4,), 'width 8': (8,), 'CaPE': PAPER_BINS}
+"""Candidates in place of each drafted token: a chain, the same number everywhere, and the paper's numbers by confidence."""
+WIDENED = ('GliDe', 'own')
+"""The draft whose trees of all shapes are compared; the others draft chains, and CaPE's trees for the vanilla draft."""
+
+
+def run(target: str, config: Any) -> None:
+  """Trains the drafts of a target, decodes with them, and writes speculative_glide_TARGET.json and .png.
+
+  Args:
+    target: 'smollm2' or 'redundant'.
+    config: a `benchmarks.speculative.Config`.
+  """
+  setting = getattr(speculative_drafts, target)(config.glide_steps, config.glide_texts)
+  setting = dataclasses.replace(setting, distill=config.glide_distill)
+  drafts, trainings = {}, []
+  for data in config.glide_data:
+    for kind in config.glide_drafts:
+      drafts[kind, data], facts = speculative_drafts.trained(setting, kind, data)
+      trainings.append(facts)
+  print(report.table(trainings), flush=True)
+  lm = jaxlm.load(setting.target, 'float32')
+  if target == 'smollm2':
+    prompts, new_tokens = speculative_prompts.prompts(lm, config.each), config.new_tokens
+  else:
+    pieces = stochastic_depth.prompts(config.prompts, config.prompt_bytes)
+    prompts, new_tokens = [('held out', ids) for ids in pieces], config.new_bytes
+  found = ss.run_all(prompts, methods(lm, drafts, prompts, new_tokens, config))
+  rows = rows_of(found)
+  verdicts = checks(rows)
+  name = f'speculative_glide_{target}'
+  report.write(
+    name, rows, trainings=trainings, checks=verdicts, config=dataclasses.asdict(config),
+    flips={way: gaps for way in found if (gaps := ss.flips(lm, prompts, found, way))},
+  )  # fmt: skip
+  draw(rows, report.RESULTS / f'{name}.png')
+
+
+def methods(
+  lm: jaxlm.LanguageModel,
+  drafts: dict[tuple[str, str], Any],
+  prompts: Sequence[tuple[str, list[int]]],
+  new_tokens: int,
+  config: Any,
+) -> dict[str, ss.Maker]:
+  """Returns plain decoding, prompt lookup, SWIFT, and each draft with its trees."""
+  longest, swift = max(len(ids) for _, ids in prompts), SwiftConfig(max_draft=config.max_draft)
+  # The cache has one size for prompts of all lengths, so that each method is one program.
+  most = max(MAX_DRAFT * (1 + max(PAPER_BINS)), config.max_draft) + 1
+  options = dict(max_new_tokens=new_tokens, capacity=bucket(longest + new_tokens + most))
+  lookup = PromptLookup(max_draft=config.lookup_draft)
+  look = lambda prompts, **o: decoders.speculative.generate(lm, prompts, drafter=lookup, **o)
+  ways = {
+    'plain': lambda: ss.ours(lambda prompts, **o: decoders.generate(lm, prompts, **o), **options),
+    'prompt lookup': lambda: ss.ours(look, **options),
+    'SWIFT, guarded': lambda: ss.ours(SwiftStream(lm, swift).generate, **options),
+  }
+  for (kind, data), draft in drafts.items():
+    widened = {'chain': (1,), 'CaPE': PAPER_BINS} if (kind, data) == ('vanilla', 'own') else {'chain': (1,)}
+    for shape, bins in (SHAPES if (kind, data) == WIDENED else widened).items():
+      stream = decoders.glide.Stream(lm, draft, GlideDecoding(max_draft=MAX_DRAFT, bins=bins, guard=False))
+      ways[f'{kind}, {data}, {shape}'] = lambda stream=stream: ss.ours(stream.generate, **options)
+  if WIDENED in drafts:
+    guarded = GlideDecoding(max_draft=MAX_DRAFT, bins=(1,))
+    ways['GliDe, own, guarded'] = lambda: ss.ours(
+      decoders.glide.Stream(lm, drafts[WIDENED], guarded).generate, **options
+    )
+  return ways
+
+
+def rows_of(found: dict[str, list[tuple[str, ss.Run]]]) -> list[dict[str, Any]]:
+  """Returns the rows of `speculative_streams.rows_of`, with the error of M, the size of trees, and the acceptance by position."""
+  rows = ss.rows_of(found, {})
+  for row in rows:
+    runs = [r.stats for kind, r in found[row['method']] if row['kind'] in (kind, 'all') and r.stats.get('rounds')]
+    row |= {'error': '', 'nodes': '', 'by position': ''}
+    if not runs:
+      continue
+    rounds, accepted = (np.array([stats[name] for stats in runs], float) for name in ('rounds', 'accepted'))
+    row['error'] = ratio_error(accepted, rounds)
+    row['nodes'] = sum(stats['verified'] for stats in runs) / rounds.sum()
+    if 'drafted_at' in runs[0]:
+      row['by position'] = by_position(runs)
+  return rows
+
+
+def ratio_error(above: np.ndarray, below: np.ndarray) -> float:
+  """Returns the standard error of sum(above) / sum(below) over prompts, nan for a single prompt."""
+  n, ratio = len(above), above.sum() / below.sum()
+  return float(np.sqrt(np.sum((above - ratio * below) ** 2) / (n - 1) / n) / below.mean()) if n > 1 else float('nan')
+
+
+def by_position(runs: Sequence[dict[str, Any]]) -> list[float]:
+  """Returns the acceptance of each position of a chain, given that the positions before it were accepted."""
+  accepted = np.sum([stats['accepted_at'] for stats in runs], axis=0)
+  reached = np.sum([stats['drafted_at'] for stats in runs], axis=0)
+  reached[1:] = np.minimum(reached[1:], accepted[:-1])
+  return [round(float(a / max(r, 1)), 3) for a, r in zip(accepted, reached)]
+
+
+def checks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the aims of the part as statements, and whether they hold."""
+  of = {(row['kind'], row['method']): row for row in rows}
+  kinds, verdicts = [*dict.fromkeys(row['kind'] for row in rows)], []
+
+  def add(statement: str, holds: bool, measured: float) -> None:
+    verdicts.append({'statement': statement, 'pass': bool(holds), 'measured': round(measured, 3)})
+    print('PASS' if holds else 'MISS', statement, '--', verdicts[-1]['measured'])
+
+  for kind in kinds:
+    mine, vanilla, cape = (
+      of.get((kind, f'{way}')) for way in ('GliDe, own, chain', 'vanilla, own, chain', 'GliDe, own, CaPE')
+    )
+    if mine and vanilla:
+      add(
+        f'{kind}: GliDe has more tokens per round than the vanilla draft',
+        mine['M'] > vanilla['M'],
+        mine['M'] - vanilla['M'],
+      )
+    if mine and cape:
+      add(f'{kind}: CaPE adds tokens per round', cape['M'] > mine['M'], cape['M'] - mine['M'])
+  best = max((row for row in rows if row['kind'] == 'all' and row['method'].startswith('GliDe')), key=lambda row: row['M'], default=None)  # fmt: skip
+  if best:
+    add(f'all: at least 2 tokens per round ({best["method"]})', best['M'] >= 2, best['M'])
+  for row in rows:
+    if row['kind'] == 'all' and row['method'].startswith(('GliDe', 'vanilla', 'parallel')):
+      add(f'{row["method"]}: faster than plain decoding', row['speed-up'] > 1, row['speed-up'])
+  return verdicts
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+  """Plots tokens per round by kind of prompt, acceptance by position, and tokens per round against the size of the tree."""
+  from matplotlib.figure import Figure  # Not pyplot: no global state, no display.
+
+  figure = Figure(figsize=(13, 3.8), layout='constrained')
+  left, middle, right = figure.subplots(1, 3, width_ratios=(2, 1, 1))
+  drafted = [row for row in rows if row.get('M')]
+  names = [*dict.fromkeys(row['method'] for row in drafted if row['method'].endswith(('chain', 'lookup', 'CaPE')))]
+  kinds, width = [*dict.fromkeys(row['kind'] for row in rows)], 0.8 / max(len(names), 1)
+  for i, name in enumerate(names):
+    of = {row['kind']: row for row in drafted if row['method'] == name}
+    at = [k + (i - len(names) / 2) * width for k, kind in enumerate(kinds) if kind in of]
+    left.bar(at, [row['M'] for row in of.values()], width, yerr=[row['error'] for row in of.values()], label=name)
+  left.set_xticks(range(len(kinds)), kinds)
+  left.set(ylabel='tokens per round', ylim=(1, None), title='Accepted length, one standard error')
+  for row in drafted:
+    if row['kind'] == 'all' and row['by position'] and row['method'].endswith('chain'):
+      middle.plot(range(1, len(row['by position']) + 1), row['by position'], 'o-', label=row['method'])
+  middle.set(xlabel='position in the chain', ylabel='acceptance', ylim=(0, 1), title='Acceptance by position')
+  shapes = [
+    row for row in drafted if row['kind'] == 'all' and row['method'] in [f'{", ".join(WIDENED)}, {s}' for s in SHAPES]
+  ]
+  for row in shapes:
+    right.errorbar(row['nodes'], row['M'], row['error'], fmt='o', label=row['method'].split(', ')[-1])
+  right.set(xlabel='verified tokens per round', ylabel='tokens per round', title='Size of the tree')
+  for axis in (left, middle, right):
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
+  figure.savefig(path, dpi=120)

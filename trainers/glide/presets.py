@@ -1,0 +1,51 @@
+"""Presets of the trainer of drafts: small settings, and that of the paper."""
+
+from trainers.config import OptimizerConfig, RunConfig
+from trainers.glide.config import DistillConfig, DraftFlags, EvalConfig, GenerationConfig, GlideTrainConfig, TextConfig
+
+PRESETS = {
+  'embedded': (
+    'A draft of a small Llama on text that ships with Python; minutes on a laptop CPU, the training of the target included.',
+    GlideTrainConfig(
+      model=DraftFlags(model_dim=96, num_heads=3, mlp_dim=256, embedding='target', dtype='float32'),
+      data=TextConfig(batch_size=8, length=128),
+      optimizer=OptimizerConfig(learning_rate=3e-3, schedule='cosine', warmup_steps=40, weight_decay=0.0),
+      run=RunConfig(steps=400, eval_every=100, save_every=100),
+    ),
+  ),
+  'smoke': (
+    'A tiny target and a tiny draft on bytes; seconds on a CPU.',
+    GlideTrainConfig(
+      target_preset='smoke',
+      model=DraftFlags(model_dim=32, num_heads=2, mlp_dim=64, dtype='float32'),
+      data=TextConfig(batch_size=8, length=32),
+      optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=4, weight_decay=0.0),
+      run=RunConfig(steps=20, log_every=2, eval_every=10, save_every=10),
+      eval=EvalConfig(batches=2, prompts=2, prompt_tokens=8, new_tokens=16),
+    ),
+  ),
+  'smollm2': (
+    'A draft of SmolLM2-135M-Instruct (--target smollm2) on texts that it writes itself; about 40 minutes on two cores of a CPU.',
+    GlideTrainConfig(
+      target='smollm2',
+      model=DraftFlags(model_dim=576, num_heads=9, mlp_dim=1536, embedding='target', dtype='float32'),
+      data=TextConfig(batch_size=8, length=128),
+      self_generate=400,
+      generation=GenerationConfig(chat=True, prompt_tokens=48),
+      distill=DistillConfig(weight=0.5),
+      optimizer=OptimizerConfig(learning_rate=1e-3, schedule='cosine', warmup_steps=50, weight_decay=0.0),
+      run=RunConfig(steps=500, eval_every=100, save_every=100),
+    ),
+  ),
+  'paper': (
+    "The paper's setting for a 7B target, which --target names: one layer x 768, 46,000 steps of 131 thousand tokens.",
+    GlideTrainConfig(
+      model=DraftFlags(block=5, first_block='causal'),
+      data=TextConfig(batch_size=64, length=2048),
+      optimizer=OptimizerConfig(
+        learning_rate=5e-4, schedule='cosine', warmup_steps=1150, weight_decay=0.0, min_lr_ratio=0.0
+      ),
+      run=RunConfig(steps=46_000, eval_every=1000, save_every=1000, seed=1998),
+    ),
+  ),
+}

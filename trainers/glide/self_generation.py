@@ -1,0 +1,197 @@
+"""Texts that the target continues itself, as training data for its draft: what a draft must predict is what its target writes.
+
+The corpus FILE is JSON Lines: line i is {"prompt": n, "tokens": [...]}, the token ids of prompt i and of its continuation; the first n
+are the prompt. Beside an unfinished corpus lies FILE.unfinished.json, and beside a finished one FILE.made-from.json: they hold the facts
+that the texts depend on. The same command continues an unfinished corpus, uses a finished one, and refuses one with other facts.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+import decoders
+from decoders.translation import files
+from jaxlm.data.corpus import TokenCorpus, tokenizer_fingerprint
+from jaxlm.errors import DataError
+from jaxlm.io import digest
+from jaxlm.io.atomic import write_atomically
+from jaxlm.io.locks import exclusive
+from jaxlm.language_model import LanguageModel
+from trainers.glide.config import GenerationConfig
+
+BLOCK = 64
+"""Number of texts that are written to the file together. The random numbers of a text depend on its place in its block, so a corpus
+that was interrupted is continued from the last complete block."""
+DIGEST = 'sha256 of this file'
+
+
+def prompts(
+  corpus: TokenCorpus, tokenizer: Any, count: int, tokens: int, *, chat: bool = False, seed: int = 0
+) -> list[list[int]]:
+  """Returns token ids of `count` prompts, each from another place in a corpus.
+
+  Args:
+    corpus: documents tokenized by `tokenizer`.
+    tokens: number of tokens of each prompt; in chats, the largest number of a document's tokens that become the message.
+    chat: whether a prompt is the beginning of a document as a user's message in the tokenizer's chat format. Otherwise it is a piece
+      of text, after BOS if the tokenizer adds it.
+    seed: seed of the choice.
+
+  Raises:
+    DataError: the corpus has fewer prompts, or the tokenizer has no chat template.
+  """
+  special = {tokenizer.bos_id, tokenizer.eos_id}
+  text = lambda i: [t for t in corpus.document(i).tolist() if t not in special]
+  if chat:
+    pieces = np.ones(corpus.num_documents, np.int64)
+  else:  # A piece lies within one document, and does not overlap with another piece. A document may have EOS at its end.
+    pieces = np.maximum(np.diff(corpus.offsets) - tokenizer.adds_bos - (tokenizer.eos_id is not None), 0) // tokens
+  ends = np.cumsum(pieces)
+  if count > ends[-1]:
+    kind = 'documents' if chat else f'pieces of {tokens} tokens within a document'
+    raise DataError(
+      f'{count} prompts are wanted, but the text has only {ends[-1]} {kind}: give more text, or ask for fewer prompts.'
+    )
+  if not count:
+    return []
+  import grain  # takes a second to import
+
+  chosen = [int(i) for i in grain.MapDataset.range(int(ends[-1])).shuffle(seed=seed)[:count]]
+  documents = np.searchsorted(ends, chosen, side='right')
+  if not chat:
+    bos, first = [tokenizer.bos_id] if tokenizer.adds_bos else [], ends - pieces
+    cut = lambda i, piece: text(i)[piece * tokens : (piece + 1) * tokens]
+    return [bos + cut(i, piece - first[i]) for i, piece in zip(documents, chosen)]
+  try:
+    return [tokenizer.chat(tokenizer.decode(text(i)[:tokens])) for i in documents]
+  except ValueError as e:
+    raise DataError(f'Prompts cannot be put through the chat template: {e}') from e
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfGenerated:
+  """A corpus of the target's own texts, which is made, continued, or there already.
+
+  Attributes:
+    path: FILE.
+    lm: the target, with parameters that this process can compute with.
+    prompts: token ids of the prompts.
+    longest: largest number of tokens of a prompt with its continuation.
+    settings: how the target continues the prompts.
+    say: prints a text.
+  """
+
+  path: Path
+  lm: LanguageModel
+  prompts: list[list[int]]
+  longest: int
+  settings: GenerationConfig
+  say: Callable[[str], None]
+
+  @property
+  def note(self) -> Path:
+    return self.path.with_name(f'{self.path.name}.made-from.json')
+
+  @property
+  def is_finished(self) -> bool:
+    return self.path.exists() and self.note.exists() and not files.note_of(self.path).exists()
+
+  @functools.cached_property
+  def facts(self) -> dict[str, Any]:
+    """What the texts depend on, as JSON."""
+    return {
+      'number of texts': len(self.prompts),
+      'sha256 of the prompts': hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest(),
+      'longest text': self.longest,
+      'temperature': self.settings.temperature,
+      'seed': self.settings.seed,
+      'dtype': self.lm.config.dtype,
+      "target's digest": weights_digest(self.lm.params),
+      'tokenizer': tokenizer_fingerprint(self.lm.tokenizer),
+      # The number of blocks; `files.Blocks` reads it by this name.
+      'sources': -(-len(self.prompts) // BLOCK),
+    }
+
+  def make(self) -> None:
+    """Writes what is not written yet.
+
+    Raises:
+      DataError: the corpus cannot be written, was made from something else, or was changed.
+    """
+    busy = DataError(
+      f'{self.path} is being written by another process: wait for it, or name another --generation.file.'
+    )
+    fix = f'Name another file with --generation.file, or remove {self.path} and {self.note}'
+    try:
+      if not self.is_finished:
+        with exclusive(f'{self.path}.lock', busy):
+          if not self.is_finished:
+            self._generate()
+      note = files.check_facts(self.note, self.facts, f'{self.path} was made from something else', fix)
+      if note.get(DIGEST) != _digest(self.path):
+        raise DataError(f'{self.path} was changed after it was made. {fix}.')
+    except DataError:
+      raise
+    except (OSError, ValueError) as e:
+      raise DataError(str(e)) from e
+
+  def _generate(self) -> None:
+    blocks = [self.prompts[i : i + BLOCK] for i in range(0, len(self.prompts), BLOCK)]
+    out = files.Blocks(self.path, self.facts, BLOCK)
+    started, new = time.monotonic(), 0
+    for number in range(out.done, len(blocks)):
+      found = self._continued(blocks[number], number)
+      lines = zip(blocks[number], found)
+      out.write([json.dumps({'prompt': len(prompt), 'tokens': prompt + more}) for prompt, more in lines])
+      new += sum(map(len, found))
+      seconds, done = time.monotonic() - started, number + 1
+      left = seconds / (done - out.done) * (len(blocks) - done)
+      self.say(
+        f'self-generation: {min(done * BLOCK, len(self.prompts)):,} of {len(self.prompts):,} texts, {new / seconds:,.0f} tokens/s, '
+        f'{left:.0f} s left'
+      )
+    # A process that is killed between these two leaves both notes, and the next one does this again.
+    write_atomically(self.note, json.dumps(self.facts | {DIGEST: _digest(self.path)}, indent=2) + '\n')
+    out.end()
+
+  def _continued(self, block: list[list[int]], number: int) -> list[list[int]]:
+    """Returns the new tokens of each prompt of a block, with EOS where the target ends a text."""
+    s = self.settings
+    # A seed has 32 bits; blocks of two corpora with neighbouring seeds must not share theirs.
+    seed = int.from_bytes(hashlib.blake2b(f'{s.seed} {number}'.encode(), digest_size=4).digest(), 'big')
+    out = decoders.generate(
+      self.lm, block, max_new_tokens=self.longest - max(map(len, self.prompts)), seed=seed, batch_size=s.batch_size,
+      sampling=decoders.Sampling(temperature=s.temperature), capacity=self.longest,
+    )  # fmt: skip
+    return out.rows()
+
+  def read(self) -> tuple[TokenCorpus, list[int]]:
+    """Returns (the texts as documents, number of prompt tokens of each). `make` must have been called."""
+    with open(self.path, encoding='utf-8') as file:
+      lines = [json.loads(line) for line in file]
+    return TokenCorpus.from_documents(line['tokens'] for line in lines), [line['prompt'] for line in lines]
+
+
+def weights_digest(params: Any) -> str:
+  """Returns a digest of all parameters; two models with other weights or dtypes have another. Every process of a run calls this."""
+  return hashlib.sha256(json.dumps(digest.digests(params), sort_keys=True).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def local_target(lm: LanguageModel, layout: Any, load: Callable[[], LanguageModel]) -> LanguageModel:
+  """Returns the target with parameters that one process can compute with. `load()` reads it again, for runs on several hosts."""
+  if jax.process_count() > 1:
+    return load()
+  return dataclasses.replace(lm, params=layout.local(lm.params))
