@@ -60,18 +60,19 @@ def grammar(config: Config) -> None:
   from benchmarks import translation_oaxe_figures as figures
   from benchmarks import translation_oaxe_models as models
   from benchmarks import translation_oaxe_scores as scores
+  from benchmarks import translation_oaxe_settings as settings
 
-  corpus = models.study_corpus('grammar')
-  data = models.prepared(models.setting('grammar', config.tiny), corpus, config.sentences)
-  found: scores.Found = {name: [] for name in models.VARIANTS}
+  corpus = settings.study_corpus('grammar')
+  data = settings.prepared(settings.setting('grammar', config.tiny), corpus, config.sentences)
+  found: scores.Found = {name: [] for name in settings.VARIANTS}
   for seed in range(config.seeds):  # The first seed of every loss comes before the second of any.
     for name in found:
       found[name].append(models.measured(data, name, seed, config.length_beam))
   tokens = [data.tokenizers.target.encode(target) for _, target in data.test]
   scored = scores.Scores(data.test, found, corpus.language)
   rows = [
-    scores.limit_row('grammar', data.test, corpus.language),
     *scores.rows('grammar', scored, found),
+    scores.perfect_row('grammar', data.test, corpus.language),
     scores.reference_row('grammar', data.test, tokens, corpus.language),
   ]
   checks = scores.said(scores.grammar_checks(scored))
@@ -84,10 +85,11 @@ def libreoffice(config: Config) -> None:
   from benchmarks import translation_oaxe_figures as figures
   from benchmarks import translation_oaxe_models as models
   from benchmarks import translation_oaxe_scores as scores
+  from benchmarks import translation_oaxe_settings as settings
   from benchmarks import translation_oaxe_speed as speed
 
-  raw = models.prepared(
-    models.setting('libreoffice', config.tiny), models.study_corpus('libreoffice'), config.sentences
+  raw = settings.prepared(
+    settings.setting('libreoffice', config.tiny), settings.study_corpus('libreoffice'), config.sentences
   )
   teacher = models.teacher(raw, 0)
   sources = [source for source, _ in raw.test]

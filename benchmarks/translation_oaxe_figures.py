@@ -14,15 +14,15 @@ LABELS = {
 
 
 def grammar(path: Path) -> Path:
-  """Draws each measure by loss: the mean over seeds, the seeds, and the limit of cross-entropy as a line."""
+  """Draws each measure by loss: the mean over seeds, the seeds, and perfect cross-entropy as a line."""
   rows = json.loads(path.read_text())['rows']
   by_name = {row['model']: row for row in rows}
-  limit = by_name.pop('limit of CE')
+  perfect = by_name.pop('perfect CE')
   del by_name['references']
   figure = Figure(figsize=(11, 6.4), layout='constrained')
   for axis, (measure, label) in zip(figure.subplots(2, 2).flat, LABELS.items()):
     _bars(axis, list(by_name.values()), measure)
-    axis.axhline(limit[measure], color=COLORS[1], linewidth=1, linestyle='--', label='limit of cross-entropy')
+    axis.axhline(perfect[measure], color=COLORS[1], linewidth=1, linestyle='--', label='perfect cross-entropy')
     axis.set(ylabel=label)
     axis.legend(fontsize=8)
   return _saved(figure, path)

@@ -4,13 +4,11 @@ A model that predicts all tokens at once is first trained with cross-entropy; ea
 and as many further steps as the others, cross-entropy too. CTC has another decoder and begins anew, with as many steps in all.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-import dataclasses
+from collections.abc import Callable, Sequence
 import functools
-import itertools
 import json
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import traverse_util
 import jax
@@ -19,176 +17,25 @@ import numpy as np
 from safetensors import numpy as safetensors
 import tqdm
 
-from benchmarks.translation_corpora import Corpus, corpus, generated, kept, kept_path, write_whole
+from benchmarks.translation_corpora import kept, kept_path, write_whole
+from benchmarks.translation_oaxe_settings import VARIANTS, Data, Stage, Variant, with_targets
 import decoders
-from jaxlm.data import grammar, pair_batches, pair_tokenizers
-from jaxlm.data.pair_corpus import PairCorpus
-from jaxlm.data.pair_tokenizers import PairTokenizers
+from jaxlm.data import pair_batches
 from jaxlm.models import nat, seq2seq
 from jaxlm.seq2seq_config import NatConfig, Seq2SeqConfig
 from jaxlm.translation_model import Seq2SeqModel
 from trainers.config import OptimizerConfig, RunConfig
 from trainers.optimizer import make_optimizer
 from trainers.step import Context, init_state, make_train_step
-from trainers.translate.config import Loss, OrderConfig, PairDataConfig, TranslateConfig
+from trainers.translate.config import PairDataConfig, TranslateConfig
 from trainers.translate.parallel_loss import parallel_terms
 from trainers.translate.task import translation_loss
-
-PI = 0.15
-"""Probability below which a token has no loss, that of the released recipe."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-  """A loss that is trained after cross-entropy."""
-
-  loss: Loss
-  order: OrderConfig = OrderConfig()
-
-  @property
-  def facts(self) -> list[Any]:
-    default = dataclasses.asdict(OrderConfig())
-    return [self.loss, {k: v for k, v in dataclasses.asdict(self.order).items() if v != default[k]}]
-
-
-def _phrases(n: int, mode: str = 'window') -> Variant:
-  return Variant('ngram-oaxe', OrderConfig(pi=PI, ngram=n, ngram_mode=mode))
-
-
-VARIANTS = {
-  'CE': Variant('ce'),
-  'AXE': Variant('axe'),
-  'OaXE': Variant('oaxe', OrderConfig(pi=PI)),
-  'OaXE, 2-grams': _phrases(2),
-  'OaXE, 3-grams': _phrases(3),
-  'OaXE, blocks of 2': _phrases(2, 'block'),
-  'CTC': Variant('ctc'),
-}
-"""By the name that tables have."""
-
-
-class Stage(NamedTuple):
-  """A training with a learning rate that rises in the first twentieth of the steps and then falls as a cosine does."""
-
-  steps: int
-  learning_rate: float
-
-  @property
-  def schedule(self) -> OptimizerConfig:
-    return OptimizerConfig(
-      learning_rate=self.learning_rate, schedule='cosine', warmup_steps=max(1, self.steps // 20), beta2=0.98, eps=1e-9,
-      weight_decay=0.0,
-    )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-  """How the models of one corpus are trained."""
-
-  model: Seq2SeqConfig
-  first: Stage
-  """Cross-entropy, from new parameters."""
-  later: Stage
-  """Each of the losses, from there on."""
-  tokens: int
-  buckets: int
-  tokenizer: str = 'words'
-  vocab_size: int = 4000
-  pairs: int = 20_000
-  """Number of training pairs that are used at most."""
-  label_smoothing: float = 0.1
-
-  @property
-  def facts(self) -> dict[str, Any]:
-    """What all models depend on. A field that a later version adds to the model's config changes nothing at its default."""
-    default = dataclasses.asdict(Seq2SeqConfig())
-    model = {k: v for k, v in dataclasses.asdict(self.model).items() if v != default[k]}
-    names = [f.name for f in dataclasses.fields(self) if f.name not in ('model', 'first', 'later')]
-    return {**{name: getattr(self, name) for name in names}, 'model': model}
-
-
-def _model(dim: int, max_length: int) -> Seq2SeqConfig:
-  return Seq2SeqConfig(
-    kind='nat', encoder_layers=2, decoder_layers=2, model_dim=dim, num_heads=4, mlp_dim=2 * dim, max_length=max_length,
-    position='learned', dtype='float32',
-  )  # fmt: skip
-
-
-SETTINGS = {
-  'grammar': Setting(_model(64, 48), Stage(1000, 4e-3), Stage(300, 1e-3), tokens=1024, buckets=1),
-  'libreoffice': Setting(
-    _model(128, 32),
-    Stage(800, 3e-3),
-    Stage(200, 5e-4),
-    tokens=1024,
-    buckets=1,
-    tokenizer='bpe',
-    vocab_size=2000,
-    pairs=15_000,
-  ),
-}
-
-
-def setting(name: str, tiny: bool = False) -> Setting:
-  """Returns the setting of a corpus, or one of seconds that tests the code path and whose models learn nothing."""
-  found = SETTINGS[name]
-  if not tiny:
-    return found
-  model = found.model.replace(encoder_layers=1, decoder_layers=1, model_dim=16, num_heads=2, mlp_dim=16)
-  return dataclasses.replace(
-    found, first=Stage(3, 1e-3), later=Stage(2, 1e-3), model=model, tokens=512, buckets=1, pairs=300
-  )
-
-
-def study_corpus(name: str) -> Corpus:
-  """Returns the corpus of that name: 'grammar', which is the generated language `short`, or 'libreoffice'."""
-  if name == 'grammar':
-    return generated(grammar.parse('grammar:short'))
-  return corpus(name)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Data:
-  """Tokenized training pairs, and the test pairs that are as short as they are."""
-
-  corpus: Corpus
-  setting: Setting
-  tokenizers: PairTokenizers
-  tokenized: PairCorpus
-  train: Sequence[tuple[str, str]]
-  test: Sequence[tuple[str, str]]
-  facts: Any
-
-
-def prepared(setting: Setting, corpus: Corpus, sentences: int) -> Data:
-  """Returns the data of a corpus, with tokenizers of its training pairs and at most `sentences` test pairs."""
-  train = list(itertools.islice(corpus.train(), setting.pairs))
-  tokenizers = pair_tokenizers.train(train, kind=setting.tokenizer, vocab_size=setting.vocab_size)
-  sides, most = (tokenizers.source, tokenizers.target), setting.model.max_length
-  fits = lambda pair: all(len(side.encode(text)) < most for side, text in zip(sides, pair))
-  test = list(itertools.islice(filter(fits, corpus.test()), sentences))
-  train = list(filter(fits, train))
-  return Data(
-    corpus, setting, tokenizers, pair_batches.tokenize_pairs(train, tokenizers), train, test, [setting.facts, corpus.facts]
-  )  # fmt: skip
-
-
-def with_targets(data: Data, targets: Iterable[str], facts: Any) -> Data:
-  """Returns the data with other training targets, made from what `facts` say; tokenizers and test pairs stay."""
-  train = [(source, target) for (source, _), target in zip(data.train, targets) if target]
-  tokenized = pair_batches.tokenize_pairs(train, data.tokenizers)
-  return dataclasses.replace(data, train=train, tokenized=tokenized, facts=[*data.facts, facts])
-
-
-def whole(setting: Setting) -> Stage:
-  """Returns the training of models that do not go on from another one: as many steps as both stages have."""
-  return Stage(setting.first.steps + setting.later.steps, setting.first.learning_rate)
 
 
 def teacher(data: Data, seed: int) -> Seq2SeqModel:
   """Returns a model of the same shape that writes token by token, trained with cross-entropy for as many steps as the others."""
   model = _with_ids(data, data.setting.model.replace(kind='autoregressive'), 0)
-  loss, stage = _teacher_loss(model, data.setting.label_smoothing), whole(data.setting)
+  loss, stage = _teacher_loss(model, data.setting.label_smoothing), data.setting.whole
   make = lambda: _fit(data, loss, _new(seq2seq, model, seed), stage, seed, 'teacher')
   params = _kept_params([*data.facts, 'teacher', *stage, seed], seq2seq.abstract_params(model), make)
   return Seq2SeqModel(model, params, data.tokenizers)
@@ -205,7 +52,7 @@ def trained(data: Data, name: str, seed: int) -> Seq2SeqModel:
   variant, model, setting = VARIANTS[name], _with_ids(data, data.setting.model, 1), data.setting
   if variant.loss == 'ctc':
     model = model.replace(nat=NatConfig(upsampling=2))
-    return _trained(data, variant, model, lambda: _new(nat, model, seed), [], whole(setting), seed)
+    return _trained(data, variant, model, lambda: _new(nat, model, seed), [], setting.whole, seed)
   return _trained(data, variant, model, lambda: base(data, seed).params, list(setting.first), setting.later, seed)
 
 
@@ -290,7 +137,7 @@ def _kept_params(facts: Any, shapes: Any, make: Callable[[], Any]) -> Any:
 
 def distilled(data: Data, teacher: Seq2SeqModel, seed: int) -> Data:
   """Returns the data with the translations of the teacher of that seed as training targets, decoded greedily."""
-  facts = ['greedy teacher', *whole(data.setting), seed]
+  facts = ['greedy teacher', *data.setting.whole, seed]
   make = lambda: decoders.translate(teacher, [source for source, _ in data.train], beam_size=1, batch_size=128).text
   return with_targets(data, kept('oaxe-distilled', [*data.facts, facts], make), facts)
 
@@ -300,7 +147,7 @@ def distilled(data: Data, teacher: Seq2SeqModel, seed: int) -> Data:
 
 def by_teacher(data: Data, teacher: Seq2SeqModel, seed: int) -> dict[str, Any]:
   """Returns `translated` for the teacher of that seed, which decodes greedily."""
-  facts = [*data.facts, 'teacher', *whole(data.setting), seed, len(data.test)]
+  facts = [*data.facts, 'teacher', *data.setting.whole, seed, len(data.test)]
   return kept(
     'oaxe-measured', facts, lambda: translated(teacher, [source for source, _ in data.test], 0) | {'terms': {}}
   )

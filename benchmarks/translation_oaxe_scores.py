@@ -110,8 +110,9 @@ def rows(corpus: str, scores: Scores, found: Found, reference: str = 'CE') -> li
   return table
 
 
-def limit_row(corpus: str, pairs: Pairs, language: Phrases) -> dict[str, Any]:
-  """Returns what a model reaches that knows the exact probability of each word at each position, and the length: the limit of CE.
+def perfect_row(corpus: str, pairs: Pairs, language: Phrases) -> dict[str, Any]:
+  """Returns what a model reaches whose cross-entropy is the least possible: it knows the length, and the probability of each word at each
+  position.
 
   Of words that are equally likely, as with two orders of the same probability, each position says a random one.
   """
@@ -119,31 +120,48 @@ def limit_row(corpus: str, pairs: Pairs, language: Phrases) -> dict[str, Any]:
   for source, target in pairs:
     of_target = target.split()
     marginals = language.marginals(source, len(of_target))
-    likeliest = lambda choices: max(choices, key=lambda word: (round(choices[word], 9), draw.random()))
-    texts.append(' '.join(map(likeliest, marginals)))
+    texts.append(' '.join(_likeliest(choices, draw) for choices in marginals))
     nll -= sum(np.log(choices[word]) for choices, word in zip(marginals, of_target))
     words += len(of_target) + 1  # The end of the sentence is certain.
-  repeated = lambda text: sum(a == b for a, b in zip(text.split(), text.split()[1:]))
-  dedup = lambda text: ' '.join(w for i, w in enumerate(text.split()) if not i or w != text.split()[i - 1])
-  found = {
-    'texts': list(map(dedup, texts)),
-    'tokens': [len(text.split()) for text in texts],
-    'repeated': list(map(repeated, texts)),
-  }
-  scores = Scores(pairs, {'limit': [found]}, language)
+  found = _as_decoded([text.split() for text in texts])
+  scores = Scores(pairs, {'perfect': [found]}, language)
   return {
-    'corpus': corpus, 'model': 'limit of CE', **{m: scores.seeds(m, 'limit')[0] for m in scores.measures}, 'NCM, in place': float(nll / words),
+    'corpus': corpus, 'model': 'perfect CE', **{m: scores.seeds(m, 'perfect')[0] for m in scores.measures}, 'NCM, in place': float(nll / words),
   }  # fmt: skip
+
+
+def _likeliest(choices: dict[str, float], draw: random.Random) -> str:
+  return max(choices, key=lambda word: (round(choices[word], 9), draw.random()))
 
 
 def reference_row(
   corpus: str, pairs: Pairs, tokens: Sequence[Sequence[int]], language: Phrases | None
 ) -> dict[str, Any]:
-  """Returns the measures of the references themselves; `tokens` are theirs."""
-  repeated = [sum(a == b for a, b in zip(row, row[1:])) for row in tokens]
-  found = {'texts': [target for _, target in pairs], 'tokens': list(map(len, tokens)), 'repeated': repeated}
+  """Returns the measures of the references themselves, of which `tokens` are those of the tokenizer.
+
+  Those of a generated language lose equal neighbours, as translations do: what the row lacks of 100 is what de-duplication costs.
+  """
+  found = {
+    'texts': [target for _, target in pairs],
+    'tokens': list(map(len, tokens)),
+    'repeated': list(map(_repeated, tokens)),
+  }
+  if language is not None:
+    found = _as_decoded([target.split() for _, target in pairs])
   scores = Scores(pairs, {'references': [found]}, language)
   return {'corpus': corpus, 'model': 'references', **{m: scores.seeds(m, 'references')[0] for m in scores.measures}}
+
+
+def _as_decoded(rows: Sequence[Sequence[str]]) -> dict[str, Any]:
+  """Returns what `translation_oaxe_models.translated` returns for these words: equal neighbours are counted, then they become one."""
+  without = lambda row: [word for i, word in enumerate(row) if i == 0 or word != row[i - 1]]
+  return {
+    'texts': [' '.join(without(row)) for row in rows], 'tokens': list(map(len, rows)), 'repeated': list(map(_repeated, rows)),
+  }  # fmt: skip
+
+
+def _repeated(row: Sequence[Any]) -> int:
+  return sum(a == b for a, b in zip(row, row[1:]))
 
 
 def grammar_checks(scores: Scores) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.translation_mat_scores import verdict
-from benchmarks.translation_oaxe_models import VARIANTS, Stage, train_config
+from benchmarks.translation_oaxe_models import train_config
+from benchmarks.translation_oaxe_settings import VARIANTS, Stage
 from jaxlm.losses import oaxe
 from jaxlm.models import nat
 from jaxlm.seq2seq_config import Seq2SeqConfig

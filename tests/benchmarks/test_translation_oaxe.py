@@ -11,8 +11,11 @@ from benchmarks import translation_oaxe as study
 from benchmarks import translation_oaxe_figures as figures
 from benchmarks import translation_oaxe_models as models
 from benchmarks import translation_oaxe_scores as scores
+from benchmarks import translation_oaxe_settings as settings
 from benchmarks import translation_oaxe_share as share
 from benchmarks import translation_oaxe_speed as speed
+from benchmarks.translation_corpora import generated
+from jaxlm.data import grammar
 
 
 @pytest.fixture
@@ -23,8 +26,10 @@ def results(tmp_path, monkeypatch):
   return tmp_path / 'results'
 
 
-CORPUS = models.study_corpus('grammar')
-PAIRS = CORPUS.test()[:60]
+CORPUS = settings.study_corpus('grammar')
+# Sentences of different words, so that all repetitions are made here.
+DIFFERENT = lambda pair: len(set(pair[1].split())) == len(pair[1].split())
+PAIRS = list(filter(DIFFERENT, CORPUS.test()))[:60]
 TERMS = {'ce': 1.0, 'oaxe': 0.5, 'max_probability': 0.9, 'displacement': 2.0, 'length_accuracy': 1.0}
 
 
@@ -47,7 +52,7 @@ def reversed_words(text):
 
 def made_up():
   """Returns models of two seeds: CE stammers in half of the sentences, OaXE reverses a tenth, and phrases reverse none."""
-  found = {name: [said(reversed_words, every) for every in (60, 59)] for name in models.VARIANTS}
+  found = {name: [said(reversed_words, every) for every in (60, 59)] for name in settings.VARIANTS}
   found['CE'] = [said(stammered, 2), said(stammered, 2)]
   found['OaXE'] = [said(reversed_words, 10), said(reversed_words, 9)]
   return found
@@ -76,20 +81,22 @@ def test_aims_hold_only_with_intervals_and_seeds_apart():
   # On average OaXE is better by 24 points, but its first seed is not better than cross-entropy.
   verdicts = scores.grammar_checks(scores.Scores(PAIRS, worse, CORPUS.language))
   assert [v['pass'] for v in verdicts[:4]] == [False, False, True, False]
-  same = {name: [said(reversed_words, 10)] for name in models.VARIANTS}
+  same = {name: [said(reversed_words, 10)] for name in settings.VARIANTS}
   assert not any(v['pass'] for v in scores.grammar_checks(scores.Scores(PAIRS, same, CORPUS.language))[:3])
 
 
-def test_the_limit_of_cross_entropy_mixes_two_orders():
-  limit = scores.limit_row('grammar', PAIRS, CORPUS.language)
+def test_perfect_cross_entropy_mixes_two_orders():
+  perfect = scores.perfect_row('grammar', PAIRS, CORPUS.language)
   # In place, each token of a position that differs costs log 2.
-  assert 0 < limit['NCM, in place'] < np.log(2) and limit['valid'] < 60 and limit['repeated'] > 1
-  monotone = models.generated(models.Phrases(**models.CERTAIN))
-  limit = scores.limit_row('monotone', monotone.test()[:20], monotone.language)
-  assert limit['valid'] == 100 and limit['NCM, in place'] == 0
+  assert 0 < perfect['NCM, in place'] < np.log(2) and perfect['valid'] < 60 and perfect['repeated'] > 1
+  monotone = generated(grammar.parse('grammar:monotone'))
+  perfect = scores.perfect_row('monotone', list(filter(DIFFERENT, monotone.test()))[:20], monotone.language)
+  assert perfect['valid'] == 100 and perfect['NCM, in place'] == 0
   tokens = [text.split() for _, text in PAIRS]
   row = scores.reference_row('grammar', PAIRS, tokens, CORPUS.language)
   assert row['valid'] == row['intact phrases'] == 100 and row['BLEU'] == pytest.approx(100)
+  again = [pair for pair in CORPUS.test() if scores._repeated(pair[1].split())]
+  assert again and scores.reference_row('grammar', again, tokens, CORPUS.language)['valid'] == 0
 
 
 def test_share_and_speed_are_judged():
@@ -103,7 +110,7 @@ def test_share_and_speed_are_judged():
 def test_the_figure_shows_all_models(tmp_path):
   found = made_up()
   rows = scores.rows('grammar', scores.Scores(PAIRS, found, CORPUS.language), found)
-  rows = [scores.limit_row('grammar', PAIRS, CORPUS.language), *rows, {'model': 'references'}]
+  rows += [scores.perfect_row('grammar', PAIRS, CORPUS.language), {'model': 'references'}]
   (tmp_path / 'grammar.json').write_text(json.dumps({'rows': rows}))
   assert figures.grammar(tmp_path / 'grammar.json').stat().st_size > 10_000
 
@@ -118,7 +125,7 @@ def test_each_loss_is_trained_once_and_written(results, monkeypatch):
   options = '--study oaxe --parts grammar --tiny --seeds 1 --sentences 20 --length-beam 2'.split()
   translation.main(options)
   written = json.loads((results / 'translation_oaxe_grammar.json').read_text())
-  assert [row['model'] for row in written['rows']] == ['limit of CE', *models.VARIANTS, 'references']
+  assert [row['model'] for row in written['rows']] == [*settings.VARIANTS, 'perfect CE', 'references']
   assert len(written['checks']) == 7 and written['setting']['sentences'] == 20
   assert (results / 'translation_oaxe_grammar.png').stat().st_size > 10_000
 
