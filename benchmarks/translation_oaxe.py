@@ -2,6 +2,7 @@
 
 grammar      cross-entropy, AXE, OaXE, OaXE of phrases and CTC on generated pairs whose translations are all known: valid translations,
              repetitions, confidence, intact phrases and BLEU, with error bars (https://arxiv.org/abs/2106.05093, 2210.03999)
+ablations    OaXE with several pi, without cross-entropy before it and beside it; and both losses where the language has one order
 libreoffice  cross-entropy and OaXE on LibreOffice's help (English to German), on real targets and on those of a teacher that writes
              token by token, and the speed of decoding beside this teacher
 share        share of the assignment in a training step
@@ -16,16 +17,16 @@ from typing import Any, Literal
 
 from benchmarks import report
 
-PARTS = ('grammar', 'libreoffice', 'share')
+PARTS = ('grammar', 'ablations', 'libreoffice', 'share')
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Order-agnostic losses: what models say that were trained with them, and what the losses cost."""
 
-  parts: tuple[Literal['grammar', 'libreoffice', 'share'], ...] = PARTS
+  parts: tuple[Literal['grammar', 'ablations', 'libreoffice', 'share'], ...] = PARTS
   seeds: int = 3
-  """grammar: number of seeds. LibreOffice's help has one."""
+  """grammar: number of seeds. The other parts have one."""
   sentences: int = 500
   """Number of test sentences at most."""
   length_beam: int = 1
@@ -52,7 +53,7 @@ class Config:
 
 def main(config: Config) -> None:
   for part in config.parts:
-    {'grammar': grammar, 'libreoffice': libreoffice, 'share': share}[part](config)
+    {'grammar': grammar, 'ablations': ablations, 'libreoffice': libreoffice, 'share': share}[part](config)
 
 
 def grammar(config: Config) -> None:
@@ -67,7 +68,7 @@ def grammar(config: Config) -> None:
   found: scores.Found = {name: [] for name in settings.VARIANTS}
   for seed in range(config.seeds):  # The first seed of every loss comes before the second of any.
     for name in found:
-      found[name].append(models.measured(data, name, seed, config.length_beam))
+      found[name].append(models.measured(data, settings.VARIANTS[name], seed, config.length_beam))
   tokens = [data.tokenizers.target.encode(target) for _, target in data.test]
   scored = scores.Scores(data.test, found, corpus.language)
   rows = [
@@ -78,6 +79,26 @@ def grammar(config: Config) -> None:
   checks = scores.said(scores.grammar_checks(scored))
   path = report.write('translation_oaxe_grammar', rows, checks=checks, **_about(config, data))
   figures.grammar(path)
+
+
+def ablations(config: Config) -> None:
+  """Writes the measures of OaXE trained in several ways, and of both losses on a language of one order."""
+  from benchmarks import translation_oaxe_models as models
+  from benchmarks import translation_oaxe_scores as scores
+  from benchmarks import translation_oaxe_settings as settings
+
+  tables = {'grammar': settings.ABLATIONS, 'one order': {name: settings.VARIANTS[name] for name in ('CE', 'OaXE')}}
+  rows, checks = [], []
+  for name, variants in tables.items():
+    corpus = settings.study_corpus(name)
+    data = settings.prepared(settings.setting('grammar', config.tiny), corpus, config.sentences)
+    found = {model: [models.measured(data, v, 0, config.length_beam)] for model, v in variants.items()}
+    scored = scores.Scores(data.test, found, corpus.language)
+    reference = next(iter(found))
+    rows += [{'table': name} | row for row in scores.rows(name, scored, found, reference)]
+    if name == 'one order':
+      checks = scores.said(scores.one_order_checks(scored))
+  report.write('translation_oaxe_ablations', rows, checks=checks, **_about(config, data))
 
 
 def libreoffice(config: Config) -> None:
@@ -97,7 +118,7 @@ def libreoffice(config: Config) -> None:
   distilled = models.distilled(raw, teacher, 0)
   for name in ('CE', 'OaXE'):
     for kind, data in (('raw', raw), ('distilled', distilled)):
-      found[f'{name}, {kind}'] = [models.measured(data, name, 0, config.length_beam)]
+      found[f'{name}, {kind}'] = [models.measured(data, settings.VARIANTS[name], 0, config.length_beam)]
   scored = scores.Scores(raw.test, found, None)
   tokens = [raw.tokenizers.target.encode(target) for _, target in raw.test]
   rows = [
@@ -105,7 +126,12 @@ def libreoffice(config: Config) -> None:
     scores.reference_row('libreoffice', raw.test, tokens, None),
   ]
   timed = speed.rows(
-    models.trained(distilled, 'OaXE', 0), teacher, sources[:128], config.batches, (1, 5), config.repeats
+    models.trained(distilled, settings.VARIANTS['OaXE'], 0),
+    teacher,
+    sources[:128],
+    config.batches,
+    (1, 5),
+    config.repeats,
   )
   checks = scores.said(scores.real_text_checks(scored) + speed.checks(timed))
   path = report.write('translation_oaxe_libreoffice', rows, speed=timed, checks=checks, **_about(config, raw))

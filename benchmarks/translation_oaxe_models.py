@@ -47,11 +47,12 @@ def base(data: Data, seed: int) -> Seq2SeqModel:
   return _trained(data, VARIANTS['CE'], model, lambda: _new(nat, model, seed), [], stage, seed)
 
 
-def trained(data: Data, name: str, seed: int) -> Seq2SeqModel:
-  """Returns the model of a variant, which goes on from `base`."""
-  variant, model, setting = VARIANTS[name], _with_ids(data, data.setting.model, 1), data.setting
+def trained(data: Data, variant: Variant, seed: int) -> Seq2SeqModel:
+  """Returns the model of a variant, which goes on from `base` unless it is trained alone."""
+  model, setting = _with_ids(data, data.setting.model, 1), data.setting
   if variant.loss == 'ctc':
     model = model.replace(nat=NatConfig(upsampling=2))
+  if variant.alone:
     return _trained(data, variant, model, lambda: _new(nat, model, seed), [], setting.whole, seed)
   return _trained(data, variant, model, lambda: base(data, seed).params, list(setting.first), setting.later, seed)
 
@@ -203,12 +204,12 @@ def _held_out_sums(config: TranslateConfig) -> Callable:
   return sums
 
 
-def measured(data: Data, name: str, seed: int, length_beam: int) -> dict[str, Any]:
+def measured(data: Data, variant: Variant, seed: int, length_beam: int) -> dict[str, Any]:
   """Returns `translated` and `held_out_terms` of a variant, which is trained if that was not done before."""
 
   def make() -> dict[str, Any]:
-    model = trained(data, name, seed)
+    model = trained(data, variant, seed)
     return translated(model, [source for source, _ in data.test], length_beam) | {'terms': held_out_terms(model, data)}
 
   stages = [*data.setting.first, *data.setting.later]
-  return kept('oaxe-measured', [*data.facts, *VARIANTS[name].facts, stages, seed, length_beam, len(data.test)], make)
+  return kept('oaxe-measured', [*data.facts, *variant.facts, stages, seed, length_beam, len(data.test)], make)

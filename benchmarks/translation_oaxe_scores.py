@@ -25,8 +25,9 @@ TERMS = {
   'right length': 'length_accuracy',
 }  # fmt: skip
 """Column of the table -> term of the loss on test pairs."""
-POINTS, LESS_REPEATED = 10, 0.5
-"""Points of validity by which OaXE should beat cross-entropy, and the share of repetitions that should at most be left."""
+POINTS, LESS_REPEATED, PAR = 10, 0.5, 1
+"""Points of validity by which OaXE should beat cross-entropy, the share of repetitions that should at most be left, and the points
+by which both may differ where a language has one order."""
 FASTER = 5
 """One pass should be this many times as fast as the teacher with a batch of 1."""
 
@@ -186,6 +187,13 @@ def grammar_checks(scores: Scores) -> list[dict[str, Any]]:
   for name in ('OaXE, 2-grams', 'OaXE, 3-grams', 'OaXE, blocks of 2'):
     better(f'{name}: more intact phrases than OaXE, error bars apart', 'intact phrases', name, 'OaXE', 1)
   return found
+
+
+def one_order_checks(scores: Scores) -> list[dict[str, Any]]:
+  """Returns whether OaXE is as good as cross-entropy on a language of one order."""
+  more = scores.difference('valid', 'OaXE', 'CE').value
+  statement = f'one order: OaXE is within {PAR} point of valid translations of cross-entropy, or better'
+  return [verdict(statement, more >= -PAR, f'{more:+.1f} points')]
 
 
 def real_text_checks(scores: Scores) -> list[dict[str, Any]]:

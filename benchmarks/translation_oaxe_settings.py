@@ -19,15 +19,18 @@ PI = 0.15
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """A loss that is trained after cross-entropy."""
+  """A loss and its options."""
 
   loss: Loss
   order: OrderConfig = OrderConfig()
+  alone: bool = False
+  """Trained from new parameters, with as many steps in all, instead of after cross-entropy."""
 
   @property
   def facts(self) -> list[Any]:
     default = dataclasses.asdict(OrderConfig())
-    return [self.loss, {k: v for k, v in dataclasses.asdict(self.order).items() if v != default[k]}]
+    options = {k: v for k, v in dataclasses.asdict(self.order).items() if v != default[k]}
+    return [self.loss, options, *(['alone'] if self.alone else [])]
 
 
 def _phrases(n: int, mode: str = 'window') -> Variant:
@@ -41,9 +44,18 @@ VARIANTS = {
   'OaXE, 2-grams': _phrases(2),
   'OaXE, 3-grams': _phrases(3),
   'OaXE, blocks of 2': _phrases(2, 'block'),
-  'CTC': Variant('ctc'),
+  'CTC': Variant('ctc', alone=True),
 }
 """By the name that tables have."""
+ABLATIONS = {
+  'after CE, pi 0.15': VARIANTS['OaXE'],
+  'after CE, pi 0': Variant('oaxe'),
+  'after CE, pi 0.05': Variant('oaxe', OrderConfig(pi=0.05)),
+  'after CE, pi 0.3': Variant('oaxe', OrderConfig(pi=0.3)),
+  'CE and OaXE in one run': Variant('oaxe', OrderConfig(pi=PI, joint='linear'), alone=True),
+  'without CE': Variant('oaxe', OrderConfig(pi=PI), alone=True),
+}
+"""Ways of training with OaXE."""
 
 
 class Stage(NamedTuple):
@@ -125,7 +137,10 @@ def setting(name: str, tiny: bool = False) -> Setting:
 
 
 def study_corpus(name: str) -> Corpus:
-  """Returns the corpus of that name: 'grammar', which is the generated language `short`, or 'libreoffice'."""
+  """Returns the corpus of that name: 'grammar', which is the generated language `short`, 'one order', which is the same without its coin,
+  or 'libreoffice'."""
+  if name == 'one order':
+    return generated(dataclasses.replace(grammar.parse('grammar:short'), p_long=1.0))
   if name == 'grammar':
     return generated(grammar.parse('grammar:short'))
   return corpus(name)
