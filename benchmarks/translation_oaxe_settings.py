@@ -132,7 +132,7 @@ def setting(name: str, tiny: bool = False) -> Setting:
     return found
   model = found.model.replace(encoder_layers=1, decoder_layers=1, model_dim=16, num_heads=2, mlp_dim=16)
   return dataclasses.replace(
-    found, first=Stage(3, 1e-3), later=Stage(2, 1e-3), model=model, tokens=512, buckets=1, pairs=300
+    found, tokenizer='words', first=Stage(3, 1e-3), later=Stage(2, 1e-3), model=model, tokens=512, buckets=1, pairs=300
   )
 
 

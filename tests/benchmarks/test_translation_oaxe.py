@@ -1,6 +1,7 @@
 """The study of order-agnostic losses: its scores are right, nothing is trained twice, its parts write what they should, and the losses
 do what the papers say."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -95,7 +96,8 @@ def test_perfect_cross_entropy_mixes_two_orders():
   tokens = [text.split() for _, text in PAIRS]
   row = scores.reference_row('grammar', PAIRS, tokens, CORPUS.language)
   assert row['valid'] == row['intact phrases'] == 100 and row['BLEU'] == pytest.approx(100)
-  again = [pair for pair in CORPUS.test() if scores._repeated(pair[1].split())]
+  twice = lambda text: any(a == b for a, b in zip(text.split(), text.split()[1:]))
+  again = [pair for pair in CORPUS.test() if twice(pair[1])]
   assert again and scores.reference_row('grammar', again, tokens, CORPUS.language)['valid'] == 0
 
 
@@ -138,8 +140,59 @@ def test_each_loss_is_trained_once_and_written(results, monkeypatch):
 
 
 @pytest.mark.slow
+def test_ablations_are_written(results, monkeypatch):
+  some = {name: settings.ABLATIONS[name] for name in ('CE and OaXE in one run', 'without CE')}
+  monkeypatch.setattr(settings, 'ABLATIONS', some)
+  translation.main('--study oaxe --parts ablations --tiny --sentences 10'.split())
+  written = json.loads((results / 'translation_oaxe_ablations.json').read_text())
+  expected = [('grammar', name) for name in settings.ABLATIONS] + [('one order', 'CE'), ('one order', 'OaXE')]
+  assert [(row['table'], row['model']) for row in written['rows']] == expected and len(written['checks']) == 1
+
+
+@pytest.mark.slow
+def test_text_without_a_grammar_is_distilled_and_timed(results, monkeypatch):
+  made = dataclasses.replace(settings.study_corpus('one order'), name='made up', language=None)
+  monkeypatch.setattr(settings, 'study_corpus', lambda name: made)
+  translation.main('--study oaxe --parts libreoffice --tiny --sentences 20 --batches 1 4 --repeats 1'.split())
+  written = json.loads((results / 'translation_oaxe_libreoffice.json').read_text())
+  models_said = ['teacher, greedy', 'CE, raw', 'CE, distilled', 'OaXE, raw', 'OaXE, distilled', 'references']
+  assert [row['model'] for row in written['rows']] == models_said and len(written['checks']) == 6
+  assert [(row['batch'], row['speed, teacher = 1']) for row in written['speed'] if 'teacher' in row['decoder']] == [
+    (1, 1),
+    (4, 1),
+  ]
+  assert (results / 'translation_oaxe_libreoffice.png').stat().st_size > 10_000
+
+
+@pytest.mark.slow
 def test_the_share_of_the_assignment_is_written(results):
   translation.main('--study oaxe --parts share --tiny --lengths 16 64 --tokens 128 --warm 3 --repeats 1'.split())
   written = json.loads((results / 'translation_oaxe_share.json').read_text())
   assert [(row['T'], row['batch']) for row in written['rows']] == [(16, 8), (16, 8), (64, 2), (64, 2)]
   assert len(written['checks']) == 2
+
+
+def learned(corpus, variants, first, later):
+  """Returns the scores of one seed of some variants, with fewer steps than in the study."""
+  stages = {'first': settings.Stage(first, 4e-3), 'later': settings.Stage(later, 1e-3)}
+  corpus = settings.study_corpus(corpus)
+  data = settings.prepared(dataclasses.replace(settings.setting('grammar'), **stages), corpus, 300)
+  found = {name: [models.measured(data, settings.VARIANTS[name], 0, 1)] for name in variants}
+  return scores.Scores(data.test, found, corpus.language)
+
+
+@pytest.mark.slow
+@pytest.mark.study
+def test_oaxe_commits_to_one_order_and_phrases_hold_together(results):
+  scored = learned('grammar', ('CE', 'OaXE', 'OaXE, 3-grams'), first=700, later=200)
+  assert scored.difference('valid', 'OaXE', 'CE').low > scores.POINTS
+  assert scored.seeds('repeated', 'OaXE')[0] < scores.LESS_REPEATED * scored.seeds('repeated', 'CE')[0]
+  assert scored.difference('intact phrases', 'OaXE, 3-grams', 'OaXE').value > 0
+
+
+@pytest.mark.slow
+@pytest.mark.study
+def test_oaxe_is_as_good_as_cross_entropy_where_there_is_one_order(results):
+  scored = learned('one order', ('CE', 'OaXE'), first=700, later=100)
+  assert scored.seeds('valid', 'CE')[0] > 70
+  assert all(v['pass'] for v in scores.one_order_checks(scored))
