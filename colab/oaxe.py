@@ -73,7 +73,7 @@ for name, order in orders.items():
 
 # %%
 logits = sure_of(orders['phrases moved'], 2.0)
-gradient = jax.jit(jax.grad(lambda x: losses.oaxe(x, target)[0]))(logits)
+gradient = jax.grad(lambda x: losses.oaxe(x, target)[0])(logits)
 print('Each position is pulled towards:', ' '.join(words[int(i)] for i in jnp.argmin(gradient[0], axis=1)))
 
 # %% [markdown]
