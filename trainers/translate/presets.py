@@ -116,8 +116,8 @@ PRESETS = {
     'transformer-big: 6 + 6 layers x 1024, for millions of pairs. Name them with --data.source.',
     _transformer(1024, 16, 4096, 0.3, tokens=32_768, steps=300_000, rate=5e-4),
   ),
-  # Two orders of each sentence are equally likely, and a mixture of them is the best that cross-entropy can learn: about 2 % of its
-  # translations are valid. OaXE makes that 80 % (docs/non_autoregressive.md).
+  # Two orders of each sentence are equally likely, and cross-entropy learns a mixture of them: 4 % of its translations are valid after
+  # 2000 steps, and 81 % after 600 more of OaXE, three minutes and one on two busy cores (docs/non_autoregressive.md).
   'nat': (
     'A small model that predicts all target tokens at once, from masks alone, on short generated pairs; minutes on a CPU.',
     _parallel('nat', 2000),
