@@ -25,7 +25,7 @@ def rows(
       return lambda: decoders.translate(model, some, batch_size=batch, **options).stats
 
     runs = {'teacher, greedy': run(teacher, {'beam_size': 1})}
-    runs |= {f'one pass, {n} lengths': run(student, {'length_beam': n}) for n in length_beams}
+    runs |= {f'one pass, length beam {n}': run(student, {'length_beam': n}) for n in length_beams}
     timed = report.in_turn(runs, repeats)
     seconds = {name: [s['encode_seconds'] + s['decode_seconds'] for s in stats] for name, stats in timed.items()}
     for name, times in seconds.items():

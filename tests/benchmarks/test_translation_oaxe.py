@@ -105,7 +105,7 @@ def test_share_and_speed_are_judged():
   row = lambda T, share: {'T': T, 'share': share, 'parameters': 'new'}
   assert [v['pass'] for v in share.checks([row(32, 0.3), row(64, 0.1), row(64, 0.11)])] == [True, False]
   row = lambda batch, decoder, ratio: {'batch': batch, 'decoder': decoder, 'speed, teacher = 1': ratio}
-  rows = [row(1, 'teacher, greedy', 1), row(1, 'one pass, 1 lengths', 5.0), row(1, 'one pass, 5 lengths', 4.9), row(32, 'one pass, 1 lengths', 1)]  # fmt: skip
+  rows = [row(1, 'teacher, greedy', 1), row(1, 'one pass, length beam 1', 5.0), row(1, 'one pass, length beam 5', 4.9), row(32, 'one pass, length beam 1', 1)]  # fmt: skip
   assert [v['pass'] for v in speed.checks(rows)] == [True, False]
 
 
