@@ -2,6 +2,7 @@
 
 decode  speed of beam search beside transformers and CTranslate2, with the same weights (benchmarks/translation_decode.py)
 mat     how much target history translation needs: quality, agreement and speed by Markov order (benchmarks/translation_mat.py)
+oaxe    order-agnostic losses of models that predict all tokens at once: validity, repetitions, speed (benchmarks/translation_oaxe.py)
 """
 
 import argparse
@@ -12,7 +13,7 @@ import tyro
 
 from jaxlm import console
 
-STUDIES = ('decode', 'mat')
+STUDIES = ('decode', 'mat', 'oaxe')
 
 
 def main(argv: list[str]) -> None:

@@ -64,6 +64,7 @@ def main(config: Config) -> None:
 
 def orders(config: Config) -> None:
   """Writes BLEU by order and by sentence length for each corpus."""
+  from benchmarks import translation_corpora as corpora
   from benchmarks import translation_mat_figures as figures
   from benchmarks import translation_mat_models as models
   from benchmarks import translation_mat_scores as scores
@@ -71,7 +72,7 @@ def orders(config: Config) -> None:
   tables: dict[str, list[dict[str, Any]]] = {'orders': [], 'quartiles': [], 'slopes': []}
   settings = {}
   for name in config.corpora:
-    setting, corpus = models.setting(name, config.tiny), models.corpus(name)
+    setting, corpus = models.setting(name, config.tiny), corpora.corpus(name)
     pairs = models.held_out(setting, corpus, config.sentences)
     sources = [source for source, _ in pairs]
     seeds, found = range(config.seeds if corpus.language else 1), {order: [] for order in config.orders}

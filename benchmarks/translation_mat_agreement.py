@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import translation_mat_models as models
+from benchmarks.translation_corpora import Corpus, kept
 from benchmarks.translation_mat_scores import verdict
 from jaxlm.models import seq2seq
 from jaxlm.seq2seq_config import MarkovMode
@@ -47,11 +48,11 @@ def right_at(
 
 
 def _measured(
-  kind: str, setting: models.Setting, corpus: models.Corpus, order: int, mode: MarkovMode, places: Callable[[str], Sequence[int]]
+  kind: str, setting: models.Setting, corpus: Corpus, order: int, mode: MarkovMode, places: Callable[[str], Sequence[int]]
 ) -> list[list[bool]]:  # fmt: skip
   """Returns `right_at` of the test pairs, by a model that is trained if that was not done before."""
   make = lambda: right_at(models.train(setting, corpus, order, mode, 0), corpus.test(), places)
-  return models.kept(kind, [setting.facts, corpus.facts, order, mode, 0], make)
+  return kept(f'markov-{kind}', [setting.facts, corpus.facts, order, mode, 0], make)
 
 
 def rows(distances: Sequence[int], modes: Sequence[MarkovMode], tiny: bool) -> list[dict[str, Any]]:

@@ -1,24 +1,19 @@
 """Corpora and small models for the study of Markov orders; what was trained and decoded once is kept in the cache folder."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
-import os
-import time
 from typing import Any
 
 import jax
 import tqdm
 
+from benchmarks.translation_corpora import Corpus, generated, kept
 import decoders
-from jaxlm.data import pair_batches, pair_tokenizers, pairs
-from jaxlm.data.corpus import cache_folder
-from jaxlm.data.grammar import Phrases
+from jaxlm.data import pair_batches, pair_tokenizers
 from jaxlm.data.markov_tasks import Agreement, Clauses
-from jaxlm.data.synthetic import Language
 from jaxlm.models import seq2seq
 from jaxlm.seq2seq_config import MarkovMode, Seq2SeqConfig
 from jaxlm.translation_model import Seq2SeqModel
@@ -26,9 +21,6 @@ from trainers.config import OptimizerConfig
 from trainers.optimizer import make_optimizer
 from trainers.step import init_state, make_train_step
 from trainers.translate.task import translation_loss
-
-VERSION = 1
-"""Raise it when training changes in a way that settings do not show: then nothing that was kept before is used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,17 +53,6 @@ class Setting:
     )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-  """Sentence pairs, and the generated language that they are from, if there is one."""
-
-  name: str
-  facts: Any
-  train: Callable[[], Iterable[tuple[str, str]]]
-  test: Callable[[], Sequence[tuple[str, str]]]
-  language: Language | None = None
-
-
 def _model(layers: int, dim: int, max_length: int, **more: Any) -> Seq2SeqConfig:
   return Seq2SeqConfig(
     encoder_layers=layers, decoder_layers=layers, model_dim=dim, num_heads=4, mlp_dim=2 * dim, max_length=max_length,
@@ -98,35 +79,12 @@ def setting(name: str, tiny: bool = False) -> Setting:
   return dataclasses.replace(found, steps=3, model=model, tokens=1024, buckets=1, pairs=300)
 
 
-def generated(language: Language) -> Corpus:
-  """Returns the corpus of a generated language; its test pairs are of the test split."""
-  test = dataclasses.replace(language, split='test')
-  return Corpus(type(language).__name__, [language.facts(), test.facts()], lambda: language, lambda: list(test), test)
-
-
-def corpus(name: str) -> Corpus:
-  """Returns the corpus of that name: 'grammar', or 'libreoffice', which `python -m jaxlm.data.fetch libreoffice` brings.
-
-  The grammar has fewer words than by default, so that the lexicon is learned in the time that a CPU allows.
-  """
-  if name == 'grammar':
-    return generated(Phrases(nouns=60, verbs=30, adjectives=20, adverbs=15))
-  train, test = _texts(name, 'train'), _texts(name, 'test')
-  digest = hashlib.sha256(json.dumps([train, test]).encode()).hexdigest()
-  return Corpus(name, [name, digest], lambda: train, lambda: test)
-
-
 def agreement(distance: int) -> Corpus:
   return generated(Agreement(words=30, distance=distance))
 
 
 def clauses(shared: bool) -> Corpus:
   return generated(Clauses(words=30, shared=shared, most=5))
-
-
-@functools.cache
-def _texts(name: str, split: str) -> list[tuple[str, str]]:
-  return list(pairs.read(f'{name}:en-de:{split}'))
 
 
 @functools.lru_cache(maxsize=4)
@@ -178,25 +136,6 @@ def named(order: int) -> str:
   return str(order) if order else 'full'
 
 
-def kept(kind: str, facts: Any, make: Callable[[], Any] | None) -> Any:
-  """Returns what `make` made of these facts, JSON values, from the cache folder; if it is not there, makes it first.
-
-  Without `make`, what is not there is None.
-  """
-  name = hashlib.sha256(json.dumps([VERSION, facts]).encode()).hexdigest()[:16]
-  path = cache_folder() / 'trained' / f'markov-{kind}-{name}.json'
-  if not path.exists():
-    if make is None:
-      return None
-    start = time.perf_counter()
-    made = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f'.{os.getpid()}.part')
-    part.write_text(json.dumps({'facts': facts, 'seconds': round(time.perf_counter() - start, 1), 'made': made}))
-    part.replace(path)  # A run that is stopped leaves no half of a file.
-  return json.loads(path.read_text())['made']
-
-
 def held_out(setting: Setting, corpus: Corpus, sentences: int) -> list[tuple[str, str]]:
   """Returns the first test pairs that are as short as the training pairs, both sides with EOS within the model's length."""
   tokenizers, _ = _prepared(corpus.name, json.dumps(corpus.facts), setting, corpus.train)
@@ -218,4 +157,4 @@ def translations(
     return decoders.translate(train(setting, corpus, order, mode, seed), sources, beam_size=beam_size).text
 
   facts = [setting.facts, corpus.facts, order, mode, seed, beam_size, len(sources)]
-  return kept('translations', facts, make if train_missing else None)
+  return kept('markov-translations', facts, make if train_missing else None)

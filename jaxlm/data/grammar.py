@@ -211,6 +211,26 @@ class Phrases(Language):
     parse = self._parse(source)
     return [self._positions(parse, form) for _, form in self._forms(parse)]
 
+  def marginals(self, source: str, words: int) -> list[Choice]:
+    """Returns the probability of each word at each position, of a translation that is known to have `words` words.
+
+    No model that predicts all positions independently can do better than these: they mix the orders of all translations.
+
+    Raises:
+      ValueError: no translation has this many words, or as `forms` does.
+    """
+    parse, total = self._parse(source), 0.0
+    found: list[Choice] = [{} for _ in range(words)]
+    for p, form in self._forms(parse):
+      if len(positions := self._positions(parse, form)) == words:
+        total += p
+        for at_position, choices in zip(found, positions):
+          for word, p_word in choices.items():
+            at_position[word] = at_position.get(word, 0.0) + p * p_word
+    if not total:
+      raise ValueError(f'No translation of {source!r} has {words} words.')
+    return [{word: p / total for word, p in at_position.items()} for at_position in found]
+
   def noun_phrases(self, source: str) -> list[list[list[Choice]]]:
     """Returns, for each NP, what may stand at its positions, in one or two ways. Raises ValueError as `forms` does."""
     flips = [flip for flip, p in ((False, 1 - self.p_opt), (True, self.p_opt)) if p]
@@ -222,6 +242,11 @@ TASKS = {
   'phrases': (Phrases, {}, 'all coins of the grammar'),
   'monotone': (Phrases, CERTAIN, 'no coin: word for word, in the order of the source'),
   'order': (Phrases, CERTAIN | {'p_long': 0.5}, 'one coin: whether NP or VP comes first'),
+  'short': (
+    Phrases,
+    CERTAIN | {'nouns': 60, 'verbs': 30, 'adjectives': 20, 'adverbs': 15, 'longest': 10, 'p_long': 0.5, 'p_idiom': 0.3},
+    'few words and short sentences, the coin of order, and idioms: models that predict all tokens at once learn it in minutes',
+  ),
   'clauses': (Clauses, {}, 'independent clauses: more history than order 2 does not help, however long the sentence'),
   'shared-clauses': (Clauses, {'shared': True}, 'clauses with one class in common: they need order 5'),
   'rotation': (Rotation, {}, "the source's words from a random place on"),

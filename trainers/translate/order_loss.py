@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxlm import losses
@@ -29,17 +30,18 @@ def order_terms(
   c, o = config.model, config.oaxe
   smoothing = config.label_smoothing if is_training else 0.0
   in_place = token_loss(params, c, hidden_BTD, targets_BT, mask_BT, smoothing)
-  found = _order_loss(params, config, hidden_BTD, targets_BT, mask_BT, smoothing, is_training)
+  metrics = {}
+  if not is_training and config.loss != 'axe':
+    nll_BT, metrics = best_order(_costs(params, config, hidden_BTD, targets_BT), mask_BT, config)
+  if not is_training and config.loss == 'oaxe':  # Without smoothing and truncation, this is the loss.
+    found = jnp.sum(jnp.where(mask_BT > 0, nll_BT, 0.0)), jnp.sum(mask_BT)
+  else:
+    found = _order_loss(params, config, hidden_BTD, targets_BT, mask_BT, smoothing, is_training)
   if o.joint != 'none':
     w = losses.joint_weight(step, config.run.steps, o.joint_base, o.joint_until, o.joint)
-    terms = {config.loss: Term(*found, 1 - w), 'ce': Term(*in_place, w)}
-  else:
-    terms = {config.loss: Term(*found)}
-    if not is_training:
-      terms['ce'] = Term(*in_place, None)
-  if not is_training and config.loss != 'axe':
-    terms |= order_metrics(_costs(params, config, hidden_BTD, targets_BT), mask_BT, config)
-  return terms
+    return {config.loss: Term(*found, 1 - w), 'ce': Term(*in_place, w), **metrics}
+  terms = {config.loss: Term(*found)}
+  return terms if is_training else {**terms, 'ce': Term(*in_place, None), **metrics}
 
 
 def _order_loss(params, config: TranslateConfig, hidden_BTD, targets_BT, mask_BT, smoothing, is_training):
@@ -68,16 +70,17 @@ def _costs(params, config: TranslateConfig, hidden_BTD, targets_BT) -> PositionC
   return chunked_position_costs(hidden_BTD, seq2seq.output_matrix(params, c), targets_BT)
 
 
-def order_metrics(costs: PositionCosts, mask_BT, config: TranslateConfig) -> dict[str, Term]:
-  """Returns metrics of the best order o of single tokens, which are not trained on.
+def best_order(costs: PositionCosts, mask_BT, config: TranslateConfig) -> tuple[jax.Array, dict[str, Term]]:
+  """Returns (the cost of each position in the best order o of single tokens, metrics of o, which are not trained on).
 
   displacement: mean |o(i) - i|. truncated: share of the tokens that truncation would drop, if there is one.
   """
   o, weight = config.oaxe, jnp.sum(mask_BT)
   columns_BT = linear_assignment(costs.nll, sizes(mask_BT, o.pin_eos))
+  nll_BT = matched(costs.nll, columns_BT)
   moved_BT = jnp.abs(columns_BT - jnp.arange(columns_BT.shape[1])[None])
   found = {'displacement': Term(jnp.sum(moved_BT * mask_BT), weight, None)}
   if o.pi:
-    is_dropped_BT = matched(costs.nll, columns_BT) > losses.truncation_margin(o.pi, o.base)
+    is_dropped_BT = nll_BT > losses.truncation_margin(o.pi, o.base)
     found['truncated'] = Term(jnp.sum(is_dropped_BT * mask_BT), weight, None)
-  return found
+  return nll_BT, found

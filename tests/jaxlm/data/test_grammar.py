@@ -114,6 +114,20 @@ def test_a_translation_by_hand():
   assert len(Phrases(**SMALL, **CERTAIN | {'p_lex': 0.5}).targets('j0 n9 v0')) == 4
 
 
+def test_marginals_are_those_of_all_translations_of_a_length():
+  language = Phrases(**SMALL)
+  for source, target in itertools.islice(language, 20):
+    words = len(target.split())
+    texts = {text: p for text, p in language.targets(source).items() if len(text.split()) == words}
+    for i, found in enumerate(language.marginals(source, words)):
+      expected = collections.Counter()
+      for text, p in texts.items():
+        expected[text.split()[i]] += p / sum(texts.values())
+      assert found == pytest.approx(dict(expected))
+  with pytest.raises(ValueError, match='has 1 words'):
+    language.marginals(source, 1)
+
+
 def test_what_no_coin_can_say_is_no_translation():
   monotone, order = (Phrases(**SMALL, **grammar.TASKS[name][1]) for name in ('monotone', 'order'))
   source = 'n5 v9 d1 n7 r9'

@@ -8,6 +8,7 @@ import pytest
 
 import decoders
 import jaxlm
+from jaxlm.models import nat
 from jaxlm.seq2seq_config import NatConfig
 from tests.trainers.test_loop import interrupt_at, logged
 from tests.trainers.translate.pairs_made import written_pairs
@@ -65,6 +66,14 @@ def test_a_run_goes_on_with_another_loss_from_where_cross_entropy_ended(learned,
   assert last[f'valid/{name}'] < last['valid/ce'] + 1e-4 and last['valid/length_accuracy'] > 0.95
   assert last['valid/displacement'] < 0.1 and last['valid/truncated'] < 0.1  # This language has one order.
   assert last['valid/length'] == pytest.approx(before['valid/length'], rel=0.1)
+
+
+def test_the_small_presets_go_on_from_each_other():
+  presets = {name: translate.PRESETS[name][1] for name in ('nat', 'cmlm', 'oaxe')}
+  assert [c.loss for c in presets.values()] == ['ce', 'ce', 'oaxe']
+  for c in presets.values():
+    assert nat.abstract_params(c.model) == nat.abstract_params(presets['oaxe'].model)
+    assert c.data == presets['oaxe'].data and c.eval.length_beam == 1
 
 
 def test_a_resumed_run_is_bit_identical(text, tmp_path, monkeypatch):
