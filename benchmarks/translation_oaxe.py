@@ -5,6 +5,7 @@ grammar      cross-entropy, AXE, OaXE, OaXE of phrases and CTC on generated pair
 ablations    OaXE with several pi, without cross-entropy before it and beside it; and both losses where the language has one order
 libreoffice  cross-entropy and OaXE on LibreOffice's help (English to German), on real targets and on those of a teacher that writes
              token by token, and the speed of decoding beside this teacher
+speed        speed of decoding with random models of the size of transformer-base
 share        share of the assignment in a training step
 
 Each part writes translation_oaxe_PART.json; grammar and libreoffice also draw a PNG. A model is trained once: its parameters and
@@ -17,14 +18,14 @@ from typing import Any, Literal
 
 from benchmarks import report
 
-PARTS = ('grammar', 'ablations', 'libreoffice', 'share')
+PARTS = ('grammar', 'ablations', 'libreoffice', 'speed', 'share')
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Order-agnostic losses: what models say that were trained with them, and what the losses cost."""
 
-  parts: tuple[Literal['grammar', 'ablations', 'libreoffice', 'share'], ...] = PARTS
+  parts: tuple[Literal['grammar', 'ablations', 'libreoffice', 'speed', 'share'], ...] = PARTS
   seeds: int = 3
   """grammar: number of seeds. The other parts have one."""
   sentences: int = 500
@@ -33,7 +34,7 @@ class Config:
   """Target lengths that are tried for each source. With more, repetitive translations of a wrong length win, because their tokens are
   surer."""
   batches: tuple[int, ...] = (1, 32)
-  """libreoffice: sources translated together when speed is measured."""
+  """libreoffice, speed: sources translated together when speed is measured."""
   lengths: tuple[int, ...] = (64,)
   """share: target tokens of each sentence."""
   tokens: int = 2048
@@ -53,7 +54,8 @@ class Config:
 
 def main(config: Config) -> None:
   for part in config.parts:
-    {'grammar': grammar, 'ablations': ablations, 'libreoffice': libreoffice, 'share': share}[part](config)
+    parts = {'grammar': grammar, 'ablations': ablations, 'libreoffice': libreoffice, 'speed': speed, 'share': share}
+    parts[part](config)
 
 
 def grammar(config: Config) -> None:
@@ -107,7 +109,7 @@ def libreoffice(config: Config) -> None:
   from benchmarks import translation_oaxe_models as models
   from benchmarks import translation_oaxe_scores as scores
   from benchmarks import translation_oaxe_settings as settings
-  from benchmarks import translation_oaxe_speed as speed
+  from benchmarks import translation_oaxe_speed
 
   raw = settings.prepared(
     settings.setting('libreoffice', config.tiny), settings.study_corpus('libreoffice'), config.sentences
@@ -125,7 +127,7 @@ def libreoffice(config: Config) -> None:
     *scores.rows('libreoffice', scored, found, 'CE, raw'),
     scores.reference_row('libreoffice', raw.test, tokens, None),
   ]
-  timed = speed.rows(
+  timed = translation_oaxe_speed.rows(
     models.trained(distilled, settings.VARIANTS['OaXE'], 0),
     teacher,
     sources[:128],
@@ -133,9 +135,23 @@ def libreoffice(config: Config) -> None:
     (1, 5),
     config.repeats,
   )
-  checks = scores.said(scores.real_text_checks(scored) + speed.checks(timed))
+  checks = scores.said(scores.real_text_checks(scored) + translation_oaxe_speed.checks(timed))
   path = report.write('translation_oaxe_libreoffice', rows, speed=timed, checks=checks, **_about(config, raw))
   figures.libreoffice(path)
+
+
+def speed(config: Config) -> None:
+  """Writes the speed of one pass beside a greedy teacher of the same size."""
+  from benchmarks import translation_oaxe_scores as scores
+  from benchmarks import translation_oaxe_speed, translation_oaxe_speed_large
+
+  student, teacher = translation_oaxe_speed_large.models(config.tiny)
+  sources = translation_oaxe_speed_large.sources(max(config.batches), student.config.vocab_size)
+  rows = translation_oaxe_speed.rows(
+    student, teacher, sources, config.batches, (1, 5), config.repeats, translation_oaxe_speed_large.options()
+  )
+  checks = scores.said(translation_oaxe_speed.checks(rows))
+  report.write('translation_oaxe_speed', rows, checks=checks, config=dataclasses.asdict(config))
 
 
 def share(config: Config) -> None:

@@ -13,19 +13,28 @@ from jaxlm.translation_model import Seq2SeqModel
 
 
 def rows(
-  student: Seq2SeqModel, teacher: Seq2SeqModel, sources: Sequence[str], batches: Sequence[int], length_beams: Sequence[int], repeats: int
-) -> list[dict[str, Any]]:  # fmt: skip
-  """Returns a row for each decoder and batch: seconds of encoding and decoding all sources, in turn, without compiling."""
+  student: Seq2SeqModel,
+  teacher: Seq2SeqModel,
+  sources: Sequence[Any],
+  batches: Sequence[int],
+  length_beams: Sequence[int],
+  repeats: int,
+  options: tuple[dict[str, Any], dict[str, Any]] = ({}, {}),
+) -> list[dict[str, Any]]:
+  """Returns a row for each decoder and batch: seconds of encoding and decoding all sources, in turn, without compiling.
+
+  options: further options of decoding for (student, teacher).
+  """
   found = []
   for batch in batches:
     # As many sources as fill whole batches.
     some = sources[: max(batch, len(sources) // 4 if batch == 1 else len(sources) // batch * batch)]
 
-    def run(model, options, some=some, batch=batch):
-      return lambda: decoders.translate(model, some, batch_size=batch, **options).stats
+    def run(model, settings, some=some, batch=batch):
+      return lambda: decoders.translate(model, some, batch_size=batch, **settings).stats
 
-    runs = {'teacher, greedy': run(teacher, {'beam_size': 1})}
-    runs |= {f'one pass, length beam {n}': run(student, {'length_beam': n}) for n in length_beams}
+    runs = {'teacher, greedy': run(teacher, {'beam_size': 1} | options[1])}
+    runs |= {f'one pass, length beam {n}': run(student, {'length_beam': n} | options[0]) for n in length_beams}
     timed = report.in_turn(runs, repeats)
     seconds = {name: [s['encode_seconds'] + s['decode_seconds'] for s in stats] for name, stats in timed.items()}
     for name, times in seconds.items():

@@ -15,6 +15,7 @@ from benchmarks import translation_oaxe_scores as scores
 from benchmarks import translation_oaxe_settings as settings
 from benchmarks import translation_oaxe_share as share
 from benchmarks import translation_oaxe_speed as speed
+from benchmarks import translation_oaxe_speed_large as speed_large
 from benchmarks.translation_corpora import generated
 from jaxlm.data import grammar
 
@@ -169,7 +170,16 @@ def test_the_share_of_the_assignment_is_written(results):
   translation.main('--study oaxe --parts share --tiny --lengths 16 64 --tokens 128 --warm 3 --repeats 1'.split())
   written = json.loads((results / 'translation_oaxe_share.json').read_text())
   assert [(row['T'], row['batch']) for row in written['rows']] == [(16, 8), (16, 8), (64, 2), (64, 2)]
-  assert len(written['checks']) == 2
+  assert len(written['checks']) == 2 and all(row['share'] > 0 for row in written['rows'])
+
+
+def test_speed_is_measured_on_translations_of_one_length(results):
+  translation.main('--study oaxe --parts speed --tiny --batches 1 4 --repeats 1'.split())
+  rows = json.loads((results / 'translation_oaxe_speed.json').read_text())['rows']
+  assert [(row['batch'], row['decoder'][:7]) for row in rows] == [
+    (n, name) for n in (1, 4) for name in ('teacher', 'one pas', 'one pas')
+  ]
+  assert {row['tokens a sentence'] for row in rows} == {speed_large.TOKENS}
 
 
 def learned(corpus, variants, first, later):
