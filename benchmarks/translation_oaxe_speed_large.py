@@ -26,7 +26,10 @@ def models(tiny: bool) -> tuple[Seq2SeqModel, Seq2SeqModel]:
   student, teacher = model_config('nat', tiny), model_config('autoregressive', tiny)
   params = jax.jit(lambda key: nat.init_params(student, key))(jax.random.key(0))
   # A large first number in all states of the encoder, by which the scores of the lengths rise.
-  bias, table = np.zeros(student.model_dim, np.float32), np.zeros((student.max_length + 1, student.model_dim), np.float32)
+  bias, table = (
+    np.zeros(student.model_dim, np.float32),
+    np.zeros((student.max_length + 1, student.model_dim), np.float32),
+  )
   bias[0], table[:, 0] = 100, np.arange(student.max_length + 1) / 10
   params['encoder']['final_norm']['bias'], params['length_embed']['embedding'] = bias, table
   return (

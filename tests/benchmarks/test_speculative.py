@@ -36,6 +36,7 @@ def lm():
   return jaxlm.LanguageModel(TINY.model, params, ByteTokenizer())
 
 
+@pytest.mark.slow
 def test_without_dropping_the_loss_is_the_models(lm):
   setting = stochastic_depth.Setting(model=TINY.model, highest_rate=0.0)
   tokens = np.random.default_rng(0).integers(0, 256, (2, 17))

@@ -81,6 +81,7 @@ def test_a_reverse_model_generates_what_stands_before(reverse):
   np.testing.assert_array_equal(explicit.tokens, out.tokens)
 
 
+@pytest.mark.slow
 def test_a_model_of_both_goes_either_way(both):
   assert decoders.generate(both, ['cde'], max_new_tokens=16).text == ['fghabcde' * 2]
   out = decoders.generate(both, ['cde', 'ab'], max_new_tokens=16, direction='reverse')
@@ -179,6 +180,7 @@ def test_spaces_and_characters_at_the_border():
         assert added + tokenizer.decode(whole[n:]) == text or '\ufffd' in added
 
 
+@pytest.mark.slow
 def test_the_command_prints_reading_order(both, reverse, monkeypatch, capsys):
   models = {'both': both, 'reverse': reverse}
   monkeypatch.setattr(jaxlm, 'load', lambda path, dtype: models[path], raising=False)

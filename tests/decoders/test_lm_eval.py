@@ -89,6 +89,7 @@ def test_rolling_loglikelihoods_are_sums_over_windows():
   assert signalled == pytest.approx(by_hand(both, [BOS, 259], ids('short'))[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_generation_stops_at_strings_and_equals_generating_alone():
   lm, told = model(seed=1), {}
   contexts = ['one', 'a longer context', '', 'x' * 90]

@@ -47,6 +47,7 @@ DRAFTERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', DRAFTERS)
 def test_what_a_drafter_proposes_changes_no_token(name):
   out = speculative.generate(tiny_model(GEMMA), PROMPTS, drafter=DRAFTERS[name](), **SAMPLED)
@@ -54,6 +55,7 @@ def test_what_a_drafter_proposes_changes_no_token(name):
   assert out.stats['drafted'] > 0
 
 
+@pytest.mark.slow
 def test_swift_changes_no_token():
   skip = SwiftConfig(
     max_draft=4, context_window=8, threshold=0.05, guard=False, search=False, skip=SkipSet((1, 2), (2, 3))
@@ -66,6 +68,7 @@ def test_swift_changes_no_token():
 NOTHING_FORGOTTEN = LazyConfig(n_initial=2, n_recent=50, n_full=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'lazy',
   [

@@ -47,6 +47,7 @@ def test_average_is_the_mean_and_that_of_a_run_that_never_stopped(tmp_path, monk
   assert [row['step'] for row in metrics.read(tmp_path / 'whole') if 'average/loss' in row] == [8]
 
 
+@pytest.mark.slow
 def test_a_longer_run_makes_a_new_average_and_the_old_one_is_not_loaded_meanwhile(tmp_path, monkeypatch):
   tiny.fit(tiny.config(tmp_path / 'run', **SETTINGS))
   interrupt_at(monkeypatch, 9)

@@ -95,6 +95,7 @@ def test_the_best_by_a_metric_of_the_host_is_kept_and_patience_ends_the_run(tmp_
   assert (notes['metric'], notes['step'], notes['waited']) == ('loss', 12, 0)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_made_after_its_checkpoint_is_not_forgotten(tmp_path, monkeypatch):
   """A signal breaks off an evaluation, the resumed run makes it, and is stopped before it saves again."""
   fit(tmp_path / 'whole', best_metric='skill', patience=3)
@@ -138,6 +139,7 @@ def test_an_unknown_metric_is_refused_before_the_first_step(tmp_path):
   assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
 
 
+@pytest.mark.slow
 def test_the_best_of_a_run_without_notes_of_it_is_still_kept(tmp_path):
   directory = tmp_path / 'run'
   fit(directory, best_metric='skill', steps=8)

@@ -98,7 +98,8 @@ def test_kill_during_a_save_leaves_the_checkpoint_before_it(tmp_path):
   assert step >= 1 and all(np.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize('mesh', [pytest.param('1', marks=pytest.mark.slow), '2'], ids=['data', 'fsdp'])
+@pytest.mark.slow
+@pytest.mark.parametrize('mesh', ['1', '2'], ids=['data', 'fsdp'])
 def test_two_hosts_equal_one(tmp_path, whole, mesh):
   # Ports are taken anew by the coordinator: another program could be quicker, but then the test fails, it cannot hang.
   with socket.socket() as s:

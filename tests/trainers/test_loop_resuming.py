@@ -153,6 +153,7 @@ def test_an_optimizer_state_from_before_clipping_had_a_place_is_read(half, opene
   chex.assert_trees_all_equal(jax.device_get(found), jax.device_get(state))
 
 
+@pytest.mark.slow
 def test_an_average_may_be_begun_and_dropped_and_a_jump_is_said(half, capsys):
   dropped = tiny.fit(tiny.config(half, keep=9, steps=5, ema_decay=0.0))
   assert dropped.ema is None and not (half / 'checkpoints' / '5' / 'ema').exists()

@@ -150,6 +150,7 @@ def test_lines_that_a_full_disk_does_not_take_are_written_later(tmp_path, monkey
   assert len(said) == 1 and 'No space left' in said[0]
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_stop_a_run(tmp_path):
   process = tiny.start('--run.directory', str(tmp_path / 'run'), '--run.steps', '4', '--slow', '0.05')
   process.stdout.readline()
@@ -190,6 +191,7 @@ def test_a_signal_breaks_an_evaluation_off_and_the_resumed_run_makes_it(tmp_path
   assert logged(tmp_path / 'parts') == logged(tmp_path / 'whole')
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_evaluation_leaves_it_to_the_same_command(tmp_path, monkeypatch, capsys):
   tiny.fit(tiny.config(tmp_path / 'whole', eval_every=0, steps=2))
   monkeypatch.setattr(stopping.StopOnSignal, 'stop_evaluation', lambda self, n: setattr(self, 'received', 15) or True)

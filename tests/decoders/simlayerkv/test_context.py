@@ -69,6 +69,7 @@ def test_a_conversation_in_turns_equals_its_text_read_at_once(kind):
     np.testing.assert_array_equal(second.tokens, at_once.tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'kind, loop',
   [

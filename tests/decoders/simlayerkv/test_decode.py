@@ -69,6 +69,7 @@ def test_a_batch_in_groups_equals_each_row_alone():
   assert len(out.stats['lazy_layers']) == 8 and len(out.stats['lazy_layers'][0]) == 2
 
 
+@pytest.mark.slow
 def test_equal_rows_decide_as_one_row_whatever_the_policy():
   lm = tiny_model(MODEL)
   for batch in ('all', 'mean', 'group'):
@@ -139,6 +140,7 @@ def test_heavy_tokens_that_are_all_tokens_lose_nothing(keep):
   assert (few.tokens != out.tokens).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', ['prefill', 'decode'])
 def test_both_layouts_decode_the_same(stage):
   outs = [lazily(n_full=1, stage=stage, layout=layout) for layout in ('pooled', 'static')]

@@ -32,7 +32,7 @@ def test_chunks_find_the_same_lazy_layers():
   [
     {'n_full': 2},
     {'threshold': 0.3},
-    {'n_full': 3, 'keep': 'snapkv', 'n_observed': 4},
+    pytest.param({'n_full': 3, 'keep': 'snapkv', 'n_observed': 4}, marks=pytest.mark.slow),
     pytest.param({'n_full': 0}, marks=pytest.mark.slow),
     pytest.param({'n_full': 6}, marks=pytest.mark.slow),
   ],
@@ -47,6 +47,7 @@ def test_layer_by_layer_is_the_whole_prefill(rule):
   np.testing.assert_allclose(deep.stats['lazy_ratios'], whole.stats['lazy_ratios'], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_layer_by_layer_of_rows_that_agree():
   lm, lazy = tiny_model(DEEP), SMALL.replace(layout='static', batch='all', n_full=2, quant=KiviConfig(8, 8, 8))
   whole = generate(lm, PROMPTS, max_new_tokens=6, lazy=lazy)
@@ -57,6 +58,7 @@ def test_layer_by_layer_of_rows_that_agree():
     generate(lm, PROMPTS, max_new_tokens=4, lazy=SMALL.replace(layout='static', prefill='layerwise'))
 
 
+@pytest.mark.slow
 def test_layer_by_layer_never_holds_more_than_is_kept_and_one_layer(monkeypatch):
   config = TINY.replace(num_layers=8, max_length=512)
   lm = tiny_model(config)

@@ -186,6 +186,7 @@ def test_up_to_the_end_of_the_context():
   np.testing.assert_array_equal(out.tokens, plain.tokens)
 
 
+@pytest.mark.slow
 def test_samples_and_small_batches_share_one_program():
   lm = tiny_model()
   settings = dict(max_new_tokens=20, sampling=SAMPLED, num_samples=2, seed=1)
@@ -230,6 +231,7 @@ def test_a_capacity_has_room_for_a_padded_prompt(chunk):
   np.testing.assert_array_equal(out.tokens, plain.tokens)
 
 
+@pytest.mark.slow
 def test_a_memory_used_again_has_room_for_each_request():
   lm, memory = tiny_model(), decoders.strategies.WholeMemory()
   loop = speculative.SpeculativeLoop(PromptLookup(4))
@@ -283,6 +285,7 @@ def test_the_cache_after_rounds_is_that_of_a_prompt_just_read():
         np.testing.assert_allclose(mine[row, :, : len(text)], theirs[row, :, : len(text)], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_tokens_differ_only_where_the_model_wavers():
   """Several tokens read at once round otherwise than one by one: what is chosen is the likeliest all but a rounding."""
   lm = tiny_model(TINY.replace(dtype='bfloat16'))

@@ -87,6 +87,7 @@ def test_the_law_is_the_targets():
   assert p_value(pairs()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'slip', ['padding is token 0', *slow('the last token is not warped', 'an unlikely token is dropped')]
 )

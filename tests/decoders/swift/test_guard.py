@@ -163,6 +163,7 @@ def test_a_stream_of_short_requests_is_searched_on_and_loses_no_more_than_its_sh
   assert searched >= 16 and tried > 0
 
 
+@pytest.mark.slow
 def test_a_pace_is_that_of_rows_that_go_on(seconds):
   lm = tiny_model(TINY.replace(num_layers=5))
   prompts = [[1, 2, 3], [4], [5, 6]]

@@ -29,6 +29,7 @@ def test_plain_steps_between_rounds(monkeypatch):
   assert 0 < out.stats['plain_steps'] < 60 and out.stats['rounds'] > 0
 
 
+@pytest.mark.slow
 def test_the_loop_of_a_request_goes_on_where_the_last_one_stopped():
   lm = tiny_model(MODEL)
   stream, scored = Stream(lm, SMALL), 0

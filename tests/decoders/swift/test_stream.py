@@ -52,6 +52,7 @@ def decode_programs():
   return sum(key[0] is rounds.decode for key in _programs)
 
 
+@pytest.mark.slow
 def test_nothing_skipped_is_accepted_whole():
   lm, swift_config = tiny_model(MODEL), SMALL.replace(skip=SkipSet(), search=False, threshold=0.0)
   out = decoders.swift.generate(lm, PROMPTS, swift=swift_config, max_new_tokens=26)
@@ -96,6 +97,7 @@ def test_every_way_of_drafting_is_lossless(changes):
     np.testing.assert_array_equal(out.tokens, plain.tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('variant', [{}, *slow({'norm_placement': 'post'}, {'parallel_residual': True, 'sinks': True})])
 def test_three_ways_to_skip_give_the_same_states(variant):
   from jaxlm.config import SinkConfig

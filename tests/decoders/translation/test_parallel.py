@@ -80,7 +80,11 @@ def check(out, expected: list[list[tuple[float, list[int]]]], num_return: int):
       np.testing.assert_allclose(score, wanted, rtol=1e-4)
 
 
-@pytest.mark.parametrize('config, iterations', [(CMLM, 1), (CMLM, 4), (COPY, 1)], ids=['masks', 'refined', 'copies'])
+@pytest.mark.parametrize(
+  'config, iterations',
+  [(CMLM, 1), (CMLM, 4), pytest.param(COPY, 1, marks=pytest.mark.slow)],
+  ids=['masks', 'refined', 'copies'],
+)
 def test_equals_the_published_loop(config, iterations):
   model = model_of(config)
   out = decoders.translate(model, SOURCES, iterations=iterations, length_beam=3, num_return=2, max_new_tokens=ROOM)

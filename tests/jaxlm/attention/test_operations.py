@@ -298,6 +298,7 @@ def test_parameter_counts_are_the_papers():
   assert set(KERNELS) < set(OPERATIONS)
 
 
+@pytest.mark.slow
 def test_the_loss_at_the_start_is_near_that_of_a_uniform_guess():
   from trainers.pretrain import PRESETS
 

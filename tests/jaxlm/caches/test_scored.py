@@ -93,6 +93,7 @@ def test_votes_are_sums_of_the_maps_columns(queries):
     np.testing.assert_allclose(votes[row], voting.sum(axis=2).mean(axis=1), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_new_tokens_score_equals_the_longer_prompts():
   lm, (tokens_BT, lengths) = tiny_model(MODEL), padded()
   cache = Scored(read(lm.params, tokens_BT, config=MODEL), lengths + 1, jnp.zeros((3, 3)), 2, 6)

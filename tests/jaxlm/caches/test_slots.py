@@ -136,6 +136,7 @@ def test_many_patterns_over_many_steps(heads, ring):
     np.testing.assert_array_equal(actual.argmax(-1), expected.argmax(-1))
 
 
+@pytest.mark.slow
 def test_programs_serve_all_patterns_with_as_many_full_layers():
   lm, (tokens_BT, lengths) = tiny_model(MODEL), padded(PROMPTS[:1])
   cache, new_BT = read(lm.params, tokens_BT, config=MODEL), jnp.ones((1, 3), jnp.int32)
@@ -231,6 +232,7 @@ def test_heavy_tokens_are_those_with_the_most_votes_of_each_head():
   np.testing.assert_array_equal(np.asarray(memory.keys[..., 3])[there], np.asarray(memory.positions)[there])
 
 
+@pytest.mark.slow
 def test_heads_that_forget_differently_equal_a_mask_of_each():
   """Positions per head, also where distances are added to the logits."""
   config = MODEL.replace(position='alibi')

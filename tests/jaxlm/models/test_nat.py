@@ -13,6 +13,7 @@ from jaxlm.models import nat, seq2seq
 from jaxlm.seq2seq_config import NatConfig, seq2seq_config
 from tests.jaxlm.models import test_seq2seq
 from tests.jaxlm.models.test_seq2seq import LENGTHS, SOURCE, TOKENS, B, T, by_hand
+from tests.models import slow
 
 CMLM = test_seq2seq.TINY.replace(kind='cmlm', encoder_layers=1, decoder_layers=2)
 COPY = CMLM.replace(kind='nat', nat=NatConfig(decoder_input='uniform_copy'))
@@ -39,7 +40,7 @@ def params_of(config, seed=0):
   return tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)])
 
 
-@pytest.mark.parametrize('placement', ['pre', 'post'])
+@pytest.mark.parametrize('placement', ['pre', *slow('post')])
 def test_logits_and_lengths_are_those_of_the_formula(placement):
   config = CMLM.replace(norm_placement=placement)
   params = params_of(config)

@@ -95,6 +95,7 @@ def test_the_first_step_is_that_of_the_models_parameters_on_any_mesh(model, tmp_
   assert {264, 265} <= seen and not {259, 260} & seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mesh', [MeshConfig(), *slow(MeshConfig(fsdp=2, tensor=2))], ids=['pmap', 'mesh'])
 def test_a_run_resumes_bit_for_bit_without_the_model(model, tmp_path, monkeypatch, capsys, mesh):
   copy = shutil.copytree(model[0], tmp_path / 'copy')

@@ -126,6 +126,7 @@ def test_the_loss_of_a_reverse_run_is_of_reverse_text(text):
   assert rows[-1]['valid/loss'] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('pairing', ['independent', *slow('duplicate')])
 def test_a_stopped_and_resumed_run_is_bit_identical(text, monkeypatch, pairing):
   flags = '--direction', 'both', '--reverse.pairing', pairing, '--eval.sample-tokens', '0', '--run.no-tensorboard'

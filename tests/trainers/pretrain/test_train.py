@@ -124,6 +124,7 @@ def test_a_run_learns_and_leaves_all_that_a_reader_needs(text, capsys, attention
   assert model.vocab_size == saved['model']['vocab_size'] == tokenizer.vocab_size == params['head'].shape[1]
 
 
+@pytest.mark.slow
 def test_samples_of_each_evaluation_are_shown_and_say_how_much_is_repeated(text, capsys):
   from jaxlm.io import checkpoint
 
@@ -159,6 +160,7 @@ def test_repetition_is_the_share_of_ngrams_seen_before():
   assert repetition([[1, 2]]) == 0.0
 
 
+@pytest.mark.slow
 def test_sinks_are_logged_while_a_model_trains_on_replaced_tokens_with_a_key_bias(text):
   flags = '--eval.sinks', '--data.packing', 'concat', '--data.replace', 'fixed', '--data.fraction', '0.5'
   sink = '--model.sink.kind', 'k', '--model.attention', 'sigmoid_norm', '--model.position', 'alibi'

@@ -145,8 +145,17 @@ def test_an_upsampled_decoder_is_trained_with_ctc_and_without_a_length():
 
 @pytest.mark.parametrize(
   'model, name',
-  [(MODEL, 'ce'), (COPY, 'ce'), (MODEL, 'axe'), (MODEL, 'oaxe'), (MODEL, 'ngram-oaxe'), (COPY, 'ngram-oaxe')]
-  + [(MODEL.replace(kind='nat', nat=NatConfig(upsampling=3)), 'ctc')],
+  [(MODEL, 'ce'), (MODEL, 'oaxe')]
+  + [
+    pytest.param(*values, marks=pytest.mark.slow)
+    for values in (
+      (COPY, 'ce'),
+      (MODEL, 'axe'),
+      (MODEL, 'ngram-oaxe'),
+      (COPY, 'ngram-oaxe'),
+      (MODEL.replace(kind='nat', nat=NatConfig(upsampling=3)), 'ctc'),
+    )
+  ],
   ids=lambda value: value if isinstance(value, str) else value.kind,
 )
 def test_steps_make_each_loss_smaller(model, name):

@@ -76,6 +76,7 @@ def test_the_small_presets_go_on_from_each_other():
     assert c.data == presets['oaxe'].data and c.eval.length_beam == 1
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_bit_identical(text, tmp_path, monkeypatch):
   whole = jax.device_get(translate.main(run(text, tmp_path / 'whole')))
   interrupt_at(monkeypatch, 5)

@@ -116,6 +116,7 @@ def test_ratios_equal_those_of_whole_maps(name):
   np.testing.assert_allclose(found.sink, sink_L, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_generated_tokens_are_those_of_plain_decoding():
   for name in ('softmax', 'softmax, sink token, learned'):
     out = decoders.generate(model(name), [prompt().tolist()], max_new_tokens=G, eos_id=None)
