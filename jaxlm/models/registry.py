@@ -32,7 +32,11 @@ class RunKind:
 LANGUAGE_MODEL = RunKind('a decoder-only language model', configs.model_config, transformer.abstract_params)
 
 # A text names a module and a RunKind in it, which is imported when such a run is met: it knows more than models may.
-_kinds: dict[str, RunKind | str] = {'pretrain': LANGUAGE_MODEL, 'translate': 'jaxlm.translation_model:RUNS'}
+_kinds: dict[str, RunKind | str] = {
+  'pretrain': LANGUAGE_MODEL,
+  'translate': 'jaxlm.translation_model:RUNS',
+  'classify': 'jaxlm.text_classifier:RUNS',
+}
 
 
 def register(trainer: str, kind: RunKind) -> None:

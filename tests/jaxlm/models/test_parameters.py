@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from jaxlm.models import nat, parameters, seq2seq, sharding
+from jaxlm.exam_config import Column, ExamConfig
+from jaxlm.models import exam, nat, parameters, seq2seq, sharding
 from jaxlm.models.transformer import abstract_params
 from jaxlm.seq2seq_config import Seq2SeqConfig
 from tests.jaxlm.attention.test_operations import VARIATIONS
@@ -18,10 +19,18 @@ SMALL = Seq2SeqConfig(vocab_size=50, model_dim=24, num_heads=4, mlp_dim=20, enco
 SEQ2SEQ = SMALL.replace(embeddings='separate', position='learned', output_bias=True, markov_order=3)
 ALL |= {'encoder-decoder': SMALL, 'encoder-decoder, all options': SEQ2SEQ, 'masked': SMALL.replace(kind='cmlm')}
 ALL |= {'encoder-decoder, relative': SMALL.replace(position='relative')}
+EXAM = ExamConfig(vocab_size=50, columns=(Column('topic', 6),), dim=8, max_length=12, class_bias=True, output_bias=True)
+ALL |= {
+  'classifier': EXAM,
+  'classifier, gru': EXAM.replace(encoder='gru', gru_layers=2),
+  'classifier, n-grams': EXAM.replace(encoder='ngrams', buckets=40),
+}
 
 
 def leaves(changes):
-  if isinstance(changes, Seq2SeqConfig):
+  if isinstance(changes, ExamConfig):
+    params = exam.abstract_params(changes)
+  elif isinstance(changes, Seq2SeqConfig):
     params = (nat if changes.is_parallel else seq2seq).abstract_params(changes)
   else:
     params = abstract_params(TINY.replace(**changes))
