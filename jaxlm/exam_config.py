@@ -140,9 +140,10 @@ class ExamConfig:
       raise ValueError(
         f"model.aggregator='last' needs an encoder whose last state has read the whole text (gru or lm), not {self.encoder!r}."
       )
-    if self.encoder == 'lm' and self.side == 'left':
+    if self.encoder == 'lm' and (self.side == 'left' or self.padding_in_front):
       raise ValueError(
-        "model.side='left' does not fit model.encoder='lm': a language model reads a text from position 0."
+        f"model.side={self.side!r} and model.front={self.front} do not fit model.encoder='lm': a language model reads a text from "
+        'position 0.'
       )
 
   @property

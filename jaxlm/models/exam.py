@@ -21,6 +21,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlm import caches
 from jaxlm.exam_config import ExamConfig
 from jaxlm.models import functions, interaction, transformer, word_encoders
 from jaxlm.models.blocks import dropped_at
@@ -161,9 +162,10 @@ def encode(
     raise ValueError("encoder='lm' with a frozen language model needs `lm_params`, the parameters of that model.")
   else:
     lm_params = jax.lax.stop_gradient(lm_params)
-  # A text is padded on the right and no token sees later ones, so padding needs no mask.
   model = config.lm.model.replace(dtype=config.dtype)
-  return functions.hidden(lm_params, model, tokens)[0], mask
+  # A text is padded on the right. In a causal model no token sees later ones, so only an encoder needs to know the padding.
+  cache = None if model.causal else caches.Sequence(mask.astype(jnp.int32))
+  return functions.hidden(lm_params, model, tokens, cache=cache)[0], mask
 
 
 def logits(

@@ -54,6 +54,8 @@ def _language_model(config: ClassifyConfig, layout: Any):
   lm = jaxlm.load(config.lm, dtype=dtype, mesh=None if layout.mapped else layout.mesh)
   if not isinstance(lm, LanguageModel):
     raise ConfigError(f'--lm {config.lm} is a {type(lm).__name__}; a classifier reads a decoder-only language model.')
+  if lm.config.direction == 'reverse':
+    raise ConfigError(f"--lm {config.lm} has direction='reverse'; a classifier gives it texts from the beginning.")
   if lm.tokenizer is None:
     raise ConfigError(f'--lm {config.lm} has no tokenizer, so it cannot read text.')
   if config.model.max_length > lm.config.max_length:

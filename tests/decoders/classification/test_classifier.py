@@ -12,7 +12,7 @@ from jaxlm.data.text_reader import padded
 from jaxlm.errors import NotFiniteError
 from jaxlm.models import exam
 from tests.decoders.classification.models_made import CODE, CONFIG, LABELS, made
-from tests.models import tiny_model
+from tests.models import slow, tiny_model
 
 TEXTS = ['a b c d e', 'h', 'c g g zzz a b d f e h a b c d e f', 'b a']
 VARIANTS = {
@@ -63,7 +63,7 @@ def test_thresholds_decide_what_is_predicted():
   assert found == [[label for label in row if label != 'q'] for row in p.labels]
 
 
-@pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.parametrize('name', ['paper', 'code', 'fastText', *slow('gru', 'region embedding', 'gru, last')])
 def test_contributions_add_up_to_the_logits(name):
   model = made(VARIANTS[name])
   out, logits = decoders.classify(model, TEXTS, top=2, explain=True), logits_of(model, TEXTS)

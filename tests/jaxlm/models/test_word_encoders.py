@@ -43,12 +43,12 @@ def test_region_embeddings_are_products_of_a_word_and_a_unit(rng, merge, fold):
 def test_windows_of_a_text_by_hand():
   """Ten words, twelve positions, four zeros in front: 12 - 6 regions, whose centres are the positions 3 to 8."""
   config = ExamConfig(vocab_size=10, dim=1, max_length=12, front=4)
-  params = exam.init_params(config, jax.random.key(0))
+  params = jax.tree.map(lambda x: jnp.zeros(x.shape), exam.abstract_params(config))
   # The vector of a word is its id, and its unit has 1 for the neighbour three places before, 0 for the others.
   params['embed']['embedding'] = jnp.arange(10.0)[:, None]
   params['units']['embedding'] = jnp.zeros((10, 7)).at[:, 0].set(1.0)
   tokens = jnp.array([[0, 0, 0, 0, 2, 3, 4, 5, 6, 7, 8, 9]])
-  states, real = exam.encode(params, config, tokens, tokens > 0)
+  states, real = jax.jit(exam.encode, static_argnums=1)(params, config, tokens, tokens > 0)
   assert config.positions == 6 and config.words == 8
   np.testing.assert_array_equal(states[0, :, 0], [0, 0, 0, 0, 2, 3])
   np.testing.assert_array_equal(real[0], [False, True, True, True, True, True])
