@@ -44,6 +44,7 @@ VERSIONED = (
   'benchmarks/test_accelerator.py',
   'compatibility',
   'decoders/beam',
+  'decoders/classification/test_classifier.py',
   'decoders/simlayerkv/test_context.py',
   'decoders/simlayerkv/test_decode.py',
   'decoders/speculative/test_loop.py',
@@ -67,6 +68,7 @@ VERSIONED = (
   'jaxlm/io',
   'jaxlm/losses',
   'jaxlm/models',
+  'jaxlm/test_text_classifier.py',
   'pallas_kernels',
   'trainers',
 )
