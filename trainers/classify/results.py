@@ -7,6 +7,7 @@ RUN/average, from where `jaxlm.load` takes them.
 from collections.abc import Callable
 import json
 from pathlib import Path
+import shutil
 from typing import Any
 
 import jax
@@ -43,14 +44,22 @@ def finish(task: Any, directory: Path, say: Callable[[str], None]) -> None:
     say('The best parameters are selected and measured when the same command is started on one host.')
     return
   if not _written(path, facts):
-    if step != last and not averaging.saved(directory, last):
-      params = checkpoint.load_run(directory, 'float32', step=step)[1]
-      averaging.save(directory, last, params, [step])
+    if not task.config.run.average_last:
+      _select(directory, step, last)
     params = checkpoint.load_run(directory, 'float32')[1]
     write_atomically(path, json.dumps(facts | _measure(task, params, directory), indent=2) + '\n')
   for name, found in json.loads(path.read_text(encoding='utf-8'))['metrics'].items():
     shown = ', '.join(f'{k} {v:.4g}' for k, v in task.headline(found).items())
     say(f'{name} texts, parameters of step {step}: {shown}')
+
+
+def _select(directory: Path, step: int, last: int) -> None:
+  """Makes `jaxlm.load` open the parameters of a step: those of an earlier step are kept as the average of one checkpoint."""
+  folder = directory / checkpoint.AVERAGE / str(last)
+  if folder.is_dir() and checkpoint.read_notes(folder).get('averaged') != [step]:
+    shutil.rmtree(folder)  # An earlier selection, by another setting.
+  if step != last and not folder.is_dir():
+    averaging.save(directory, last, checkpoint.load_run(directory, 'float32', step=step)[1], [step])
 
 
 def _written(path: Path, facts: dict[str, Any]) -> bool:

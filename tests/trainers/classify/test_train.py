@@ -111,8 +111,15 @@ def test_the_best_parameters_are_measured_and_loaded(texts, tmp_path, monkeypatc
   model = jaxlm.load(tmp_path / 'run')
   fourth = checkpoint.load_run(tmp_path / 'run', step=4)[1]
   chex.assert_trees_all_equal(model.params, fourth)
-  monkeypatch.setattr(task.Classification, 'measure', None)  # What is written is not measured again.
-  classify.main(config(texts, tmp_path / 'run'))
+  with monkeypatch.context() as patch:
+    patch.setattr(task.Classification, 'measure', None)  # What is written is not measured again.
+    classify.main(config(texts, tmp_path / 'run'))
+  classify.main(config(texts, tmp_path / 'run', '--eval.select', 'last'))
+  results = json.loads((tmp_path / 'run' / 'classification.json').read_text())
+  assert results['selected_step'] == 8 and results['metrics']['held-out']['loss'] == pytest.approx(
+    seen[1]['loss'], rel=1e-6
+  )
+  chex.assert_trees_all_equal(jaxlm.load(tmp_path / 'run').params, checkpoint.load_run(tmp_path / 'run', step=8)[1])
 
 
 def test_a_run_of_two_columns_loads_with_its_thresholds(whole):
