@@ -47,12 +47,12 @@ PRESETS = {
   ),
   'gru': (
     'Baseline: the last state of a recurrent network.',
-    _small(ModelFlags(**SMALL, encoder='gru', aggregator='last', class_bias=True, dropout=0.2), rate=4e-3),
+    _small(ModelFlags(**SMALL, encoder='gru', aggregator='last', class_bias=True, dropout=0.2), rate=1e-2),
   ),
   'lm': (
-    'EXAM on the hidden states of a frozen language model: --lm smollm2.',
+    'EXAM on the hidden states of a frozen language model, --lm smollm2, which runs in each step: far slower than the others.',
     _small(
-      ModelFlags(encoder='lm', max_length=64, residual='mean', class_bias=True, output_bias=True), steps=300, empty='skip'
+      ModelFlags(encoder='lm', max_length=48, residual='mean', class_bias=True, output_bias=True), steps=200, empty='skip'
     ),
   ),
   'tiny': (

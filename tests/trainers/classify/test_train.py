@@ -128,6 +128,8 @@ def test_a_run_of_two_columns_loads_with_its_thresholds(whole):
   assert isinstance(model, TextClassifier) and 'label: 3 labels, tags: 3 labels' in repr(model)
   assert model.tokenizer.labels == (('blue', 'green', 'red'), ('p', 'q', 'r'))
   assert model.tokenizer.thresholds['tags'].shape == (3,) and list(model.tokenizer.thresholds) == ['tags']
+  results = json.loads((directory / 'classification.json').read_text())['metrics']
+  assert results['test']['tags/micro_f1'] > 0 and not [name for name in results['test'] if 'best' in name]
   rows = metrics.read(directory)
   last = [row for row in rows if 'valid/loss' in row][-1]
   assert last['valid/loss'] == pytest.approx(last['valid/label/loss'] + last['valid/tags/loss'])
