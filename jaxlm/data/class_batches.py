@@ -122,10 +122,9 @@ def encode(
       names file and line.
   """
   names = tuple(column.name for column in reader.columns)
-  if texts.columns != names:
-    raise errors.DataError(
-      f'{texts.name!r} has the label columns {", ".join(texts.columns)}; the classifier has {", ".join(names)}.'
-    )
+  if (texts.columns, texts.multilabel) != (names, tuple(column.multilabel for column in reader.columns)):
+    theirs, ours = _described(zip(texts.columns, texts.multilabel)), _described((c.name, c.multilabel) for c in reader.columns)
+    raise errors.DataError(f'{texts.name!r} has the label columns {theirs}; the classifier has {ours}.')
   numbers = [{label: n for n, label in enumerate(labels)} for labels in reader.labels]
   documents, found, known, total = [], [[] for _ in names], [[] for _ in names], 0
 
@@ -153,6 +152,10 @@ def encode(
     raise errors.DataError(f'{texts.name!r} holds no text.')
   known_arrays = tuple(np.array(column, bool) for column in known)
   return EncodedTexts(_ragged(documents), tuple(map(_ragged, found)), known_arrays, total - len(documents))
+
+
+def _described(columns: Iterable[tuple[str, bool]]) -> str:
+  return ', '.join(f'{name} (several labels)' if several else name for name, several in columns)
 
 
 def _ragged(rows: list) -> TokenCorpus:

@@ -7,7 +7,9 @@ from pathlib import Path
 from jaxlm.data import class_batches, labelled, text_reader, word_vocabulary
 from jaxlm.data.class_batches import EncodedTexts
 from jaxlm.data.text_reader import TextReader
+from jaxlm.errors import CheckpointError
 from jaxlm.exam_config import Column, ExamConfig
+from jaxlm.io import checkpoint
 from jaxlm.language_model import LanguageModel
 from trainers.classify.config import ClassDataConfig
 
@@ -31,17 +33,23 @@ def open_parts(data: ClassDataConfig) -> labelled.Parts:
 
 
 def make_reader(
-  data: ClassDataConfig, parts: labelled.Parts, directory: str | Path, lm: LanguageModel | None
+  data: ClassDataConfig, parts: labelled.Parts, directory: str | Path, lm: LanguageModel | None, start: str | None = None
 ) -> TextReader:
-  """Returns the words and labels of a run: those that its directory holds, or new ones of the training texts.
+  """Returns the words and labels of a run: those that its directory or the run `start` holds, or new ones of the training texts.
 
-  Labels are those of the training and the held-out texts. A label that only test texts have is an error when these are read.
+  New labels are those of the training and the held-out texts. A label that only test texts have is an error when these are read.
 
   Raises:
     DataError: there are no labels to tell apart, or no words.
+    CheckpointError: `start` is not a run of a classifier.
   """
   if (held := Path(directory) / 'tokenizer').is_dir():
     return text_reader.load(held)
+  if start is not None:
+    # Parameters belong to words and labels by their numbers, so a run that begins with them has the same words and labels.
+    if (trainer := checkpoint.run_config(start).get('trainer')) != 'classify':
+      raise CheckpointError(f'--start {start} is a run of {trainer!r}, not of a text classifier.')
+    return text_reader.load(Path(start) / 'tokenizer')
   labels = class_batches.label_names([parts.train, parts.valid])
   columns = tuple(map(Column, parts.train.columns, map(len, labels), parts.train.multilabel))
   if lm is not None:

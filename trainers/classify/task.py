@@ -90,11 +90,16 @@ class Classification(Task):
   def resume(self, step: int, notes: dict[str, Any], before: dict[str, Any]) -> list[str]:
     texts, now = notes.get('texts'), self.data_notes(step)['texts']
     before_texts = texts if isinstance(texts, dict) else {}
-    return [
+    said = [
       f'The {name} texts have changed since this run was saved. The run continues with the new ones.'
       for name, digest in now.items()
       if before_texts.get(name, digest) != digest
     ]
+    data, ours = before.get('data', {}), self.config.data
+    changed = [name for name in ('batch_size', 'seed') if data.get(name, getattr(ours, name)) != getattr(ours, name)]
+    if changed:
+      said.append(f'The batches differ from before ({", ".join(changed)}): the run continues with batch {step} of the new ones.')
+    return said
 
   def init_params(self, key: jax.Array) -> Any:
     return exam.init_params(self.config.model, key)

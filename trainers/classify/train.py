@@ -33,7 +33,7 @@ def main(config: ClassifyConfig):
   layout = distributed.make_layout(config.mesh)
   lm = None if config.lm is None else _language_model(config, layout)
   parts = data.open_parts(config.data)
-  reader = data.make_reader(config.data, parts, directory, lm)
+  reader = data.make_reader(config.data, parts, directory, lm, config.start)
   model = config.model.replace(columns=reader.columns, vocab_size=reader.words.vocab_size)
   if lm is not None:
     from jaxlm.text_classifier import weights_digest

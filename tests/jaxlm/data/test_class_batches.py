@@ -101,7 +101,7 @@ def test_texts_and_labels_that_do_not_fit_are_named(row, message):
 
 
 def test_other_columns_and_no_texts_are_refused_and_empty_ones_skipped_if_asked_for():
-  with pytest.raises(DataError, match="'a.csv' has the label columns topic; the classifier has topic, tags"):
+  with pytest.raises(DataError, match="'a.csv' has the label columns topic; the classifier has topic, tags .several"):
     class_batches.encode(texts_of([('one', (('x',),))], ('topic',), (False,)), READER, CONFIG)
   with pytest.raises(DataError, match="'a.csv' holds no text"):
     class_batches.encode(texts_of([]), READER, CONFIG)

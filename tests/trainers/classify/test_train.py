@@ -202,3 +202,22 @@ def test_every_preset_reads_its_texts_or_asks_for_them():
   )
   paper = classify.PRESETS['exam'][1].model
   assert (paper.hidden_units, paper.residual, paper.class_bias, paper.output_bias) == (500, 'none', False, False)
+
+
+def test_a_run_that_starts_with_another_has_its_words_and_labels(texts, tmp_path, capsys):
+  first, start = config(texts, tmp_path / 'first', '--run.steps', '4'), str(tmp_path / 'first')
+  classify.main(first)
+  few = tmp_path / 'few.csv'
+  few.write_text('label,text\nred,w1 w2 new new\ngreen,new w3\n')
+  small = '--data.source', str(few), '--data.valid-source', str(few), '--data.test-source', str(few), '--start', start
+  state = classify.main(config(texts, tmp_path / 'second', *small, '--optimizer.learning-rate', '0', '--run.steps', '4'))
+  readers = [jaxlm.load(tmp_path / name).tokenizer for name in ('first', 'second')]
+  assert readers[0] == readers[1] and len(readers[1].labels[0]) == 3
+  chex.assert_trees_all_equal(jax.device_get(state.params), jax.device_get(checkpoint.load_run(start, step=4)[1]))
+  capsys.readouterr()
+  classify.main(config(texts, tmp_path / 'second', *small, '--data.batch-size', '4', '--run.steps', '8'))
+  assert 'The batches differ from before (batch_size): the run continues with batch 4' in capsys.readouterr().out
+  (tmp_path / 'other').mkdir()
+  (tmp_path / 'other' / 'config.json').write_text('{"model": {}, "trainer": "translate"}')
+  with pytest.raises(CheckpointError, match="is a run of 'translate', not of a text classifier"):
+    classify.main(config(texts, tmp_path / 'third', '--start', str(tmp_path / 'other')))

@@ -61,7 +61,7 @@ def test_the_mlp_learns_where_a_word_stands_and_a_sum_over_words_does_not(tmp_pa
 def topics(n, seed, labels=2000):
   """Yields texts whose words name their topics, of which some are far more frequent than others."""
   rng = np.random.default_rng(seed)
-  share = 1 / np.arange(3, labels + 3)
+  share = 1 / np.arange(50, labels + 50)
   for _ in range(n):
     tags = sorted(set(rng.choice(labels, 3, p=share / share.sum()).tolist()))
     words = [f't{tag}' for tag in tags] + [f'w{i}' for i in rng.integers(0, 100, 4)]
