@@ -123,7 +123,10 @@ def encode(
   """
   names = tuple(column.name for column in reader.columns)
   if (texts.columns, texts.multilabel) != (names, tuple(column.multilabel for column in reader.columns)):
-    theirs, ours = _described(zip(texts.columns, texts.multilabel)), _described((c.name, c.multilabel) for c in reader.columns)
+    theirs, ours = (
+      _described(zip(texts.columns, texts.multilabel)),
+      _described((c.name, c.multilabel) for c in reader.columns),
+    )
     raise errors.DataError(f'{texts.name!r} has the label columns {theirs}; the classifier has {ours}.')
   numbers = [{label: n for n, label in enumerate(labels)} for labels in reader.labels]
   documents, found, known, total = [], [[] for _ in names], [[] for _ in names], 0

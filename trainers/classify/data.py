@@ -33,7 +33,11 @@ def open_parts(data: ClassDataConfig) -> labelled.Parts:
 
 
 def make_reader(
-  data: ClassDataConfig, parts: labelled.Parts, directory: str | Path, lm: LanguageModel | None, start: str | None = None
+  data: ClassDataConfig,
+  parts: labelled.Parts,
+  directory: str | Path,
+  lm: LanguageModel | None,
+  start: str | None = None,
 ) -> TextReader:
   """Returns the words and labels of a run: those that its directory or the run `start` holds, or new ones of the training texts.
 

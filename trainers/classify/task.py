@@ -98,7 +98,9 @@ class Classification(Task):
     data, ours = before.get('data', {}), self.config.data
     changed = [name for name in ('batch_size', 'seed') if data.get(name, getattr(ours, name)) != getattr(ours, name)]
     if changed:
-      said.append(f'The batches differ from before ({", ".join(changed)}): the run continues with batch {step} of the new ones.')
+      said.append(
+        f'The batches differ from before ({", ".join(changed)}): the run continues with batch {step} of the new ones.'
+      )
     return said
 
   def init_params(self, key: jax.Array) -> Any:

@@ -210,7 +210,9 @@ def test_a_run_that_starts_with_another_has_its_words_and_labels(texts, tmp_path
   few = tmp_path / 'few.csv'
   few.write_text('label,text\nred,w1 w2 new new\ngreen,new w3\n')
   small = '--data.source', str(few), '--data.valid-source', str(few), '--data.test-source', str(few), '--start', start
-  state = classify.main(config(texts, tmp_path / 'second', *small, '--optimizer.learning-rate', '0', '--run.steps', '4'))
+  state = classify.main(
+    config(texts, tmp_path / 'second', *small, '--optimizer.learning-rate', '0', '--run.steps', '4')
+  )
   readers = [jaxlm.load(tmp_path / name).tokenizer for name in ('first', 'second')]
   assert readers[0] == readers[1] and len(readers[1].labels[0]) == 3
   chex.assert_trees_all_equal(jax.device_get(state.params), jax.device_get(checkpoint.load_run(start, step=4)[1]))
