@@ -1,4 +1,4 @@
-"""What classifiers learn: an order that a bag of words cannot see, many labels, and the package of a docstring."""
+"""What classifiers learn: an order that a bag of words cannot see, and the package of a docstring."""
 
 import collections
 import json
@@ -56,36 +56,6 @@ def test_the_mlp_learns_where_a_word_stands_and_a_sum_over_words_does_not(tmp_pa
   bag = trained(tmp_path / 'bag', files[0], *short, '--model.region', '1', preset='region', valid=files[1])
   assert exam['held-out']['accuracy'] > 0.95
   assert bag['held-out']['accuracy'] < 0.45
-
-
-def topics(n, seed, labels=2000):
-  """Yields texts whose words name their topics, of which some are far more frequent than others."""
-  rng = np.random.default_rng(seed)
-  share = 1 / np.arange(50, labels + 50)
-  for _ in range(n):
-    tags = sorted(set(rng.choice(labels, 3, p=share / share.sum()).tolist()))
-    words = [f't{tag}' for tag in tags] + [f'w{i}' for i in rng.integers(0, 100, 4)]
-    rng.shuffle(words)
-    yield {'text': ' '.join(words), 'tags': [f'tag {tag}' for tag in tags]}
-
-
-@pytest.mark.study
-@pytest.mark.slow
-def test_two_thousand_labels_are_learned_within_500_steps(tmp_path):
-  train, valid = list(topics(12_000, 0)), list(topics(500, 1))
-  known = {tag for row in train for tag in row['tags']}
-  valid = [row for row in valid if set(row['tags']) <= known]
-  files = [write(tmp_path / f'{name}.jsonl', rows) for name, rows in (('train', train), ('valid', valid))]
-  flags = (
-    '--data.labels', 'tags', '--data.multilabel', 'tags', '--model.max-length', '14', '--model.dropout', '0', '--run.steps', '500',
-    '--run.patience', '0', '--run.eval-every', '250', '--data.batch-size', '64', '--optimizer.learning-rate', '1e-2', '--model.dim', '32',
-  )  # fmt: skip
-  found = trained(tmp_path / 'run', files[0], *flags, preset='region', valid=files[1])['held-out']
-  counts = collections.Counter(tag for row in train for tag in row['tags'])
-  likeliest = [tag for tag, _ in counts.most_common(5)]
-  shares = [np.mean([tag in row['tags'] for row in valid]) for tag in likeliest]
-  prior = sum(share / np.log(rank + 2) for rank, share in enumerate(shares))
-  assert len(known) > 1500 and found['kanshan_p'] > 10 * prior, (found['kanshan_p'], prior)
 
 
 def naive_bayes(parts, words):
