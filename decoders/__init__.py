@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING
 from jaxlm.exports import lazily
 
 if TYPE_CHECKING:
+  from decoders.classification.classifier import classify as classify
   from decoders.options import Sampling as Sampling
   from decoders.output import Output as Output
   from decoders.plain import generate as generate
   from decoders.translation.translator import translate as translate
 
-# `decoders.generate` is the function in decoders/plain.py, `decoders.translate` the one in decoders/translation/translator.py. The
-# modules of these names are command lines, and nothing imports them.
+# `decoders.generate` is the function in decoders/plain.py, `decoders.translate` the one in decoders/translation/translator.py and
+# `decoders.classify` the one in decoders/classification/classifier.py. The modules of these names are command lines, and nothing
+# imports them.
 _PUBLIC = {
+  'classify': 'decoders.classification.classifier',
   'generate': 'decoders.plain',
   'translate': 'decoders.translation.translator',
   'Sampling': 'decoders.options',
   'Output': 'decoders.output',
 }
-_MODULES = ('beam', 'glide', 'simlayerkv', 'speculative', 'swift', 'translation')
+_MODULES = ('beam', 'classification', 'glide', 'simlayerkv', 'speculative', 'swift', 'translation')
 __getattr__, __dir__ = lazily(__name__, _PUBLIC, _MODULES)

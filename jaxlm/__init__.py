@@ -16,11 +16,16 @@ if TYPE_CHECKING:
   from jaxlm.language_model import forward as forward
   from jaxlm.language_model import load as load
   from jaxlm.language_model import save_huggingface as save_huggingface
+  from jaxlm.text_classifier import TextClassifier as TextClassifier
   from jaxlm.translation_model import Seq2SeqModel as Seq2SeqModel
 
 __version__ = '0.1.0'
 
 _PUBLIC = dict.fromkeys(('LanguageModel', 'forward', 'load', 'save_huggingface'), 'jaxlm.language_model')
-_PUBLIC |= {'Seq2SeqModel': 'jaxlm.translation_model', 'GlideDraft': 'jaxlm.glide_model'}
+_PUBLIC |= {
+  'GlideDraft': 'jaxlm.glide_model',
+  'Seq2SeqModel': 'jaxlm.translation_model',
+  'TextClassifier': 'jaxlm.text_classifier',
+}
 _MODULES = ('analysis', 'attention', 'caches', 'config', 'data', 'evaluation', 'io', 'losses', 'models')
 __getattr__, __dir__ = lazily(__name__, _PUBLIC, _MODULES)

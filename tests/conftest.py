@@ -45,6 +45,7 @@ VERSIONED = (
   'compatibility',
   'decoders/beam',
   'decoders/glide/test_drafter.py',
+  'decoders/classification/test_classifier.py',
   'decoders/simlayerkv/test_context.py',
   'decoders/simlayerkv/test_decode.py',
   'decoders/speculative/test_loop.py',
@@ -68,6 +69,7 @@ VERSIONED = (
   'jaxlm/io',
   'jaxlm/losses',
   'jaxlm/models',
+  'jaxlm/test_text_classifier.py',
   'pallas_kernels',
   'trainers',
 )

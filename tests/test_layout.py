@@ -21,7 +21,7 @@ FLOORS = (
   ('jaxlm.errors', 'jaxlm.exports', 'jaxlm.lengths', 'jaxlm.cache_config', 'jaxlm.console'),
   ('jaxlm.config_fields',),
   ('jaxlm.config',),
-  ('jaxlm.seq2seq_config', 'jaxlm.glide_config'),
+  ('jaxlm.seq2seq_config', 'jaxlm.glide_config', 'jaxlm.exam_config'),
   ('jaxlm.attention',),
   ('jaxlm.caches',),
   ('jaxlm.models', 'jaxlm.losses'),
@@ -29,6 +29,7 @@ FLOORS = (
   ('jaxlm.io',),
   ('jaxlm.translation_model', 'jaxlm.glide_model'),
   ('jaxlm.language_model',),
+  ('jaxlm.text_classifier',),  # May hold a language model.
   ('jaxlm',),  # The package itself: `import jaxlm` is for what may load models.
   ('jaxlm.analysis.tables', 'jaxlm.analysis.plots', 'jaxlm.analysis.statistics'),
   ('jaxlm.analysis.sink', 'jaxlm.analysis.direction'),
@@ -39,10 +40,11 @@ FLOORS = (
   ('decoders',),
   ('decoders.speculative', 'decoders.simlayerkv', 'decoders.beam'),
   ('decoders.swift', 'decoders.glide', 'decoders.translation'),
+  ('decoders.classification',),  # Writes files as decoders.translation does.
   ('decoders.command',),  # Knows the settings of all decoders.
-  ('decoders.generate', 'decoders.translate'),
+  ('decoders.generate', 'decoders.translate', 'decoders.classify'),
   ('trainers',),
-  ('trainers.pretrain', 'trainers.translate'),
+  ('trainers.pretrain', 'trainers.translate', 'trainers.classify'),
   ('trainers.glide',),  # Without a target, it trains one with trainers.pretrain.
   ('benchmarks',),
   ('colab',),
@@ -52,8 +54,8 @@ KERNELS_MAY_IMPORT = ('jax', 'numpy', 'pallas_kernels')
 ROOMS = {
   'jaxlm': ('analysis', 'attention', 'caches', 'data', 'evaluation', 'io', 'losses', 'models'),
   'jaxlm/analysis': ('direction', 'lazy', 'sink'),
-  'decoders': ('beam', 'glide', 'simlayerkv', 'speculative', 'swift', 'translation'),
-  'trainers': ('glide', 'pretrain', 'translate'),
+  'decoders': ('beam', 'classification', 'glide', 'simlayerkv', 'speculative', 'swift', 'translation'),
+  'trainers': ('classify', 'glide', 'pretrain', 'translate'),
   'benchmarks': ('accelerator',),
 }
 

@@ -9,6 +9,7 @@ from jaxlm import analysis
 from jaxlm.analysis.direction.files import Scores
 from jaxlm.evaluation.choices import Choices
 from jaxlm.evaluation.documents import Losses
+from tests.decoders.classification.models_made import made
 from tests.decoders.translation.models_made import tiny
 from tests.glide_drafts import tiny_draft
 from tests.models import tiny_model
@@ -27,6 +28,10 @@ def results():
   yield tiny(), 'Seq2SeqModel(1 + 2 layers x 8'
   yield tiny_draft(), 'GlideDraft(chain, 1 layers x 18'
   yield decoders.translate(tiny(), ['abc'], max_new_tokens=1), '1 rows, 1 tokens'
+  yield made(), 'TextClassifier(word-context, vocabulary 10, mlp'
+  labelled = decoders.classify(made(), ['a b'], explain=True)
+  yield labelled, 'Classifications(1 texts, topic, tags; first '
+  yield labelled.contributions[0], 'Contributions(2 words; for '
   yield analysis.sinks(lm, TOKENS), 'Sink_1 '
   yield analysis.laziness(lm, TOKENS[0], recent=8, initial=1, queries=4, new_tokens=4), 'of 2 layers lazy'
   yield Losses(np.array([10, 5]), np.array([40, 20]), {'forward': np.array([20.0, 10.0])}), 'forward 2.0000 nats'

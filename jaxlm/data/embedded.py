@@ -55,9 +55,9 @@ def _read() -> Iterator[str]:
       found = True
       yield text.strip()
   library = Path(sysconfig.get_path('stdlib'))
-  for path in (path for name in MODULES for path in _sources(library, name)):
+  for path in (path for name in MODULES for path in module_files(library, name)):
     parts = []
-    for text in _docstrings(path):
+    for text in docstrings(path):
       if text not in seen:
         seen.add(text)
         parts.append(text)
@@ -68,7 +68,8 @@ def _read() -> Iterator[str]:
     raise errors.DataError(f'This Python carries no text ({library} has no sources): name a text file instead.')
 
 
-def _sources(library: Path, name: str) -> list[Path]:
+def module_files(library: Path, name: str) -> list[Path]:
+  """Returns the source files of a module or package of the standard library, sorted, without tests; [] if it is not there."""
   if (folder := library / name).is_dir():
     inside = (p.relative_to(folder).parts for p in folder.rglob('*.py'))
     return [folder.joinpath(*parts) for parts in sorted(inside) if not any('test' in x for x in parts)]
@@ -76,7 +77,8 @@ def _sources(library: Path, name: str) -> list[Path]:
   return [file] if file.is_file() else []
 
 
-def _docstrings(path: Path) -> Iterator[str]:
+def docstrings(path: Path) -> Iterator[str]:
+  """Yields the docstrings of a source file in their order."""
   try:
     tree = ast.parse(path.read_bytes())
   except (SyntaxError, ValueError):  # a template rather than a module

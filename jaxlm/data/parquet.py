@@ -47,6 +47,17 @@ def texts(path: Path, field: str) -> Iterator[str]:
     raise errors.DataError(f'{path} is not a readable Parquet file{after}: {e}.') from e
 
 
+def rows(path: Path) -> Iterator[dict[str, object]]:
+  """Yields each row as {column: value}. Raises DataError naming the file if it cannot be read."""
+  pa, pq = _pyarrow(path)
+  try:
+    with pq.ParquetFile(path) as file:
+      for batch in file.iter_batches(batch_size=1024):
+        yield from batch.to_pylist()
+  except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+    raise errors.DataError(f'{path} is not a readable Parquet file: {e}.') from e
+
+
 def _column(path: Path, field: str, columns: list[str]) -> str:
   """Returns the column of a field such as meta.text: the column "meta.text" if it exists, else the column "meta"."""
   parts = field.split('.')

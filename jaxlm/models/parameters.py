@@ -50,6 +50,18 @@ RULES = (
   Rule('embed_in/kernel', 'matrix', (None, 'fsdp')),
   Rule('embed_out/kernel', 'matrix', ('fsdp', None)),
   Rule('mask_embedding', 'matrix', (None,)),
+  Rule('units/embedding', 'embedding', ('tensor', 'fsdp')),
+  Rule('ngram_embed/embedding', 'embedding', ('tensor', 'fsdp')),
+  Rule('layer_*_input/kernel', 'matrix', ('fsdp', None)),
+  Rule('layer_*_input/bias', 'bias', (None,)),
+  Rule('layer_*_state/kernel', 'matrix', ('fsdp', None)),
+  Rule('layer_*_state/bias', 'bias', (None,)),
+  Rule('class_table/kernel', 'matrix', ('tensor', 'fsdp')),
+  Rule('class_table/bias', 'bias', ('tensor',)),
+  Rule('mlp_in/kernel', 'matrix', (None, 'fsdp')),
+  Rule('mlp_in/bias', 'bias', ('fsdp',)),
+  Rule('mlp_out/kernel', 'matrix', ('fsdp',)),
+  Rule('mlp_out/bias', 'bias', ()),
 )
 
 

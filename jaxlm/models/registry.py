@@ -36,6 +36,7 @@ _kinds: dict[str, RunKind | str] = {
   'pretrain': LANGUAGE_MODEL,
   'translate': 'jaxlm.translation_model:RUNS',
   'glide': 'jaxlm.glide_model:RUNS',
+  'classify': 'jaxlm.text_classifier:RUNS',
 }
 
 

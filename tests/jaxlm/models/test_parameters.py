@@ -3,8 +3,9 @@
 import jax
 import pytest
 
+from jaxlm.exam_config import Column, ExamConfig
 from jaxlm.glide_config import GlideConfig
-from jaxlm.models import glide, nat, parameters, seq2seq, sharding
+from jaxlm.models import exam, glide, nat, parameters, seq2seq, sharding
 from jaxlm.models.transformer import abstract_params
 from jaxlm.seq2seq_config import Seq2SeqConfig
 from tests.jaxlm.attention.test_operations import VARIATIONS
@@ -21,10 +22,18 @@ ALL |= {'encoder-decoder': SMALL, 'encoder-decoder, all options': SEQ2SEQ, 'mask
 ALL |= {'encoder-decoder, relative': SMALL.replace(position='relative')}
 DRAFT = GlideConfig(model_dim=24, num_heads=4, mlp_dim=20, cross_norm=True)
 ALL |= {'draft': DRAFT, 'draft, all options': DRAFT.replace(draft='parallel', embedding='target')}
+EXAM = ExamConfig(vocab_size=50, columns=(Column('topic', 6),), dim=8, max_length=12, class_bias=True, output_bias=True)
+ALL |= {
+  'classifier': EXAM,
+  'classifier, gru': EXAM.replace(encoder='gru', gru_layers=2),
+  'classifier, n-grams': EXAM.replace(encoder='ngrams', buckets=40),
+}
 
 
 def leaves(changes):
-  if isinstance(changes, Seq2SeqConfig):
+  if isinstance(changes, ExamConfig):
+    params = exam.abstract_params(changes)
+  elif isinstance(changes, Seq2SeqConfig):
     params = (nat if changes.is_parallel else seq2seq).abstract_params(changes)
   elif isinstance(changes, GlideConfig):
     params = glide.abstract_params(changes)

@@ -1,0 +1,111 @@
+"""A classifier on a frozen language model needs just that model; one that trains it holds it."""
+
+import json
+
+import chex
+import jax
+import pytest
+
+import decoders
+import jaxlm
+from jaxlm.data.tokenizers import ByteTokenizer
+from jaxlm.errors import CheckpointError
+from jaxlm.language_model import LanguageModel
+from jaxlm.text_classifier import TextClassifier, weights_digest
+from tests.models import TINY, init
+from trainers import classify, command_line
+from trainers.config import ConfigError
+
+MODEL = TINY.replace(vocab_size=264, max_length=32, num_layers=1)
+
+
+@pytest.fixture(scope='module')
+def lm(tmp_path_factory):
+  """Returns the Hugging Face directory of a language model on bytes."""
+  path = tmp_path_factory.mktemp('lm') / 'model'
+  jaxlm.save_huggingface(LanguageModel(MODEL, init(MODEL, jax.random.key(7))), path)
+  ByteTokenizer().save(path)
+  return path
+
+
+@pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+  path = tmp_path_factory.mktemp('texts') / 'a.csv'
+  path.write_text('label,text\n' + ''.join(f'{"ab"[i % 2]},{"xy"[i % 2]} and {i}\n' for i in range(40)))
+  return path
+
+
+def run(lm, texts, directory, *flags):
+  args = (
+    'lm', '--lm', str(lm), '--data.source', str(texts), '--data.valid-source', str(texts), '--run.directory', str(directory),
+    '--run.steps', '4', '--run.eval-every', '0', '--run.no-tensorboard', '--optimizer.warmup-steps', '1', '--data.batch-size', '8',
+    '--model.max-length', '12', '--run.patience', '0',
+  )  # fmt: skip
+  made = command_line.parse(classify.PRESETS, 'lm', prog='classify', description='Classifies.', args=(*args, *flags))
+  return classify.main(made)
+
+
+@pytest.fixture(scope='module')
+def frozen(lm, texts, tmp_path_factory):
+  directory = tmp_path_factory.mktemp('runs') / 'frozen'
+  run(lm, texts, directory)
+  return directory
+
+
+def test_a_frozen_language_model_is_loaded_beside_the_classifier(frozen, lm):
+  model = jaxlm.load(frozen)
+  assert isinstance(model, TextClassifier) and 'lm of' in repr(model) and 'lm' not in model.params
+  chex.assert_trees_all_equal(model.lm_params, jaxlm.load(lm).params)
+  assert model.config.lm.digest == weights_digest(model.lm_params)
+  found = decoders.classify(model, ['x and 3'], explain=True)
+  assert found.contributions[0].words == list('x and 3') and set(found.labels[0]) == {'a', 'b'}
+
+
+def test_another_language_model_in_its_place_is_refused(frozen, lm, tmp_path):
+  path = frozen / 'config.json'
+  fields = json.loads(path.read_text())
+
+  def refused(name, message):
+    path.write_text(
+      json.dumps(fields | {'model': fields['model'] | {'lm': fields['model']['lm'] | {'name': str(name)}}})
+    )
+    try:
+      with pytest.raises(CheckpointError, match=message):
+        jaxlm.load(frozen)
+    finally:
+      path.write_text(json.dumps(fields))
+
+  refused(tmp_path / 'nowhere', 'nowhere.* cannot be loaded: .* train with --model.train-lm')
+  for name, config, message in (
+    ('other', MODEL, 'have the digest float32:.*; the classifier was trained with float32:'),
+    ('wider', MODEL.replace(mlp_dim=28), 'holds another model than the one'),
+  ):
+    jaxlm.save_huggingface(LanguageModel(config, init(config, jax.random.key(8))), tmp_path / name)
+    ByteTokenizer().save(tmp_path / name)
+    refused(tmp_path / name, message)
+
+
+def test_a_trained_language_model_begins_as_it_was_and_is_in_the_checkpoint(lm, texts, tmp_path):
+  state = run(lm, texts, tmp_path / 'run', '--model.train-lm', '--optimizer.learning-rate', '0')
+  chex.assert_trees_all_equal(jax.device_get(state.params['lm']), jax.device_get(jaxlm.load(lm).params))
+  model = jaxlm.load(tmp_path / 'run')
+  assert model.lm_params is None and model.config.lm.digest == ''
+  assert decoders.classify(model, ['y']).probabilities.shape == (1, 2)
+
+
+def test_what_cannot_be_read_for_a_classifier_is_named(lm, texts, frozen, tmp_path, monkeypatch):
+  with pytest.raises(ConfigError, match='model.max_length=64 is longer than --lm .* reads: 32'):
+    run(lm, texts, tmp_path / 'run', '--model.max-length', '64')
+  with pytest.raises(ConfigError, match='is a TextClassifier; a classifier reads a decoder-only language model'):
+    run(frozen, texts, tmp_path / 'run')
+  with pytest.raises(CheckpointError, match='There is no model'):
+    run(tmp_path / 'nowhere', texts, tmp_path / 'run')
+  reverse = LanguageModel(MODEL.replace(direction='reverse'), jaxlm.load(lm).params, ByteTokenizer())
+  for other, message in (
+    (reverse, "direction='reverse'; a classifier gives"),
+    (LanguageModel(MODEL, {}), 'has no tokenizer'),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(jaxlm, 'load', lambda *_, other=other, **__: other, raising=False)
+      with pytest.raises(ConfigError, match=message):
+        run(lm, texts, tmp_path / 'run')
