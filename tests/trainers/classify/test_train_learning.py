@@ -1,12 +1,10 @@
-"""What classifiers learn: an order that a bag of words cannot see, and the package of a docstring."""
+"""What classifiers learn: an order that a bag of words cannot see."""
 
-import collections
 import json
 
 import numpy as np
 import pytest
 
-from jaxlm.data import labelled
 from tests.trainers.classify.runs import parse
 from trainers import classify
 
@@ -56,42 +54,3 @@ def test_the_mlp_learns_where_a_word_stands_and_a_sum_over_words_does_not(tmp_pa
   bag = trained(tmp_path / 'bag', files[0], *short, '--model.region', '1', preset='region', valid=files[1])
   assert exam['held-out']['accuracy'] > 0.95
   assert bag['held-out']['accuracy'] < 0.45
-
-
-def naive_bayes(parts, words):
-  """Returns the test accuracy of multinomial naive Bayes on single words."""
-  counts, texts = collections.defaultdict(collections.Counter), collections.Counter()
-  for row in parts.train:
-    (label,) = row.labels[0]
-    texts[label] += 1
-    counts[label].update(words(row.text))
-  vocabulary = {word for some in counts.values() for word in some}
-  labels = sorted(texts)
-  totals = {label: sum(counts[label].values()) + len(vocabulary) for label in labels}
-
-  def score(label, text):
-    log_p = [np.log((counts[label][word] + 1) / totals[label]) for word in words(text) if word in vocabulary]
-    return np.log(texts[label]) + sum(log_p)
-
-  rows = list(parts.test)
-  return np.mean([max(labels, key=lambda label, row=row: score(label, row.text)) == row.labels[0][0] for row in rows])
-
-
-@pytest.mark.study
-@pytest.mark.slow
-def test_exam_is_as_good_as_its_encoder_on_docstrings_and_both_better_than_naive_bayes(tmp_path):
-  from jaxlm.data.word_vocabulary import SPLITTERS
-
-  bayes = naive_bayes(labelled.open_parts('docstrings'), SPLITTERS['words'])
-  accuracy = {}
-  for preset in ('docstrings', 'region'):
-    runs = [
-      trained(
-        tmp_path / f'{preset}-{seed}', 'docstrings', '--run.seed', str(seed), '--data.seed', str(seed), preset=preset
-      )
-      for seed in range(3)
-    ]
-    accuracy[preset] = [run['test']['accuracy'] for run in runs]
-  means = {preset: np.mean(found) for preset, found in accuracy.items()}
-  print(f'naive Bayes {bayes:.3f}; {accuracy}; means {means}')
-  assert means['docstrings'] >= means['region'] - 0.003 and min(means.values()) > bayes, (accuracy, bayes)
