@@ -49,6 +49,9 @@ class GlideConfig:
   """Each layer reads keys and values of a target layer. Off: the draft is an ordinary small language model, for comparison."""
   layers: tuple[int, ...] = ()
   """Number of the target layer that each draft layer reads, counted from 0 (none given: the target's last layers, in order)."""
+  cross_start: Literal['zero', 'random'] = 'zero'
+  """First output matrix of the cross-attention. zero: a new draft computes what it would compute without cross-attention. random: as
+  other matrices, as in the authors' code; what is read of the target then hides the tokens until the draft has learned to use it."""
   cross_norm: bool = False
   """Applies a norm before the cross-attention. The paper's code has none."""
   embedding: Literal['own', 'target'] = 'own'

@@ -76,7 +76,7 @@ class _Run:
     self.rows = self.layout.rows(task.batch_size)
     self.directory = Path(c.directory or f'runs/{task.trainer}')
     self.main = jax.process_index() == 0
-    self.optimizer = make_optimizer(config.optimizer, c.steps)
+    self.optimizer = make_optimizer(config.optimizer, c.steps, task.learning_rates)
 
     self.lock, self.changed = distributed.on_first_host(self._open, CheckpointError) or (None, [])
     self.checkpoints = RunCheckpoints(self.directory / 'checkpoints', keep=c.keep, keep_also=self._kept_steps)

@@ -10,6 +10,7 @@ The learning rate at step s = 0, 1, ... of S steps, with W warm-up steps, peak p
   inverse_sqrt  p sqrt(max(W, 1) / max(s, 1))         https://arxiv.org/abs/1706.03762
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -55,7 +56,25 @@ def decay_mask(config: OptimizerConfig, params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
+Factors = Sequence[tuple[str, float]]
+"""Ends of the paths of parameters, such as 'cross/o/kernel', with their learning rates divided by that of all other parameters."""
+
+
+def with_factors(tx: optax.GradientTransformation, factors: Factors) -> optax.GradientTransformation:
+  """Returns `tx` with the updates of some parameters multiplied. The state is that of `tx`, so a resumed run may have other factors."""
+
+  def factor(path) -> float:
+    name = '/'.join(str(getattr(k, 'key', k)) for k in path)
+    return next((factor for end, factor in factors if f'/{name}'.endswith(f'/{end}')), 1.0)
+
+  def update(grads, state, params=None):
+    updates, state = tx.update(grads, state, params)
+    return jax.tree_util.tree_map_with_path(lambda path, x: x * factor(path), updates), state
+
+  return optax.GradientTransformation(tx.init, update) if factors else tx
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, factors: Factors = ()) -> Optimizer:
   """Returns AdamW with global-norm clipping before it, for a run of `steps` steps."""
   schedule = make_schedule(config, steps)
   adamw = optax.adamw(
@@ -68,4 +87,4 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
   )
   # Without clipping the chain has an identity in its place, so that a resumed run may switch clipping on or off.
   clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-  return Optimizer(optax.chain(clip, adamw), schedule)
+  return Optimizer(with_factors(optax.chain(clip, adamw), factors), schedule)

@@ -29,6 +29,8 @@ class Task:
   """Metrics that are better when higher; all others are better when lower."""
   host_metrics: tuple[str, ...] = ()
   """Names of the metrics that `evaluate_on_host` returns."""
+  learning_rates: tuple[tuple[str, float], ...] = ()
+  """Ends of the paths of parameters, with their learning rates divided by that of all other parameters."""
   kept: tuple[str, ...] = ()
   """Settings that a resumed run ignores, because files written by `save_assets` depend on their first values."""
 

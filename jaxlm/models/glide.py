@@ -48,7 +48,7 @@ class Cross(nn.Module):
     c, t = self.config, self.config.target.model
     heads, init = (t.num_heads, t.head_dim), initializers(self.config.stack).matrix
     self.q = Dense((c.model_dim,), heads, False, c.dtype, init)
-    self.o = Dense(heads, (c.model_dim,), False, c.dtype, init)
+    self.o = Dense(heads, (c.model_dim,), False, c.dtype, nn.initializers.zeros if c.cross_start == 'zero' else init)
 
   def __call__(self, x_BTD, rotations, seen_BT, target: caches.Readable):
     t = self.config.target.model

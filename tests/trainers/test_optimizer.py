@@ -1,5 +1,6 @@
 """Schedules at their key steps, weight decay and clipping."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +42,16 @@ def test_weight_decay_reaches_all_parameters_unless_exempt():
   layer = mask['layer_0']
   assert not mask['embed']['embedding'] and not mask['final_norm']['scale'] and not layer['attention']['q']['bias']
   assert layer['attention']['q']['kernel'] and layer['mlp']['down']['kernel'] and mask['head']
+
+
+def test_a_learning_rate_of_its_own_multiplies_the_update_and_leaves_the_state_alone():
+  params = {'cross': {'o': {'kernel': jnp.ones(3)}}, 'across': {'o': {'kernel': jnp.ones(3)}}}
+  config = OptimizerConfig(warmup_steps=0)
+  plain, mixed = (make_optimizer(config, 10, factors).tx for factors in ((), (('cross/o/kernel', 0.25),)))
+  (before, state), (after, other) = (tx.update(params, tx.init(params), params) for tx in (plain, mixed))
+  np.testing.assert_array_equal(after['cross']['o']['kernel'], 0.25 * before['cross']['o']['kernel'])
+  np.testing.assert_array_equal(after['across']['o']['kernel'], before['across']['o']['kernel'])
+  chex.assert_trees_all_equal(state, other)
 
 
 def test_decay_and_clipping_are_applied():

@@ -142,11 +142,16 @@ class GlideTrainConfig(TrainConfig):
   """Number of texts that the target writes itself, as training data instead of the text (0: train on the text)."""
   generation: GenerationConfig = GenerationConfig()
   distill: DistillConfig = DistillConfig()
+  cross_learning_rate: float = 0.1
+  """Learning rate of the cross-attention's output matrices, divided by optimizer.learning_rate. What the cross-attention reads is much
+  larger than the states of the draft, so that with 1 short trainings end worse than without cross-attention."""
   eval: EvalConfig = EvalConfig()
 
   def __post_init__(self):
     super().__post_init__()
     check_choices(self)
+    if not 0 <= self.cross_learning_rate < math.inf:
+      raise ConfigError(f'cross_learning_rate={self.cross_learning_rate} must be a number and not negative.')
     if self.self_generate < 0:
       raise ConfigError(f'self_generate={self.self_generate} must not be negative.')
     if self.self_generate == 1:

@@ -40,7 +40,8 @@ PRESETS = {
   'paper': (
     "The paper's setting for a 7B target, which --target names: one layer x 768, 46,000 steps of 131 thousand tokens.",
     GlideTrainConfig(
-      model=DraftFlags(block=5, first_block='causal'),
+      model=DraftFlags(block=5, first_block='causal', cross_start='random'),
+      cross_learning_rate=1.0,
       data=TextConfig(batch_size=64, length=2048),
       optimizer=OptimizerConfig(
         learning_rate=5e-4, schedule='cosine', warmup_steps=1150, weight_decay=0.0, min_lr_ratio=0.0

@@ -85,6 +85,7 @@ class DraftTraining(Task):
     self.config, self.lm, self.prompts = config, lm, texts.prompts
     self.batches, self.held_out = texts.batches, texts.held_out
     self.batch_size = config.data.batch_size
+    self.learning_rates = (('cross/o/kernel', config.cross_learning_rate),)
     self.host_metrics = ('accepted_length', 'acceptance') if self.prompts else ()
     self.best_metric = 'accepted_length' if self.prompts else 'loss'
     self._target = {'name': config.target, 'digest': weights_digest(lm.params)}

@@ -101,6 +101,16 @@ def test_the_target_gets_no_gradient_and_the_draft_does():
   assert all((x != 0).any() for x in jax.tree.leaves(of_draft))
 
 
+def test_a_new_draft_begins_as_the_same_draft_without_cross_attention():
+  def logits(**changes):
+    draft = tiny_draft(block=4, **changes)
+    return training_logits(draft.config, draft.params, TOKENS, reads_of(draft) if draft.config.cross else None, PHASE)
+
+  vanilla = logits(cross=False)
+  np.testing.assert_array_equal(logits(cross_start='zero'), vanilla)
+  assert jnp.abs(logits(cross_start='random') - vanilla).max() > 1e-3
+
+
 def test_padding_has_no_influence():
   draft = tiny_draft(**DEEP)
   mask = jnp.arange(T)[None] < jnp.asarray([[T], [10]])

@@ -18,7 +18,9 @@ from trainers.glide.config import DistillConfig
 from trainers.glide.task import draft_terms
 from trainers.step import data_parallel, init_state, make_train_step
 
-CHAIN = GlideConfig(Target('target', TARGET), model_dim=12, num_heads=2, mlp_dim=20, block=3, dtype='float32')
+CHAIN = GlideConfig(
+  Target('target', TARGET), model_dim=12, num_heads=2, mlp_dim=20, block=3, dtype='float32', cross_start='random'
+)
 VARIANTS = {
   'chain': CHAIN,
   'no cross': CHAIN.replace(cross=False),

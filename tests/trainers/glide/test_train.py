@@ -18,6 +18,7 @@ from jaxlm.glide_config import GlideConfig
 from jaxlm.glide_model import GlideDraft
 from jaxlm.io import checkpoint
 from jaxlm.language_model import LanguageModel
+from jaxlm.models.glide import init_params
 from tests.models import init
 from tests.trainers import tiny
 from tests.trainers.glide.conftest import TARGET
@@ -91,6 +92,17 @@ def test_the_run_loads_as_a_draft_that_names_its_target_and_has_none_of_its_weig
   assert all(0 <= valid[-1][f'valid/{name}'] <= 1 for name in ('agreement', 'overlap'))
 
 
+def test_the_output_of_the_cross_attention_starts_at_zero_and_learns_at_a_tenth_of_the_learning_rate(whole):
+  directory, state = whole(MeshConfig())
+  c = jaxlm.load(directory).config
+  assert c.cross_start == 'zero'
+  first = init_params(c, jax.random.key(parse('smoke').run.seed))
+  moved = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), state.params, first)['layer_0']
+  np.testing.assert_array_equal(first['layer_0']['cross']['o']['kernel'], 0)
+  # Adam moves each parameter by about the learning rate in each step.
+  assert 0.05 < moved['cross']['o']['kernel'] / moved['mlp']['up']['kernel'] < 0.2, moved
+
+
 @pytest.fixture
 def half(target, text, whole, tmp_path):
   """Returns copies of a run that stopped after step 4, and of its target."""
@@ -153,6 +165,8 @@ def test_a_run_starts_with_the_draft_of_another_run(target, text, whole, tmp_pat
 def test_settings_that_cannot_work_are_named():
   with pytest.raises(ConfigError, match='distill.weight=1.5 must be within'):
     glide.DistillConfig(weight=1.5)
+  with pytest.raises(ConfigError, match='cross_learning_rate=-1 must be a number and not negative'):
+    glide.GlideTrainConfig(cross_learning_rate=-1)
   with pytest.raises(ConfigError, match='self_generate=1 leaves no text for training'):
     glide.GlideTrainConfig(self_generate=1)
   with pytest.raises(ConfigError, match='prompt_tokens=2000 leaves no room for new tokens in data.length=1024'):
