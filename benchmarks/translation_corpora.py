@@ -14,6 +14,7 @@ from jaxlm.data import pairs
 from jaxlm.data.corpus import cache_folder
 from jaxlm.data.grammar import Phrases
 from jaxlm.data.synthetic import Language
+from jaxlm.seq2seq_config import Seq2SeqConfig
 
 VERSION = 1
 """Raise it when training changes in a way that settings do not show: then nothing that was kept before is used."""
@@ -52,6 +53,12 @@ def corpus(name: str) -> Corpus:
 def texts(name: str, split: str) -> list[tuple[str, str]]:
   """Returns the English-German pairs of a split."""
   return list(pairs.read(f'{name}:en-de:{split}'))
+
+
+def changed_fields(model: Seq2SeqConfig) -> dict[str, Any]:
+  """Returns the fields that are not at their defaults: a field that a later version adds changes no name of what is kept."""
+  default = dataclasses.asdict(Seq2SeqConfig())
+  return {name: value for name, value in dataclasses.asdict(model).items() if value != default[name]}
 
 
 def kept_path(kind: str, facts: Any, suffix: str) -> Path:

@@ -111,7 +111,7 @@ def rows_of(
   for name, found in runs.items():
     _, _, ids, scores = found[0]
     differ = [i for i, (a, b) in enumerate(zip(our_ids, ids)) if a != b]
-    # Of a beam the whole counts, of a greedy translation the step at which it takes another token.
+    # Hypotheses of a beam are compared as a whole, greedy translations at the step where they take different tokens.
     gaps = [abs(our_scores[i] - scores[i]) if beam > 1 else gap(i, our_ids[i], ids[i]) for i in differ]
     tokens = sum(min(len(row) + 1, most) for row in ids)
     rows.append({

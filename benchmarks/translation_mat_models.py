@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import tqdm
 
-from benchmarks.translation_corpora import Corpus, generated, kept
+from benchmarks.translation_corpora import Corpus, changed_fields, generated, kept
 import decoders
 from jaxlm.data import pair_batches, pair_tokenizers
 from jaxlm.data.markov_tasks import Agreement, Clauses
@@ -40,10 +40,8 @@ class Setting:
 
   @property
   def facts(self) -> dict[str, Any]:
-    """What a trained model depends on. A field that a later version adds to the model's config changes nothing at its default."""
-    default = Seq2SeqConfig()
-    model = {k: v for k, v in dataclasses.asdict(self.model).items() if v != dataclasses.asdict(default)[k]}
-    return {**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, 'model': model}
+    """What a trained model depends on."""
+    return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {'model': changed_fields(self.model)}
 
   @property
   def schedule(self) -> OptimizerConfig:

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 from typing import Any, NamedTuple
 
-from benchmarks.translation_corpora import Corpus, corpus, generated
+from benchmarks.translation_corpora import Corpus, changed_fields, corpus, generated
 from jaxlm.data import grammar, pair_batches, pair_tokenizers
 from jaxlm.data.pair_corpus import PairCorpus
 from jaxlm.data.pair_tokenizers import PairTokenizers
@@ -96,11 +96,9 @@ class Setting:
 
   @property
   def facts(self) -> dict[str, Any]:
-    """What all models depend on. A field that a later version adds to the model's config changes nothing at its default."""
-    default = dataclasses.asdict(Seq2SeqConfig())
-    model = {k: v for k, v in dataclasses.asdict(self.model).items() if v != default[k]}
+    """What all models depend on."""
     names = [f.name for f in dataclasses.fields(self) if f.name not in ('model', 'first', 'later')]
-    return {**{name: getattr(self, name) for name in names}, 'model': model}
+    return {name: getattr(self, name) for name in names} | {'model': changed_fields(self.model)}
 
 
 def _model(dim: int, max_length: int) -> Seq2SeqConfig:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from typing import Any
 
 import jax
@@ -45,9 +43,7 @@ class TextClassifier:
 
 def weights_digest(params: Any) -> str:
   """Returns a digest of all parameters, which begins with the dtype of the first of them."""
-  found = digest.digests(params)
-  whole = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
-  return f'{next(iter(found.values())).split(":")[0]}:{whole}'
+  return f'{jax.tree.leaves(params)[0].dtype.name}:{digest.of_tree(params)[:16]}'
 
 
 def frozen_params(backbone: Backbone, dtype: str, mesh: Any = None) -> Any:

@@ -39,8 +39,7 @@ FLOORS = (
   ('jaxlm.analysis.evaluate',),  # Run as `python -m jaxlm.analysis.evaluate`.
   ('decoders',),
   ('decoders.speculative', 'decoders.simlayerkv', 'decoders.beam'),
-  ('decoders.swift', 'decoders.glide', 'decoders.translation'),
-  ('decoders.classification',),  # Writes files as decoders.translation does.
+  ('decoders.swift', 'decoders.glide', 'decoders.translation', 'decoders.classification'),
   ('decoders.command',),  # Knows the settings of all decoders.
   ('decoders.generate', 'decoders.translate', 'decoders.classify'),
   ('trainers',),

@@ -1,20 +1,17 @@
 """The command line of classification: python -m decoders.classify RUN --text "..." """
 
-from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
-import hashlib
+import functools
 import itertools
 import json
-import os
 from pathlib import Path
 import sys
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from decoders.translation.files import Blocks
+from decoders import line_files
 from jaxlm import console
-from jaxlm.io.locks import exclusive
 
 BATCHES = 16
 """Batches of texts that are classified and written together."""
@@ -48,21 +45,20 @@ class ClassifyFlags:
 
 
 def main(config: ClassifyFlags) -> None:
-  if bool(config.text) == (config.input is not None):
-    raise ValueError('Pass either --text TEXT ... or --input FILE.')
-  if config.output is not None and config.input is None:
-    raise ValueError('--output FILE is for --input FILE.')
+  line_files.check_flags(config.text, config.input, config.output, config.batch_size)
   if config.heatmap is not None and config.input is not None:
     raise ValueError('--heatmap FILE is for --text TEXT: a page with all texts of a file would be too long.')
   if config.heatmap is not None and Path(config.heatmap).suffix not in ('.html', '.png', '.svg', '.pdf'):
     raise ValueError(f'--heatmap {config.heatmap} must end in .html, .png, .svg or .pdf.')
-  for name in ('batch_size', 'top'):
-    if getattr(config, name) < 1:
-      raise ValueError(f'{name}={getattr(config, name)} must be at least 1.')
+  if config.top < 1:
+    raise ValueError(f'{config.top=} must be at least 1.')
   if config.input is None:
     classify_texts(config)
-  else:
-    classify_file(config)
+    return
+  settings = {name: getattr(config, name) for name in ('top', 'explain', 'dtype')}
+  line_files.turn_file(
+    config.input, config.output, config.model, settings, lambda: load_model(config), functools.partial(write_lines, config)
+  )  # fmt: skip
 
 
 def load_model(config: ClassifyFlags) -> Any:
@@ -79,7 +75,7 @@ def load_model(config: ClassifyFlags) -> Any:
 def classify_texts(config: ClassifyFlags) -> None:
   import decoders
 
-  texts = [line for text in config.text for line in (sys.stdin.read().splitlines() if text == '-' else [text])]
+  texts = line_files.texts_of(config.text)
   explain = config.explain or config.heatmap is not None
   out = decoders.classify(load_model(config), texts, top=config.top, explain=explain, batch_size=config.batch_size)
   print('\n\n'.join(shown(out, i, text, config.explain) for i, text in enumerate(texts)))
@@ -129,44 +125,8 @@ def as_json(out: Any, row: int, explain: bool) -> str:
   return json.dumps(found, ensure_ascii=False)
 
 
-def classify_file(config: ClassifyFlags) -> None:
-  """Labels the lines of --input; the output is written as `decoders.translation.files` says."""
-  path = Path(config.input)
-  if path.exists() and not path.is_file():
-    raise ValueError(f'{config.input} is no file, and it is read more than once: give the lines of a pipe to --text -.')
-  digest, total = hashlib.sha256(), 0
-  for _, line in lines_of(config):
-    digest.update(line.encode() + b'\n')
-    total += 1
-  if not total:
-    raise ValueError(f'{config.input} is empty: expected a text on each line.')
-  if config.output is None:
-    write_lines(config, load_model(config), lines_of(config), print_lines, total)
-    return
-  facts = {
-    'model': os.path.realpath(config.model),
-    **{name: getattr(config, name) for name in ('top', 'explain', 'dtype')},
-  }
-  facts |= {'sources': total, 'sha256 of the input': digest.hexdigest()}
-  busy = ValueError(f'{config.output} is being written by another process: wait for it, or name another file.')
-  with exclusive(f'{config.output}.lock', busy):
-    blocks = Blocks(Path(config.output), facts, 1)
-    model = load_model(config)
-    rest = itertools.islice(lines_of(config), blocks.done, None)
-    write_lines(config, model, rest, blocks.write, total, blocks.done)
-    blocks.end()
-
-
-def lines_of(config: ClassifyFlags) -> Iterator[tuple[str, str]]:
-  """Yields (the name of a line for messages, its text). Raises DataError for a file that cannot be read or is not UTF-8."""
-  from jaxlm.data.reading import numbered_lines
-
-  for number, line in numbered_lines(Path(config.input)):
-    yield f'{config.input}, line {number}', line.removesuffix('\n')
-
-
 def write_lines(
-  config: ClassifyFlags, model: Any, lines: Iterable[tuple[str, str]], write: Any, total: int, done: int = 0
+  config: ClassifyFlags, model: Any, lines: line_files.Lines, write: line_files.Write, total: int, done: int
 ) -> None:
   """Labels lines block by block, and writes a line for each in their order. `done`: number of lines of an earlier run."""
   import tqdm
@@ -195,11 +155,6 @@ def write_lines(
 
 def summary(stats: dict[str, Any]) -> str:
   return f'[{stats["texts"]} texts, {stats["texts_per_second"]:.1f} texts/s]'
-
-
-def print_lines(lines: Sequence[str]) -> None:
-  sys.stdout.write(''.join(f'{line}\n' for line in lines))
-  sys.stdout.flush()
 
 
 def run() -> None:

@@ -1,20 +1,15 @@
 """The command line of translation: python -m decoders.translate MODEL --text "..." """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
-import hashlib
-import itertools
-import os
-from pathlib import Path
 import sys
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from decoders.translation.files import Blocks, as_lines
+from decoders import line_files
 from decoders.translation.loading import load_model
 from jaxlm import console
-from jaxlm.io.locks import exclusive
 
 SETTINGS = (
   'beam_size', 'length_penalty', 'max_new_tokens', 'num_return', 'early_stopping', 'recombine', 'length_beam', 'iterations', 'dedup',
@@ -64,62 +59,27 @@ class TranslateConfig:
 
 
 def main(config: TranslateConfig) -> None:
-  if bool(config.text) == (config.input is not None):
-    raise ValueError('Pass either --text TEXT ... or --input FILE.')
-  if config.output is not None and config.input is None:
-    raise ValueError('--output FILE is for --input FILE.')
-  if config.batch_size < 1:
-    raise ValueError(f'{config.batch_size=} must be at least 1.')
-  if config.input is not None:
-    translate_file(config)
+  line_files.check_flags(config.text, config.input, config.output, config.batch_size)
+  load = lambda: load_model(config.model, config.dtype)
+  if config.input is None:
+    texts = line_files.texts_of(config.text)
+    lines = [(f'Text {i}', text) for i, text in enumerate(texts, 1)]
+    translate_lines(config, load(), lines, line_files.print_lines, len(texts))
     return
-  model = load_model(config.model, config.dtype)
-  texts = [line for text in config.text for line in (sys.stdin.read().splitlines() if text == '-' else [text])]
-  translate_lines(config, model, [(f'Text {i}', text) for i, text in enumerate(texts, 1)], print_lines, len(texts))
 
-
-def translate_file(config: TranslateConfig) -> None:
-  """Translates the lines of --input; see `decoders.translation.files`."""
-  path = Path(config.input)
-  if path.exists() and not path.is_file():
-    raise ValueError(f'{config.input} is no file, and it is read more than once: give the lines of a pipe to --text -.')
-  digest, total = hashlib.sha256(), 0
-  for _, line in lines_of(config):
-    digest.update(line.encode() + b'\n')
-    total += 1
-  if not total:
-    raise ValueError(f'{config.input} is empty: expected a text on each line.')
-  if config.output is None:
-    model = load_model(config.model, config.dtype)
+  def turn(model: Any, *arguments: Any) -> None:
     check_lines(config, model)
-    translate_lines(config, model, lines_of(config), print_lines, total)
-    return
-  facts = {'model': os.path.realpath(config.model) if os.path.exists(config.model) else config.model}
-  facts |= {name: getattr(config, name) for name in (*SETTINGS, 'dtype')}
-  facts |= {'sources': total, 'sha256 of the input': digest.hexdigest()}
-  busy = ValueError(f'{config.output} is being written by another process: wait for it, or name another file.')
-  with exclusive(f'{config.output}.lock', busy):
-    blocks = Blocks(Path(config.output), facts, config.num_return)
-    model = load_model(config.model, config.dtype)
-    check_lines(config, model)
-    rest = itertools.islice(lines_of(config), blocks.done, None)
-    translate_lines(config, model, rest, blocks.write, total, blocks.done)
-    blocks.end()
+    translate_lines(config, model, *arguments)
 
-
-def lines_of(config: TranslateConfig) -> Iterator[tuple[str, str]]:
-  """Yields (the name of a line for messages, its text). Raises DataError for a file that cannot be read or is not UTF-8."""
-  from jaxlm.data.reading import numbered_lines
-
-  for number, line in numbered_lines(Path(config.input)):
-    yield f'{config.input}, line {number}', line.removesuffix('\n')
+  settings = {name: getattr(config, name) for name in (*SETTINGS, 'dtype')}
+  line_files.turn_file(config.input, config.output, config.model, settings, load, turn, per_line=config.num_return)
 
 
 def check_lines(config: TranslateConfig, model: Any) -> None:
   """Raises ValueError for a line that cannot be translated, before the work that it would interrupt."""
   from decoders.translation import sources
 
-  for name, line in lines_of(config):
+  for name, line in line_files.lines_of(config.input):
     if line.strip():
       sources.encode(model, [line], [name])
 
@@ -169,12 +129,6 @@ def summary(stats: dict[str, Any]) -> str:
     f'decoding {stats["decode_seconds"]:.2f} s, compiling {stats["compile_seconds"]:.1f} s; decoding state '
     f'{stats["state_bytes"] / 1e6:.1f} MB, memory of the sources {stats["memory_bytes"] / 1e6:.1f} MB{repeated}]'
   )
-
-
-def print_lines(lines: Sequence[str]) -> None:
-  """Prints lines; line ends within one become spaces."""
-  sys.stdout.write(as_lines(lines))
-  sys.stdout.flush()
 
 
 def run() -> None:

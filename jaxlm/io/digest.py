@@ -7,6 +7,8 @@ the digest; a change of several does with probability 1 - 2^-32. The digest does
 is computed on the devices that hold the array.
 """
 
+import hashlib
+import json
 from typing import Any
 
 import jax
@@ -38,6 +40,11 @@ def digests(tree: Any) -> dict[str, str]:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   sums = jax.device_get([_digest(x) for _, x in leaves])
   return {name_of(p): f'{x.dtype.name}:{int(n):08x}' for (p, x), n in zip(leaves, sums, strict=True)}
+
+
+def of_tree(tree: Any) -> str:
+  """Returns one digest, in hexadecimal, of the names, dtypes and numbers of all leaves. Every process of a run calls this."""
+  return hashlib.sha256(json.dumps(digests(tree), sort_keys=True).encode()).hexdigest()
 
 
 def saved_dtype(digest: str) -> jnp.dtype:

@@ -1,8 +1,7 @@
 """Texts that the target continues itself, as training data for its draft: what a draft must predict is what its target writes.
 
 The corpus FILE is JSON Lines: line i is {"prompt": n, "tokens": [...]}, the token ids of prompt i and of its continuation; the first n
-are the prompt. Beside an unfinished corpus lies FILE.unfinished.json, and beside a finished one FILE.made-from.json: they hold the facts
-that the texts depend on. The same command continues an unfinished corpus, uses a finished one, and refuses one with other facts.
+are the prompt. `trainers.made_corpus` says what lies beside it, and how it is continued and used again.
 """
 
 from collections.abc import Callable
@@ -12,25 +11,23 @@ import hashlib
 import json
 from pathlib import Path
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 import decoders
-from decoders.translation import files
+from decoders.resumable import Blocks
 from jaxlm.data.corpus import TokenCorpus, tokenizer_fingerprint
 from jaxlm.errors import DataError
 from jaxlm.io import digest
-from jaxlm.io.atomic import write_atomically
-from jaxlm.io.locks import exclusive
 from jaxlm.language_model import LanguageModel
 from trainers.glide.config import GenerationConfig
+from trainers.made_corpus import MadeCorpus
 
 BLOCK = 64
 """Number of texts that are written to the file together. The random numbers of a text depend on its place in its block, so a corpus
 that was interrupted is continued from the last complete block."""
-DIGEST = 'sha256 of this file'
 
 
 def prompts(
@@ -77,7 +74,7 @@ def prompts(
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfGenerated:
+class SelfGenerated(MadeCorpus):
   """A corpus of the target's own texts, which is made, continued, or there already.
 
   Attributes:
@@ -96,13 +93,11 @@ class SelfGenerated:
   settings: GenerationConfig
   say: Callable[[str], None]
 
-  @property
-  def note(self) -> Path:
-    return self.path.with_name(f'{self.path.name}.made-from.json')
+  flag: ClassVar[str] = '--generation.file'
 
   @property
-  def is_finished(self) -> bool:
-    return self.path.exists() and self.note.exists() and not files.note_of(self.path).exists()
+  def lines(self) -> int:
+    return BLOCK
 
   @functools.cached_property
   def facts(self) -> dict[str, Any]:
@@ -114,38 +109,14 @@ class SelfGenerated:
       'temperature': self.settings.temperature,
       'seed': self.settings.seed,
       'dtype': self.lm.config.dtype,
-      "target's digest": weights_digest(self.lm.params),
+      "target's digest": digest.of_tree(self.lm.params),
       'tokenizer': tokenizer_fingerprint(self.lm.tokenizer),
-      # The number of blocks; `files.Blocks` reads it by this name.
+      # Texts are written block by block: a block is a source, whose lines are its texts.
       'sources': -(-len(self.prompts) // BLOCK),
     }
 
-  def make(self) -> None:
-    """Writes what is not written yet.
-
-    Raises:
-      DataError: the corpus cannot be written, was made from something else, or was changed.
-    """
-    busy = DataError(
-      f'{self.path} is being written by another process: wait for it, or name another --generation.file.'
-    )
-    fix = f'Name another file with --generation.file, or remove {self.path} and {self.note}'
-    try:
-      if not self.is_finished:
-        with exclusive(f'{self.path}.lock', busy):
-          if not self.is_finished:
-            self._generate()
-      note = files.check_facts(self.note, self.facts, f'{self.path} was made from something else', fix)
-      if note.get(DIGEST) != _digest(self.path):
-        raise DataError(f'{self.path} was changed after it was made. {fix}.')
-    except DataError:
-      raise
-    except (OSError, ValueError) as e:
-      raise DataError(str(e)) from e
-
-  def _generate(self) -> None:
+  def write(self, out: Blocks) -> None:
     blocks = [self.prompts[i : i + BLOCK] for i in range(0, len(self.prompts), BLOCK)]
-    out = files.Blocks(self.path, self.facts, BLOCK)
     started, new = time.monotonic(), 0
     for number in range(out.done, len(blocks)):
       found = self._continued(blocks[number], number)
@@ -158,9 +129,6 @@ class SelfGenerated:
         f'self-generation: {min(done * BLOCK, len(self.prompts)):,} of {len(self.prompts):,} texts, {new / seconds:,.0f} tokens/s, '
         f'{left:.0f} s left'
       )
-    # A process that is killed between these two leaves both notes, and the next one does this again.
-    write_atomically(self.note, json.dumps(self.facts | {DIGEST: _digest(self.path)}, indent=2) + '\n')
-    out.end()
 
   def _continued(self, block: list[list[int]], number: int) -> list[list[int]]:
     """Returns the new tokens of each prompt of a block, with EOS where the target ends a text."""
@@ -178,16 +146,6 @@ class SelfGenerated:
     with open(self.path, encoding='utf-8') as file:
       lines = [json.loads(line) for line in file]
     return TokenCorpus.from_documents(line['tokens'] for line in lines), [line['prompt'] for line in lines]
-
-
-def weights_digest(params: Any) -> str:
-  """Returns a digest of all parameters; two models with other weights or dtypes have another. Every process of a run calls this."""
-  return hashlib.sha256(json.dumps(digest.digests(params), sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def local_target(lm: LanguageModel, layout: Any, load: Callable[[], LanguageModel]) -> LanguageModel:

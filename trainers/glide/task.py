@@ -19,11 +19,11 @@ from jaxlm import losses
 from jaxlm.config import ModelConfig
 from jaxlm.glide_config import GlideConfig
 from jaxlm.glide_model import GlideDraft
+from jaxlm.io import digest
 from jaxlm.language_model import LanguageModel
 from jaxlm.models import functions, glide, glide_training
 from trainers import place_in_data, run_directory
 from trainers.glide.config import DistillConfig, GlideTrainConfig
-from trainers.glide.self_generation import weights_digest
 from trainers.glide.texts import Texts, with_phases
 from trainers.step import Context, Term
 from trainers.task import Batch, Task
@@ -88,7 +88,7 @@ class DraftTraining(Task):
     self.learning_rates = (('cross/o/kernel', config.cross_learning_rate),)
     self.host_metrics = ('accepted_length', 'acceptance') if self.prompts else ()
     self.best_metric = 'accepted_length' if self.prompts else 'loss'
-    self._target = {'name': config.target, 'digest': weights_digest(lm.params)}
+    self._target = {'name': config.target, 'digest': digest.of_tree(lm.params)}
 
   def describe(self) -> str:
     size, b = sum(math.prod(x.shape) for x in jax.tree.leaves(self.lm.params)), self.batches

@@ -4,8 +4,7 @@
 
 The corpus FILE is JSON Lines: line i is {"en": source i, "de": its translation}, by the names of the languages. Where there is no
 translation, the target is empty and "left_out" says why. So each source has its line, and `jaxlm.data.pairs` leaves such pairs out.
-Beside an unfinished corpus lies FILE.unfinished.json, and beside a finished one FILE.made-from.json: they say what it is made from. The
-same command goes on with an unfinished corpus and uses a finished one. A corpus that is made from something else is refused.
+`trainers.made_corpus` says what lies beside the corpus, and how it is continued and used again.
 """
 
 import collections
@@ -18,23 +17,22 @@ import json
 import os
 from pathlib import Path
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
-from decoders.translation import blocks, files
+from decoders.resumable import Blocks
+from decoders.translation import blocks
 from decoders.translation.loading import load_model
 from jaxlm.data import pairs
 from jaxlm.errors import DataError
 from jaxlm.io import checkpoint, digest
-from jaxlm.io.atomic import write_atomically
-from jaxlm.io.locks import exclusive
 from jaxlm.translation_model import Seq2SeqModel
 from trainers import distributed, run_directory
+from trainers.made_corpus import DIGEST, MadeCorpus
 from trainers.progress import Progress
 from trainers.translate.config import DistillConfig, TranslateConfig
 
 UNREADABLE, EMPTY = 'the teacher cannot read the source', 'the translation is empty'
 """Reasons why a source is left out."""
-DIGEST = 'sha256 of this file'
 
 
 def distilled_pairs(config: TranslateConfig, train: pairs.Pairs, trainer: str) -> pairs.Pairs:
@@ -77,7 +75,7 @@ def distilled_pairs(config: TranslateConfig, train: pairs.Pairs, trainer: str) -
 
 
 @dataclasses.dataclass(frozen=True)
-class Corpus:
+class Corpus(MadeCorpus):
   """A corpus that is made, gone on with, or there already.
 
   Attributes:
@@ -94,13 +92,8 @@ class Corpus:
   settings: DistillConfig
   say: Callable[[str], None]
 
-  @property
-  def note(self) -> Path:
-    return self.path.with_name(f'{self.path.name}.made-from.json')
-
-  @property
-  def is_finished(self) -> bool:
-    return self.path.exists() and self.note.exists() and not files.note_of(self.path).exists()
+  flag: ClassVar[str] = '--distill.corpus'
+  or_else: ClassVar[str] = ' To train on it as it is, pass it as --data.source.'
 
   @functools.cached_property
   def facts(self) -> dict[str, Any]:
@@ -109,45 +102,20 @@ class Corpus:
     for source, _ in self.train:
       sources.update(source.encode() + b'\0')
       total += 1
-    weights = json.dumps(digest.digests(self.teacher.params), sort_keys=True)
     steps = checkpoint.steps(Path(self.name) / 'checkpoints')
     return {
       'beam_size': self.settings.beam_size,
       'length_penalty': self.settings.length_penalty,
       'dtype': self.teacher.config.dtype,
       "teacher's step": steps[-1] if steps else None,
-      "teacher's digest": hashlib.sha256(weights.encode()).hexdigest(),
+      "teacher's digest": digest.of_tree(self.teacher.params),
       'pair of languages': list(self.train.languages),
       'sha256 of the sources': sources.hexdigest(),
       'sources': total,
     }
 
-  def make(self) -> dict[str, Any]:
-    """Translates what is not translated yet, and returns FILE.made-from.json.
-
-    Raises:
-      DataError: the corpus cannot be written, is made from something else, or was changed; the teacher's logits are not finite.
-    """
-    busy = DataError(f'{self.path} is being written by another process: wait for it, or name another --distill.corpus.')
-    fix = f'Name another file with --distill.corpus, or remove {self.path} and {self.note}'
-    try:
-      if not self.is_finished:
-        with exclusive(f'{self.path}.lock', busy):
-          if not self.is_finished:
-            self._translate()
-      note = files.check_facts(self.note, self.facts, f'{self.path} is made from something else', fix)
-      if _counts(self.path)[DIGEST] != note.get(DIGEST):
-        raise DataError(
-          f'{self.path} was changed after it was made. {fix}. To train on it as it is, pass it as --data.source.'
-        )
-    except DataError:
-      raise
-    except (OSError, ValueError) as e:
-      raise DataError(str(e)) from e
-    return note
-
-  def _translate(self) -> None:
-    out, total = files.Blocks(self.path, self.facts, 1), self.facts['sources']
+  def write(self, out: Blocks) -> None:
+    total = self.facts['sources']
     sources, again = itertools.tee(source for source, _ in itertools.islice(self.train, out.done, None))
     written, has_bar = itertools.count(out.done), sys.stderr is not None and sys.stderr.isatty()
 
@@ -162,11 +130,9 @@ class Corpus:
       self.teacher, map(self._ids, sources), write, total=total, done=out.done, batch_size=s.batch_size,
       beam_size=s.beam_size, length_penalty=s.length_penalty,
     )  # fmt: skip
-    # A process that is killed between these two leaves both notes, and the next one does this again.
-    write_atomically(
-      self.note, json.dumps(self.facts | {'teacher': os.path.abspath(self.name)} | _counts(self.path), indent=2) + '\n'
-    )
-    out.end()
+
+  def summary(self) -> dict[str, Any]:
+    return {'teacher': os.path.abspath(self.name)} | _counts(self.path)
 
   def _ids(self, source: str) -> list[int] | None:
     """Returns the ids of a source without EOS; None for a source without tokens or with too many for the teacher."""

@@ -81,7 +81,7 @@ def test_contributions_add_up_to_the_logits(name):
 
 
 def test_contributions_belong_to_their_words():
-  """Of a bag of words, the score of a word is that of the word alone divided by the number of words."""
+  """The contribution of a word in a bag of words is its score when it stands alone, divided by the number of words."""
   model = made(CONFIG.replace(encoder='ngrams', ngrams=1, aggregator='mean'))
   text = 'c a h'
   whole = decoders.classify(model, [text], top=4, explain=True).contributions[0]

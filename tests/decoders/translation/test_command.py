@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import decoders
-from decoders.translation import blocks, command
+from decoders.translation import blocks
 from decoders.translation.command import TranslateConfig, main
 import jaxlm
 from jaxlm.translation_model import Seq2SeqModel
@@ -96,7 +96,7 @@ def test_an_input_that_has_changed_is_noticed(tmp_path, monkeypatch):
   output = tmp_path / 'out.txt'
   config = TranslateConfig('m', input=file_of(tmp_path), output=str(output), **SHORT)
   with monkeypatch.context() as patch:
-    patch.setattr(command.Blocks, 'end', lambda self: None)
+    patch.setattr('decoders.resumable.Blocks.end', lambda self: None)
     main(config)
   file_of(tmp_path, ['b', *LINES[1:]])
   with pytest.raises(ValueError, match='its sha256 of the input is'):

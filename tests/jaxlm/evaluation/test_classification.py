@@ -124,7 +124,7 @@ def test_texts_without_a_label_are_left_out(one):
 
 
 def test_f1_is_that_of_scikit_learn(one, many):
-  sklearn = pytest.importorskip('sklearn.metrics')
+  sklearn = pytest.importorskip('sklearn.metrics', reason='the peer is not installed: pip install jaxlm[parity]')
   logits, labels = one
   found = measured(logits, labels).metrics()
   assert found['macro_f1'] == pytest.approx(sklearn.f1_score(labels, logits.argmax(1), average='macro'))

@@ -34,6 +34,16 @@ def test_two_equal_values_that_change_places_with_others_count():
   assert len(set(names[:3])) == 3
 
 
+def test_a_tree_has_one_digest_of_names_dtypes_and_numbers():
+  tree = {'a': jnp.arange(4.0), 'b': {'c': jnp.ones(2)}}
+  known = digest.of_tree(tree)
+  assert known == digest.of_tree({'b': {'c': jnp.ones(2)}, 'a': np.arange(4, dtype=np.float32)})
+  others = [
+    {**tree, 'a': tree['a'].at[1].add(1e-6)}, {'b': tree['b'], 'd': tree['a']}, {**tree, 'a': tree['a'].astype(jnp.bfloat16)}
+  ]  # fmt: skip
+  assert len({known, *map(digest.of_tree, others)}) == 4
+
+
 def test_the_digest_of_parts_on_many_devices_is_that_of_the_whole():
   x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 12)), jnp.float32)
   mesh = jax.make_mesh((2, 2), ('a', 'b'))

@@ -125,7 +125,7 @@ def test_an_interrupted_corpus_is_gone_on_with(tmp_path, train, monkeypatch, cut
 
 def test_a_process_that_dies_between_the_two_notes_loses_nothing(tmp_path, train, monkeypatch):
   with monkeypatch.context() as patch:
-    patch.setattr('decoders.translation.files.Blocks.end', lambda self: 1 / 0)
+    patch.setattr('decoders.resumable.Blocks.end', lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
       corpus(tmp_path, train).make()
   assert files(tmp_path) == ['made.jsonl', 'made.jsonl.made-from.json', 'made.jsonl.unfinished.json']
@@ -146,7 +146,7 @@ def test_a_finished_corpus_is_used_only_for_what_it_is_made_from(tmp_path, train
     assert made.path.read_bytes() == content
 
   (tmp_path / 'other.tsv').write_text('abc\tx\nf\ty\n')
-  refused('is made from something else: its length_penalty is 1.0, and here it is 0.5. Name another file with --dist',
+  refused('was made from something else: its length_penalty is 1.0, and here it is 0.5. Name another file with --dist',
           settings=dataclasses.replace(SETTINGS, length_penalty=0.5))  # fmt: skip
   refused("its teacher's digest is", teacher=dataclasses.replace(TEACHER, params=tiny(seed=1).params))
   refused('its sha256 of the sources is', train=pairs.read(str(tmp_path / 'other.tsv')))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from decoders.translation.files import Blocks
+from decoders.resumable import Blocks
 
 FACTS = {'model': 'm', 'beam_size': 4, 'sources': 5}
 
