@@ -1,5 +1,12 @@
 """Losses as sums. The caller divides by the weight once, after the all-reduce."""
 
+from jaxlm.losses.alignment import atspeed_r as atspeed_r
+from jaxlm.losses.alignment import atspeed_s as atspeed_s
+from jaxlm.losses.alignment import atspeed_s_clean as atspeed_s_clean
+from jaxlm.losses.alignment import seq_kd as seq_kd
+from jaxlm.losses.alignment import topk_alignment as topk_alignment
+from jaxlm.losses.alignment import tvd_kd as tvd_kd
+from jaxlm.losses.alignment import word_kd as word_kd
 from jaxlm.losses.axe import axe as axe
 from jaxlm.losses.cross_entropy import chunked_cross_entropy as chunked_cross_entropy
 from jaxlm.losses.cross_entropy import cross_entropy as cross_entropy
