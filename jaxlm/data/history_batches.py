@@ -75,6 +75,12 @@ def training_sequences(histories: Histories) -> list[np.ndarray]:
   return [histories.of(u, TRAIN) for u in range(len(histories))]
 
 
+@functools.lru_cache(maxsize=4)
+def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
+  """Returns the order of `count` rows in an epoch."""
+  return np.random.default_rng([seed, epoch]).permutation(count)
+
+
 @dataclasses.dataclass(frozen=True)
 class HistoryBatches:
   """Infinite shuffled batches of rows.
@@ -102,14 +108,11 @@ class HistoryBatches:
   def steps_per_epoch(self) -> float:
     return len(self.rows) / self.batch_size
 
-  @functools.lru_cache(maxsize=4)
-  def _order(self, epoch: int) -> np.ndarray:
-    return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
-
   def batch(self, step: int, rows: slice | None = None) -> Batch:
     """Returns `rows` of the batch of a step; None: all rows."""
     places = step * self.batch_size + np.arange(self.batch_size)[rows or slice(None)]
-    numbers = [int(self._order(int(p) // len(self.rows))[int(p) % len(self.rows)]) for p in places]
+    n = len(self.rows)
+    numbers = [int(shuffled(n, self.seed, p // n)[p % n]) for p in places.tolist()]
     return encode(self.rows, numbers, self.catalogue, self.predict)
 
   def in_order(self, batch_size: int, rows: slice | None = None) -> Iterator[Batch]:

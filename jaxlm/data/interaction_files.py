@@ -115,10 +115,8 @@ def read_log(
   rows, names = Rows([], [], []), None
   for number, (example, where) in enumerate(records(spec, download)):
     if names is None:
-      find = lambda kind, known, needed=True: column(kind, getattr(columns, kind), known, example, where, needed)
-      names = find('user', USER), find('item', ITEM), find('time', TIME, False)
-      rating = find('rating', RATING, least_rating is not None) if least_rating is not None else ''
-    user, item, time = names
+      names = _columns_of_log(columns, example, where, least_rating is not None)
+    user, item, time, rating = names
     if rating and _number(example, rating, where) < least_rating:
       continue
     rows.users.append(_name(example, user, where))
@@ -128,6 +126,13 @@ def read_log(
     rated = '' if least_rating is None else f' with a rating of at least {least_rating}'
     raise errors.DataError(f'{spec!r} holds no interactions{rated}.')
   return rows
+
+
+def _columns_of_log(columns: Columns, example: dict[str, Any], where: str, rated: bool) -> tuple[str, str, str, str]:
+  """Returns the columns of user, item, time and rating; '' for a time that is not there, and for a rating that is not needed."""
+  user, item = column('user', columns.user, USER, example, where), column('item', columns.item, ITEM, example, where)
+  time = column('time', columns.time, TIME, example, where, needed=False)
+  return user, item, time, column('rating', columns.rating, RATING, example, where) if rated else ''
 
 
 def _name(example: dict[str, Any], name: str, where: str) -> str:
