@@ -26,5 +26,5 @@ _PUBLIC = {
   'Sampling': 'decoders.options',
   'Output': 'decoders.output',
 }
-_MODULES = ('beam', 'classification', 'glide', 'simlayerkv', 'speculative', 'swift', 'translation')
+_MODULES = ('atspeed', 'beam', 'classification', 'glide', 'simlayerkv', 'speculative', 'swift', 'translation')
 __getattr__, __dir__ = lazily(__name__, _PUBLIC, _MODULES)

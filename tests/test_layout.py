@@ -39,7 +39,7 @@ FLOORS = (
   ('jaxlm.analysis.evaluate',),  # Run as `python -m jaxlm.analysis.evaluate`.
   ('decoders',),
   ('decoders.speculative', 'decoders.simlayerkv', 'decoders.beam'),
-  ('decoders.swift', 'decoders.glide', 'decoders.translation', 'decoders.classification'),
+  ('decoders.swift', 'decoders.glide', 'decoders.translation', 'decoders.classification', 'decoders.atspeed'),
   ('decoders.command',),  # Knows the settings of all decoders.
   ('decoders.generate', 'decoders.translate', 'decoders.classify'),
   ('trainers',),
@@ -53,7 +53,7 @@ KERNELS_MAY_IMPORT = ('jax', 'numpy', 'pallas_kernels')
 ROOMS = {
   'jaxlm': ('analysis', 'attention', 'caches', 'data', 'evaluation', 'io', 'losses', 'models'),
   'jaxlm/analysis': ('direction', 'lazy', 'sink'),
-  'decoders': ('beam', 'classification', 'glide', 'simlayerkv', 'speculative', 'swift', 'translation'),
+  'decoders': ('atspeed', 'beam', 'classification', 'glide', 'simlayerkv', 'speculative', 'swift', 'translation'),
   'trainers': ('classify', 'glide', 'pretrain', 'translate'),
   'benchmarks': ('accelerator',),
 }

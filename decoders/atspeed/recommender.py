@@ -1,0 +1,233 @@
+"""The function that recommends: it checks and batches histories, runs the programs of each round, and names the items."""
+
+from collections.abc import Callable, Sequence
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoders import prompts as prompt_lib
+from decoders.atspeed import drafting, rounds
+from decoders.atspeed.config import AtSpeedConfig, Order, Select, Verify
+from decoders.atspeed.output import Recommendations
+from decoders.beam import constrained
+from decoders.beam.reader import ModelReader
+from decoders.programs import Clock
+from jaxlm.data.item_trie import ItemTrie
+from jaxlm.errors import NotFiniteError, check_seed
+from jaxlm.language_model import LanguageModel
+
+BATCH_SIZE = 32
+"""Histories that are read together, unless the user says otherwise."""
+
+
+def recommend(
+  lm: LanguageModel,
+  draft: LanguageModel | None,
+  trie: ItemTrie,
+  histories: Sequence[Sequence[int]],
+  k: int = 10,
+  *,
+  beam: int = 40,
+  gamma: int = 3,
+  verify: Verify = 'strict',
+  order: Order = 'score',
+  select: Select = 'uniform',
+  exclude: Sequence[Sequence[int]] | None = None,
+  seed: int = 0,
+  batch_size: int | None = None,
+  progress: Callable[[int], object] | None = None,
+) -> Recommendations:
+  """Returns the k best items after each history, by beam search over the identifiers of a trie.
+
+  With a draft, the search is speculative (AtSpeed, https://arxiv.org/abs/2410.05165): the draft searches some steps ahead with more
+  beams, and the target verifies all of them in one call. With verify='strict' the items are those of the search without a draft, up
+  to rounding. A result does not depend on the other histories. `jaxlm.data.item_trie.ItemTrie.allowed` restricts the search to some
+  items.
+
+  Args:
+    lm: the target, a decoder-only model.
+    draft: a faster model with the same vocabulary; None: constrained beam search with the target alone, and for a `verify` other than
+      'strict' stochastic beam search, whose beams are drawn without replacement.
+    trie: the identifiers of the items, in ids of the model's vocabulary. That it was made for this model's ids cannot be checked beyond
+      their range.
+    histories: token ids, for example the identifiers of a user's items in order of time. They may differ in length.
+    k: number of identifiers. If the trie has fewer, the rest is left out.
+    beam: number of prefixes that the draft keeps at each step (N), at least k.
+    gamma: largest number of steps that the draft runs ahead.
+    verify: 'strict', 'relaxed' or 'relaxed_exact'; see `AtSpeedConfig`.
+    order: 'score' or 'nested'; see `AtSpeedConfig`.
+    select: 'uniform' or 'score'; see `AtSpeedConfig`.
+    exclude: items that must not be recommended after each history, such as those it holds; None: none.
+    seed: for the relaxed rules; the same seed gives a history the same items at any batch size.
+    batch_size: histories read together; None: 32.
+    progress: called with the number of histories of each batch when it is done.
+
+  Raises:
+    ValueError: a history is empty, longer than a model reads or has ids outside the vocabulary; the trie has tokens outside the
+      vocabulary; the draft has another vocabulary; `exclude` has another length or unknown items; a number is out of range; or a
+      model is no decoder-only model that reads forward.
+    NotFiniteError: logits are not finite.
+  """
+  config = AtSpeedConfig(k, max(beam, k) if draft is None else beam, gamma, verify, order, select)
+  check_seed('seed', seed)
+  if batch_size is not None and batch_size < 1:
+    raise ValueError(f'{batch_size=} must be at least 1.')
+  ids = _checked(lm, draft, trie, histories)
+  if exclude is not None and len(exclude) != len(ids):
+    raise ValueError(f'`exclude` has {len(exclude)} lists of items; expected one for each of {len(ids)} histories.')
+  size = min(batch_size or BATCH_SIZE, 1 << (len(ids) - 1).bit_length())
+  by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+  clock = Clock()
+  leaves, scores = np.zeros((len(ids), k), np.int32), np.zeros((len(ids), k), np.float32)
+  calls, accepted, drafted = (np.zeros(len(ids), np.int32) for _ in range(3))
+  for first in range(0, len(ids), size):
+    rows = np.array(by_length[first : first + size])
+    n = len(rows)
+    filled = np.append(rows, np.repeat(rows[-1:], size - n))  # Rows that only fill the batch repeat the last history.
+    padded = prompt_lib.pad([ids[i] for i in filled], lm.config.max_length - trie.depth)
+    closed = None if exclude is None else jnp.asarray(trie.closed([exclude[i] for i in filled]))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(filled))
+    arrays = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths)
+    if draft is None or trie.depth == 1:
+      found = clock.run(
+        'target', constrained.search, lm.params, *arrays, trie, closed, keys if config.drawn else None,
+        reader=ModelReader(lm.config), width=k,
+      )  # fmt: skip
+      beams, finite, counts = (found.leaves, found.scores), found.finite, (trie.depth, 0, 0)
+    else:
+      state, steps = _speculative(clock, lm, draft, trie, *arrays, closed, keys if config.drawn else None, config)
+      beams, finite = (state.beams.nodes, state.beams.scores), state.finite
+      counts = np.asarray(state.calls)[:n], np.asarray(state.accepted)[:n], steps[:n]
+    _check_finite(lm, rows, np.asarray(finite)[:n])
+    leaves[rows], scores[rows] = (np.asarray(x)[:n] for x in beams)
+    calls[rows], accepted[rows], drafted[rows] = counts
+    if progress is not None:
+      progress(n)
+  if config.drawn:
+    order_BK = np.argsort(-scores, axis=1, kind='stable')
+    leaves, scores = (np.take_along_axis(x, order_BK, axis=1) for x in (leaves, scores))
+  items, item_scores = _named(trie, leaves, scores, exclude)
+  target, drafting_ = clock.seconds['target'], clock.seconds.get('draft', 0.0)
+  stats = {
+    'histories': len(ids), 'target_calls': calls.tolist(), 'accept_steps': accepted.tolist(), 'draft_steps': drafted.tolist(),
+    'target_seconds': target, 'draft_seconds': drafting_, 'compile_seconds': clock.compile_seconds,
+    'seconds_per_history': (target + drafting_) / len(ids),
+  }  # fmt: skip
+  return Recommendations(items, item_scores, trie.tokens(leaves), scores, stats)
+
+
+@functools.partial(jax.jit, static_argnames=('reader', 'steps', 'config'))
+def _first_draft(params, tokens, lengths, trie, closed, keys, *, reader, steps, config):
+  return drafting.after_prompt(
+    reader, params, tokens, lengths, trie, closed, _folded(keys, 0, 0), steps=steps, config=config
+  )
+
+
+@functools.partial(jax.jit, static_argnames=('reader', 'config'))
+def _first_round(params, tokens, lengths, drafted, trie, closed, keys, *, reader, config):
+  return rounds.first(reader, params, tokens, lengths, drafted, trie, closed, _folded(keys, 0, 1), config=config)
+
+
+@functools.partial(jax.jit, static_argnames=('reader', 'steps', 'config'))
+def _later_draft(params, cache, lengths, beams, depth, trie, closed, keys, number, *, reader, steps, config):
+  keys = _folded(keys, number, 0)
+  return drafting.after_beams(
+    reader, params, cache, lengths, beams, depth, trie, closed, keys, steps=steps, config=config
+  )
+
+
+@functools.partial(jax.jit, static_argnames=('reader', 'config'))
+def _later_round(params, state, drafted, trie, closed, keys, number, *, reader, config):
+  return rounds.later(reader, params, state, drafted, trie, closed, _folded(keys, number, 1), config=config)
+
+
+def _folded(keys, number, part: int):
+  """Returns the keys of a round, for the draft (part 0) or for the verification (part 1); None if there are none."""
+  if keys is None:
+    return None
+  fold = jax.vmap(jax.random.fold_in, (0, None))
+  return fold(fold(keys, number), part)
+
+
+def _speculative(clock: Clock, lm, draft, trie: ItemTrie, tokens, lengths, closed, keys, config: AtSpeedConfig):
+  """Runs rounds until all searches of a batch have ended. Returns (the last state, steps of the draft for each history)."""
+  target, drafter = ModelReader(lm.config), ModelReader(draft.config)
+  steps = min(config.gamma, trie.depth - 1)
+  drafted, draft_cache = clock.run(
+    'draft', _first_draft, draft.params, tokens, lengths, trie, closed, keys, reader=drafter, steps=steps, config=config
+  )
+  state = clock.run(
+    'target', _first_round, lm.params, tokens, lengths, drafted, trie, closed, keys, reader=target, config=config
+  )
+  taken_B, number = np.full(len(tokens), steps), 0
+  # Rounds are shorter near the end: a step behind the last one needs no draft, and a call on fewer tokens takes less time.
+  while (left_B := trie.depth - np.asarray(state.depth)).any():
+    number += 1
+    steps, drafted = min(config.gamma, int(left_B.max()) - 1), None
+    if steps:
+      drafted = clock.run(
+        'draft', _later_draft, draft.params, draft_cache, lengths, state.beams, state.depth, trie, closed, keys,
+        jnp.int32(number), reader=drafter, steps=steps, config=config,
+      )  # fmt: skip
+      taken_B += np.clip(left_B - 1, 0, steps)
+    state = clock.run(
+      'target',
+      _later_round,
+      lm.params,
+      state,
+      drafted,
+      trie,
+      closed,
+      keys,
+      jnp.int32(number),
+      reader=target,
+      config=config,
+    )
+  return state, taken_B
+
+
+def _checked(lm, draft, trie: ItemTrie, histories) -> list[list[int]]:
+  """Returns the histories as lists of ids. Raises ValueError for models, tries and histories that do not fit."""
+  for name, model in (('The model', lm), ('The draft', draft)):
+    if not isinstance(model, LanguageModel) and model is not None:
+      raise ValueError(f'{name} must be a decoder-only model (LanguageModel), not a {type(model).__name__}.')
+  if not isinstance(trie, ItemTrie):
+    raise ValueError(f'`trie` must be an ItemTrie, not a {type(trie).__name__}: make one with ItemTrie.from_ids.')
+  if trie.largest_token >= lm.config.vocab_size:
+    raise ValueError(
+      f'The trie has token {trie.largest_token}, and the vocabulary of the model has ids 0 to {lm.config.vocab_size - 1}: it was '
+      'made for another model.'
+    )
+  if draft is not None and draft.config.vocab_size != lm.config.vocab_size:
+    raise ValueError(
+      f'The draft has {draft.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a vocabulary.'
+    )
+  ids = prompt_lib.encode(lm, histories, 'forward')
+  for model in (lm,) if draft is None else (lm, draft):
+    model.config.check_causal('Reading a history to recommend what follows')
+    prompt_lib.check_room(max(map(len, ids)), trie.depth, model.config.max_length)
+    prompt_lib.check_prefix(min(map(len, ids)), model.config.prefix)
+  return ids
+
+
+def _check_finite(lm: LanguageModel, rows: np.ndarray, finite: np.ndarray) -> None:
+  if not finite.all():
+    raise NotFiniteError(
+      f'History {rows[int(np.argmin(finite))]}: the logits after it are not finite. The model computes in {lm.config.dtype}: check '
+      'that its weights are finite and were read in the right format, or load it in float32.'
+    )
+
+
+def _named(
+  trie: ItemTrie, leaves: np.ndarray, scores: np.ndarray, exclude
+) -> tuple[list[list[int]], list[list[float]]]:
+  """Returns (the items of each history, their scores)."""
+  items, item_scores = [], []
+  for row, (nodes, row_scores) in enumerate(zip(leaves, scores.tolist())):
+    unwanted = set() if exclude is None else set(exclude[row])
+    found = [(i, s) for of_leaf, s in zip(trie.items(nodes), row_scores) for i in of_leaf if i not in unwanted]
+    items.append([i for i, _ in found])
+    item_scores.append([s for _, s in found])
+  return items, item_scores
