@@ -27,7 +27,7 @@ FLOORS = (
   ('jaxlm.models', 'jaxlm.losses'),
   ('jaxlm.data',),
   ('jaxlm.io',),
-  ('jaxlm.translation_model', 'jaxlm.glide_model'),
+  ('jaxlm.translation_model', 'jaxlm.glide_model', 'jaxlm.sentence_encoder'),
   ('jaxlm.language_model',),
   ('jaxlm.text_classifier',),  # May hold a language model.
   ('jaxlm',),  # The package itself: `import jaxlm` is for what may load models.
@@ -43,7 +43,7 @@ FLOORS = (
   ('decoders.command',),  # Knows the settings of all decoders.
   ('decoders.generate', 'decoders.translate', 'decoders.classify'),
   ('trainers',),
-  ('trainers.pretrain', 'trainers.translate', 'trainers.classify'),
+  ('trainers.pretrain', 'trainers.translate', 'trainers.classify', 'trainers.recommend'),
   ('trainers.glide',),  # Without a target, it trains one with trainers.pretrain.
   ('benchmarks',),
   ('colab',),
@@ -54,7 +54,7 @@ ROOMS = {
   'jaxlm': ('analysis', 'attention', 'caches', 'data', 'evaluation', 'io', 'losses', 'models'),
   'jaxlm/analysis': ('direction', 'lazy', 'sink'),
   'decoders': ('atspeed', 'beam', 'classification', 'glide', 'simlayerkv', 'speculative', 'swift', 'translation'),
-  'trainers': ('classify', 'glide', 'pretrain', 'translate'),
+  'trainers': ('classify', 'glide', 'pretrain', 'recommend', 'translate'),
   'benchmarks': ('accelerator',),
 }
 

@@ -6,6 +6,7 @@ from jaxlm.caches.full import FullCache as FullCache
 from jaxlm.caches.full import Sequence as Sequence
 from jaxlm.caches.layered import LayeredCache as LayeredCache
 from jaxlm.caches.layered import PooledCache as PooledCache
+from jaxlm.caches.masked import Masked as Masked
 from jaxlm.caches.packed import Packed as Packed
 from jaxlm.caches.protocol import Cache as Cache
 from jaxlm.caches.protocol import Draftable as Draftable

@@ -24,6 +24,7 @@ import numpy as np
 from jaxlm import errors
 from jaxlm.data import item_trie, semantic_ids
 from jaxlm.data.item_trie import ItemTrie, TrieCapacity
+from jaxlm.models.registry import LANGUAGE_MODEL
 
 if TYPE_CHECKING:
   from jaxtyping import Bool, Int
@@ -223,6 +224,9 @@ def load(folder: str | Path) -> Catalogue:
   if found.digest != fields.get('digest'):
     raise errors.CheckpointError(f'{folder}: the identifiers are not those that were saved; copy the run again.')
   return found
+
+
+RUNS = dataclasses.replace(LANGUAGE_MODEL, what='a recommender', load_tokenizer=load)
 
 
 def code_names(codes: Int[np.ndarray, 'I L'], first: int = 0) -> list[tuple[str, ...]]:

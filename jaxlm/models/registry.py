@@ -37,6 +37,7 @@ _kinds: dict[str, RunKind | str] = {
   'translate': 'jaxlm.translation_model:RUNS',
   'glide': 'jaxlm.glide_model:RUNS',
   'classify': 'jaxlm.text_classifier:RUNS',
+  'recommend': 'jaxlm.data.catalogue:RUNS',
 }
 
 

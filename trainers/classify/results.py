@@ -7,7 +7,6 @@ RUN/average, from where `jaxlm.load` takes them.
 from collections.abc import Callable
 import json
 from pathlib import Path
-import shutil
 from typing import Any
 
 import jax
@@ -15,27 +14,15 @@ import jax
 from jaxlm.data.text_reader import TextReader
 from jaxlm.io import checkpoint
 from jaxlm.io.atomic import write_atomically
-from trainers import averaging, best, metrics
+from trainers import selection
 
 RESULTS = 'classification.json'
 
 
-def selected_step(task: Any, directory: Path) -> int:
-  """Returns the step of the best evaluation on the held-out texts, or the last step if the config asks for that.
-
-  A run with `average_last` has its average, which is not a single step's: the last step stands for it.
-  """
-  there = checkpoint.steps(directory / 'checkpoints')
-  config = task.config
-  if config.eval.select == 'last' or config.run.average_last:
-    return there[-1]
-  found = best.first(config.run, task).noted({}, metrics.read(directory)).step
-  return found if found in there else there[-1]
-
-
 def finish(task: Any, directory: Path, say: Callable[[str], None]) -> None:
   """Selects, chooses thresholds, measures, and writes the results, unless they are written already."""
-  last, step = checkpoint.steps(directory / 'checkpoints')[-1], selected_step(task, directory)
+  last = checkpoint.steps(directory / 'checkpoints')[-1]
+  step = selection.selected_step(task, directory, last=task.config.eval.select == 'last')
   path, facts = (
     directory / RESULTS,
     {'last_step': last, 'selected_step': step, 'thresholds': task.config.eval.thresholds},
@@ -43,31 +30,14 @@ def finish(task: Any, directory: Path, say: Callable[[str], None]) -> None:
   if jax.process_count() > 1:
     say('The best parameters are selected and measured when the same command is started on one host.')
     return
-  if not _written(path, facts):
+  if not selection.measured(path, facts):
     if not task.config.run.average_last:
-      _select(directory, step, last)
+      selection.select(directory, step, last)
     params = checkpoint.load_run(directory, 'float32')[1]
     write_atomically(path, json.dumps(facts | _measure(task, params, directory), indent=2) + '\n')
   for name, found in json.loads(path.read_text(encoding='utf-8'))['metrics'].items():
     shown = ', '.join(f'{k} {v:.4g}' for k, v in task.headline(found).items())
     say(f'{name} texts, parameters of step {step}: {shown}')
-
-
-def _select(directory: Path, step: int, last: int) -> None:
-  """Makes `jaxlm.load` open the parameters of a step: those of an earlier step are kept as the average of one checkpoint."""
-  folder = directory / checkpoint.AVERAGE / str(last)
-  if folder.is_dir() and checkpoint.read_notes(folder).get('averaged') != [step]:
-    shutil.rmtree(folder)  # An earlier selection, by another setting.
-  if step != last and not folder.is_dir():
-    averaging.save(directory, last, checkpoint.load_run(directory, 'float32', step=step)[1], [step])
-
-
-def _written(path: Path, facts: dict[str, Any]) -> bool:
-  try:
-    found = json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError):
-    return False
-  return all(found.get(name) == value for name, value in facts.items()) and 'metrics' in found
 
 
 def _measure(task: Any, params: Any, directory: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import time
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
 
 from decoders import atspeed
@@ -22,7 +23,6 @@ from jaxlm.errors import DataError
 from jaxlm.io import digest
 from jaxlm.language_model import LanguageModel
 from trainers import distributed, run_directory
-from trainers.glide.self_generation import local_target
 from trainers.made_corpus import MadeCorpus
 from trainers.progress import Progress
 from trainers.recommend import teacher
@@ -99,7 +99,8 @@ def of(
     return None
   directory = Path(config.run.directory)
   path = Path(config.beams.file or directory / 'beams.jsonl').expanduser()
-  own = local_target(lm, layout, lambda: teacher.load(config))
+  several = jax.process_count() > 1
+  own = teacher.load(config) if several else dataclasses.replace(lm, params=layout.local(lm.params))
   found = TeacherBeams(path, own, items, rows, config.beams, Progress(0, 0, show=True, bar=False).say)
 
   def make() -> None:

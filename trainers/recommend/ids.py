@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from jaxlm import config as configs
-from jaxlm import errors
 from jaxlm.config import ModelConfig
 from jaxlm.data import catalogue, interaction_files, interactions, recommendation, semantic_ids
 from jaxlm.data.catalogue import Catalogue
@@ -23,6 +22,7 @@ from jaxlm.data.interactions import Histories
 from jaxlm.data.items import Items
 from jaxlm.errors import CheckpointError, DataError
 from jaxlm.io import checkpoint
+from jaxlm.io.atomic import write_atomically
 from trainers import run_directory
 from trainers.recommend.config import IdConfig, IdsConfig, LogConfig
 
@@ -49,7 +49,9 @@ def make(config: IdsConfig, say: Callable[[str], None] = print) -> Catalogue:
   if (directory / 'config.json').exists():
     before = checkpoint.run_config(directory)
     if before.get('trainer') != TRAINER:
-      raise CheckpointError(f'{directory} is a run of {before.get("trainer")!r}, not of stage ids: pass --run.directory.')
+      raise CheckpointError(
+        f'{directory} is a run of {before.get("trainer")!r}, not of stage ids: pass --run.directory.'
+      )
     changed = run_directory.changes({name: before.get(name) for name in settings}, settings)
     if changed:
       field, old, new = changed[0]
@@ -58,7 +60,9 @@ def make(config: IdsConfig, say: Callable[[str], None] = print) -> Catalogue:
         'another --run.directory.'
       )
   elif directory.is_dir() and any(path.name not in run_directory.HIDDEN for path in directory.iterdir()):
-    raise CheckpointError(f'{directory} holds files but no config.json: not a run directory, and nothing is overwritten.')
+    raise CheckpointError(
+      f'{directory} holds files but no config.json: not a run directory, and nothing is overwritten.'
+    )
   if not (directory / 'tokenizer').is_dir():
     _make(config, directory, settings, say)
   found = load(directory)
@@ -72,8 +76,8 @@ def _make(config: IdsConfig, directory: Path, settings: dict, say: Callable[[str
   try:
     directory.mkdir(parents=True, exist_ok=True)
     with run_directory.lock(directory):
-      text = json.dumps({'trainer': TRAINER, **settings, 'versions': run_directory.versions()}, indent=2)
-      run_directory.write_atomically(directory / 'config.json', text)
+      text = json.dumps({'trainer': TRAINER, 'model': {}, **settings, 'versions': run_directory.versions()}, indent=2)
+      write_atomically(directory / 'config.json', text)
       found.histories.save(directory / 'histories.npz')
       # The catalogue is written last: a run that has one is complete.
       run_directory.save_once(directory / 'tokenizer', found.catalogue.save)
@@ -155,7 +159,9 @@ def features(c: IdConfig, items: Items) -> np.ndarray:
   kind = c.features if c.features != 'auto' else 'words' if items.vectors is None else 'vectors'
   if kind == 'vectors':
     if items.vectors is None:
-      raise DataError("ids.features='vectors' is for generated data: these items have texts only. Choose words or minilm.")
+      raise DataError(
+        "ids.features='vectors' is for generated data: these items have texts only. Choose words or minilm."
+      )
     return items.vectors
   if kind == 'words':
     from jaxlm.data import text_features

@@ -1,6 +1,6 @@
 """The task of a recommender: predict the identifiers of the items of a history from the items before them.
 
-  loss = -sum_bt mask_bt log p(targets_bt | tokens_b,<=t)
+loss = -sum_bt mask_bt log p(targets_bt | tokens_b,<=t)
 """
 
 from collections.abc import Callable, Iterable
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxlm.data import history_batches
 from jaxlm.data.history_batches import HistoryBatches
 from jaxlm.data.interactions import VALID
+from jaxlm.errors import CheckpointError
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import init_params
 from trainers import run_directory
@@ -37,7 +39,7 @@ class Recommendation(Task):
     self.batches = HistoryBatches(rows, data.catalogue, self.batch_size, config.data.predict, config.data.seed)
     # Validation: the item after the training items, as the lists are measured.
     known, truth = data.histories.examples(VALID)
-    ends = [history_batches.np.append(history, next_item) for history, next_item in zip(known, truth)]
+    ends = [np.append(history, next_item) for history, next_item in zip(known, truth)]
     held_out = [items[-data.catalogue.history - 1 :] for items in ends]
     self.held_out = None
     if held_out:
@@ -62,7 +64,7 @@ class Recommendation(Task):
   def resume(self, step: int, notes: dict[str, Any], before: dict[str, Any]) -> list[str]:
     now, said = self.data_notes(step), []
     if notes.get('identifiers', now['identifiers']) != now['identifiers']:
-      raise run_directory.CheckpointError(
+      raise CheckpointError(
         f'This run was begun with the identifiers {notes["identifiers"]}, and --ids has {now["identifiers"]}: its parameters mean nothing '
         'for them. Pass the --ids of before, or another --run.directory.'
       )

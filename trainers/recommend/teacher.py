@@ -23,7 +23,9 @@ def load(config: DraftConfig, mesh: Any = None) -> LanguageModel:
   except CheckpointError as e:
     raise CheckpointError(f'--target {config.target}: {e}') from e
   if not isinstance(lm, LanguageModel) or not isinstance(lm.tokenizer, Catalogue):
-    raise ConfigError(f'--target {config.target} is no run of a recommender: train one with python -m trainers.recommend target.')
+    raise ConfigError(
+      f'--target {config.target} is no run of a recommender: train one with python -m trainers.recommend target.'
+    )
   return lm
 
 

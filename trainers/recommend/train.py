@@ -7,6 +7,8 @@ from typing import Any
 from trainers.config import ConfigError
 from trainers.recommend.config import DraftConfig, IdsConfig, TargetConfig
 
+RESULTS = 'recommendation.json'
+"""File in a run directory with the metrics of a finished run."""
 STAGES = {'ids': IdsConfig, 'target': TargetConfig, 'draft': DraftConfig}
 
 
@@ -57,6 +59,10 @@ def _before(config: Any, stage: str) -> str:
   if preset not in presets:
     raise errors.unknown(f'{stage}_preset', preset, presets, ConfigError)
   place = neighbour(config.run.directory, stage)
+  # A finished run may have been made with other settings than those of the preset: it is used as it is.
+  if (place / ('tokenizer' if stage == 'ids' else RESULTS)).exists():
+    print(f'No --{stage} is given: using {place}.')
+    return str(place)
   print(f'No --{stage} is given: using {place} (python -m trainers.recommend {preset} --run.directory {place}).')
   found = presets[preset]
   main(dataclasses.replace(found, run=dataclasses.replace(found.run, directory=str(place))))
