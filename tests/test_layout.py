@@ -40,8 +40,9 @@ FLOORS = (
   ('decoders',),
   ('decoders.speculative', 'decoders.simlayerkv', 'decoders.beam'),
   ('decoders.swift', 'decoders.glide', 'decoders.translation', 'decoders.classification', 'decoders.atspeed'),
+  ('decoders.recommendation',),  # A command that searches with decoders.atspeed.
   ('decoders.command',),  # Knows the settings of all decoders.
-  ('decoders.generate', 'decoders.translate', 'decoders.classify'),
+  ('decoders.generate', 'decoders.translate', 'decoders.classify', 'decoders.recommend'),
   ('trainers',),
   ('trainers.pretrain', 'trainers.translate', 'trainers.classify', 'trainers.recommend'),
   ('trainers.glide',),  # Without a target, it trains one with trainers.pretrain.
@@ -53,7 +54,17 @@ KERNELS_MAY_IMPORT = ('jax', 'numpy', 'pallas_kernels')
 ROOMS = {
   'jaxlm': ('analysis', 'attention', 'caches', 'data', 'evaluation', 'io', 'losses', 'models'),
   'jaxlm/analysis': ('direction', 'lazy', 'sink'),
-  'decoders': ('atspeed', 'beam', 'classification', 'glide', 'simlayerkv', 'speculative', 'swift', 'translation'),
+  'decoders': (
+    'atspeed',
+    'beam',
+    'classification',
+    'glide',
+    'recommendation',
+    'simlayerkv',
+    'speculative',
+    'swift',
+    'translation',
+  ),
   'trainers': ('classify', 'glide', 'pretrain', 'recommend', 'translate'),
   'benchmarks': ('accelerator',),
 }

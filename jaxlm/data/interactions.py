@@ -17,6 +17,7 @@ import functools
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+import zipfile
 
 import numpy as np
 
@@ -170,7 +171,7 @@ class Histories:
         users = tuple(file['user_ids'].tolist())
         whole = lambda name: file[name].astype(np.int64)
         return cls(whole('items'), whole('offsets'), whole('parts'), users, int(file['num_items']))
-    except (OSError, ValueError, KeyError, EOFError) as e:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
       raise errors.DataError(f'{path} is not a file of histories: {e}') from e
 
 

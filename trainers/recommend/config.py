@@ -11,6 +11,8 @@ from jaxlm.config import Direction, DirectionSignal, ModelConfig, check_choices
 from jaxlm.data.semantic_ids import RqVaeConfig
 from trainers.config import ConfigError, TrainConfig
 
+RESULTS = 'recommendation.json'
+"""File in a run directory with the metrics of a finished run."""
 Loss = Literal['sft', 'word-kd', 'tvd-kd', 'seq-kd', 'atspeed-s', 'atspeed-s-clean', 'atspeed-r']
 ON_BEAMS = ('seq-kd', 'atspeed-s', 'atspeed-s-clean', 'atspeed-r')
 """Losses that read the target's beams."""

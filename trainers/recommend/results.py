@@ -17,8 +17,8 @@ from jaxlm.io import checkpoint
 from jaxlm.io.atomic import write_atomically
 from trainers import selection
 from trainers.recommend import lists
+from trainers.recommend.config import RESULTS
 from trainers.recommend.ids import Data
-from trainers.recommend.train import RESULTS
 
 
 def of_target(task: Any, directory: Path, say: Callable[[str], None]) -> None:

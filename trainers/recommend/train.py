@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from trainers.config import ConfigError
-from trainers.recommend.config import DraftConfig, IdsConfig, TargetConfig
+from trainers.recommend.config import RESULTS, DraftConfig, IdsConfig, TargetConfig
 
-RESULTS = 'recommendation.json'
-"""File in a run directory with the metrics of a finished run."""
 STAGES = {'ids': IdsConfig, 'target': TargetConfig, 'draft': DraftConfig}
 
 
