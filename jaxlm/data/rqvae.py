@@ -47,7 +47,7 @@ def init_params(config: RqVaeConfig, dim: int, sizes: tuple[int, ...], key: Arra
 
 def mlp(layers: Any, x: Float[Array, 'n D']) -> Float[Array, 'n E']:
   for i, layer in enumerate(layers):
-    x = x @ layer['w'] + layer['b']
+    x = x @ layer['w'] + layer['b'][None]
     x = jax.nn.relu(x) if i < len(layers) - 1 else x
   return x
 
