@@ -17,6 +17,10 @@ from decoders.atspeed.config import AtSpeedConfig, Select, Verify
 from jaxlm import console
 
 
+BATCHES = 8
+"""Batches of histories that are searched and written together."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RecommendFlags:
   """Recommend the next items after a history of items, or after each history of a file, by beam search over the items of a catalogue."""
@@ -185,7 +189,7 @@ def write_lines(
 
   lines, stats = iter(lines), []
   with tqdm.tqdm(desc='recommending', unit=' histories', total=total, initial=done, disable=None) as bar:
-    while block := list(itertools.islice(lines, 8 * config.batch_size)):
+    while block := list(itertools.islice(lines, BATCHES * config.batch_size)):
       known = [history(where, text) for where, text in block if text.strip()]
       found = iter(())
       if known:

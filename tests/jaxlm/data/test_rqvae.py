@@ -64,9 +64,7 @@ def test_the_decoder_sees_the_codes_and_the_encoder_gets_its_gradient(vectors):
   def run(x):
     params = rqvae.init_params(CONFIG, 5, SIZES, jax.random.key(0))
     params['codes'] = [jax.random.normal(jax.random.key(l), c.shape) for l, c in enumerate(params['codes'])]
-    (value, (index, residuals)), grads = jax.value_and_grad(
-      lambda p: rqvae.loss(CONFIG, p, x), has_aux=True
-    )(params)
+    (value, (index, residuals)), grads = jax.value_and_grad(lambda p: rqvae.loss(CONFIG, p, x), has_aux=True)(params)
     q = sum(code[index[:, l]] for l, code in enumerate(params['codes']))
     z = rqvae.mlp(params['encoder'], x)
     square = lambda a, b: jax.numpy.mean(jax.numpy.sum((a - b) ** 2, axis=1))

@@ -49,8 +49,15 @@ def found():
       name: draft_task.draft_terms(params, target, BATCH, DRAFT, TINY, LEGAL, LossConfig(name, alpha=0.3))
       for name in ('sft', 'word-kd', 'tvd-kd', 'seq-kd', 'atspeed-s', 'atspeed-s-clean', 'atspeed-r')
     }
-    logits = [functions.logits(p, c, x) for (p, c), xs in (((params, DRAFT), states), ((target, TINY), theirs)) for x in xs]
-    return states, (alone, plain), {n: {k: (t.total, t.weight) for k, t in one.items()} for n, one in terms.items()}, logits
+    logits = [
+      functions.logits(p, c, x) for (p, c), xs in (((params, DRAFT), states), ((target, TINY), theirs)) for x in xs
+    ]
+    return (
+      states,
+      (alone, plain),
+      {n: {k: (t.total, t.weight) for k, t in one.items()} for n, one in terms.items()},
+      logits,
+    )
 
   return jax.device_get(everything(params, target))
 

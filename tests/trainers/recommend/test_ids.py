@@ -23,7 +23,10 @@ def test_a_run_holds_what_the_next_stages_need(ids_run, capsys):
   assert data.histories.digest == interactions.split(opened.log, shares=(0.8, 0.9)).digest
   assert data.catalogue.report.surplus == 0 and data.catalogue.depth == 3 and data.catalogue.history == 4
   codes, _ = semantic_ids.residual_kmeans(opened.items.vectors, (8, 8))
-  assert [data.catalogue.pieces[t] for t in data.catalogue.tokens[7, :2]] == [f'<a_{codes[7, 0]}>', f'<b_{codes[7, 1]}>']
+  assert [data.catalogue.pieces[t] for t in data.catalogue.tokens[7, :2]] == [
+    f'<a_{codes[7, 0]}>',
+    f'<b_{codes[7, 1]}>',
+  ]
   before = (ids_run / 'tokenizer' / 'tokens.npy').stat().st_mtime_ns
   assert recommend.main(ids(ids_run)).digest == data.catalogue.digest
   assert (ids_run / 'tokenizer' / 'tokens.npy').stat().st_mtime_ns == before
