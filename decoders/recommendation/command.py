@@ -16,7 +16,6 @@ from decoders import line_files
 from decoders.atspeed.config import AtSpeedConfig, Select, Verify
 from jaxlm import console
 
-
 BATCHES = 8
 """Batches of histories that are searched and written together."""
 

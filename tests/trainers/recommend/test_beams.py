@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import pytest
 
-import jaxlm
 from decoders import atspeed
+import jaxlm
 from jaxlm.data import history_batches
 from jaxlm.errors import DataError
 from trainers.recommend import ids as stage
