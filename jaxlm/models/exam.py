@@ -21,7 +21,6 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm import caches
 from jaxlm.exam_config import ExamConfig
 from jaxlm.models import functions, interaction, transformer, word_encoders
 from jaxlm.models.blocks import dropped_at
@@ -141,6 +140,7 @@ def encode(
   tokens: Int[Array, 'B L'],
   mask: Bool[Array, 'B L'],
   lm_params: Any = None,
+  states: Float[Array, 'B P K'] | None = None,
 ) -> tuple[Float[Array, 'B P K'], Bool[Array, 'B P']]:
   """Returns (the representation of each position in the config's dtype, whether the position is a real word).
 
@@ -150,22 +150,22 @@ def encode(
     tokens: int32 ids of words, or of the language model's tokens.
     mask: which positions are words; the others are padding.
     lm_params: parameters of a frozen language model. No gradient flows into them.
+    states: what the frozen language model says of the tokens, if it was computed before; `lm_params` are then not needed.
 
   Raises:
     ValueError: the language model of encoder='lm' is frozen and its parameters are not given.
   """
   if config.encoder != 'lm':
     return _apply(params, config, Exam.encode, tokens, mask)
+  if states is not None:
+    return states.astype(config.dtype), mask
   if config.train_lm:
     lm_params = params['lm']
   elif lm_params is None:
     raise ValueError("encoder='lm' with a frozen language model needs `lm_params`, the parameters of that model.")
   else:
     lm_params = jax.lax.stop_gradient(lm_params)
-  model = config.lm.model.replace(dtype=config.dtype)
-  # A text is padded on the right. In a causal model no token sees later ones, so only an encoder needs to know the padding.
-  cache = None if model.causal else caches.Sequence(mask.astype(jnp.int32))
-  return functions.hidden(lm_params, model, tokens, cache=cache)[0], mask
+  return functions.text_states(lm_params, config.lm.model.replace(dtype=config.dtype), tokens, mask), mask
 
 
 def logits(
@@ -175,14 +175,15 @@ def logits(
   mask: Bool[Array, 'B L'],
   lm_params: Any = None,
   key: Array | None = None,
+  states: Float[Array, 'B P K'] | None = None,
 ) -> Float[Array, 'B C']:
   """Returns the float32 logits of the classes of all label columns.
 
   Args:
-    params, config, tokens, mask, lm_params: as for `encode`.
+    params, config, tokens, mask, lm_params, states: as for `encode`.
     key: random key for dropout in training; None: no dropout.
   """
-  states, real = encode(params, config, tokens, mask, lm_params)
+  states, real = encode(params, config, tokens, mask, lm_params, states)
   states = dropped_at(states, config.dropout, key, 0)
   return _apply(_classifier(params), config, Exam.classify, states, real)
 
