@@ -71,8 +71,8 @@ class Exam(nn.Module):
     embed = lambda rows, width: nn.Embed(rows, width, dtype=c.dtype, embedding_init=XAVIER)
     if c.encoder != 'lm':
       self.embed = embed(c.vocab_size, c.embed_dim or c.dim if c.encoder == 'gru' else c.dim)
-    if c.is_region:
-      self.units = embed(c.vocab_size, c.region * c.dim)
+    if c.is_region and c.units != 'none':
+      self.units = embed(c.vocab_size, c.region * (c.dim if c.units == 'vector' else 1))
     if c.encoder == 'ngrams' and c.ngrams > 1:
       self.ngram_embed = embed(c.buckets, c.dim)
     if c.encoder == 'gru':
@@ -84,22 +84,33 @@ class Exam(nn.Module):
 
   def encode(self, tokens_BL, mask_BL):
     """Returns (states [B, P, K], which positions are real words [B, P])."""
-    c, (B, L) = self.config, tokens_BL.shape
+    c, L = self.config, tokens_BL.shape[1]
     words_BLD = self.embed(tokens_BL)
     if c.is_region:
       inner = slice(c.radius, L - c.radius)
-      units = lambda tokens: self.units(tokens).reshape(B, -1, c.region, c.dim)
-      if c.encoder == 'word-context':
-        states = word_encoders.region_embedding(words_BLD, units(tokens_BL[:, inner]), c.pooling)
-      else:
-        states = word_encoders.context_word_embedding(words_BLD[:, inner], units(tokens_BL), c.pooling)
-      return states, mask_BL[:, inner]
+      states = [self.regions(tokens_BL, words_BLD, size) for size in (c.region, *c.regions)]
+      return jnp.concatenate(states, axis=-1), mask_BL[:, inner]
     if c.encoder == 'gru':
       return self.gru(words_BLD, None if c.mask == 'none' else mask_BL), mask_BL
     if c.ngrams == 1:
       return words_BLD, mask_BL
     ids, real = word_encoders.ngram_ids(tokens_BL, mask_BL, min(c.ngrams, L), c.buckets)
     return jnp.concatenate([words_BLD, self.ngram_embed(ids)], axis=1), jnp.concatenate([mask_BL, real], axis=1)
+
+  def regions(self, tokens_BL, words_BLD, size):
+    """Returns the region embeddings [B, P, D] of regions of `size` words, whose units are the middle ones of the largest region."""
+    c, (B, L) = self.config, tokens_BL.shape
+    inner, cut = slice(c.radius, L - c.radius), (c.region - size) // 2
+    middle, within = slice(cut, c.region - cut), slice(cut, L - cut)
+
+    def units(tokens):
+      if c.units == 'none':
+        return jnp.ones((B, tokens.shape[1], size, 1), words_BLD.dtype)
+      return self.units(tokens).reshape(B, tokens.shape[1], c.region, -1)[:, :, middle]
+
+    if c.encoder == 'word-context':
+      return word_encoders.region_embedding(words_BLD[:, within], units(tokens_BL[:, inner]), c.pooling)
+    return word_encoders.context_word_embedding(words_BLD[:, inner], units(tokens_BL[:, within]), c.pooling)
 
   def readout(self):
     """Returns (class table, class bias or None, parameters of the MLP or None)."""
