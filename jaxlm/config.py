@@ -174,6 +174,8 @@ class ModelConfig:
   mlp_bias: bool = False
   tied_embeddings: bool = False
   """The output layer is the transposed embedding."""
+  embedding_norm: bool = False
+  """The sum of token and position embeddings goes through a norm before the first layer (BERT)."""
   scaled_embeddings: bool = False
   """Token embeddings are multiplied by sqrt(model_dim), rounded to `dtype`, before the first layer (Gemma)."""
   windows: tuple[int, ...] = ()
@@ -279,7 +281,9 @@ class ModelConfig:
 
 TRAINING_ONLY = ('init', 'init_std', 'dropout')
 """Fields of a ModelConfig that only training reads. The outputs of a trained model do not depend on them."""
-ADDED = ('causal', 'norm_plus_one', 'local_rope_theta', 'query_scale_dim', 'scaled_embeddings')
+ADDED = (
+  'causal', 'norm_plus_one', 'local_rope_theta', 'query_scale_dim', 'scaled_embeddings', 'embedding_norm'
+)  # fmt: skip
 """Fields that are newer than some saved files. At their defaults they change nothing."""
 
 

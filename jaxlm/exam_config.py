@@ -71,6 +71,12 @@ class ExamConfig:
   """Which words of a text that is too long are kept."""
   region: int = 7
   """Number of words in a region, an odd number."""
+  regions: tuple[int, ...] = ()
+  """Numbers of words of further, smaller regions with the same centres. They share the weights of the largest one, and their
+  representations lie side by side."""
+  units: Literal['vector', 'scalar', 'none'] = 'vector'
+  """Weight of a word for each place of its region. vector: one number for each entry of the word vectors. scalar: one number. none: no
+  weight; the words of a region are only merged."""
   pooling: Literal['max', 'sum'] = 'max'
   """How the products of a region are merged."""
   gru_layers: int = 1
@@ -121,6 +127,17 @@ class ExamConfig:
     if self.region % 2 == 0:
       raise ValueError(
         f'model.region={self.region} must be odd: a region has equally many words before and after its centre.'
+      )
+    for size in self.regions:
+      if size % 2 == 0 or not 0 < size < self.region or self.regions.count(size) > 1:
+        raise ValueError(
+          f'model.regions={self.regions} must be different odd numbers below model.region={self.region}, the largest region.'
+        )
+    if (self.regions or self.units != 'vector') and not self.is_region:
+      raise ValueError(f'model.regions and model.units need a region embedding, not model.encoder={self.encoder!r}.')
+    if self.units == 'none' and self.encoder == 'context-word':
+      raise ValueError(
+        "model.units='none' needs model.encoder='word-context': without weights, context-word sees no neighbour."
       )
     if self.positions < 1 or self.words < 1:
       raise ValueError(
@@ -176,7 +193,7 @@ class ExamConfig:
   @property
   def width(self) -> int:
     """Width of representations and class vectors."""
-    return self.lm.model.model_dim if self.encoder == 'lm' else self.dim
+    return self.lm.model.model_dim if self.encoder == 'lm' else self.dim * (1 + len(self.regions))
 
   @property
   def hidden_units(self) -> int:

@@ -29,7 +29,7 @@ FLOORS = (
   ('jaxlm.io',),
   ('jaxlm.translation_model', 'jaxlm.glide_model', 'jaxlm.sentence_encoder'),
   ('jaxlm.language_model',),
-  ('jaxlm.text_classifier',),  # May hold a language model.
+  ('jaxlm.lm_states', 'jaxlm.text_classifier'),  # The latter may hold a language model.
   ('jaxlm',),  # The package itself: `import jaxlm` is for what may load models.
   ('jaxlm.analysis.tables', 'jaxlm.analysis.plots', 'jaxlm.analysis.statistics'),
   ('jaxlm.analysis.sink', 'jaxlm.analysis.direction'),

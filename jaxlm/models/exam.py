@@ -21,7 +21,6 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm import caches
 from jaxlm.exam_config import ExamConfig
 from jaxlm.models import functions, interaction, transformer, word_encoders
 from jaxlm.models.blocks import dropped_at
@@ -72,8 +71,8 @@ class Exam(nn.Module):
     embed = lambda rows, width: nn.Embed(rows, width, dtype=c.dtype, embedding_init=XAVIER)
     if c.encoder != 'lm':
       self.embed = embed(c.vocab_size, c.embed_dim or c.dim if c.encoder == 'gru' else c.dim)
-    if c.is_region:
-      self.units = embed(c.vocab_size, c.region * c.dim)
+    if c.is_region and c.units != 'none':
+      self.units = embed(c.vocab_size, c.region * (c.dim if c.units == 'vector' else 1))
     if c.encoder == 'ngrams' and c.ngrams > 1:
       self.ngram_embed = embed(c.buckets, c.dim)
     if c.encoder == 'gru':
@@ -85,22 +84,33 @@ class Exam(nn.Module):
 
   def encode(self, tokens_BL, mask_BL):
     """Returns (states [B, P, K], which positions are real words [B, P])."""
-    c, (B, L) = self.config, tokens_BL.shape
+    c, L = self.config, tokens_BL.shape[1]
     words_BLD = self.embed(tokens_BL)
     if c.is_region:
       inner = slice(c.radius, L - c.radius)
-      units = lambda tokens: self.units(tokens).reshape(B, -1, c.region, c.dim)
-      if c.encoder == 'word-context':
-        states = word_encoders.region_embedding(words_BLD, units(tokens_BL[:, inner]), c.pooling)
-      else:
-        states = word_encoders.context_word_embedding(words_BLD[:, inner], units(tokens_BL), c.pooling)
-      return states, mask_BL[:, inner]
+      states = [self.regions(tokens_BL, words_BLD, size) for size in (c.region, *c.regions)]
+      return jnp.concatenate(states, axis=-1), mask_BL[:, inner]
     if c.encoder == 'gru':
       return self.gru(words_BLD, None if c.mask == 'none' else mask_BL), mask_BL
     if c.ngrams == 1:
       return words_BLD, mask_BL
     ids, real = word_encoders.ngram_ids(tokens_BL, mask_BL, min(c.ngrams, L), c.buckets)
     return jnp.concatenate([words_BLD, self.ngram_embed(ids)], axis=1), jnp.concatenate([mask_BL, real], axis=1)
+
+  def regions(self, tokens_BL, words_BLD, size):
+    """Returns the region embeddings [B, P, D] of regions of `size` words, whose units are the middle ones of the largest region."""
+    c, (B, L) = self.config, tokens_BL.shape
+    inner, cut = slice(c.radius, L - c.radius), (c.region - size) // 2
+    middle, within = slice(cut, c.region - cut), slice(cut, L - cut)
+
+    def units(tokens):
+      if c.units == 'none':
+        return jnp.ones((B, tokens.shape[1], size, 1), words_BLD.dtype)
+      return self.units(tokens).reshape(B, tokens.shape[1], c.region, -1)[:, :, middle]
+
+    if c.encoder == 'word-context':
+      return word_encoders.region_embedding(words_BLD[:, within], units(tokens_BL[:, inner]), c.pooling)
+    return word_encoders.context_word_embedding(words_BLD[:, inner], units(tokens_BL[:, within]), c.pooling)
 
   def readout(self):
     """Returns (class table, class bias or None, parameters of the MLP or None)."""
@@ -141,6 +151,7 @@ def encode(
   tokens: Int[Array, 'B L'],
   mask: Bool[Array, 'B L'],
   lm_params: Any = None,
+  states: Float[Array, 'B P K'] | None = None,
 ) -> tuple[Float[Array, 'B P K'], Bool[Array, 'B P']]:
   """Returns (the representation of each position in the config's dtype, whether the position is a real word).
 
@@ -150,22 +161,22 @@ def encode(
     tokens: int32 ids of words, or of the language model's tokens.
     mask: which positions are words; the others are padding.
     lm_params: parameters of a frozen language model. No gradient flows into them.
+    states: what the frozen language model says of the tokens, if it was computed before; `lm_params` are then not needed.
 
   Raises:
     ValueError: the language model of encoder='lm' is frozen and its parameters are not given.
   """
   if config.encoder != 'lm':
     return _apply(params, config, Exam.encode, tokens, mask)
+  if states is not None:
+    return states.astype(config.dtype), mask
   if config.train_lm:
     lm_params = params['lm']
   elif lm_params is None:
     raise ValueError("encoder='lm' with a frozen language model needs `lm_params`, the parameters of that model.")
   else:
     lm_params = jax.lax.stop_gradient(lm_params)
-  model = config.lm.model.replace(dtype=config.dtype)
-  # A text is padded on the right. In a causal model no token sees later ones, so only an encoder needs to know the padding.
-  cache = None if model.causal else caches.Sequence(mask.astype(jnp.int32))
-  return functions.hidden(lm_params, model, tokens, cache=cache)[0], mask
+  return functions.text_states(lm_params, config.lm.model.replace(dtype=config.dtype), tokens, mask), mask
 
 
 def logits(
@@ -175,14 +186,15 @@ def logits(
   mask: Bool[Array, 'B L'],
   lm_params: Any = None,
   key: Array | None = None,
+  states: Float[Array, 'B P K'] | None = None,
 ) -> Float[Array, 'B C']:
   """Returns the float32 logits of the classes of all label columns.
 
   Args:
-    params, config, tokens, mask, lm_params: as for `encode`.
+    params, config, tokens, mask, lm_params, states: as for `encode`.
     key: random key for dropout in training; None: no dropout.
   """
-  states, real = encode(params, config, tokens, mask, lm_params)
+  states, real = encode(params, config, tokens, mask, lm_params, states)
   states = dropped_at(states, config.dropout, key, 0)
   return _apply(_classifier(params), config, Exam.classify, states, real)
 

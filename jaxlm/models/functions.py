@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
+
+from jaxlm import caches
 from jaxlm.config import ModelConfig
 from jaxlm.models.blocks import Block
 from jaxlm.models.transformer import Transformer
 
 if TYPE_CHECKING:
-  from jaxtyping import Array, Float, Int
+  from jaxtyping import Array, Bool, Float, Int
 
 
 def hidden(
@@ -40,6 +43,15 @@ def hidden(
     key: random key for dropout in training (None: no dropout, for evaluation and decoding).
   """
   return _model(params, config, Transformer.hidden, tokens, positions, cache, length, key)
+
+
+def text_states(
+  params: Any, config: ModelConfig, tokens: Int[Array, 'B T'], mask: Bool[Array, 'B T']
+) -> Float[Array, 'B T D']:
+  """Returns `hidden` of texts that are padded on the right; the states of padding have no meaning."""
+  # In a causal model no token sees later ones, so only an encoder needs to know the padding.
+  cache = None if config.causal else caches.Sequence(mask.astype(jnp.int32))
+  return hidden(params, config, tokens, cache=cache)[0]
 
 
 def states(

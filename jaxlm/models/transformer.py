@@ -44,6 +44,8 @@ class Transformer(nn.Module):
     if c.position == 'learned':
       length = c.max_length + before
       self.position_embed = nn.Embed(length, c.model_dim, dtype=c.dtype, embedding_init=init.embedding)
+    if c.embedding_norm:
+      self.embedding_norm = norm(c, 'embedding_norm')
     if c.position == 'relative_t5':  # One table for all layers, as in T5.
       self.distance_table = self.param('distance_table', nn.initializers.normal(0.02), (c.num_heads, BUCKETS))
     block = Block
@@ -116,6 +118,8 @@ class Transformer(nn.Module):
       x_BTD = x_BTD + self.position_embed(positions)
     if c.position == 'sinusoidal':
       x_BTD = x_BTD + sinusoids(positions, c.model_dim).astype(c.dtype)
+    if c.embedding_norm:
+      x_BTD = self.embedding_norm(x_BTD)
     length = positions.shape[1] if length is None else length
     rotation = rotations(c, positions, length) if c.position == 'rope' else None
     return x_BTD, positions, (rotation, self.distance_table if c.position == 'relative_t5' else None)

@@ -5,7 +5,7 @@ Region embedding (https://openreview.net/forum?id=BkSDMA36Z), radius r, context 
   word-context   h_t = max_j U[x_t]_j * E[x_{t+j}]            j = -r ... r; the centre has a unit for each of its neighbours
   context-word   h_t = max_j U[x_{t+j}]_j * E[x_t]            each neighbour has a unit for the centre
 
-where * multiplies element by element. Only positions with all their neighbours have a representation.
+where * multiplies element by element; a unit may also have one number for all elements. Only positions with all their neighbours have a representation.
 
 GRU, with the reset gate after the product, as in cuDNN, Flax and MXNet:
 
@@ -38,7 +38,7 @@ def region_embedding(
 
   Args:
     words: vectors E of all words.
-    units: units U of the central words.
+    units: units U of the central words; K is 1 for units of one number.
     merge: 'max' or 'sum' of the products of a region.
   """
   P, R = units.shape[1:3]

@@ -21,6 +21,10 @@ from tests.models import TINY
     ({'encoder': 'grue'}, "Unknown encoder 'grue'. Did you mean 'gru'"),
     ({'dropout': 1.0}, 'model.dropout=1.0'),
     ({'front': -2}, 'model.front=-2'),
+    ({'regions': (5, 9)}, r'model.regions=\(5, 9\) must be different odd numbers below model.region=7'),
+    ({'regions': (3, 3)}, 'must be different odd numbers'),
+    ({'encoder': 'gru', 'units': 'scalar'}, "need a region embedding, not model.encoder='gru'"),
+    ({'encoder': 'context-word', 'units': 'none'}, "model.units='none' needs model.encoder='word-context'"),
     ({'dim': 0}, 'model.dim=0 must be at least 1'),
   ],
 )
@@ -40,3 +44,4 @@ def test_positions_follow_from_the_encoder():
   assert ExamConfig().positions == 250 and ExamConfig().hidden_units == 500 and ExamConfig().padding_in_front == 3
   assert ExamConfig(encoder='gru').positions == 256 and ExamConfig(encoder='gru').padding_in_front == 0
   assert ExamConfig(encoder='ngrams', ngrams=3).positions == 256 + 255 + 254
+  assert ExamConfig(regions=(5, 3)).width == 3 * 128 and ExamConfig(regions=(5, 3)).positions == 250

@@ -105,6 +105,10 @@ class ClassifyConfig(TrainConfig):
   a fetched name or a Hub id."""
   lm_dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
   """Type of a frozen language model's parameters (none: float32 on CPU, bfloat16 elsewhere)."""
+  lm_cache: int = 2000
+  """Megabytes that the states of a frozen language model may take in the cache folder: if those of all texts fit, and the run reads each
+  text at least once, they are computed before the first step, and runs on the same texts share them. 0: they are computed in each
+  step."""
   class_weights: Literal['none', 'balanced'] = 'none'
   """Weights of the classes in the loss. balanced: inversely proportional to their numbers of training texts, so that rare classes count as
   much as frequent ones; for several labels, texts with a label count as much as those without it, at most 100 times."""
@@ -112,5 +116,7 @@ class ClassifyConfig(TrainConfig):
   def __post_init__(self):
     super().__post_init__()
     check_choices(self)
+    if self.lm_cache < 0:
+      raise ConfigError(f'lm_cache={self.lm_cache} must not be negative.')
     if self.lm is not None and self.model.encoder != 'lm':
       raise ConfigError(f"--lm {self.lm} needs model.encoder='lm', not {self.model.encoder!r}, which does not read it.")

@@ -2,16 +2,23 @@
 
 from collections.abc import Iterator
 import dataclasses
+import hashlib
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from jaxlm import lm_states
 from jaxlm.data import class_batches, labelled, text_reader, word_vocabulary
 from jaxlm.data.class_batches import EncodedTexts
+from jaxlm.data.corpus import cache_folder
 from jaxlm.data.text_reader import TextReader
 from jaxlm.errors import CheckpointError
 from jaxlm.exam_config import Column, ExamConfig
 from jaxlm.io import checkpoint
 from jaxlm.language_model import LanguageModel
-from trainers.classify.config import ClassDataConfig
+from trainers.classify.config import ClassDataConfig, ClassifyConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,3 +75,30 @@ def encode(parts: labelled.Parts, reader: TextReader, model: ExamConfig, data: C
   """Returns the texts as arrays. Raises DataError as `class_batches.encode`."""
   encoded = lambda part: class_batches.encode(part, reader, model, on_empty=data.empty)
   return Data(encoded(parts.train), encoded(parts.valid), None if parts.test is None else encoded(parts.test))
+
+
+def with_states(data: Data, lm: LanguageModel, model: ExamConfig, config: ClassifyConfig) -> Data:
+  """Returns the texts with the states of a frozen language model, or as they are if the config wants no states, or not so many.
+
+  The states lie in the cache folder, in files named after the model and the texts.
+  """
+  parts = [part for part in (data.train, data.valid, data.test) if part is not None]
+  size = sum(part.corpus.offsets[-1] for part in parts) * lm.config.model_dim * jnp.dtype(model.dtype).itemsize
+  if size > config.lm_cache * 1e6 or config.run.steps * config.data.batch_size < len(data.train):
+    return data
+  found = {}
+  for name in ('train', 'valid', 'test'):
+    part = getattr(data, name)
+    if part is not None:
+      found[name] = dataclasses.replace(part, states=states_of(part, lm, model))
+  return dataclasses.replace(data, **found)
+
+
+def states_of(texts: EncodedTexts, lm: LanguageModel, model: ExamConfig) -> np.ndarray:
+  """Returns what a language model says of each token of texts, [tokens, D] in the dtype of `model`, from the cache folder."""
+  facts = f'{lm_states.VERSION} {model.lm.name} {model.lm.digest} {model.dtype} {texts.corpus.digest}'
+  path = cache_folder() / 'states' / f'{hashlib.sha256(facts.encode()).hexdigest()[:16]}.bin'
+  rows = [texts.corpus.document(i) for i in range(len(texts))]
+  lm_config = lm.config.replace(dtype=model.dtype)
+  with tqdm.tqdm(total=len(texts), desc=f'States of {model.lm.name}', unit='text', delay=2, leave=False) as bar:
+    return lm_states.write_states(path, lm.params, lm_config, rows, bar.update)

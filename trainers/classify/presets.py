@@ -83,7 +83,8 @@ PRESETS = {
     'Released code for many labels: two GRU layers of 1,024, texts of 30 words. Pass --data.source and --data.multilabel.',
     ClassifyConfig(
       model=ModelFlags(
-        encoder='gru', gru_layers=2, dim=1024, embed_dim=256, max_length=30, side='left', hidden=60, output_bias=True, mask='none'
+        encoder='gru', gru_layers=2, dim=1024, embed_dim=256, max_length=30, side='left', hidden=60, output_bias=True, mask='none',
+        class_tile=50,
       ),
       data=ClassDataConfig(source='', words='kim', batch_size=1000, empty='skip'),
       optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0, beta2=0.999, weight_decay=0.0, clip_norm=0.0),

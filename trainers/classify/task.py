@@ -63,7 +63,9 @@ class Classification(Task):
     self.best_metric = self._prefixes[0] + best
     self.host_metrics = tuple(self.metrics(self._empty_scores(filled=True)))
     self._logits = jax.jit(
-      lambda params, frozen, tokens, mask: exam.logits(params, config.model, tokens, mask, frozen.get('lm'))
+      lambda params, frozen, tokens, mask, states: exam.logits(
+        params, config.model, tokens, mask, frozen.get('lm'), states=states
+      )
     )
 
   def describe(self) -> str:
@@ -114,12 +116,12 @@ class Classification(Task):
     return params | {'lm': self.layout.place(lm_params)}
 
   def frozen(self) -> Any:
-    return {'lm': self.lm.params} if self.config.model.has_frozen_lm else {}
+    return {'lm': self.lm.params} if self.config.model.has_frozen_lm and self.data.train.states is None else {}
 
   def loss(self, params: Any, batch: Any, context: Context) -> Any:
     model = self.config.model
-    lm_params = context.frozen['lm'] if model.has_frozen_lm else None
-    logits = exam.logits(params, model, batch['tokens'], batch['mask'], lm_params, context.key)
+    lm_params, states = (context.frozen or {}).get('lm'), batch.get('states')
+    logits = exam.logits(params, model, batch['tokens'], batch['mask'], lm_params, context.key, states)
     return loss_terms(logits, batch, model, self._weights)
 
   def batch(self, step: int, rows: slice) -> Batch:
@@ -160,7 +162,7 @@ class Classification(Task):
     for batch in class_batches.in_order(texts, model, self.config.eval.batch_size):
       if stop():
         return None
-      logits = np.asarray(self._logits(params, frozen, batch['tokens'], batch['mask']))
+      logits = np.asarray(self._logits(params, frozen, batch['tokens'], batch['mask'], batch.get('states')))
       real = batch['weight'] > 0
       for i, (one, part) in enumerate(zip(scores, exam.column_logits(model, logits))):
         one.add(part[real], batch[f'labels_{i}'][real])

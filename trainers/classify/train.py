@@ -42,6 +42,8 @@ def main(config: ClassifyConfig):
     model = model.replace(lm=Backbone(config.lm, digest, lm.config))
   config = dataclasses.replace(config, model=model)
   encoded = data.encode(parts, reader, model, config.data)
+  if model.has_frozen_lm:
+    encoded = data.with_states(encoded, lm, model, config)
   return loop.fit(task.Classification(config, reader, encoded, lm, layout), config)
 
 

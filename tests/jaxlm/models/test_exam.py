@@ -1,5 +1,7 @@
 """The classifier equals its loops for every preset, and the classifiers that are its special cases."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +93,40 @@ def test_gradients_are_finite_differences(name):
       continue
     np.testing.assert_allclose((up - down) / (2 * step), slope[place], rtol=3e-2, atol=2e-3)
     checked += 1
+
+
+@pytest.mark.parametrize('encoder', ['word-context', 'context-word'])
+def test_regions_of_several_sizes_share_units_and_units_may_be_one_number(encoder):
+  """Beside the largest region lie those of a smaller model that has the middle units alone, at the same centres."""
+  both = PAPER.replace(encoder=encoder, regions=(3,))
+  tokens, mask = text(both)
+  units = lambda params, size: params['units']['embedding'].reshape(V, size, -1)
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def states(params, config):
+    return exam.encode(params, config, tokens, mask)[0]
+
+  params = make(both)
+  found = states(params, both)
+  assert found.shape == (B, both.positions, 2 * 6) and params['class_table']['kernel'].shape == (9, 12)
+  np.testing.assert_array_equal(found[:, :, :6], states(params, PAPER.replace(encoder=encoder)))
+  middle = params | {'units': {'embedding': units(params, 7)[:, 2:5].reshape(V, -1)}}
+  alone = states(middle, PAPER.replace(encoder=encoder, region=3))  # Its centres begin two positions earlier.
+  np.testing.assert_array_equal(found[:, :, 6:], alone[:, 2:-2])
+  scalar = make(PAPER.replace(encoder=encoder, units='scalar'))
+  spread = scalar | {'units': {'embedding': np.repeat(units(scalar, 7), 6, axis=2).reshape(V, -1)}}
+  np.testing.assert_allclose(
+    states(scalar, PAPER.replace(encoder=encoder, units='scalar')),
+    states(spread, PAPER.replace(encoder=encoder)),
+    rtol=1e-6,
+  )
+  if encoder == 'word-context':
+    plain = PAPER.replace(units='none', pooling='sum')
+    bare = make(plain)
+    words = np.asarray(bare['embed']['embedding'])[tokens]
+    expected = sum(words[:, j : j + plain.positions] for j in range(7))
+    assert 'units' not in bare
+    np.testing.assert_allclose(states(bare, plain), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_mean_of_scores_is_fasttext():

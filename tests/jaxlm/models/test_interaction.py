@@ -1,5 +1,6 @@
 """Scores, logits and contributions are what their formulas say, written as loops over texts, classes and positions."""
 
+import functools
 import itertools
 
 import jax
@@ -50,48 +51,91 @@ AGGREGATIONS = [
 
 
 def single(tree):
-  return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+  return jax.tree.map(lambda x: np.asarray(x, np.float32), tree)
+
+
+@jax.jit
+def computed(states, table, bias, mask, mlp):
+  """Returns (logits, contributions, their rest) of every aggregation, in one program."""
+  found = []
+  for how in AGGREGATIONS:
+    scores = interaction.interaction_scores(states, table, bias, mask, how.mask)
+    logits = interaction.class_logits(states, table, bias, mask, mlp, how)
+    found.append((logits, *interaction.contribution_scores(scores, mask, mlp, how)))
+  return found
+
+
+@pytest.fixture(scope='module')
+def results(arrays):
+  return dict(zip(AGGREGATIONS, computed(*single(arrays[:3]), arrays[3], single(arrays[4]))))
 
 
 @pytest.mark.parametrize('how', AGGREGATIONS, ids=lambda how: '-'.join(how))
-def test_logits_are_their_loops_and_contributions_add_up_to_them(arrays, how):
-  states, table, bias, mask, mlp = arrays
-  expected = loop(*arrays, how)
-  given = single((states, table, bias)), jnp.asarray(mask), single(mlp)
-  logits = interaction.class_logits(*given[0], given[1], given[2], how)
+def test_logits_are_their_loops_and_contributions_add_up_to_them(arrays, results, how):
+  expected, mask = loop(*arrays, how), arrays[3]
+  logits, parts, rest = map(np.asarray, results[how])
   np.testing.assert_allclose(logits, expected, atol=1e-5)
-  scores = interaction.interaction_scores(*given[0], given[1], how.mask)
-  parts, rest = interaction.contribution_scores(scores, given[1], given[2], how)
   np.testing.assert_allclose(parts.sum(-1) + rest, expected, atol=1e-5)
   if how.aggregator != 'mlp':
     np.testing.assert_allclose(rest, 0, atol=1e-5)
   if how.mask == 'after':
-    assert not np.any(np.asarray(parts)[~np.broadcast_to(mask[:, None], parts.shape)])
+    assert not np.any(parts[~np.broadcast_to(mask[:, None], parts.shape)])
+
+
+HOW = Aggregation('mlp', 'sum', 'after')
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def with_gradients(trained, mask, tile):
+  """Returns ((weighted sum of the logits, logits without a class bias), gradients)."""
+  weights = np.arange(B * C, dtype=np.float32).reshape(B, C)
+
+  def total(trained):
+    states, table, bias, mlp = trained
+    plain = interaction.class_logits(states, table, None, mask, mlp, HOW, tile=tile)
+    return jnp.sum(weights * interaction.class_logits(states, table, bias, mask, mlp, HOW, tile=tile)), plain
+
+  return jax.value_and_grad(total, has_aux=True)(trained)
+
+
+@pytest.fixture(scope='module')
+def untiled(arrays):
+  return with_gradients((*single(arrays[:3]), single(arrays[4])), arrays[3], 0)
 
 
 @pytest.mark.parametrize('tile', [1, 3, 6])
-def test_tiles_of_classes_change_neither_logits_nor_gradients(arrays, tile):
-  states, table, bias, mask, mlp = single(arrays[:3]) + (jnp.asarray(arrays[3]), single(arrays[4]))
-  how = Aggregation('mlp', 'sum', 'after')
-  weights = jnp.arange(B * C, dtype=jnp.float32).reshape(B, C)
-
-  def total(trained, tile):
-    states, table, bias, mlp = trained
-    return jnp.sum(weights * interaction.class_logits(states, table, bias, mask, mlp, how, tile=tile))
-
-  whole = jax.value_and_grad(total)((states, table, bias, mlp), 0)
-  tiled = jax.value_and_grad(total)((states, table, bias, mlp), tile)
-  for one, other in zip(jax.tree.leaves(tiled), jax.tree.leaves(whole), strict=True):
+def test_tiles_of_classes_change_neither_logits_nor_gradients(arrays, untiled, tile):
+  tiled = with_gradients((*single(arrays[:3]), single(arrays[4])), arrays[3], tile)
+  for one, other in zip(jax.tree.leaves(tiled), jax.tree.leaves(untiled), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
-  # Tiles without a class bias, as in the paper.
-  plain = [interaction.class_logits(states, table, None, mask, mlp, how, tile=n) for n in (0, tile)]
-  np.testing.assert_allclose(*plain, atol=1e-5)
+
+
+@pytest.mark.parametrize('tile', [25])
+def test_tiles_need_a_tenth_of_the_memory_forward_and_backward(tile):
+  """Of the program that is compiled: what it holds besides its arguments and results."""
+  B, P, K, C, M = 64, 20, 8, 500, 40
+  shape = lambda *size: jax.ShapeDtypeStruct(size, jnp.float32)
+  given = shape(B, P, K), shape(C, K), shape(C), Mlp(shape(P, M), shape(M), shape(M), shape())
+  mask = np.ones((B, P), bool)
+
+  def held(tile, backward):
+    logits = lambda states, table, bias, mlp: interaction.class_logits(states, table, bias, mask, mlp, HOW, tile=tile)
+    run = (lambda *x: jax.vjp(logits, *x)[1](np.ones((B, C), np.float32))) if backward else logits
+    return jax.jit(run).lower(*given).compile().memory_analysis().temp_size_in_bytes
+
+  for backward in (False, True):
+    plain = held(0, backward)
+    assert plain > 4 * B * C * P and held(tile, backward) <= plain / 10
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def contributions(states, table, mask, mlp, how):
+  return interaction.contribution_scores(interaction.interaction_scores(states, table, None, mask), mask, mlp, how)
 
 
 def test_without_biases_contributions_leave_no_rest(arrays):
-  states, table, _, mask, mlp = single(arrays[:3]) + (jnp.asarray(arrays[3]), single(arrays[4]))
-  mlp = mlp._replace(bias_in=jnp.zeros(M), bias_out=None)
-  scores = interaction.interaction_scores(states, table, None, mask)
-  parts, rest = interaction.contribution_scores(scores, mask, mlp, Aggregation())
+  (states, table, _), mlp = single(arrays[:3]), single(arrays[4])
+  mlp = mlp._replace(bias_in=np.zeros(M, np.float32), bias_out=None)
+  parts, rest = contributions(states, table, arrays[3], mlp, Aggregation())
   np.testing.assert_allclose(rest, 0, atol=1e-5)
   assert np.abs(parts).max() > 0.1
