@@ -27,7 +27,7 @@ FLOORS = (
   ('jaxlm.models', 'jaxlm.losses'),
   ('jaxlm.data',),
   ('jaxlm.io',),
-  ('jaxlm.translation_model', 'jaxlm.glide_model', 'jaxlm.sentence_encoder'),
+  ('jaxlm.translation_model', 'jaxlm.glide_model'),
   ('jaxlm.language_model',),
   ('jaxlm.lm_states', 'jaxlm.text_classifier'),  # The latter may hold a language model.
   ('jaxlm',),  # The package itself: `import jaxlm` is for what may load models.

@@ -79,10 +79,13 @@ class IdConfig:
   method: Literal['kmeans', 'rqvae', 'titles', 'items', 'file'] = 'kmeans'
   """kmeans: residual k-means of the items' features. rqvae: codes that an RQ-VAE learns. titles: the first words of the titles. items: one
   token for each item, as in SASRec. file: a JSON file {item id: [token, ...]}."""
-  features: Literal['auto', 'vectors', 'words', 'minilm'] = 'auto'
-  """For kmeans and rqvae: what similar items share. vectors: those of generated data. words: the words of titles and texts. minilm:
-  embeddings of titles and texts by the sentence encoder all-MiniLM-L6-v2 (python -m jaxlm.data.fetch minilm). auto: vectors if there are
-  some, else words."""
+  features: Literal['auto', 'vectors', 'words', 'lm'] = 'auto'
+  """For kmeans and rqvae: what similar items share. vectors: those of generated data. words: the words of titles and texts. lm:
+  embeddings of titles and texts by a language model. auto: vectors if there are some, else words."""
+  lm: str = 'minilm'
+  """For features lm: the model, best a sentence encoder such as all-MiniLM-L6-v2 (python -m jaxlm.data.fetch minilm)."""
+  lm_tokens: int = 128
+  """For features lm: number of tokens of a text that are read."""
   sizes: tuple[int, ...] = (32, 32, 32)
   """For kmeans and rqvae: number of codes of each level."""
   unique: bool = True
@@ -99,7 +102,7 @@ class IdConfig:
 
   def __post_init__(self):
     check_choices(self)
-    for name in ('words', 'history'):
+    for name in ('words', 'history', 'lm_tokens'):
       if getattr(self, name) < 1:
         raise ConfigError(f'ids.{name}={getattr(self, name)} must be at least 1.')
     if self.method in ('kmeans', 'rqvae') and (not self.sizes or min(self.sizes) < 1):

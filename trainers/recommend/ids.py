@@ -159,17 +159,20 @@ def features(c: IdConfig, items: Items) -> np.ndarray:
   kind = c.features if c.features != 'auto' else 'words' if items.vectors is None else 'vectors'
   if kind == 'vectors':
     if items.vectors is None:
-      raise DataError(
-        "ids.features='vectors' is for generated data: these items have texts only. Choose words or minilm."
-      )
+      raise DataError("ids.features='vectors' is for generated data: these items have texts only. Choose words or lm.")
     return items.vectors
   if kind == 'words':
     from jaxlm.data import text_features
 
     return text_features.word_vectors(items.texts)
-  from jaxlm import sentence_encoder
+  import jaxlm
+  from jaxlm import lm_states
 
-  return sentence_encoder.load().embed(items.texts)
+  try:
+    lm = jaxlm.load(c.lm)
+    return lm_states.embed(lm, items.texts, max_tokens=min(c.lm_tokens, lm.config.max_length))
+  except (CheckpointError, ValueError) as e:
+    raise DataError(f'ids.lm={c.lm!r} cannot embed the items: {e}') from e
 
 
 def load(directory: str | Path) -> Data:

@@ -96,6 +96,8 @@ def test_features_must_be_there():
     stage.features(IdConfig(features='vectors'), items)
   with pytest.raises(DataError, match='No two items share a word'):
     stage.features(IdConfig(), items)
+  with pytest.raises(DataError, match="ids.lm='nowhere' cannot embed the items"):
+    stage.features(IdConfig(features='lm', lm='nowhere'), items)
   shared = stage.features(IdConfig(), Items(*[('a', 'b', 'c')] * 2, ('war film', 'war film', 'love film')))
   np.testing.assert_allclose(shared[0], shared[1], atol=1e-6)
   assert np.abs(shared[0] - shared[2]).max() > 0.1
