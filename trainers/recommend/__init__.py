@@ -10,8 +10,10 @@
 Each stage has a run directory of its own. Without --target or --ids, the run of the stage before lies beside this one: runs/X-draft
 needs runs/X-target and that one runs/X-ids, and what is missing is made first with the preset of the same name. So --run.directory is
 the only flag to repeat; to use other data, make the identifiers first. Starting the same command again resumes. Recommend with python -m
-decoders.recommend RUN --history ITEM ... JAX is imported after the flags are read, so that --help is fast.
+decoders.recommend RUN --history ITEM ...
 """
+
+# JAX is imported after the flags are read, so that --help is fast.
 
 from trainers.recommend.config import BeamConfig as BeamConfig
 from trainers.recommend.config import DraftConfig as DraftConfig

@@ -69,7 +69,7 @@ PRESETS = {
     ),
   ),
   'draft-medium': (
-    'A draft of 1 layer x 128 for it, with the share of the alignment of the authors; for an accelerator.',
+    'A draft of 1 layer x 128 for it; for an accelerator.',
     DraftConfig(
       target_preset='target-medium', model=_model(1, 128), data=RowConfig(batch_size=256), optimizer=_optimizer(1e-3, 200),
       run=_run(2000, 500), beams=BeamConfig(examples=20_000, batch_size=256),
