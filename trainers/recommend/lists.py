@@ -66,9 +66,9 @@ def metrics(ranked: Sequence[Sequence[int]], truth: Sequence[np.ndarray], k: int
   return ranking.ranking_metrics(ranked, truth, lengths(k)) if len(truth) else {}
 
 
-def baselines(histories: Histories, part: int, k: int) -> dict[str, dict[str, float]]:
-  """Returns the metrics of popular items, and of the items that follow the last one most often, on all users of a part."""
-  known, truth = users_of(histories, part, None)
+def baselines(histories: Histories, part: int, k: int, most: int | None = None) -> dict[str, dict[str, float]]:
+  """Returns the metrics of popular items, and of the items that follow the last one most often; arguments as for `users_of`."""
+  known, truth = users_of(histories, part, most)
   learned = [histories.of(u, 0) for u in range(len(histories))]
   lists = {
     'popularity': ranking.popular(histories.popularity, len(known), k),

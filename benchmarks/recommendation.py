@@ -1,0 +1,103 @@
+"""python -m benchmarks.recommendation: drafts for speculative beam search by loss, and how well their targets recommend.
+
+recommending  Recall and NDCG of the target on test users, beside popular items, the items that follow the last one, and SASRec
+drafts        for each loss of the draft, rule of verification and K: accepted steps, target calls, time of the search without a draft
+              divided by that with it, and Recall@K and NDCG@K
+
+on generated data and, after `python -m jaxlm.data.fetch movielens-100k`, on films. All models are trained by trainers.recommend, once,
+in the cache folder: a study that was stopped goes on with what is missing. Writes recommendation.json.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any, Literal
+
+import tyro
+
+from benchmarks import report
+from jaxlm import console
+
+LOSSES = ('sft', 'word-kd', 'tvd-kd', 'seq-kd', 'atspeed-s', 'atspeed-s-clean', 'atspeed-r')
+RULES = ('strict', 'relaxed')
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Drafts and targets of generative recommendation."""
+
+  sets: tuple[Literal['made-small', 'movielens-100k'], ...] = ('made-small',)
+  losses: tuple[str, ...] = LOSSES
+  """Losses of the drafts."""
+  ks: tuple[int, ...] = (1, 3, 5, 10, 20)
+  """Numbers of beams K of the target."""
+  beam: int = 40
+  """Number of beams N of the draft."""
+  gamma: int = 3
+  """Steps that the draft runs ahead."""
+  seeds: int = 1
+  """Number of seeds of all that is trained."""
+  users: int = 256
+  """Number of test users at most."""
+  batch_size: int = 32
+  """Users whose lists are searched together."""
+  steps: int = 400
+  """Number of training steps of targets and drafts."""
+  tiny: bool = False
+  """A few steps of tiny models: a test of the code path."""
+
+  def __post_init__(self):
+    for name in ('seeds', 'users', 'batch_size', 'steps', 'gamma'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
+    if not self.ks or min(self.ks) < 1 or max(self.ks) > self.beam:
+      raise ValueError(f'ks={self.ks} must be within 1 .. beam={self.beam}.')
+
+
+def main(config: Config) -> None:
+  from benchmarks import recommendation_runs as runs
+  from benchmarks import recommendation_scores as scores
+
+  if unknown := set(config.losses) - set(LOSSES):
+    raise SystemExit(f'Unknown losses {", ".join(sorted(unknown))}; there are {", ".join(LOSSES)}.')
+  found: list[dict[str, Any]] = []
+  for name in config.sets:
+    for seed in range(config.seeds):
+      target = runs.target(config, name, seed)
+      found += scores.recommending(config, name, seed, target, runs.sasrec(config, name, seed))
+      for loss in config.losses:
+        found += scores.drafts(config, name, seed, loss, target, runs.draft(config, name, seed, loss))
+  rows = scores.means(found)
+  report.write('recommendation', rows, checks=checks(rows, config), config=dataclasses.asdict(config))
+
+
+def checks(rows: Sequence[dict[str, Any]], config: Config) -> list[dict[str, Any]]:
+  """Returns the aims as statements, what was measured, and whether they hold."""
+  verdicts, K = [], 10 if 10 in config.ks else config.ks[-1]
+  for name in config.sets:
+    calls = {
+      (row['loss'], row['rule']): row['target calls'] for row in rows if row['table'] == f'{name}: drafts' and row['K'] == K
+    }  # fmt: skip
+    for best, rule, aim in (('atspeed-s', 'strict', 2.0), ('atspeed-r', 'relaxed', 1.6)):
+      if (best, rule) not in calls:
+        continue
+      ours, others = calls[best, rule], {loss: n for (loss, r), n in calls.items() if r == rule and loss != best}
+      verdicts.append(_said(f'{name}, K={K}, {rule}: {best} needs at most {aim} target calls', ours <= aim, ours))
+      if others:
+        nearest = min(others, key=others.get)
+        text = f'{name}, K={K}, {rule}: {best} needs the fewest target calls ({nearest}: {others[nearest]:.2f})'
+        verdicts.append(_said(text, ours <= others[nearest], ours))
+    of = {row['system']: row['ndcg@10'] for row in rows if row['table'] == f'{name}: recommending'}
+    verdicts.append(_said(f'{name}: the target is above popularity', of['target'] > of['popularity'], of['target']))
+    text = f'{name}: the target is not below SASRec ({of["SASRec"]:.4f})'
+    verdicts.append(_said(text, of['target'] >= of['SASRec'], of['target']))
+  return verdicts
+
+
+def _said(statement: str, holds: bool, measured: float) -> dict[str, Any]:
+  print('PASS' if holds else 'MISS', statement, '--', round(measured, 4))
+  return {'statement': statement, 'pass': bool(holds), 'measured': round(measured, 4)}
+
+
+if __name__ == '__main__':
+  with console.command():
+    main(tyro.cli(Config))
