@@ -28,6 +28,21 @@ def changes(notes: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   return found
 
 
+def changed_batches(before: Mapping[str, Any], data: Any, step: int) -> list[str]:
+  """Returns a sentence if the batches of a resumed run are not those of before, or nothing.
+
+  Args:
+    before: the settings of the data up to the checkpoint of `step`.
+    data: the settings now, with `batch_size` and `seed`.
+  """
+  changed = [name for name in ('batch_size', 'seed') if before.get(name, getattr(data, name)) != getattr(data, name)]
+  if not changed:
+    return []
+  return [
+    f'The batches differ from before ({", ".join(changed)}): the run continues with batch {step} of the new ones.'
+  ]
+
+
 def resumed(
   batches: packing.Batches, step: int, notes: Mapping[str, Any], before: Mapping[str, Any]
 ) -> packing.Batches:

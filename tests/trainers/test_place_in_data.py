@@ -11,6 +11,7 @@ from jaxlm.errors import CheckpointError
 from tests.trainers.pretrain.test_train import smoke, text  # noqa: F401
 from trainers import place_in_data, run_directory
 from trainers.pretrain import task as language_modeling
+from trainers.recommend import config as run_config
 
 WORDS = corpus.TokenCorpus.from_documents([range(i, i + 50) for i in range(40)])
 
@@ -96,3 +97,10 @@ def test_settings_that_a_run_has_of_its_own_stay_as_they_were(text):  # noqa: F8
   run_directory.write_config(directory, other, 'pretrain', language_modeling.LanguageModeling.kept)
   saved = run_directory.checkpoint.run_config(directory)['data']
   assert (saved['tokenizer'], saved['batch_size']) == ('bytes', 16)
+
+
+def test_other_batches_are_told():
+  data = run_config.RowConfig(batch_size=4, seed=1)
+  assert place_in_data.changed_batches({}, data, 7) == []
+  (said,) = place_in_data.changed_batches({'batch_size': 8, 'seed': 2}, data, 7)
+  assert '(batch_size, seed): the run continues with batch 7' in said

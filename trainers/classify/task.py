@@ -13,7 +13,7 @@ from jaxlm.data.text_reader import TextReader
 from jaxlm.evaluation.classification import Scores
 from jaxlm.language_model import LanguageModel
 from jaxlm.models import exam
-from trainers import run_directory
+from trainers import place_in_data, run_directory
 from trainers.classify import results
 from trainers.classify.config import ClassifyConfig
 from trainers.classify.data import Data
@@ -97,13 +97,7 @@ class Classification(Task):
       for name, digest in now.items()
       if before_texts.get(name, digest) != digest
     ]
-    data, ours = before.get('data', {}), self.config.data
-    changed = [name for name in ('batch_size', 'seed') if data.get(name, getattr(ours, name)) != getattr(ours, name)]
-    if changed:
-      said.append(
-        f'The batches differ from before ({", ".join(changed)}): the run continues with batch {step} of the new ones.'
-      )
-    return said
+    return said + place_in_data.changed_batches(before.get('data', {}), self.config.data, step)
 
   def init_params(self, key: jax.Array) -> Any:
     return exam.init_params(self.config.model, key)

@@ -16,7 +16,7 @@ from jaxlm.data.interactions import VALID
 from jaxlm.errors import CheckpointError
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import init_params
-from trainers import run_directory
+from trainers import place_in_data, run_directory
 from trainers.next_token import next_token_loss
 from trainers.recommend import lists, results
 from trainers.recommend.config import TargetConfig
@@ -70,13 +70,7 @@ class Recommendation(Task):
       )
     if notes.get('rows', now['rows']) != now['rows']:
       said.append('The histories have changed since this run was saved. The run continues with the new ones.')
-    data, ours = before.get('data', {}), self.config.data
-    changed = [name for name in ('batch_size', 'seed') if data.get(name, getattr(ours, name)) != getattr(ours, name)]
-    if changed:
-      said.append(
-        f'The batches differ from before ({", ".join(changed)}): the run continues with batch {step} of the new ones.'
-      )
-    return said
+    return said + place_in_data.changed_batches(before.get('data', {}), self.config.data, step)
 
   def init_params(self, key: jax.Array) -> Any:
     return init_params(self.config.model, key)
