@@ -30,6 +30,7 @@ def run(tmp_path_factory):
   return directory, Task
 
 
+@pytest.mark.slow  # Every trainer that selects has a quick test of it.
 def test_the_step_of_the_best_evaluation_is_loaded(run):
   directory, task = run
   assert selection.selected_step(task, directory) == 4 and selection.selected_step(task, directory, last=True) == 8

@@ -23,7 +23,7 @@ from jaxlm.data.items import Items
 from jaxlm.errors import CheckpointError, DataError
 from jaxlm.io import checkpoint
 from jaxlm.io.atomic import write_atomically
-from trainers import run_directory
+from trainers import distributed, run_directory
 from trainers.recommend.config import IdConfig, IdsConfig, LogConfig
 
 TRAINER = 'recommend-ids'
@@ -64,7 +64,7 @@ def make(config: IdsConfig, say: Callable[[str], None] = print) -> Catalogue:
       f'{directory} holds files but no config.json: not a run directory, and nothing is overwritten.'
     )
   if not (directory / 'tokenizer').is_dir():
-    _make(config, directory, settings, say)
+    distributed.on_first_host(lambda: _make(config, directory, settings, say), DataError)
   found = load(directory)
   say(f'{directory}: {found.catalogue.report}')
   say(f'Train a recommender on it: python -m trainers.recommend target --ids {directory}')

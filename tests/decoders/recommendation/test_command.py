@@ -18,6 +18,7 @@ CODES = np.array([[n // 4, n % 4] for n in range(11)] + [[2, 2]])  # Items 10 an
 ITEMS = Catalogue.from_names(
   [f'i{n}' for n in range(12)], [f'Film {n}' for n in range(12)], catalogue.code_names(CODES), np.arange(12), history=3
 )
+K = 13  # More than there are; the same everywhere, so that one program serves all.
 OTHER = Catalogue.from_names(ITEMS.item_ids, ITEMS.titles, catalogue.code_names(CODES[::-1]), np.arange(12), history=3)
 LINES = ['["i1", "film 2"]', '', '[]', '["i5"]', '["i7", "i8", "i9", "i10"]', '["i2"]']
 
@@ -39,12 +40,12 @@ def models(monkeypatch):
   monkeypatch.setattr(jaxlm, 'load', lambda path, dtype: found[path], raising=False)
 
 
-def expected(names, k, allowed=None, **more):
+def expected(names, allowed=None):
   """Returns the ids of the items that the search finds after the named ones."""
   trie = ITEMS.trie() if allowed is None else ITEMS.trie().allowed(allowed)
   history = ITEMS.find(names)
-  out = atspeed.recommend(model(), None, trie, [ITEMS.prompt(history)], k=k, **more)
-  return [ITEMS.item_ids[i] for i in out.items[0]][:k]
+  out = atspeed.recommend(model(), None, trie, [ITEMS.prompt(history)], k=K)
+  return [ITEMS.item_ids[i] for i in out.items[0]]
 
 
 def printed(capsys):
@@ -52,33 +53,33 @@ def printed(capsys):
 
 
 def test_items_are_printed_by_title_with_scores(capsys):
-  command.main(RecommendFlags('run', history=('i1', 'FILM 2'), k=3))
+  command.main(RecommendFlags('run', history=('i1', 'FILM 2'), k=K))
   lines = capsys.readouterr()
   first = lines.out.splitlines()[0].split()
   assert first[0] == '1' and float(first[1]) < 0 and first[2] == 'Film' and '1 histories' in lines.err
-  assert [line.split('(')[1].rstrip(')') for line in lines.out.splitlines()] == expected(['i1', 'i2'], 3)
+  assert [line.split('(')[1].rstrip(')') for line in lines.out.splitlines()] == expected(['i1', 'i2'])
 
 
 def test_a_draft_gives_the_same_items(capsys):
-  command.main(RecommendFlags('run', history=('i1', 'i2'), k=3, draft='draft', beam=5, stats=False))
-  assert printed(capsys) == expected(['i1', 'i2'], 3)
+  command.main(RecommendFlags('run', history=('i1', 'i2'), k=K, draft='draft', beam=K, stats=False))
+  assert printed(capsys) == expected(['i1', 'i2'])
 
 
 def test_an_empty_history_and_more_items_than_there_are(capsys):
-  command.main(RecommendFlags('run', history=('',), k=50, stats=False))
+  command.main(RecommendFlags('run', history=('',), k=K, stats=False))
   found = printed(capsys)
-  assert found == expected([], 50) and sorted(found) == sorted(ITEMS.item_ids)
+  assert found == expected([]) and sorted(found) == sorted(ITEMS.item_ids)
   assert found.index('i11') + 1 == found.index('i10')  # They share an identifier, and i11 is more popular.
 
 
 def test_seen_items_are_left_out_and_others_are_not_allowed(capsys, tmp_path):
-  best = expected(['i1', 'i2'], 12)[:4]
-  command.main(RecommendFlags('run', history=tuple(best[:2]), k=12, exclude_seen=True, stats=False))
+  best = expected(['i1', 'i2'])
+  command.main(RecommendFlags('run', history=tuple(best[:2]), k=K, exclude_seen=True, stats=False))
   found = printed(capsys)
   assert not set(found) & set(best[:2]) and len(found) == 10
   (tmp_path / 'allow.txt').write_text('Film 3\n\ni4\n')
-  command.main(RecommendFlags('run', history=('i1',), k=5, allow=str(tmp_path / 'allow.txt'), stats=False))
-  assert printed(capsys) == expected(['i1'], 5, allowed=[3, 4])
+  command.main(RecommendFlags('run', history=('i1',), k=K, allow=str(tmp_path / 'allow.txt'), stats=False))
+  assert printed(capsys) == expected(['i1'], allowed=[3, 4])
   (tmp_path / 'allow.txt').write_text('Film 3\ni99\n')
   with pytest.raises(DataError, match="allow.txt, line 2: Unknown item 'i99'"):
     command.main(RecommendFlags('run', history=('i1',), allow=str(tmp_path / 'allow.txt')))
@@ -90,7 +91,7 @@ def test_seen_items_are_left_out_and_others_are_not_allowed(capsys, tmp_path):
 def test_a_file_is_answered_line_by_line_and_continued(tmp_path, monkeypatch):
   source, output = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
   source.write_text('\n'.join(LINES) + '\n')
-  flags = RecommendFlags('run', input=str(source), output=str(output), k=2, batch_size=1, stats=False)
+  flags = RecommendFlags('run', input=str(source), output=str(output), k=K, batch_size=1, stats=False)
   monkeypatch.setattr(command, 'BATCHES', 2)
   calls, search = [], atspeed.recommend
 
@@ -106,14 +107,14 @@ def test_a_file_is_answered_line_by_line_and_continued(tmp_path, monkeypatch):
       command.main(flags)
   begun = output.read_text()
   assert begun.count('\n') == 2
-  with pytest.raises(ValueError, match='unfinished output of another run: its k is 2, and here it is 3'):
+  with pytest.raises(ValueError, match='unfinished output of another run: its k is 13, and here it is 3'):
     command.main(dataclasses.replace(flags, k=3))
   command.main(flags)
   rows = output.read_text().split('\n')
   assert output.read_text().startswith(begun) and len(rows) == 7 and rows[1] == rows[-1] == ''
   for line, row in zip(LINES, rows):
     if line:
-      assert [item['id'] for item in json.loads(row)] == expected(json.loads(line), 2)
+      assert [item['id'] for item in json.loads(row)] == expected(json.loads(line))
   assert json.loads(rows[0])[0].keys() == {'id', 'title', 'score'}
 
 
@@ -145,5 +146,5 @@ def test_lines_that_are_no_histories_are_named_and_unknown_items_can_be_skipped(
     (tmp_path / 'in.jsonl').write_text(line + '\n')
     with pytest.raises(DataError, match=message):
       command.main(RecommendFlags('run', input=str(tmp_path / 'in.jsonl')))
-  command.main(RecommendFlags('run', input=str(tmp_path / 'in.jsonl'), k=2, unknown='skip', stats=False))
-  assert [item['id'] for item in json.loads(capsys.readouterr().out)] == expected(['i1'], 2)
+  command.main(RecommendFlags('run', input=str(tmp_path / 'in.jsonl'), k=K, unknown='skip', stats=False))
+  assert [item['id'] for item in json.loads(capsys.readouterr().out)] == expected(['i1'])

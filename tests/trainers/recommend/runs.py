@@ -19,7 +19,7 @@ def parse(*args):
 
 
 def ids(directory, *flags):
-  return parse('ids-tiny', '--run.directory', str(directory), '--ids.history', '4', *flags)
+  return parse('ids-tiny', '--run.directory', str(directory), '--ids.history', '4', '--ids.sizes', '16', *flags)
 
 
 def target(ids_run, directory, *flags):

@@ -21,11 +21,10 @@ def test_a_run_holds_what_the_next_stages_need(ids_run, capsys):
   opened = recommendation.open_data('made-tiny')
   assert data.catalogue.item_ids == opened.items.ids and data.catalogue.titles == opened.items.titles
   assert data.histories.digest == interactions.split(opened.log, shares=(0.8, 0.9)).digest
-  assert data.catalogue.report.surplus == 0 and data.catalogue.depth == 3 and data.catalogue.history == 4
-  codes, _ = semantic_ids.residual_kmeans(opened.items.vectors, (8, 8))
-  assert [data.catalogue.pieces[t] for t in data.catalogue.tokens[7, :2]] == [
-    f'<a_{codes[7, 0]}>',
-    f'<b_{codes[7, 1]}>',
+  assert data.catalogue.report.surplus == 0 and data.catalogue.depth == 2 and data.catalogue.history == 4
+  codes, _ = semantic_ids.residual_kmeans(opened.items.vectors, (16,))
+  assert [data.catalogue.pieces[token] for token in data.catalogue.tokens[:, 0]] == [
+    f'<a_{code}>' for code in codes[:, 0]
   ]
   before = (ids_run / 'tokenizer' / 'tokens.npy').stat().st_mtime_ns
   assert recommend.main(ids(ids_run)).digest == data.catalogue.digest
@@ -65,8 +64,8 @@ def test_other_settings_and_other_folders_are_refused(ids_run, target_run, tmp_p
   [
     (('--ids.method', 'items'), 1),
     (('--ids.method', 'titles', '--ids.words', '2'), 3),
-    (('--ids.features', 'words'), 3),
-    (('--ids.no-unique',), 2),
+    (('--ids.features', 'words'), 2),
+    (('--ids.no-unique',), 1),
   ],
 )
 def test_kinds_of_identifiers(tmp_path, flags, levels):
