@@ -201,7 +201,7 @@ class LossConfig:
   alpha: float = 0.5
   """Share of the alignment in the loss (for sft it is 0)."""
   tau: float | None = None
-  """atspeed-s, atspeed-r: temperature of the compared distributions (none: 0.001 for s, 1 for r)."""
+  """atspeed-s, atspeed-r: temperature of the compared distributions (none: 0.1 for s, 1 for r)."""
   top_k: int = 20
   """atspeed-s: number of the draft's likeliest tokens that are compared."""
 

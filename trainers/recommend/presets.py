@@ -1,5 +1,6 @@
 """Presets of the trainer of recommenders: its three stages on generated data, larger ones, and SASRec for comparison."""
 
+from jaxlm.config import DropoutConfig
 from trainers.config import OptimizerConfig, RunConfig
 from trainers.recommend.config import (
   BeamConfig,
@@ -13,6 +14,9 @@ from trainers.recommend.config import (
   SpeedConfig,
   TargetConfig,
 )
+
+DROPOUT = DropoutConfig(residual=0.2)
+"""Histories are few and repeat often: without dropout, targets overfit after some ten epochs."""
 
 
 def _model(layers: int, dim: int, **changes) -> ModelFlags:
@@ -34,7 +38,7 @@ PRESETS = {
   'ids': ('Identifiers by residual k-means, 1,000 generated items; seconds.', IdsConfig()),
   'target': (
     'A recommender of 3 layers x 128 on these; a few minutes on a CPU.',
-    TargetConfig(model=_model(3, 128), optimizer=_optimizer(2e-3), run=_run(400, 100)),
+    TargetConfig(model=_model(3, 128, dropout=DROPOUT), optimizer=_optimizer(2e-3), run=_run(400, 100)),
   ),
   'draft': (
     'All three stages: a draft of 1 layer x 64, and before it what it needs.',
@@ -64,7 +68,7 @@ PRESETS = {
   'target-medium': (
     'A recommender of 6 layers x 256 on 12,000 items; for an accelerator.',
     TargetConfig(
-      ids_preset='ids-medium', model=_model(6, 256), data=RowConfig(batch_size=256), optimizer=_optimizer(1e-3, 200),
+      ids_preset='ids-medium', model=_model(6, 256, dropout=DROPOUT), data=RowConfig(batch_size=256), optimizer=_optimizer(1e-3, 200),
       run=_run(3000, 500),
     ),
   ),
@@ -83,7 +87,9 @@ PRESETS = {
     'SASRec, 2 layers x 64 on single items, with a cross-entropy over all items: a recommender to compare with.',
     TargetConfig(
       ids_preset='ids-sasrec',
-      model=_model(2, 64, position='learned', norm='layernorm', activation='relu', gated_mlp=False, tied_embeddings=True),
+      model=_model(2, 64, position='learned', norm='layernorm', activation='relu', gated_mlp=False, tied_embeddings=True,
+        dropout=DROPOUT,
+      ),
       optimizer=_optimizer(2e-3), run=_run(600, 100),
     ),
   ),
