@@ -97,6 +97,7 @@ def test_a_nested_draft_that_is_the_target_is_always_accepted(cases):
   np.testing.assert_array_equal(state.calls, 2)
 
 
+@pytest.mark.slow
 def test_a_rule_that_accepts_what_was_not_drafted_is_found(cases, monkeypatch):
   """The checks above fail for a wrong rule: one that goes on although a beam has no states."""
   _, tries, params = cases

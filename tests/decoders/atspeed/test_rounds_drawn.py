@@ -68,6 +68,7 @@ def test_a_result_depends_on_the_key_of_its_history_alone(models):
   np.testing.assert_array_equal(one, other[::-1])
 
 
+@pytest.mark.slow
 def test_the_relaxed_rule_accepts_more_and_has_another_law(models):
   target, draft, trie = models
   keys, calls = jax.random.split(jax.random.key(0), TRIALS), {}
