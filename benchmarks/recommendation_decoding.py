@@ -3,10 +3,11 @@
 With the same float32 weights, identifiers and histories in one run: plain constrained beam search of jaxlm, speculative beam search with
 several numbers of drafted prefixes, beam search with K copies of each history's cache, and transformers' constrained beam search.
 
-The target is random. Its layers after the first add little, so that its first layer alone is a good draft; the time that a layer takes
-does not depend on its weights.
+The models are random. The target's first layer holds the draft, and everything else adds little, so that the draft is a good one; the
+time that a layer takes does not depend on its weights.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import os
@@ -21,8 +22,8 @@ import tyro
 from benchmarks import report
 from jaxlm import console
 
-Found = tuple[float, list[list[int]], Any]
-"""(Seconds of all queries, the items of each, what else there is to say)."""
+Found = tuple[float, float, list[list[int]], Any]
+"""(Seconds of all queries, seconds of the processor, the items of each, what else there is to say)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,10 @@ class Config:
 
   layers: int = 6
   model_dim: int = 256
-  heads: int = 4
+  """A multiple of 64, the width of a head."""
   mlp_dim: int = 704
+  draft_dim: int = 64
+  """Width of the draft, which has one layer; a multiple of 64."""
   items: int = 10_000
   codes: int = 64
   """Codes of each of the four levels of an identifier."""
@@ -47,8 +50,8 @@ class Config:
   orders: tuple[str, ...] = ('nested',)
   """Which prefixes the draft keeps: score, nested (see decoders.atspeed.AtSpeedConfig)."""
   gamma: int = 3
-  later: float = 0.1
-  """What the layers after the first are multiplied by."""
+  others: float = 0.02
+  """What all other weights of the target are multiplied by: the larger, the worse is the draft."""
   repeats: int = 5
   """Timed runs of each way, in turn, after one that is not timed."""
   peer: bool = True
@@ -64,7 +67,7 @@ def main(config: Config) -> None:
   for beam in config.beams:
     for order in config.orders:
       runs[f'N={beam}, {order}'] = functools.partial(ours, config, lm, draft, trie, histories, beam=beam, order=order)
-  runs['copies of the history'] = functools.partial(copies, config, lm, trie, histories)
+  runs['copies of the history'] = functools.partial(copies(config, lm), trie, histories)
   if config.peer:
     report.require_peer()
     runs['transformers'] = functools.partial(transformers, config, peer(config, lm), trie, histories)
@@ -75,19 +78,27 @@ def main(config: Config) -> None:
 
 def rows_of(config: Config, found: dict[str, list[Found]]) -> list[dict[str, Any]]:
   """Returns a row of the table for each way to search."""
-  median = lambda runs: float(np.median([seconds for seconds, _, _ in runs])) / config.queries
-  plain, rows = median(found['plain']), []
-  expected = [set(row) for row in found['plain'][0][1]]
+  median = lambda runs, part: float(np.median([run[part] for run in runs])) / config.queries
+  plain, rows = median(found['plain'], 0), []
+  expected = [set(row) for row in found['plain'][0][2]]
   for name, runs in found.items():
-    stats = runs[0][2]
-    same = float(np.mean([len(set(items) & wanted) / len(wanted) for items, wanted in zip(runs[0][1], expected)]))
-    own = {} if stats is None else {'target calls': float(np.mean(stats['target_calls']))}
-    for part in () if stats is None else ('target_seconds', 'draft_seconds'):
-      own[part] = float(np.median([run[2][part] for run in runs])) / config.queries
-    rows.append(
-      {'way': name, 'seconds per query': median(runs), 'plain / this': plain / median(runs), 'same items': same, **own}
-    )
+    *_, items, stats = runs[0]
+    rows.append({
+      'way': name, 'seconds per query': median(runs, 0), 'plain / this': plain / median(runs, 0), 'processor s': median(runs, 1),
+      'same items': float(np.mean([len(set(found) & wanted) / len(wanted) for found, wanted in zip(items, expected)])),
+    })  # fmt: skip
+    if stats is not None:
+      rows[-1]['target calls'] = float(np.mean(stats['target_calls']))
+      for part in ('target_seconds', 'draft_seconds'):
+        rows[-1][part] = float(np.median([run[3][part] for run in runs])) / config.queries
   return rows
+
+
+def timed(search) -> Found:
+  """Returns the result of search() -> (items, what else there is to say) with the time that it took."""
+  start, of_process = time.perf_counter(), time.process_time()
+  found = search()
+  return time.perf_counter() - start, time.process_time() - of_process, *found
 
 
 def made(config: Config):
@@ -104,80 +115,96 @@ def made(config: Config):
   codes = np.unique(rng.integers(0, config.codes, (config.items, levels)) + np.arange(levels) * config.codes, axis=0)
   trie = ItemTrie.from_ids(codes)
   histories = [codes[rng.integers(0, len(codes), config.history_items)].ravel().tolist() for _ in range(config.queries)]
-  shape = ModelConfig(
-    vocab_size=levels * config.codes, num_layers=config.layers, model_dim=config.model_dim, num_heads=config.heads,
-    num_kv_heads=config.heads, head_dim=config.model_dim // config.heads, mlp_dim=config.mlp_dim,
-    max_length=max(128, 4 * config.history_items + 16), dtype='float32',
+  shape = lambda layers, dim, mlp: ModelConfig(
+    vocab_size=levels * config.codes, num_layers=layers, model_dim=dim, num_heads=dim // 64, num_kv_heads=dim // 64, head_dim=64,
+    mlp_dim=mlp, max_length=max(128, levels * config.history_items + 16), dtype='float32',
   )  # fmt: skip
-  params = jax.jit(init_params, static_argnums=0)(shape, jax.random.key(config.seed))
+  small = shape(1, config.draft_dim, config.mlp_dim * config.draft_dim // config.model_dim)
+  large = shape(config.layers, config.model_dim, config.mlp_dim)
+  draft, target = (
+    jax.tree.map(np.asarray, jax.jit(init_params, static_argnums=0)(c, jax.random.key(config.seed)))
+    for c in (small, large)
+  )
   # Larger logits, so that the best identifiers are well ahead of the next ones.
-  params['head'] = params['head'] * jnp.float32(6 / config.model_dim**0.5 / np.std(np.asarray(params['head'])))
-  for i in range(1, config.layers):
-    layer = params[f'layer_{i}']
-    for place in (layer['attention']['o'], layer['mlp']['down']):
-      place['kernel'] = place['kernel'] * config.later
-  first = {name: x for name, x in params.items() if not name.startswith('layer_') or name == 'layer_0'}
-  return LanguageModel(shape, params), LanguageModel(shape.replace(num_layers=1), first), trie, histories
+  draft['head'] = draft['head'] * np.float32(6 / config.draft_dim**0.5 / draft['head'].std())
+  # Norms divide by the root of a mean over all dimensions, of which most are nearly 0.
+  narrower = (config.draft_dim / config.model_dim) ** 0.5
+
+  def held(path, whole, part=None):
+    name = jax.tree_util.keystr(path)
+    if 'norm' in name:
+      return whole * np.float32(narrower)
+    grows = part is not None or "['o']" in name or "['down']" in name
+    whole = whole * np.float32(config.others if grows else 1)
+    if part is not None:
+      whole[tuple(slice(n) for n in part.shape)] = part
+    return whole
+
+  of_draft = dict(jax.tree_util.tree_leaves_with_path(draft))
+  target = jax.tree_util.tree_map_with_path(lambda path, x: held(path, x, of_draft.get(path)), target)
+  on_device = lambda c, params: LanguageModel(c, jax.tree.map(jnp.asarray, params))
+  return on_device(large, target), on_device(small, draft), trie, histories
 
 
 def ours(config: Config, lm, draft, trie, histories, **options) -> Found:
   from decoders.atspeed import recommend
 
-  out = recommend(lm, draft, trie, histories, config.k, gamma=config.gamma, batch_size=config.batch, **options)
-  return out.stats['target_seconds'] + out.stats['draft_seconds'], out.items, out.stats
+  def search():
+    out = recommend(lm, draft, trie, histories, config.k, gamma=config.gamma, batch_size=config.batch, **options)
+    return out.items, out.stats
+
+  return timed(search)
 
 
-def copies(config: Config, lm, trie, histories) -> Found:
-  """Searches with K rows for each history, each with a cache of its own that holds the history: the usual beam search."""
+def copies(config: Config, lm) -> Callable[..., Found]:
+  """Returns the usual beam search, with K rows for each history, each with a cache of its own that holds the history."""
   import jax
   import jax.numpy as jnp
 
   from decoders.beam.hypotheses import take
   from decoders.beam.prefixes import Prefixes, candidates, extended
-  from decoders.beam.reader import ModelReader
   from jaxlm.caches import FullCache
   from jaxlm.lengths import bucket
   from jaxlm.models import functions
 
-  reader, K = ModelReader(lm.config), config.k
+  c, K = lm.config, config.k
+  logits_of = lambda params, states_RD: functions.logits(params, c, states_RD).reshape(-1, K, c.vocab_size)
 
-  @functools.partial(jax.jit, static_argnames='capacity')
-  def read(params, tokens_BP, lengths_B, *, capacity):
-    rows = jnp.repeat(tokens_BP, K, axis=0), jnp.repeat(lengths_B, K)
-    cache = FullCache.create(lm.config, len(rows[0]), capacity)
-    states, cache = functions.hidden(params, lm.config, rows[0], None, cache)
-    return reader.logits(params, states[jnp.arange(len(rows[0])), rows[1] - 1]).reshape(
-      -1, K, lm.config.vocab_size
-    ), cache
+  @functools.partial(jax.jit, static_argnames='room')
+  def read(params, tokens_BP, lengths_B, *, room):
+    tokens_RP, lengths_R = (jnp.repeat(x, K, axis=0) for x in (tokens_BP, lengths_B))
+    cache = FullCache.create(c, len(tokens_RP), tokens_BP.shape[1] + room)
+    states_RPD, cache = functions.hidden(params, c, tokens_RP, None, cache)
+    return logits_of(params, states_RPD[jnp.arange(len(tokens_RP)), lengths_R - 1]), cache
 
   @jax.jit
-  def step(params, logits_BKV, beams, cache, lengths_B, t, trie):
+  def extend(logits_BKV, beams, trie):
     beams, at_BK = extended(candidates(logits_BKV, beams, trie), K)
-    rows = (take(jnp.arange(at_BK.size).reshape(at_BK.shape), at_BK // trie.fan_out)).reshape(-1)
-    tokens, positions = beams.tokens(trie).reshape(-1, 1), jnp.repeat(lengths_B + t, K)[:, None]
-    states, cache = functions.hidden(params, lm.config, tokens, positions, cache.reordered(rows))
-    return reader.logits(params, states[:, 0]).reshape(logits_BKV.shape), beams, cache
+    return beams, take(jnp.arange(at_BK.size).reshape(at_BK.shape), at_BK // trie.fan_out).reshape(-1)
 
-  last = jax.jit(lambda logits, beams, trie: extended(candidates(logits, beams, trie), K)[0].nodes)
-  if not hasattr(copies, 'programs'):
-    copies.programs = read, step, last
-  read, step, last = copies.programs
-  seconds, items = 0.0, []
-  for first in range(0, len(histories), config.batch):
-    batch = histories[first : first + config.batch]
-    tokens = np.zeros((len(batch), bucket(max(map(len, batch)))), np.int32)
-    for row, history in zip(tokens, batch):
-      row[: len(history)] = history
-    start = time.perf_counter()
-    tokens, lengths = jnp.asarray(tokens), jnp.asarray([len(h) for h in batch], jnp.int32)
-    logits, cache = read(lm.params, tokens, lengths, capacity=tokens.shape[1] + 16)
-    beams = Prefixes.roots(len(batch), K)
-    for t in range(trie.depth - 1):
-      logits, beams, cache = step(lm.params, logits, beams, cache, lengths, jnp.int32(t), trie)
-    leaves = np.asarray(last(logits, beams, trie))
-    seconds += time.perf_counter() - start
-    items += [[i for leaf in trie.items(row) for i in leaf] for row in leaves]
-  return seconds, items, None
+  @jax.jit
+  def step(params, beams, rows_R, cache, lengths_B, t, trie):
+    tokens_R1, positions_R1 = beams.tokens(trie).reshape(-1, 1), jnp.repeat(lengths_B + t, K)[:, None]
+    states_R1D, cache = functions.hidden(params, c, tokens_R1, positions_R1, cache.reordered(rows_R))
+    return logits_of(params, states_R1D[:, 0]), cache
+
+  def search(trie, histories):
+    items = []
+    for first in range(0, len(histories), config.batch):
+      batch = histories[first : first + config.batch]
+      tokens = np.zeros((len(batch), bucket(max(map(len, batch)))), np.int32)
+      for row, history in zip(tokens, batch):
+        row[: len(history)] = history
+      lengths, beams = jnp.asarray([len(h) for h in batch], jnp.int32), Prefixes.roots(len(batch), K)
+      logits, cache = read(lm.params, jnp.asarray(tokens), lengths, room=trie.depth)
+      for t in range(trie.depth):
+        beams, rows = extend(logits, beams, trie)
+        if t + 1 < trie.depth:
+          logits, cache = step(lm.params, beams, rows, cache, lengths, jnp.int32(t), trie)
+      items += [[i for leaf in trie.items(row) for i in leaf] for row in np.asarray(beams.nodes)]
+    return items, None
+
+  return lambda trie, histories: timed(lambda: search(trie, histories))
 
 
 def peer(config: Config, lm) -> Any:
@@ -199,26 +226,27 @@ def transformers(config: Config, model, trie, histories) -> Found:
   """Searches with `generate(num_beams=K, prefix_allowed_tokens_fn=...)`; shorter histories of a batch are padded on the left."""
   import torch
 
-  allowed = allowed_tokens(trie)
-  seconds, items = 0.0, []
-  leaves = np.flatnonzero(np.asarray(trie.item_count))
+  allowed, leaves = allowed_tokens(trie), np.flatnonzero(np.asarray(trie.item_count))
   of_id = dict(zip(map(tuple, trie.tokens(leaves).tolist()), trie.items(leaves)))
-  for first in range(0, len(histories), config.batch):
-    batch = histories[first : first + config.batch]
-    width = max(map(len, batch))
-    start = time.perf_counter()
-    inputs = torch.tensor([[0] * (width - len(row)) + list(row) for row in batch])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
-    with torch.inference_mode():
-      out = model.generate(
-        inputs, attention_mask=mask, num_beams=config.k, num_return_sequences=config.k, max_new_tokens=trie.depth,
-        min_new_tokens=trie.depth, do_sample=False, length_penalty=0.0, pad_token_id=0,
-        prefix_allowed_tokens_fn=lambda _, ids, width=width: allowed[tuple(ids[width:].tolist())],
-      )  # fmt: skip
-    seconds += time.perf_counter() - start
-    rows = out[:, width:].reshape(len(batch), config.k, -1).tolist()
-    items += [[i for ids in row for i in of_id[tuple(ids)]] for row in rows]
-  return seconds, items, None
+
+  def search():
+    items = []
+    for first in range(0, len(histories), config.batch):
+      batch = histories[first : first + config.batch]
+      width = max(map(len, batch))
+      inputs = torch.tensor([[0] * (width - len(row)) + list(row) for row in batch])
+      mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+      with torch.inference_mode():
+        out = model.generate(
+          inputs, attention_mask=mask, num_beams=config.k, num_return_sequences=config.k, max_new_tokens=trie.depth,
+          min_new_tokens=trie.depth, do_sample=False, length_penalty=0.0, pad_token_id=0,
+          prefix_allowed_tokens_fn=lambda _, ids, width=width: allowed[tuple(ids[width:].tolist())],
+        )  # fmt: skip
+      rows = out[:, width:].reshape(len(batch), config.k, -1).tolist()
+      items += [[i for ids in row for i in of_id[tuple(ids)]] for row in rows]
+    return items, None
+
+  return timed(search)
 
 
 def allowed_tokens(trie) -> dict[tuple[int, ...], list[int]]:
