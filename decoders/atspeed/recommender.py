@@ -89,16 +89,16 @@ def recommend(
     filled = np.append(rows, np.repeat(rows[-1:], size - n))  # Rows that only fill the batch repeat the last history.
     padded = prompt_lib.pad([ids[i] for i in filled], lm.config.max_length - trie.depth)
     closed = None if exclude is None else jnp.asarray(trie.closed([exclude[i] for i in filled]))
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(filled))
+    keys = _keys(jax.random.key(seed), jnp.asarray(filled)) if config.drawn else None
     arrays = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths)
     if draft is None or trie.depth == 1:
       found = clock.run(
-        'target', constrained.search, lm.params, *arrays, trie, closed, keys if config.drawn else None,
+        'target', constrained.search, lm.params, *arrays, trie, closed, keys,
         reader=ModelReader(lm.config), width=k,
       )  # fmt: skip
       beams, finite, counts = (found.leaves, found.scores), found.finite, (trie.depth, 0, 0)
     else:
-      state, steps = _speculative(clock, lm, draft, trie, *arrays, closed, keys if config.drawn else None, config)
+      state, steps = _speculative(clock, lm, draft, trie, *arrays, closed, keys, config)
       beams, finite = (state.beams.nodes, state.beams.scores), state.finite
       counts = np.asarray(state.calls)[:n], np.asarray(state.accepted)[:n], steps[:n]
     _check_finite(lm, rows, np.asarray(finite)[:n])
@@ -142,6 +142,9 @@ def _later_draft(params, cache, lengths, beams, depth, trie, closed, keys, numbe
 @functools.partial(jax.jit, static_argnames=('reader', 'config'))
 def _later_round(params, state, drafted, trie, closed, keys, number, *, reader, config):
   return rounds.later(reader, params, state, drafted, trie, closed, _folded(keys, number, 1), config=config)
+
+
+_keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
 
 
 def _folded(keys, number, part: int):
