@@ -13,6 +13,7 @@ import pytest
 import decoders
 from decoders import programs
 from decoders.atspeed.config import AtSpeedConfig
+from jaxlm.config import SinkConfig
 from jaxlm.data.item_trie import ItemTrie
 from jaxlm.errors import NotFiniteError
 from jaxlm.language_model import LanguageModel, forward
@@ -149,23 +150,31 @@ def test_excluded_items_are_not_recommended_with_a_draft(models, trie, histories
 @pytest.mark.parametrize('verify', ['relaxed', 'relaxed_exact'])
 def test_drawn_items_depend_on_the_seed_and_not_on_the_batch(models, trie, histories, verify):
   found = run(*models, trie, histories, verify=verify, seed=3)
-  again = run(*models, trie, histories, verify=verify, seed=3, batch_size=2)
-  assert found.items == again.items
+  if verify == 'relaxed_exact':
+    assert run(*models, trie, histories, verify=verify, seed=3, batch_size=2).items == found.items
   assert found.items != run(*models, trie, histories, verify=verify, seed=4).items
   assert (np.diff(found.scores, axis=1) <= 0).all() and all(len(set(row)) >= K for row in found.items)
   if verify == 'relaxed':
-    run(*models, trie, histories, verify=verify, select='score')
+    best = run(*models, trie, histories, verify=verify, select='score', seed=3)
+    assert best.scores.mean() > found.scores.mean()
+
+
+KINDS = {
+  'plain': TARGET,
+  'sink': TARGET.replace(sink=SinkConfig(kind='token'), position='learned'),
+  'windows': TARGET.replace(windows=(6, 0), position='alibi'),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(3))
-@pytest.mark.parametrize(
-  'k, beam, gamma, order', [(1, 1, 3, 'score'), (5, 10, 1, 'score'), (10, 40, 3, 'score'), (10, 12, 2, 'nested')]
-)
-def test_longer_identifiers_and_other_widths_give_the_same_items(seed, k, beam, gamma, order):
+@pytest.mark.parametrize('kind, k, beam, gamma, order', [
+  ('plain', 5, 10, 1, 'score'), ('plain', 10, 40, 3, 'nested'), ('sink', 5, 5, 3, 'score'), ('windows', 5, 5, 3, 'score'),
+])  # fmt: skip
+def test_longer_identifiers_and_other_models_give_the_same_items(seed, kind, k, beam, gamma, order):
   rng = np.random.default_rng(seed)
   codes = np.unique(rng.integers(0, 8, (300, 4)) + np.arange(4) * 8 + 4, axis=0)
-  lm, draft, trie = sharp(TARGET, seed), sharp(DRAFT, seed + 9), ItemTrie.from_ids(codes)
+  lm, draft, trie = sharp(KINDS[kind], seed), sharp(DRAFT, seed + 9), ItemTrie.from_ids(codes)
   histories = [rng.integers(4, 36, n).tolist() for n in rng.integers(1, 40, 8)]
   plain = recommend(lm, None, trie, histories, k)
   assert k == 1 or gaps(plain.scores) > 1e-5

@@ -47,7 +47,7 @@ def run(params, table, tries, *, config):
   axes = {'words': 0, 'table': None}
   search = lambda params, trie: speculate(
     params, {**params, 'table': table}, HISTORIES, LENGTHS, trie, config=config
-  ).replace(cache=None, keys=None, values=None)
+  ).replace(cache=None, keys=None, values=None, positions=None)
   return jax.vmap(search, (axes, 0))(params, tries)
 
 
