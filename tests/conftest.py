@@ -43,6 +43,7 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 VERSIONED = (
   'benchmarks/test_accelerator.py',
   'compatibility',
+  'decoders/atspeed/test_recommender.py',
   'decoders/beam',
   'decoders/glide/test_drafter.py',
   'decoders/classification/test_classifier.py',

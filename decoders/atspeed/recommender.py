@@ -1,6 +1,6 @@
 """The function that recommends: it checks and batches histories, runs the programs of each round, and names the items."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 import functools
 
 import jax
@@ -34,7 +34,7 @@ def recommend(
   verify: Verify = 'strict',
   order: Order = 'score',
   select: Select = 'uniform',
-  exclude: Sequence[Sequence[int]] | None = None,
+  exclude: Sequence[Collection[int]] | None = None,
   seed: int = 0,
   batch_size: int | None = None,
   progress: Callable[[int], object] | None = None,
@@ -59,14 +59,15 @@ def recommend(
     verify: 'strict', 'relaxed' or 'relaxed_exact'; see `AtSpeedConfig`.
     order: 'score' or 'nested'; see `AtSpeedConfig`.
     select: 'uniform' or 'score'; see `AtSpeedConfig`.
-    exclude: items that must not be recommended after each history, such as those it holds; None: none.
+    exclude: items that must not be recommended after each history, such as those it holds; None: none. Numbers that are not in the
+      trie have no effect.
     seed: for the relaxed rules; the same seed gives a history the same items at any batch size.
     batch_size: histories read together; None: 32.
     progress: called with the number of histories of each batch when it is done.
 
   Raises:
     ValueError: a history is empty, longer than a model reads or has ids outside the vocabulary; the trie has tokens outside the
-      vocabulary; the draft has another vocabulary; `exclude` has another length or unknown items; a number is out of range; or a
+      vocabulary; the draft has another vocabulary; `exclude` has another length; a number is out of range; or a
       model is no decoder-only model that reads forward.
     NotFiniteError: logits are not finite.
   """
@@ -88,16 +89,16 @@ def recommend(
     filled = np.append(rows, np.repeat(rows[-1:], size - n))  # Rows that only fill the batch repeat the last history.
     padded = prompt_lib.pad([ids[i] for i in filled], lm.config.max_length - trie.depth)
     closed = None if exclude is None else jnp.asarray(trie.closed([exclude[i] for i in filled]))
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(filled))
+    keys = _keys(jax.random.key(seed), jnp.asarray(filled)) if config.drawn else None
     arrays = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths)
     if draft is None or trie.depth == 1:
       found = clock.run(
-        'target', constrained.search, lm.params, *arrays, trie, closed, keys if config.drawn else None,
+        'target', constrained.search, lm.params, *arrays, trie, closed, keys,
         reader=ModelReader(lm.config), width=k,
       )  # fmt: skip
       beams, finite, counts = (found.leaves, found.scores), found.finite, (trie.depth, 0, 0)
     else:
-      state, steps = _speculative(clock, lm, draft, trie, *arrays, closed, keys if config.drawn else None, config)
+      state, steps = _speculative(clock, lm, draft, trie, *arrays, closed, keys, config)
       beams, finite = (state.beams.nodes, state.beams.scores), state.finite
       counts = np.asarray(state.calls)[:n], np.asarray(state.accepted)[:n], steps[:n]
     _check_finite(lm, rows, np.asarray(finite)[:n])
@@ -141,6 +142,9 @@ def _later_draft(params, cache, lengths, beams, depth, trie, closed, keys, numbe
 @functools.partial(jax.jit, static_argnames=('reader', 'config'))
 def _later_round(params, state, drafted, trie, closed, keys, number, *, reader, config):
   return rounds.later(reader, params, state, drafted, trie, closed, _folded(keys, number, 1), config=config)
+
+
+_keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
 
 
 def _folded(keys, number, part: int):
@@ -190,8 +194,9 @@ def _speculative(clock: Clock, lm, draft, trie: ItemTrie, tokens, lengths, close
 
 def _checked(lm, draft, trie: ItemTrie, histories) -> list[list[int]]:
   """Returns the histories as lists of ids. Raises ValueError for models, tries and histories that do not fit."""
-  for name, model in (('The model', lm), ('The draft', draft)):
-    if not isinstance(model, LanguageModel) and model is not None:
+  models = [('The model', lm)] if draft is None else [('The model', lm), ('The draft', draft)]
+  for name, model in models:
+    if not isinstance(model, LanguageModel):
       raise ValueError(f'{name} must be a decoder-only model (LanguageModel), not a {type(model).__name__}.')
   if not isinstance(trie, ItemTrie):
     raise ValueError(f'`trie` must be an ItemTrie, not a {type(trie).__name__}: make one with ItemTrie.from_ids.')
@@ -205,7 +210,7 @@ def _checked(lm, draft, trie: ItemTrie, histories) -> list[list[int]]:
       f'The draft has {draft.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a vocabulary.'
     )
   ids = prompt_lib.encode(lm, histories, 'forward')
-  for model in (lm,) if draft is None else (lm, draft):
+  for _, model in models:
     model.config.check_causal('Reading a history to recommend what follows')
     prompt_lib.check_room(max(map(len, ids)), trie.depth, model.config.max_length)
     prompt_lib.check_prefix(min(map(len, ids)), model.config.prefix)

@@ -41,6 +41,7 @@ class Round:
   cache: Any  # the target's, of the histories
   keys: tuple[jax.Array, ...]  # per layer [B, K A, heads, H]: the tokens of the beams, beam by beam
   values: tuple[jax.Array, ...]
+  positions: jax.Array  # [B, K A] int32, of these tokens, as the model counts them
   calls: jax.Array  # [B] int32, calls of the target
   accepted: jax.Array  # [B] int32, accepted steps
   finite: jax.Array  # [B] bool, whether all logits were numbers
@@ -69,7 +70,7 @@ def first(
   )
   states_BXD = jnp.concatenate([state_BD[:, None], states_BQD], axis=1)
   state = Round(
-    Prefixes.roots(B, config.k), zeros_B, lengths, branch.cache, (), (), zeros_B, zeros_B, jnp.ones(B, bool)
+    Prefixes.roots(B, config.k), zeros_B, lengths, branch.cache, (), (), None, zeros_B, zeros_B, jnp.ones(B, bool)
   )
   at_BK = jnp.zeros((B, config.k), jnp.int32)
   return advanced(reader, params, state, drafted, branch, states_BXD, paths_BXT, at_BK, trie, closed, keys, config)
@@ -94,11 +95,10 @@ def later(
     nodes_BQ = jnp.concatenate([nodes_BQ, drafted.nodes.reshape(B, -1)], axis=1)
   root_positions_BK = jnp.broadcast_to((state.lengths + state.depth)[:, None] - 1, (B, K))
   positions_BQ = jnp.concatenate([root_positions_BK, positions_of(state.depth, state.lengths, g, N, trie)], axis=1)
-  kept_positions_BS = state.lengths[:, None] + (jnp.arange(K * A) % max(A, 1))[None]
   Q = K + g * N
   room = lambda x: jnp.pad(x, ((0, 0), (0, Q), *((0, 0),) * (x.ndim - 2)))
   branch = Branch(
-    state.cache, tuple(map(room, state.keys)), tuple(map(room, state.values)), room(kept_positions_BS),
+    state.cache, tuple(map(room, state.keys)), tuple(map(room, state.values)), room(state.positions),
     jnp.int32(K * A), seen_by(paths_BQT, K * A + Q),
   )  # fmt: skip
   tokens_BQ = Prefixes(nodes_BQ, None).tokens(trie)
@@ -175,8 +175,9 @@ def advanced(
   # What is kept are the tokens up to each beam's parent; the beam's own token is read in the next round.
   path_BS = jnp.maximum(take(paths_BXT, parent_BK)[:, :, : L - 2], 0).reshape(B, -1)
   kept_keys, kept_values = branch.along(path_BS)
+  positions_BS = jnp.take_along_axis(branch.positions, path_BS, axis=1)
   return state.replace(
-    beams=beams, depth=depth, keys=kept_keys, values=kept_values, calls=state.calls + active_B, accepted=accepted, finite=finite
+    beams=beams, depth=depth, keys=kept_keys, values=kept_values, positions=positions_BS, calls=state.calls + active_B, accepted=accepted, finite=finite
   )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ Letters: C capacity in nodes, P capacity in items, M largest number of children,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import dataclasses
 import functools
 from typing import TYPE_CHECKING
@@ -88,28 +88,30 @@ class ItemTrie:
       items = np.argsort(-popularity, kind='stable')
     return _built(codes[items], items, capacity)
 
-  def allowed(self, items: Sequence[int] | Int[Array, ' n']) -> 'ItemTrie':
+  def allowed(self, items: Collection[int] | Int[Array, ' n']) -> 'ItemTrie':
     """Returns the trie of these items alone, under their old numbers and with the same capacity: programs serve both.
 
     Raises:
       ValueError: there are no items, or the trie has no such item.
     """
-    items = np.unique(self._known(items, 'allowed'))
+    items = _numbers(items)
     if not len(items):
       raise ValueError('No item is allowed: name at least one.')
+    if len(unknown := np.setdiff1d(items, self._pairs[1])):
+      raise ValueError(f'The trie has no item {unknown[0]}, which is among the allowed items.')
     leaf_P, listed_P = self._pairs
     keep_P = np.isin(listed_P, items)
     return _built(self.tokens(leaf_P[keep_P]), listed_P[keep_P], self.capacity)
 
-  def closed(self, excluded: Sequence[Sequence[int]]) -> Bool[np.ndarray, 'B C']:
-    """Returns the nodes that lead only to excluded items, for each row of item numbers.
+  def closed(self, excluded: Sequence[Collection[int]]) -> Bool[np.ndarray, 'B C']:
+    """Returns the nodes that lead only to excluded items, for each row of item numbers. Numbers that are no items have no effect.
 
     Raises:
-      ValueError: the trie has no such item.
+      ValueError: `excluded` holds something else than whole numbers.
     """
     closed = np.zeros((len(excluded), len(self.token)), bool)
     for row, items in zip(closed, excluded):
-      items = np.unique(self._known(items, 'excluded'))
+      items = np.intersect1d(_numbers(items), self._pairs[1])
       node_n, gone_C = self._leaf_of_item[items], np.zeros(len(row), np.int32)
       for _ in range(self.depth + 1):
         np.add.at(gone_C, node_n, 1)
@@ -176,7 +178,7 @@ class ItemTrie:
 
   @functools.cached_property
   def _leaf_of_item(self) -> np.ndarray:
-    """[largest item + 1], `NOWHERE` for numbers that are no items."""
+    """[largest item + 1]; of numbers that are no items, `NOWHERE`."""
     leaf_P, listed_P = self._pairs
     found = np.full(listed_P.max() + 1, NOWHERE)
     found[listed_P] = leaf_P
@@ -191,17 +193,13 @@ class ItemTrie:
       node_P = np.asarray(self.parent)[node_P]
     return found
 
-  def _known(self, items, name: str) -> np.ndarray:
-    """Returns item numbers as an array. Raises ValueError for those that the trie does not have."""
-    items = np.asarray(items)
-    if items.ndim != 1 or (items.size and not np.issubdtype(items.dtype, np.integer)):
-      raise ValueError(f'The {name} items are {shown(items.tolist())}; expected a list of item numbers.')
-    items, leaf_of_item = items.astype(np.int64), self._leaf_of_item
-    inside = (items >= 0) & (items < len(leaf_of_item))
-    unknown = ~inside | (leaf_of_item[np.where(inside, items, 0)] == NOWHERE)
-    if unknown.any():
-      raise ValueError(f'The trie has no item {items[unknown][0]}, which is among the {name} items.')
-    return items
+
+def _numbers(items) -> np.ndarray:
+  """Returns item numbers as an array, each once, in rising order. Raises ValueError for what is no list of whole numbers."""
+  items = np.asarray(items if isinstance(items, (np.ndarray, jax.Array)) else list(items))
+  if items.ndim != 1 or (items.size and not np.issubdtype(items.dtype, np.integer)):
+    raise ValueError(f'{shown(items.tolist())} is no list of item numbers.')
+  return np.unique(items.astype(np.int64))
 
 
 def _checked(codes) -> np.ndarray:

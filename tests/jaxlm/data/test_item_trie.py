@@ -76,7 +76,7 @@ def test_fewer_allowed_items_need_no_other_program(trie):
 
 
 def test_nodes_with_excluded_items_alone_are_closed(trie):
-  closed = trie.closed([[0, 2], [1, 3], [1, 3, 6, 4, 4], []])
+  closed = trie.closed([{0, 2}, [1, 3, 99, -1], [1, 3, 6, 4, 4], []])
   path = lambda *tokens: next(
     n for n in range(trie.num_nodes) if tuple(t for t in trie.tokens(n).tolist() if t != NOWHERE) == tokens
   )
@@ -101,8 +101,8 @@ def test_nodes_with_excluded_items_alone_are_closed(trie):
     (lambda: ItemTrie.from_ids(CODES).allowed([7]), 'no item 7'),
     (lambda: ItemTrie.from_ids(CODES).allowed([-1]), 'no item -1'),
     (lambda: ItemTrie.from_ids(CODES).allowed([]), 'No item is allowed'),
-    (lambda: ItemTrie.from_ids(CODES).allowed([1]).closed([[2]]), 'no item 2'),
-    (lambda: ItemTrie.from_ids(CODES).closed([['a']]), 'expected a list of item numbers'),
+    (lambda: ItemTrie.from_ids(CODES).allowed([1]).allowed([2]), 'no item 2'),
+    (lambda: ItemTrie.from_ids(CODES).closed([['a']]), 'no list of item numbers'),
   ],
 )
 def test_bad_input_is_named(change, message):
