@@ -65,6 +65,7 @@ VERSIONED = (
   'jaxlm/data/test_pair_batches.py',
   'jaxlm/data/test_pair_tokenizers.py',
   'jaxlm/data/test_pairs.py',
+  'jaxlm/data/test_rqvae.py',
   'jaxlm/data/test_sources.py',
   'jaxlm/data/test_tokenizers.py',
   'jaxlm/io',

@@ -42,7 +42,9 @@ PRESETS = {
   ),
   'draft': (
     'All three stages: a draft of 1 layer x 64, and before it what it needs.',
-    DraftConfig(model=_model(1, 64), optimizer=_optimizer(4e-3), run=_run(400, 100)),
+    DraftConfig(
+      model=_model(1, 64), optimizer=_optimizer(4e-3), run=_run(300, 100), beams=BeamConfig(examples=2000)
+    ),
   ),
   'tiny': (
     'All three stages in less than a minute, too small to recommend well.',
