@@ -25,9 +25,9 @@ GRID = [
   AtSpeedConfig(k=k, beam=beam, gamma=gamma, order=order)
   for k in (1, 5, 10, 20) for beam in sorted({k, 2 * k, 40}) for gamma in (1, 2, 3) for order in ('score', 'nested')
 ]  # fmt: skip
-# Every tenth configuration takes a minute, and all of them ten.
+# One configuration of eleven takes a minute, and all of them ten.
 OTHERS = [
-  pytest.param(c, marks=[pytest.mark.slow, *([] if i % 10 == 4 else [pytest.mark.study])]) for i, c in enumerate(GRID)
+  pytest.param(c, marks=[pytest.mark.slow, *([] if i % 11 == 4 else [pytest.mark.study])]) for i, c in enumerate(GRID)
 ]
 
 
@@ -95,10 +95,10 @@ def test_any_draft_gives_the_targets_own_search(cases, draft):
 
 def test_a_nested_draft_that_is_the_target_is_always_accepted(cases):
   _, tries, params = cases
-  config = AtSpeedConfig(k=3, beam=5, gamma=2, order='nested')
+  config = AtSpeedConfig(k=3, beam=5, gamma=3, order='nested')
   state = run(params, params['table'], tries, config=config)
   check_equal(state, plain(params, tries, width=3))
-  np.testing.assert_array_equal(state.calls, 2)
+  np.testing.assert_array_equal(state.calls, 1)
 
 
 @pytest.mark.slow
