@@ -129,7 +129,7 @@ def test_fewer_candidates_than_places_are_all_kept(rule):
     assert (np.sort(places[:, :2], axis=1) == [4, 9]).all()
 
 
-@pytest.mark.parametrize('rule', ['relaxed', 'relaxed_exact'])
+@pytest.mark.parametrize('rule', ['relaxed', *slow('relaxed_exact')])
 def test_without_drafts_all_is_drawn_from_the_target(rule):
   log_p = np.log(P).astype(np.float32)
   nothing = rules.Drafts(
