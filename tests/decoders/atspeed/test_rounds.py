@@ -20,14 +20,14 @@ from tests.decoders.beam.tables import TableReader, random_codes, slow_search, s
 V, L, CASES, B = 6, 4, 512, 2  # 1,024 searches
 HISTORIES = np.array([[1, 2, 3], [4, 0, 0]], np.int32)
 LENGTHS = np.array([3, 1], np.int32)
-CONFIG = AtSpeedConfig(k=3, beam=6, gamma=3)
+CONFIG = AtSpeedConfig(k=3, beam=6, gamma=3, order='nested')
 GRID = [
   AtSpeedConfig(k=k, beam=beam, gamma=gamma, order=order)
   for k in (1, 5, 10, 20) for beam in sorted({k, 2 * k, 40}) for gamma in (1, 2, 3) for order in ('score', 'nested')
 ]  # fmt: skip
-# Every tenth configuration takes a minute, and all of them ten.
+# One configuration of eleven takes a minute, and all of them ten.
 OTHERS = [
-  pytest.param(c, marks=[pytest.mark.slow, *([] if i % 10 == 4 else [pytest.mark.study])]) for i, c in enumerate(GRID)
+  pytest.param(c, marks=[pytest.mark.slow, *([] if i % 11 == 4 else [pytest.mark.study])]) for i, c in enumerate(GRID)
 ]
 
 
@@ -89,16 +89,8 @@ def test_any_draft_gives_the_targets_own_search(cases, draft):
   state = run(params, other_table(params['table'], draft), tries, config=CONFIG)
   check_equal(state, plain(params, tries, width=CONFIG.k))
   # With six tokens and as many drafted prefixes, all first tokens are drafted, so two steps are always had at once.
-  least, most = {'target': (1, 1.4), 'noisy': (1.2, 2)}.get(draft, (1.5, 3))
+  least, most = {'target': (1, 1), 'noisy': (1.2, 2)}.get(draft, (1.5, 3))
   assert least <= np.asarray(state.calls).mean() <= most
-
-
-def test_a_nested_draft_that_is_the_target_is_always_accepted(cases):
-  _, tries, params = cases
-  config = AtSpeedConfig(k=3, beam=5, gamma=2, order='nested')
-  state = run(params, params['table'], tries, config=config)
-  check_equal(state, plain(params, tries, width=3))
-  np.testing.assert_array_equal(state.calls, 2)
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def test_the_relaxed_rule_does_not_keep_that_law_with_many_drafts():
   assert fits(places, marginal) < LARGEST_ERROR
 
 
-@pytest.mark.parametrize('drafts', [1, 4])
+@pytest.mark.parametrize('drafts', [4, *slow(1)])
 def test_the_relaxed_rule_has_the_law_that_its_documentation_says(drafts):
   """With one slot, drawing with and without replacement is the same."""
   places, _, drafted = (np.asarray(x) for x in run(P, Q, rule='relaxed', drafts=drafts, kept=1, replace=True))
@@ -123,12 +123,13 @@ def test_fewer_candidates_than_places_are_all_kept(rule):
   p = np.zeros(V)
   p[[4, 9]] = 0.3, 0.7
   for q in (Q, p):
-    places, there, _ = (np.asarray(x) for x in run(p, q, rule=rule, drafts=6, trials=512))
+    size = {'drafts': 4, 'trials': 64} if rule == 'strict' else {'drafts': 10}
+    places, there, _ = (np.asarray(x) for x in run(p, q, rule=rule, **size))
     assert (there == [True, True, False]).all()
-    np.testing.assert_array_equal(np.sort(places[:, :2], axis=1), np.broadcast_to([4, 9], (512, 2)))
+    assert (np.sort(places[:, :2], axis=1) == [4, 9]).all()
 
 
-@pytest.mark.parametrize('rule', ['relaxed', 'relaxed_exact'])
+@pytest.mark.parametrize('rule', ['relaxed', *slow('relaxed_exact')])
 def test_without_drafts_all_is_drawn_from_the_target(rule):
   log_p = np.log(P).astype(np.float32)
   nothing = rules.Drafts(

@@ -66,6 +66,7 @@ def test_a_logit_that_is_no_number_is_told():
   assert np.asarray(search(params, trie).finite).all() and not np.asarray(search(spoilt, trie).finite).any()
 
 
+@pytest.mark.slow
 def test_drawn_beams_depend_on_the_key_of_their_history_alone():
   params, codes = tables(3, V), np.unique(np.random.default_rng(2).integers(0, V, (30, 3)), axis=0)
   trie = ItemTrie.from_ids(codes, capacity=CAPACITY)
