@@ -79,6 +79,8 @@ def pytest_collection_modifyitems(items):
   here = Path(__file__).parent
   for item in items:
     name = item.path.relative_to(here).as_posix()
+    if item.get_closest_marker('study'):
+      item.add_marker(pytest.mark.slow)
     if any(name == part or name.startswith(f'{part}/') for part in VERSIONED):
       item.add_marker(pytest.mark.versions)
 
