@@ -190,6 +190,12 @@ def test_no_room_bears_the_name_of_a_public_function(house):
   assert not set(public) & set(ROOMS[house])
 
 
+def test_what_other_versions_run_is_there():
+  from tests.conftest import VERSIONED
+
+  assert [part for part in VERSIONED if not (Path(__file__).parent / part).exists()] == []
+
+
 def test_a_test_stands_where_its_module_does():
   """tests/decoders/swift/test_search.py is of decoders/swift/search.py; test_loop_processes.py is another one of loop.py."""
   strays = []

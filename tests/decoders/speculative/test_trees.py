@@ -17,7 +17,8 @@ V, DEPTH, BESIDE, ROUNDS = 6, 2, 2, 200_000
 def tables(seed, sharpness):
   """Returns the odds of a token after none, one, two and three others."""
   rng = np.random.default_rng(seed)
-  return [jax.nn.softmax(jnp.asarray(sharpness * rng.normal(size=(V,) * (n + 1)))) for n in range(4)]
+  odds = [np.exp(sharpness * rng.normal(size=(V,) * (n + 1))) for n in range(4)]
+  return [jnp.asarray(x / x.sum(-1, keepdims=True), np.float32) for x in odds]
 
 
 TARGET, DRAFT = tables(0, 1.0), tables(1, 1.2)  # Far from each other on purpose.

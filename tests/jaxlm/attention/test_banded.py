@@ -15,9 +15,15 @@ from jaxlm.attention.attend import attend
 from jaxlm.attention.rule import AttentionRule
 
 B, T, N, K, H = 2, 77, 4, 2, 8
-TABLE, KEYS, VALUES = (0.5 * jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(N, 32), (K, H), (K, H)]))
+
+
+def normal(seed, *shape):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+TABLE, KEYS, VALUES = (0.5 * normal(i, *shape) for i, shape in enumerate([(N, 32), (K, H), (K, H)]))
 # Two documents with padding after them, and one document.
-SEGMENTS = jnp.stack([jnp.repeat(jnp.array([1, 2, 0]), jnp.array([30, 33, 14])), jnp.ones(T, int)])
+SEGMENTS = np.stack([np.repeat([1, 2, 0], [30, 33, 14]), np.ones(T, int)])
 RULES = {
   'softmax': {},
   'a table by distance, softcap': {'position': 'relative_t5', 'distance_table': TABLE, 'softcap': 2.0},
@@ -28,7 +34,7 @@ RULES = {
 
 def qkv(length=T, dtype='float32'):
   shapes = (B, length, N, H), (B, length, K, H), (B, length, K, H)
-  return [jax.random.normal(jax.random.key(7 + i), shape).astype(dtype) for i, shape in enumerate(shapes)]
+  return [normal(7 + i, *shape).astype(dtype) for i, shape in enumerate(shapes)]
 
 
 @functools.partial(jax.jit, static_argnames='implementation')

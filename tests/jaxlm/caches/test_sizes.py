@@ -1,6 +1,8 @@
 """Bytes and printed lines of caches."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxlm.caches import Branch, FullCache, LayeredCache, PooledCache, Slots, sizes
@@ -9,11 +11,16 @@ from jaxlm.caches.packed import pack
 from jaxlm.caches.slots import everything_of
 from tests.models import TINY
 
-FULL = FullCache.create(TINY, 3, 16)
-RING = Slots.ring(TINY, 3, recent=5, initial=2)
-WHOLE = everything_of(FULL.keys[0], FULL.values[0], jnp.full(3, 4))
-PACKED = pack(WHOLE, jnp.full(3, 4), KiviConfig(4, 8, 8))
-ONE = jnp.zeros((2, 3), jnp.int32)
+
+@jax.jit  # Else each operation is a program, before any test.
+def some_caches():
+  full, lengths = FullCache.create(TINY, 3, 16), jnp.full(3, 4)
+  whole = everything_of(full.keys[0], full.values[0], lengths)
+  return full, Slots.ring(TINY, 3, recent=5, initial=2), whole, pack(whole, lengths, KiviConfig(4, 8, 8))
+
+
+FULL, RING, WHOLE, PACKED = some_caches()
+ONE = np.zeros((2, 3), np.int32)
 
 
 @pytest.mark.parametrize(
