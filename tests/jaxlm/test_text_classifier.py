@@ -4,16 +4,19 @@ import json
 
 import chex
 import jax
+import numpy as np
 import pytest
 
 import decoders
 import jaxlm
+from jaxlm import lm_states
 from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.errors import CheckpointError
 from jaxlm.language_model import LanguageModel
+from jaxlm.models import exam
 from jaxlm.text_classifier import TextClassifier, weights_digest
 from tests.models import TINY, init
-from trainers import classify, command_line
+from trainers import classify, command_line, loop, metrics
 from trainers.config import ConfigError
 
 MODEL = TINY.replace(vocab_size=264, max_length=32, num_layers=1)
@@ -38,7 +41,7 @@ def texts(tmp_path_factory):
 def run(lm, texts, directory, *flags):
   args = (
     'lm', '--lm', str(lm), '--data.source', str(texts), '--data.valid-source', str(texts), '--run.directory', str(directory),
-    '--run.steps', '4', '--run.eval-every', '0', '--run.no-tensorboard', '--optimizer.warmup-steps', '1', '--data.batch-size', '8',
+    '--run.steps', '5', '--run.eval-every', '0', '--run.no-tensorboard', '--optimizer.warmup-steps', '1', '--data.batch-size', '8',
     '--model.max-length', '12', '--run.patience', '0',
   )  # fmt: skip
   made = command_line.parse(classify.PRESETS, 'lm', prog='classify', description='Classifies.', args=(*args, *flags))
@@ -48,8 +51,29 @@ def run(lm, texts, directory, *flags):
 @pytest.fixture(scope='module')
 def frozen(lm, texts, tmp_path_factory):
   directory = tmp_path_factory.mktemp('runs') / 'frozen'
-  run(lm, texts, directory)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAXLM_CACHE', str(directory.parent))
+    patch.setattr(loop, 'plot_losses', lambda *_, **__: None)  # It takes a third of a short run.
+    run(lm, texts, directory)
   return directory
+
+
+def test_states_of_a_frozen_language_model_are_computed_once(frozen, lm, texts, tmp_path, monkeypatch):
+  """A second run on the same texts reads them from the file, and one that computes them in each step has the same losses."""
+  folder = frozen.parent / 'states'
+  assert [path.suffix for path in folder.iterdir()] == ['.bin']  # Training and held-out texts are the same ones.
+  monkeypatch.setenv('JAXLM_CACHE', str(frozen.parent))
+  monkeypatch.setattr(loop, 'plot_losses', lambda *_, **__: None)
+  losses = lambda directory: [row['loss'] for row in metrics.read(directory) if 'loss' in row]
+  with monkeypatch.context() as patch:
+    patch.setattr(lm_states, '_states', None)
+    patch.setattr(exam.functions, 'text_states', None)
+    run(lm, texts, tmp_path / 'again')
+  assert losses(tmp_path / 'again') == losses(frozen)
+  monkeypatch.setenv('JAXLM_CACHE', str(tmp_path))
+  run(lm, texts, tmp_path / 'each step', '--lm-cache', '0')
+  assert not (tmp_path / 'states').exists()
+  np.testing.assert_allclose(losses(tmp_path / 'each step'), losses(frozen), rtol=1e-5)
 
 
 def test_a_frozen_language_model_is_loaded_beside_the_classifier(frozen, lm):
@@ -86,7 +110,7 @@ def test_another_language_model_in_its_place_is_refused(frozen, lm, tmp_path):
 
 
 def test_a_trained_language_model_begins_as_it_was_and_is_in_the_checkpoint(lm, texts, tmp_path):
-  state = run(lm, texts, tmp_path / 'run', '--model.train-lm', '--optimizer.learning-rate', '0')
+  state = run(lm, texts, tmp_path / 'run', '--model.train-lm', '--optimizer.learning-rate', '0', '--run.steps', '1')
   chex.assert_trees_all_equal(jax.device_get(state.params['lm']), jax.device_get(jaxlm.load(lm).params))
   model = jaxlm.load(tmp_path / 'run')
   assert model.lm_params is None and model.config.lm.digest == ''
