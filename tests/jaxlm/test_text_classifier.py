@@ -48,6 +48,10 @@ def run(lm, texts, directory, *flags):
   return classify.main(made)
 
 
+def losses(directory):
+  return [row['loss'] for row in metrics.read(directory) if 'loss' in row]
+
+
 @pytest.fixture(scope='module')
 def frozen(lm, texts, tmp_path_factory):
   directory = tmp_path_factory.mktemp('runs') / 'frozen'
@@ -59,17 +63,20 @@ def frozen(lm, texts, tmp_path_factory):
 
 
 def test_states_of_a_frozen_language_model_are_computed_once(frozen, lm, texts, tmp_path, monkeypatch):
-  """A second run on the same texts reads them from the file, and one that computes them in each step has the same losses."""
+  """A second run on the same texts reads them from the file."""
   folder = frozen.parent / 'states'
   assert [path.suffix for path in folder.iterdir()] == ['.bin']  # Training and held-out texts are the same ones.
   monkeypatch.setenv('JAXLM_CACHE', str(frozen.parent))
   monkeypatch.setattr(loop, 'plot_losses', lambda *_, **__: None)
-  losses = lambda directory: [row['loss'] for row in metrics.read(directory) if 'loss' in row]
   with monkeypatch.context() as patch:
     patch.setattr(lm_states, '_states', None)
     patch.setattr(exam.functions, 'text_states', None)
     run(lm, texts, tmp_path / 'again')
   assert losses(tmp_path / 'again') == losses(frozen)
+
+
+@pytest.mark.slow
+def test_states_that_are_computed_in_each_step_give_the_same_losses(frozen, lm, texts, tmp_path, monkeypatch):
   monkeypatch.setenv('JAXLM_CACHE', str(tmp_path))
   run(lm, texts, tmp_path / 'each step', '--lm-cache', '0')
   assert not (tmp_path / 'states').exists()
@@ -109,6 +116,7 @@ def test_another_language_model_in_its_place_is_refused(frozen, lm, tmp_path):
     refused(tmp_path / name, message)
 
 
+@pytest.mark.slow
 def test_a_trained_language_model_begins_as_it_was_and_is_in_the_checkpoint(lm, texts, tmp_path):
   state = run(lm, texts, tmp_path / 'run', '--model.train-lm', '--optimizer.learning-rate', '0', '--run.steps', '1')
   chex.assert_trees_all_equal(jax.device_get(state.params['lm']), jax.device_get(jaxlm.load(lm).params))
