@@ -128,7 +128,7 @@ def test_a_trained_language_model_begins_as_it_was_and_is_in_the_checkpoint(lm, 
 def test_what_cannot_be_read_for_a_classifier_is_named(lm, texts, frozen, tmp_path, monkeypatch):
   with pytest.raises(ConfigError, match='model.max_length=64 is longer than --lm .* reads: 32'):
     run(lm, texts, tmp_path / 'run', '--model.max-length', '64')
-  with pytest.raises(ConfigError, match='is a TextClassifier; a classifier reads a decoder-only language model'):
+  with pytest.raises(ConfigError, match='is a TextClassifier; a classifier reads a model of tokens alone'):
     run(frozen, texts, tmp_path / 'run')
   with pytest.raises(CheckpointError, match='There is no model'):
     run(tmp_path / 'nowhere', texts, tmp_path / 'run')
