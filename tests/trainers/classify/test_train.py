@@ -186,9 +186,8 @@ def test_a_run_keeps_its_words_and_labels(texts, plain, tmp_path):
   shutil.copytree(plain, tmp_path / 'run')
   made = config(texts, tmp_path / 'run', '--run.steps', '4')
   words = (tmp_path / 'run' / 'tokenizer' / 'words.json').read_text()
-  other = dataclasses.replace(
-    made, data=dataclasses.replace(made.data, vocab_size=10), run=dataclasses.replace(made.run, steps=6)
-  )
+  changed = dict(data=dataclasses.replace(made.data, vocab_size=10), run=dataclasses.replace(made.run, steps=6))
+  other = dataclasses.replace(made, **changed, model=made.model.replace(class_tile=2))
   classify.main(other)
   assert (tmp_path / 'run' / 'tokenizer' / 'words.json').read_text() == words
   assert json.loads((tmp_path / 'run' / 'config.json').read_text())['data']['vocab_size'] == made.data.vocab_size
