@@ -93,7 +93,7 @@ def test_one_device_and_four_take_the_same_step(texts, tmp_path):
   model = made.model.replace(columns=reader.columns, vocab_size=reader.words.vocab_size)
   made = dataclasses.replace(made, model=model)
   training = task.Classification(made, reader, data.encode(parts, reader, model, made.data))
-  params, tx = training.init_params(jax.random.key(0)), make_optimizer(made.optimizer, 8).tx
+  params, tx = jax.jit(training.init_params)(jax.random.key(0)), make_optimizer(made.optimizer, 8).tx
   step = make_train_step(training.loss, tx, unit='texts')
   batch = training.batch(3, slice(0, 8))
   one, found = jax.jit(step)(init_state(params, tx), batch)
