@@ -10,6 +10,8 @@ import pytest
 import decoders
 import jaxlm
 from jaxlm import lm_states
+from jaxlm.data.class_batches import EncodedTexts
+from jaxlm.data.corpus import TokenCorpus
 from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.errors import CheckpointError
 from jaxlm.language_model import LanguageModel
@@ -17,7 +19,8 @@ from jaxlm.models import exam
 from jaxlm.text_classifier import TextClassifier, weights_digest
 from tests.models import TINY, init
 from trainers import classify, command_line, loop, metrics
-from trainers.config import ConfigError
+from trainers.classify import data
+from trainers.config import ConfigError, OptimizerConfig, RunConfig
 
 MODEL = TINY.replace(vocab_size=264, max_length=32, num_layers=1)
 
@@ -141,3 +144,23 @@ def test_what_cannot_be_read_for_a_classifier_is_named(lm, texts, frozen, tmp_pa
       patch.setattr(jaxlm, 'load', lambda *_, other=other, **__: other, raising=False)
       with pytest.raises(ConfigError, match=message):
         run(lm, texts, tmp_path / 'run')
+
+
+def test_states_are_kept_only_if_they_fit_and_are_read(monkeypatch):
+  few, many = (EncodedTexts(TokenCorpus(np.zeros(n * 100, np.uint16), np.arange(n + 1) * 100), (), ()) for n in (5, 20))
+  given, model = data.Data(many, few, None), classify.ModelFlags(encoder='lm')
+  monkeypatch.setattr(data, 'states_of', lambda texts, lm, model: len(texts))
+
+  def kept(megabytes, steps):
+    config = classify.ClassifyConfig(
+      model=model, lm='x', lm_cache=megabytes, data=classify.ClassDataConfig(batch_size=5),
+      run=RunConfig(steps=steps), optimizer=OptimizerConfig(warmup_steps=0),
+    )  # fmt: skip
+    found = data.with_states(given, LanguageModel(MODEL.replace(model_dim=120), {}), model, config)
+    return found.train.states, found.valid.states, found.test
+
+  # 2,500 tokens of 120 numbers with 4 bytes are 1.2 megabytes, and four batches are one pass over 20 texts.
+  assert kept(2, 4) == (20, 5, None)
+  assert kept(1, 4) == kept(0, 4) == kept(2, 3) == (None, None, None)
+  with pytest.raises(ConfigError, match='lm_cache=-1 must not be negative'):
+    classify.ClassifyConfig(lm_cache=-1)
