@@ -58,12 +58,14 @@ LM_LENGTH = 64
 """Tokens of a text that MiniLM reads."""
 
 
-def measured(texts: TextSet, system: str, seed: int, tiny: bool = False) -> dict[str, Any]:
-  """Returns what is measured of a system: the metrics on the test texts, seconds, and parameters."""
+def measured(
+  texts: TextSet, system: str, seed: int, *, tiny: bool = False, train: bool = True
+) -> dict[str, Any] | None:
+  """Returns what is measured of a system: metrics on the test texts, seconds, and parameters; None if it was not and `train` is off."""
   make = (lambda: _trained(texts, system, seed, tiny)) if system in TRAINED else (lambda: linear(texts, system))
   shown = flags(texts, system, seed, Path('run'), tiny)[:-1] if system in TRAINED else system
   facts = [VERSION, *texts.facts, [x for x in shown if x not in map(str, texts.files.values())]]
-  return kept('classification', facts, make)
+  return kept('classification', facts, make if train else None)
 
 
 class _Clock:
@@ -190,19 +192,23 @@ def spread(values: list[float]) -> tuple[float, float]:
 
 
 def summary(texts: TextSet, system: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-  """Returns the row of a system on a set: means over seeds, and the deviation of the set's main metric."""
+  """Returns the row of a system on a set: means over seeds, and of the set's main metric the standard error and the deviation."""
   key = main_metric(texts)
   mean, deviation = spread([100 * run['metrics'][key] for run in runs])
+  # One seed says nothing of the spread over seeds; that over test texts is known.
+  error = deviation / len(runs) ** 0.5 if len(runs) > 1 else (mean * (100 - mean) / len(texts.texts['test'])) ** 0.5
   row = {
     'table': texts.name,
     'system': system,
     'metric': key,
     'score %': round(mean, 2),
-    'deviation': round(deviation, 2),
+    'error': round(error, 2),
+    'deviation': round(deviation, 2) if len(runs) > 1 else '',
   }
   for name in METRICS:
     if name != key:
-      row[name] = round(spread([run['metrics'].get(name, float('nan')) for run in runs])[0], 4)
+      there = [run['metrics'][name] for run in runs if name in run['metrics']]
+      row[name] = round(spread(there)[0], 4) if there else ''
   median = lambda values: float(f'{np.median(list(values)):.3g}')
   row['training seconds'] = median(run['training'][0] for run in runs)
   row['training CPU seconds'] = median(run['training'][1] for run in runs)

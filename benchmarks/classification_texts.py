@@ -32,7 +32,7 @@ class Setting:
 
 SETTINGS = {
   'r8': Setting(96, 450),
-  'r52': Setting(96, 600),
+  'r52': Setting(96, 900),
   'newsgroups': Setting(128, 900),
   'debian-sections': Setting(80, 600, True),
   'debtags': Setting(80, 600, True),

@@ -102,8 +102,10 @@ heat_map(axes[1], found.interaction, found, names, 'interaction scores, before t
 plt.show()
 
 # %% [markdown]
-# The lower picture is the one of the paper. It is no explanation: the network may give a position a negative weight, and then a word with
-# a high score speaks against the label. The upper one adds up to the logit.
+# The lower picture is the one of the paper. The upper one is the score times the slope of the network, and adds up to the logit. Here the
+# two look alike, since this model adds the sum of the scores to the network's output. Without that sum, as in the paper's text
+# (`residual='none'`), the network may give a position a negative slope, and then a word with a high score speaks against the label.
+# A contribution belongs to a place in the text: its representation has read three words on each side.
 
 # %% [markdown]
 # ## Several labels

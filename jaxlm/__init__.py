@@ -27,5 +27,5 @@ _PUBLIC |= {
   'Seq2SeqModel': 'jaxlm.translation_model',
   'TextClassifier': 'jaxlm.text_classifier',
 }
-_MODULES = ('analysis', 'attention', 'caches', 'config', 'data', 'evaluation', 'io', 'losses', 'models')
+_MODULES = ('analysis', 'attention', 'caches', 'config', 'data', 'evaluation', 'io', 'lm_states', 'losses', 'models')
 __getattr__, __dir__ = lazily(__name__, _PUBLIC, _MODULES)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import tqdm
 
 from jaxlm import lm_states
+from jaxlm.config import computing_fields
 from jaxlm.data import class_batches, labelled, text_reader, word_vocabulary
 from jaxlm.data.class_batches import EncodedTexts
 from jaxlm.data.corpus import cache_folder
@@ -96,8 +98,8 @@ def with_states(data: Data, lm: LanguageModel, model: ExamConfig, config: Classi
 
 def states_of(texts: EncodedTexts, lm: LanguageModel, model: ExamConfig) -> np.ndarray:
   """Returns what a language model says of each token of texts, [tokens, D] in the dtype of `model`, from the cache folder."""
-  facts = f'{lm_states.VERSION} {model.lm.name} {model.lm.digest} {model.dtype} {texts.corpus.digest}'
-  path = cache_folder() / 'states' / f'{hashlib.sha256(facts.encode()).hexdigest()[:16]}.bin'
+  facts = [lm_states.VERSION, model.lm.digest, computing_fields(lm.config), model.dtype, texts.corpus.digest]
+  path = cache_folder() / 'states' / f'{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.bin'
   rows = [texts.corpus.document(i) for i in range(len(texts))]
   lm_config = lm.config.replace(dtype=model.dtype)
   with tqdm.tqdm(total=len(texts), desc=f'States of {model.lm.name}', unit='text', delay=2, leave=False) as bar:

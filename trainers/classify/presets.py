@@ -50,7 +50,7 @@ PRESETS = {
     _small(ModelFlags(**SMALL, encoder='gru', aggregator='last', class_bias=True, dropout=0.2), rate=1e-2),
   ),
   'lm': (
-    'EXAM on the hidden states of a frozen language model, --lm smollm2, which runs in each step: far slower than the others.',
+    'EXAM on the hidden states of a frozen language model, --lm smollm2 or minilm, which are computed once before the first step.',
     _small(
       ModelFlags(encoder='lm', max_length=48, residual='mean', class_bias=True, output_bias=True), steps=200, empty='skip'
     ),

@@ -55,7 +55,9 @@ def _language_model(config: ClassifyConfig, layout: Any):
   dtype = 'float32' if config.model.train_lm else config.lm_dtype
   lm = jaxlm.load(config.lm, dtype=dtype, mesh=None if layout.mapped else layout.mesh)
   if not isinstance(lm, LanguageModel):
-    raise ConfigError(f'--lm {config.lm} is a {type(lm).__name__}; a classifier reads a decoder-only language model.')
+    raise ConfigError(
+      f'--lm {config.lm} is a {type(lm).__name__}; a classifier reads a model of tokens alone, such as smollm2 or minilm.'
+    )
   if lm.config.direction == 'reverse':
     raise ConfigError(f"--lm {config.lm} has direction='reverse'; a classifier gives it texts from the beginning.")
   if lm.tokenizer is None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
@@ -10,9 +10,10 @@ import decoders
 from decoders.classification import classifier
 from jaxlm.data.text_reader import padded
 from jaxlm.errors import NotFiniteError
+from jaxlm.language_model import LanguageModel
 from jaxlm.models import exam
 from tests.decoders.classification.models_made import CODE, CONFIG, LABELS, made
-from tests.models import slow, tiny_model
+from tests.models import TINY, slow
 
 TEXTS = ['a b c d e', 'h', 'c g g zzz a b d f e h a b c d e f', 'b a']
 VARIANTS = {
@@ -25,10 +26,13 @@ VARIANTS = {
 }
 
 
+logits = jax.jit(exam.logits, static_argnums=1)
+
+
 def logits_of(model, texts):
   ids = [model.tokenizer.encode(text, model.config) for text in texts]
   tokens, mask = padded(ids, model.config)
-  return np.asarray(exam.logits(model.params, model.config, jnp.asarray(tokens), jnp.asarray(mask)))
+  return np.asarray(logits(model.params, model.config, tokens, mask))
 
 
 def test_probabilities_are_a_softmax_or_one_sigmoid_each():
@@ -114,11 +118,13 @@ def test_bad_texts_are_named(texts, options, message):
 
 def test_what_is_no_classifier_is_refused_and_so_are_logits_that_are_not_numbers():
   with pytest.raises(ValueError, match=r'needs a text classifier \(TextClassifier\), not a LanguageModel'):
-    decoders.classify(tiny_model(), ['a'])
+    decoders.classify(LanguageModel(TINY, {}), ['a'])
   model = made()
   with pytest.raises(ValueError, match='has no words and labels'):
     decoders.classify(dataclasses.replace(model, tokenizer=None), ['a'])
-  table = model.params['class_table']['kernel'].at[0, 0].set(np.nan)
+  table = np.array(model.params['class_table']['kernel'])
+  table[0, 0] = np.nan
+  table = jax.device_put(table)
   broken = dataclasses.replace(model, params=model.params | {'class_table': {'kernel': table}})
   with pytest.raises(NotFiniteError, match='Text 0: its logits are not finite'):
     decoders.classify(broken, ['a b', 'c'])

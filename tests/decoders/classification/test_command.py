@@ -9,8 +9,9 @@ import decoders
 from decoders.classification import command
 from decoders.classification.command import ClassifyFlags
 from jaxlm.errors import DataError
+from jaxlm.language_model import LanguageModel
 from tests.decoders.classification.models_made import made
-from tests.models import tiny_model
+from tests.models import TINY
 
 LINES = ['a b c', '', 'h g', 'a', 'c d e f', 'b b']
 
@@ -19,7 +20,9 @@ LINES = ['a b c', '', 'h g', 'a', 'c d e f', 'b b']
 def model(monkeypatch):
   import jaxlm
 
-  monkeypatch.setattr(jaxlm, 'load', lambda path, dtype: made() if path == 'run' else tiny_model(), raising=False)
+  monkeypatch.setattr(
+    jaxlm, 'load', lambda path, dtype: made() if path == 'run' else LanguageModel(TINY, {}), raising=False
+  )
   monkeypatch.setattr(command, 'BATCHES', 1)
 
 

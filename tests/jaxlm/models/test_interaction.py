@@ -110,6 +110,14 @@ def test_tiles_of_classes_change_neither_logits_nor_gradients(arrays, untiled, t
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
 
 
+def test_tiles_in_bfloat16_are_near(arrays, untiled):
+  states = np.asarray(arrays[0], jnp.bfloat16)
+  tiled = with_gradients((states, *single(arrays[1:3]), single(arrays[4])), arrays[3], 3)
+  for one, other in zip(jax.tree.leaves(tiled), jax.tree.leaves(untiled), strict=True):
+    scale = np.abs(other).max()
+    np.testing.assert_allclose(np.asarray(one, np.float32) / scale, other / scale, atol=2e-2)
+
+
 @pytest.mark.parametrize('tile', [25])
 def test_tiles_need_a_tenth_of_the_memory_forward_and_backward(tile):
   """Of the program that is compiled: what it holds besides its arguments and results."""

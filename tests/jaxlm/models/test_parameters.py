@@ -1,5 +1,7 @@
 """Every parameter of every model is in the table, with the kind and the axes that it had before there was one."""
 
+import functools
+
 import jax
 import pytest
 
@@ -24,6 +26,7 @@ DRAFT = GlideConfig(model_dim=24, num_heads=4, mlp_dim=20, cross_norm=True)
 ALL |= {'draft': DRAFT, 'draft, all options': DRAFT.replace(draft='parallel', embedding='target')}
 EXAM = ExamConfig(vocab_size=50, columns=(Column('topic', 6),), dim=8, max_length=12, class_bias=True, output_bias=True)
 ALL |= {
+  'norm of the embeddings': {'norm': 'layernorm', 'embedding_norm': True},
   'classifier': EXAM,
   'classifier, gru': EXAM.replace(encoder='gru', gru_layers=2),
   'classifier, n-grams': EXAM.replace(encoder='ngrams', buckets=40),
@@ -42,6 +45,11 @@ def leaves(changes):
   return [(tuple(key.key for key in path), x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
 
 
+@functools.cache
+def leaves_of(name):
+  return leaves(ALL[name])
+
+
 def kind_by_name(path):
   if path[-1] == 'embedding':
     return 'embedding'
@@ -52,25 +60,19 @@ def kind_by_name(path):
 
 @pytest.mark.parametrize('name', ALL)
 def test_every_parameter_is_in_the_table(name):
-  for path, x in leaves(ALL[name]):
+  for path, x in leaves_of(name):
     assert parameters.axes_of(path, x.ndim) is not None, path
     assert parameters.kind_of(path) == kind_by_name(path), path
 
 
 def test_every_rule_is_of_a_parameter():
-  used = {
-    r
-    for changes in ALL.values()
-    for path, x in leaves(changes)
-    for r in parameters.rules_of(path)
-    if len(r.axes) == x.ndim
-  }
+  used = {r for name in ALL for path, x in leaves_of(name) for r in parameters.rules_of(path) if len(r.axes) == x.ndim}
   assert used == set(parameters.RULES)
 
 
 def test_one_pattern_has_one_kind_and_a_path_one_pattern():
-  for changes in ALL.values():
-    for path, _ in leaves(changes):
+  for name in ALL:
+    for path, _ in leaves_of(name):
       assert len({(rule.pattern, rule.kind) for rule in parameters.rules_of(path)}) == 1, path
 
 

@@ -1,9 +1,6 @@
 """The encoders of words are what their formulas say, written as loops over words and neighbours."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +9,11 @@ from jaxlm.models import exam, word_encoders
 
 B, L, R, K, D = 2, 9, 5, 3, 4
 RADIUS = R // 2
+
+
+region = jax.jit(word_encoders.region_embedding, static_argnums=2)
+gru, ngrams = jax.jit(word_encoders.gru), jax.jit(word_encoders.ngram_ids, static_argnums=(2, 3))
+context = jax.jit(word_encoders.context_word_embedding, static_argnums=2)
 
 
 def sigmoid(x):
@@ -34,20 +36,20 @@ def test_region_embeddings_are_products_of_a_word_and_a_unit(rng, merge, fold):
       expected['word-context'][b, p] = fold([units[b, t, j] * words[b, n] for j, n in around], axis=0)
       expected['context-word'][b, p] = fold([units[b, n, j] * words[b, t] for j, n in around], axis=0)
   inner = slice(RADIUS, L - RADIUS)
-  found = word_encoders.region_embedding(words, units[:, inner], merge)
+  found = region(words, units[:, inner], merge)
   np.testing.assert_allclose(found, expected['word-context'], rtol=1e-5, atol=1e-6)
-  found = word_encoders.context_word_embedding(words[:, inner], units, merge)
+  found = context(words[:, inner], units, merge)
   np.testing.assert_allclose(found, expected['context-word'], rtol=1e-5, atol=1e-6)
 
 
 def test_windows_of_a_text_by_hand():
   """Ten words, twelve positions, four zeros in front: 12 - 6 regions, whose centres are the positions 3 to 8."""
   config = ExamConfig(vocab_size=10, dim=1, max_length=12, front=4)
-  params = jax.tree.map(lambda x: jnp.zeros(x.shape), exam.abstract_params(config))
+  params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), exam.abstract_params(config))
   # The vector of a word is its id, and its unit has 1 for the neighbour three places before, 0 for the others.
-  params['embed']['embedding'] = jnp.arange(10.0)[:, None]
-  params['units']['embedding'] = jnp.zeros((10, 7)).at[:, 0].set(1.0)
-  tokens = jnp.array([[0, 0, 0, 0, 2, 3, 4, 5, 6, 7, 8, 9]])
+  params['embed']['embedding'] = np.arange(10, dtype=np.float32)[:, None]
+  params['units']['embedding'][:, 0] = 1
+  tokens = np.array([[0, 0, 0, 0, 2, 3, 4, 5, 6, 7, 8, 9]], np.int32)
   states, real = jax.jit(exam.encode, static_argnums=1)(params, config, tokens, tokens > 0)
   assert config.positions == 6 and config.words == 8
   np.testing.assert_array_equal(states[0, :, 0], [0, 0, 0, 0, 2, 3])
@@ -72,22 +74,21 @@ def test_the_gru_is_its_loop_and_padding_leaves_its_state(rng):
   x, shapes = rng.normal(size=(B, L, D)), [(D, 3 * K), (3 * K,), (K, 3 * K), (K,)]
   parameters = [rng.normal(size=shape) for shape in shapes]
   mask = np.arange(L) >= np.array([[3], [0]])
-  found = word_encoders.gru(x.astype(np.float32), *(p.astype(np.float32) for p in parameters), mask)
+  found = gru(x.astype(np.float32), *(p.astype(np.float32) for p in parameters), mask)
   np.testing.assert_allclose(found, gru_loop(x, *parameters, mask), atol=1e-5)
-  everywhere = word_encoders.gru(x.astype(np.float32), *(p.astype(np.float32) for p in parameters))
+  everywhere = gru(x.astype(np.float32), *(p.astype(np.float32) for p in parameters))
   np.testing.assert_allclose(everywhere, gru_loop(x, *parameters, np.ones((B, L), bool)), atol=1e-5)
 
 
 def test_ngrams_have_ids_of_their_own_and_need_real_words():
   tokens = np.arange(2, 42).reshape(1, 40)
   mask = np.arange(40)[None] < 30
-  ids, real = word_encoders.ngram_ids(tokens, mask, 3, 1_000_000)
+  ids, real = map(np.asarray, ngrams(tokens, mask, 3, 1_000_000))
   assert ids.shape == real.shape == (1, 39 + 38) and ids.min() >= 0 and ids.max() < 1_000_000
-  assert len(set(np.asarray(ids[0]).tolist())) == 77
+  assert len(set(ids[0].tolist())) == 77
   np.testing.assert_array_equal(real[0], [*(np.arange(39) < 29), *(np.arange(38) < 28)])
-  again = functools.partial(word_encoders.ngram_ids, longest=3, buckets=1_000_000)
-  shifted, _ = again(np.roll(tokens, 1, axis=1), np.roll(mask, 1, axis=1))
+  shifted = np.asarray(ngrams(np.roll(tokens, 1, axis=1), np.roll(mask, 1, axis=1), 3, 1_000_000)[0])
   np.testing.assert_array_equal(shifted[0, 1:39], ids[0, :38])
   # The order of words matters.
-  assert again(tokens[:, [1, 0]], mask[:, :2], longest=2)[0][0, 0] != ids[0, 0]
-  assert again(tokens, mask, buckets=7)[0].max() < 7
+  assert np.asarray(ngrams(tokens[:, [1, 0]], mask[:, :2], 2, 1_000_000)[0])[0, 0] != ids[0, 0]
+  assert np.asarray(ngrams(tokens, mask, 3, 7)[0]).max() < 7

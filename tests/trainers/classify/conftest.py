@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
+from trainers import loop
+
 COLOURS = ('red', 'green', 'blue')
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+  """Runs draw no curve of the loss, which takes a third of a short run; tests of the loop look at it."""
+  monkeypatch.setattr(loop, 'plot_losses', lambda *_, **__: None)
 
 
 def examples(n, seed):

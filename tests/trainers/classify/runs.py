@@ -17,7 +17,7 @@ def arguments(texts, directory, *flags, kind='csv'):
   """Returns the command line of a run of 8 steps."""
   name = lambda part: str(texts / f'{part}.{kind}')
   data = '--data.source', name('train'), '--data.valid-source', name('valid'), '--data.test-source', name('test')
-  run = '--run.directory', str(directory), '--run.steps', '8', '--run.eval-every', '4', '--run.save-every', '2'
+  run = '--run.directory', str(directory), '--run.steps', '8', '--run.eval-every', '4', '--run.save-every', '4'
   quiet = '--run.no-tensorboard', '--run.log-every', '1', '--run.keep', '9', '--data.batch-size', '8'
   return 'tiny', *MODEL, *data, *run, *quiet, *flags
 

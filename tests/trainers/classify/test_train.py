@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 import subprocess
 import time
 
@@ -35,6 +36,8 @@ def test_help_lists_every_section_within_three_seconds():
     start = time.monotonic()
     done = subprocess.run(tiny.command('--help', module='trainers.classify'), capture_output=True, text=True)
     best = min(best, time.monotonic() - start)
+    if best < 3.0:
+      break
   assert done.returncode == 0 and best < 3.0
   flags = ('--model.encoder', '--model.residual', '--data.labels', '--eval.thresholds', '--class-weights', '--lm')
   for name in (*flags, *classify.PRESETS):
@@ -75,6 +78,14 @@ def test_a_mesh_gives_the_losses_of_one_device_each(whole):
   np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.fixture(scope='module')
+def plain(texts, tmp_path_factory):
+  """Returns the directory of a finished run of four steps with one label column."""
+  directory = tmp_path_factory.mktemp('runs') / 'plain'
+  classify.main(config(texts, directory, '--run.steps', '4'))
+  return directory
+
+
 def test_one_device_and_four_take_the_same_step(texts, tmp_path):
   made = config(texts, tmp_path, '--class-weights', 'balanced', *BOTH, kind='jsonl')
   parts = data.open_parts(made.data)
@@ -82,7 +93,7 @@ def test_one_device_and_four_take_the_same_step(texts, tmp_path):
   model = made.model.replace(columns=reader.columns, vocab_size=reader.words.vocab_size)
   made = dataclasses.replace(made, model=model)
   training = task.Classification(made, reader, data.encode(parts, reader, model, made.data))
-  params, tx = training.init_params(jax.random.key(0)), make_optimizer(made.optimizer, 8).tx
+  params, tx = jax.jit(training.init_params)(jax.random.key(0)), make_optimizer(made.optimizer, 8).tx
   step = make_train_step(training.loss, tx, unit='texts')
   batch = training.batch(3, slice(0, 8))
   one, found = jax.jit(step)(init_state(params, tx), batch)
@@ -170,14 +181,13 @@ def test_bad_texts_and_settings_are_named_before_anything_is_written(texts, tmp_
     classify.ClassDataConfig(vocab_size=0)
 
 
-def test_a_run_keeps_its_words_and_labels(texts, tmp_path):
+def test_a_run_keeps_its_words_and_labels(texts, plain, tmp_path):
   """A resumed run has the vocabulary of its beginning, and texts with other labels do not fit it."""
+  shutil.copytree(plain, tmp_path / 'run')
   made = config(texts, tmp_path / 'run', '--run.steps', '4')
-  classify.main(made)
   words = (tmp_path / 'run' / 'tokenizer' / 'words.json').read_text()
-  other = dataclasses.replace(
-    made, data=dataclasses.replace(made.data, vocab_size=10), run=dataclasses.replace(made.run, steps=6)
-  )
+  changed = dict(data=dataclasses.replace(made.data, vocab_size=10), run=dataclasses.replace(made.run, steps=6))
+  other = dataclasses.replace(made, **changed, model=made.model.replace(class_tile=2))
   classify.main(other)
   assert (tmp_path / 'run' / 'tokenizer' / 'words.json').read_text() == words
   assert json.loads((tmp_path / 'run' / 'config.json').read_text())['data']['vocab_size'] == made.data.vocab_size
@@ -193,27 +203,26 @@ def test_a_run_keeps_its_words_and_labels(texts, tmp_path):
 
 
 def test_every_preset_reads_its_texts_or_asks_for_them():
-  for name, (text, made) in classify.PRESETS.items():
-    assert text and parse(name).run.directory == f'runs/{name}'
-    if made.data.source == 'docstrings':
-      assert labelled.open_parts(made.data.source).train.columns == ('package',)
+  for text, made in classify.PRESETS.values():
+    assert text
+    assert made.data.source in (*labelled.NAMED, '') or made.data.source.startswith('tfds:')
   assert (
     classify.PRESETS['dbpedia'][1].model.hidden_units == 512 and classify.PRESETS['yahoo'][1].model.hidden_units == 2048
   )
+  assert parse('kanshan').run.directory == 'runs/kanshan'
   paper = classify.PRESETS['exam'][1].model
   assert (paper.hidden_units, paper.residual, paper.class_bias, paper.output_bias) == (500, 'none', False, False)
 
 
-def test_a_run_that_starts_with_another_has_its_words_and_labels(texts, tmp_path, capsys):
-  first, start = config(texts, tmp_path / 'first', '--run.steps', '4'), str(tmp_path / 'first')
-  classify.main(first)
+def test_a_run_that_starts_with_another_has_its_words_and_labels(texts, plain, tmp_path, capsys):
+  start = str(plain)
   few = tmp_path / 'few.csv'
   few.write_text('label,text\nred,w1 w2 new new\ngreen,new w3\n')
   small = '--data.source', str(few), '--data.valid-source', str(few), '--data.test-source', str(few), '--start', start
   state = classify.main(
     config(texts, tmp_path / 'second', *small, '--optimizer.learning-rate', '0', '--run.steps', '4')
   )
-  readers = [jaxlm.load(tmp_path / name).tokenizer for name in ('first', 'second')]
+  readers = [jaxlm.load(path).tokenizer for path in (plain, tmp_path / 'second')]
   assert readers[0] == readers[1] and len(readers[1].labels[0]) == 3
   chex.assert_trees_all_equal(jax.device_get(state.params), jax.device_get(checkpoint.load_run(start, step=4)[1]))
   capsys.readouterr()
