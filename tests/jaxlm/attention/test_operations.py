@@ -235,13 +235,17 @@ def spread(params, seed=5):
 def read(config, params, tokens, lengths):
   """Returns logits read at once, read from a ragged prompt, read one token further, and gradients; one compilation."""
   model = lambda *args: Transformer(config).apply({'params': params}, *args)
-  full, _ = model(tokens)
+
+  def loss(params):
+    full, _ = Transformer(config).apply({'params': params}, tokens)
+    return jnp.log(jnp.mean(full**2)), full
+
+  gradients, full = jax.grad(loss, has_aux=True)(params)
   prompt = jnp.where(jnp.arange(5)[None] < lengths[:, None], tokens[:, :5], 7)
   first, cache = model(prompt, None, caches.FullCache.create(config, 3, 8))
   new = jnp.take_along_axis(tokens, lengths[:, None], 1)
   then, _ = model(new, lengths[:, None], cache)
-  loss = lambda p: jnp.log(jnp.mean(Transformer(config).apply({'params': p}, tokens[:1])[0] ** 2))
-  return full, first, then, jax.grad(loss)(params)
+  return full, first, then, gradients
 
 
 @pytest.mark.parametrize(
