@@ -26,8 +26,8 @@ class Masked:
   cache: FullCache
   lazy: jax.Array  # [L] bool
   lengths: jax.Array  # [B], when the layers were cut
-  initial: int = struct.field(pytree_node=False)
-  recent: int = struct.field(pytree_node=False)
+  initial: int  # Values of the program and no constants: tests that change them share it.
+  recent: int
   ring: bool = struct.field(pytree_node=False)
 
   @property
@@ -59,7 +59,7 @@ def read(params, tokens_BT, *, config):
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def forced(params, cache, lengths_B, tokens_BT, *, config):
+def one_by_one(params, cache, lengths_B, tokens_BT, *, config):
   """Returns logits [B, T, V] of tokens read one by one."""
 
   def step(carry, token_B):
@@ -70,10 +70,16 @@ def forced(params, cache, lengths_B, tokens_BT, *, config):
   return jax.lax.scan(step, (cache, lengths_B), tokens_BT.T)[1].transpose(1, 0, 2)
 
 
+def forced(*args, config):
+  """Returns the logits of `one_by_one` as a NumPy array, so that no part or difference of them is a program."""
+  return np.asarray(one_by_one(*args, config=config))
+
+
 def padded(prompts=PROMPTS, width=40):
-  return jnp.asarray([p + [0] * (width - len(p)) for p in prompts]), jnp.asarray([len(p) for p in prompts])
+  return np.array([p + [0] * (width - len(p)) for p in prompts], np.int32), np.array([*map(len, prompts)], np.int32)
 
 
+@functools.partial(jax.jit, static_argnames=('lazy_L', 'initial', 'recent', 'room'))
 def cut(cache, lazy_L, lengths, initial, recent, room):
   cut_one = functools.partial(window_of, lengths=lengths, initial=initial, recent=recent, room=room)
   pairs = zip(cache.keys, cache.values, lazy_L)

@@ -20,6 +20,7 @@ def distances(T: int, S: int):
   return jnp.arange(T)[:, None] + (S - T) - jnp.arange(S)[None, :]
 
 
+@functools.partial(jax.jit, static_argnames=('operation', 'causal', 'window', 'scale', 'bias'))
 def attention(q, k, v, operation='softmax', causal=True, window=None, scale=None, bias=0.0, alibi_slopes=None):
   """Every step in the inputs' dtype."""
   B, T, N, H = q.shape

@@ -44,10 +44,15 @@ def compile_quickly():
   jax.config.update('jax_disable_most_optimizations', False)
 
 
-def inputs(T, S, N, K, H, dtype=jnp.float32, B=2):
+def inputs(T, S, N, K, H, dtype=np.float32, B=2):
   shapes = (B, T, N, H), (B, S, K, H), (B, S, K, H), (B, T, N, H)
-  keys = jax.random.split(jax.random.key(T + S + N + H), 4)
-  return [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes)]
+  rng = np.random.default_rng(T + S + N + H)
+  return [rng.normal(size=shape).astype(dtype) for shape in shapes]
+
+
+def attended(q, k, v, alibi_slopes=None, **options):
+  """Returns what the kernel makes of these, in one program with the operations around it."""
+  return np.asarray(jax.jit(functools.partial(flash_attention, **options))(q, k, v, alibi_slopes=alibi_slopes))
 
 
 def all_close(actual, expected, tolerance):
@@ -124,10 +129,10 @@ def test_float32_matches_dense_over_many_blocks(operation):
 def test_matches_the_models_attention(operation, window):
   q, k, v, _ = inputs(65, 65, 4, 2, 32)
   rule = AttentionRule(operation, scale=0.2, window=window, position='alibi')
-  positions = jnp.arange(65)[None]
-  expected = attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), positions, positions, rule)
-  slopes = distance_scores('alibi', jnp.full((1, 1, 1), -1), 4, None)[0, :, 0, 0]
-  actual = flash_attention(q, k, v, operation=operation, scale=0.2, window=window, alibi_slopes=slopes)
+  positions = np.arange(65)[None]
+  expected = jax.jit(attend)(q, k.swapaxes(1, 2), v.swapaxes(1, 2), positions, positions, rule)
+  slopes = np.asarray(jax.jit(lambda: distance_scores('alibi', jnp.full((1, 1, 1), -1), 4, None))())[0, :, 0, 0]
+  actual = attended(q, k, v, slopes, operation=operation, scale=0.2, window=window)
   all_close([actual], [expected], 1e-5)
 
 
@@ -145,7 +150,7 @@ def test_sigmoid_keeps_queries_keys_and_values_only():
 
 
 def test_the_forward_rule_keeps_its_own_arguments():
-  q, k, v, _ = inputs(32, 32, 4, 2, 32)
+  q, k, v, _ = map(jnp.asarray, inputs(32, 32, 4, 2, 32))
   spec = Spec('sigmoid', causal=True, window=None, scale=1.0, bias=0.0, alibi=False, block_q=32, block_k=64)
   _, residuals = attend_forward(q, k, v, None, None, spec, 'interpret')
   leaves = jax.tree.leaves(residuals)
@@ -156,15 +161,16 @@ def test_the_forward_rule_keeps_its_own_arguments():
 def last_rows(rows, operation='sigmoid'):
   """Causal ALiBi attention of the last `rows` of 97 queries, through the kernel."""
   q, k, v, _ = inputs(97, 97, 3, 1, 32)
-  return flash_attention(q[:, -rows:], k, v, operation=operation, alibi_slopes=np.asarray(SLOPES[3]), **BLOCKS)
+  return attended(q[:, -rows:], k, v, np.asarray(SLOPES[3]), operation=operation, **BLOCKS)
 
 
 def column_only(operation, T, S):
   """ALiBi as softmax kernels may shorten it: slope * column, which leaves out a constant of each row."""
   q, k, v, _ = inputs(97, 97, 3, 1, 32)
-  shortened = jnp.asarray(SLOPES[3])[None, :, None, None] * (S - 1 - jnp.arange(S))[None, None, None]
-  penalty = jnp.broadcast_to(shortened, (2, 3, T, S))
-  return dense.from_penalty(q[:, -T:], k, v, penalty, dense.visible(T, S, True, None), operation)
+  shortened = np.asarray(SLOPES[3], np.float32)[:, None, None] * (S - 1 - np.arange(S, dtype=np.float32))
+  penalty = np.broadcast_to(shortened, (2, 3, T, S))
+  visible = jax.jit(lambda: dense.visible(T, S, True, None))()
+  return np.asarray(dense.from_penalty(q[:, -T:], k, v, penalty, visible, operation))
 
 
 def test_alibi_follows_the_row_offset():
@@ -184,13 +190,13 @@ def test_alibi_by_column_alone_is_right_for_softmax():
 def test_slopes_may_differ_by_row_of_the_batch():
   q, k, v, _ = inputs(40, 40, 2, 1, 32)
   options = {'operation': 'sigmoid', 'alibi_slopes': np.asarray([[0.0, 0.1], [0.2, 0.3]], np.float32)}
-  all_close([flash_attention(q, k, v, **options, **BLOCKS)], [dense.attention(q, k, v, **options)], 1e-5)
+  all_close([attended(q, k, v, **options, **BLOCKS)], [dense.attention(q, k, v, **options)], 1e-5)
 
 
 def test_padded_keys_weigh_nothing():
   # Zero queries and no bias: every visible key weighs sigmoid(0) = 1/2, and so would a key of padding.
-  q, k, v = jnp.zeros((1, 70, 2, 32)), jnp.ones((1, 70, 1, 32)), jnp.ones((1, 70, 1, 32))
-  out = flash_attention(q, k, v, operation='sigmoid', causal=False, **BLOCKS)
+  q, k, v = (np.full((1, 70, n, 32), x, np.float32) for n, x in ((2, 0), (1, 1), (1, 1)))
+  out = attended(q, k, v, operation='sigmoid', causal=False, **BLOCKS)
   np.testing.assert_array_equal(out, np.full(out.shape, 35.0))
 
 
@@ -199,7 +205,7 @@ def test_padded_keys_weigh_nothing():
 def test_rows_that_see_nothing_are_zero_and_send_no_gradient(operation, how):
   q, k, v, dout = inputs(97, 40, 2, 1, 32)
   kernel = functools.partial(flash_attention, operation=operation, bias=3.0, **how)
-  out, dq, *_ = results = dense.with_gradients(kernel, q, k, v, dout)
+  out, dq, *_ = results = jax.device_get(dense.with_gradients(kernel, q, k, v, dout))
   assert all(np.isfinite(x).all() for x in results)
   all_close([out], [dense.attention(q, k, v, operation, bias=3.0)], 1e-5)
   assert not out[:, :57].any() and not dq[:, :57].any()
@@ -208,7 +214,7 @@ def test_rows_that_see_nothing_are_zero_and_send_no_gradient(operation, how):
 
 def test_float16_and_default_blocks():
   arrays = inputs(60, 60, 2, 1, 32, jnp.float16)[:3]
-  actual = flash_attention(*arrays, operation='sigmoid', interpret=True)
+  actual = attended(*arrays, operation='sigmoid', interpret=True)
   assert actual.dtype == jnp.float16
   all_close([actual], [dense.attention(*(x.astype(jnp.float32) for x in arrays), operation='sigmoid')], 2e-3)
 
@@ -217,7 +223,7 @@ def test_maps_over_an_axis_and_over_devices():
   q, k, v, _ = inputs(33, 33, 2, 1, 32)
   one = lambda q, k, v: flash_attention(q[None], k[None], v[None], **BLOCKS)[0]
   actual = jax.pmap(jax.vmap(one))(*(x[:, None] for x in (q, k, v)))
-  all_close([actual[:, 0]], [dense.attention(q, k, v)], 1e-5)
+  all_close([np.asarray(actual)[:, 0]], [dense.attention(q, k, v)], 1e-5)
 
 
 @pytest.mark.parametrize('how', [BLOCKS, {'implementation': 'xla'}], ids=['kernel', 'xla'])
@@ -227,9 +233,9 @@ def test_maps_over_an_axis_and_over_devices():
 def test_segments_are_sequences_of_their_own(operation, options, how):
   lengths = 40, 9, 51
   q, k, v, dout = inputs(sum(lengths), sum(lengths), 4, 2, 32)
-  segments = jnp.broadcast_to(jnp.repeat(jnp.arange(3), jnp.array(lengths)), q.shape[:2])
+  segments = np.broadcast_to(np.repeat(np.arange(3, dtype=np.int32), lengths), q.shape[:2])
   attend = functools.partial(flash_attention, operation=operation, **options, **how)
-  whole = dense.with_gradients(functools.partial(attend, segments=segments), q, k, v, dout)
+  whole = jax.device_get(dense.with_gradients(functools.partial(attend, segments=segments), q, k, v, dout))
   for start, stop in ((0, 40), (40, 49), (49, 100)):
     apart = dense.with_gradients(attend, *(x[:, start:stop] for x in (q, k, v, dout)))
     all_close([x[:, start:stop] for x in whole], apart, 1e-5)

@@ -68,9 +68,20 @@ def oracle(q, k, v, operation, *, score=lambda n, i, j: 0.0, sees=lambda i, j: j
   return out
 
 
+@jax.jit
 def ours(q, k, v, rule, mask=None):
   at = jnp.arange(T)[None]
   return attend(q, k, v, at, at, rule, mask)
+
+
+@jax.jit
+def with_gradients(q, k, v, rule, weight):
+  """Returns the output, and the gradients of its sum weighted by `weight`."""
+  out, vjp = jax.vjp(lambda *qkv: ours(*qkv, rule), q, k, v)
+  return out, vjp(weight)
+
+
+weights_of = jax.jit(attention_weights)
 
 
 def numeric_gradient(f, x, index, step=1e-5):
@@ -84,9 +95,8 @@ def check(rule, oracle_call, positive=False):
   """Outputs at rtol 1e-4, and gradients of a random projection at a few entries of q, k and v."""
   arrays = qkv(positive=positive)
   weight = np.random.default_rng(9).normal(size=(B, T, N, H)).astype(np.float32)
-  np.testing.assert_allclose(ours(*arrays, rule), oracle_call(*arrays), rtol=1e-4, atol=1e-5)
-  project = lambda *a: (ours(*a, rule) * weight).sum()
-  gradients = jax.grad(project, argnums=(0, 1, 2))(*arrays)
+  out, gradients = jax.device_get(with_gradients(*arrays, rule, weight))
+  np.testing.assert_allclose(out, oracle_call(*arrays), rtol=1e-4, atol=1e-5)
   for which, index in ((0, (0, 4, 1, 2)), (1, (1, 0, 2, 3)), (2, (0, 1, 1, 0))):
     at = lambda x, which=which: float(
       (oracle_call(*(x if i == which else a.astype(np.float64) for i, a in enumerate(arrays))) * weight).sum()
@@ -116,13 +126,13 @@ def test_power_normaliser(operation, power):
 
 def test_power_of_softmax_is_a_softmax_of_scaled_logits():
   q, k, _ = qkv()
-  at = jnp.arange(T)[None]
+  at = np.arange(T)[None]
   rule = AttentionRule('softmax', H**-0.5, power=3.0)
   scaled = AttentionRule('softmax', 3 * H**-0.5)
-  w, _ = attention_weights(q, k, at, at, rule)
-  np.testing.assert_allclose(w, attention_weights(q, k, at, at, scaled)[0] ** (1 / 3), atol=1e-6)
-  one, _ = attention_weights(q, k, at, at, AttentionRule('softmax', H**-0.5, power=1.0 + 1e-9))
-  np.testing.assert_allclose(one, attention_weights(q, k, at, at, AttentionRule('softmax', H**-0.5))[0], atol=1e-6)
+  w, _ = weights_of(q, k, at, at, rule)
+  np.testing.assert_allclose(w, np.asarray(weights_of(q, k, at, at, scaled)[0]) ** (1 / 3), atol=1e-6)
+  one, _ = weights_of(q, k, at, at, AttentionRule('softmax', H**-0.5, power=1.0 + 1e-9))
+  np.testing.assert_allclose(one, weights_of(q, k, at, at, AttentionRule('softmax', H**-0.5))[0], atol=1e-6)
 
 
 def t5_bucket(distance):
@@ -146,7 +156,7 @@ def test_distance_schemes_equal_loops(operation, scheme):
 
 def test_buckets_are_exact_then_logarithmic():
   distance = np.arange(-3, 300)
-  np.testing.assert_array_equal(schemes.bucket(jnp.asarray(distance)), [t5_bucket(int(d)) for d in distance])
+  np.testing.assert_array_equal(jax.jit(schemes.bucket)(distance), [t5_bucket(int(d)) for d in distance])
 
 
 @pytest.mark.parametrize('operation', ORACLE)
@@ -163,8 +173,8 @@ def test_key_slots_equal_loops(operation, value):
 
 def test_logit_slots_and_the_key_without_learned_dimensions_are_softmax_off_by_one():
   q, k, v = qkv()
-  by_logit = ours(q, k, v, AttentionRule('softmax', H**-0.5, slot_logit=jnp.zeros(N)))
-  by_key = ours(q, k, v, AttentionRule('softmax', H**-0.5, slot_key=jnp.zeros((K, H))))
+  by_logit = ours(q, k, v, AttentionRule('softmax', H**-0.5, slot_logit=np.zeros(N, np.float32)))
+  by_key = ours(q, k, v, AttentionRule('softmax', H**-0.5, slot_key=np.zeros((K, H), np.float32)))
   np.testing.assert_allclose(by_logit, by_key, atol=1e-6)
   logits = np.einsum('bthd,bhsd->bhts', q, np.repeat(k, G, 1)) / H**0.5
   e = np.exp(logits) * np.tril(np.ones((T, T)))
@@ -217,22 +227,25 @@ def is_everyday(name):
 
 def spread(params, seed=5):
   """Parameters that matter: those that start at 0 or near it are drawn anew."""
-  leaves, structure = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  return structure.unflatten([x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)])
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), x.dtype), jax.device_get(params))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def read(config, params, tokens, lengths):
   """Returns logits read at once, read from a ragged prompt, read one token further, and gradients; one compilation."""
   model = lambda *args: Transformer(config).apply({'params': params}, *args)
-  full, _ = model(tokens)
+
+  def loss(params):
+    full, _ = Transformer(config).apply({'params': params}, tokens)
+    return jnp.log(jnp.mean(full**2)), full
+
+  gradients, full = jax.grad(loss, has_aux=True)(params)
   prompt = jnp.where(jnp.arange(5)[None] < lengths[:, None], tokens[:, :5], 7)
   first, cache = model(prompt, None, caches.FullCache.create(config, 3, 8))
   new = jnp.take_along_axis(tokens, lengths[:, None], 1)
   then, _ = model(new, lengths[:, None], cache)
-  loss = lambda p: jnp.log(jnp.mean(Transformer(config).apply({'params': p}, tokens[:1])[0] ** 2))
-  return full, first, then, jax.grad(loss)(params)
+  return full, first, then, gradients
 
 
 @pytest.mark.parametrize(
@@ -244,28 +257,28 @@ def test_every_variation_trains_is_causal_and_decodes_with_a_cache(name, dtype, 
   """Cached = full forward. Changing a token leaves earlier logits alone; within a prefix it may not. Gradients arrive."""
   config = TINY.replace(num_layers=1, dtype=dtype, **VARIATIONS[name])
   params = spread(init(TINY.replace(num_layers=1, **VARIATIONS[name]), jax.random.key(0)))
-  row = jax.random.randint(jax.random.key(1), (7,), 0, TINY.vocab_size - 1)
-  tokens, lengths = jnp.stack([row, row.at[6].add(1), row.at[2].add(1)]), jnp.asarray([5, 4, 5])
-  full, first, then, gradients = read(config, params, tokens, lengths)
-  size = float(jnp.abs(full).max())
+  tokens = np.tile(np.random.default_rng(1).integers(0, TINY.vocab_size - 1, 7, np.int32), (3, 1))
+  tokens[1, 6], tokens[2, 2], lengths = tokens[1, 6] + 1, tokens[2, 2] + 1, np.array([5, 4, 5])
+  full, first, then, gradients = jax.device_get(read(config, params, tokens, lengths))
+  size = np.abs(full).max()
   for i, n in enumerate(lengths):
     np.testing.assert_allclose(first[i, :n], full[i, :n], atol=tolerance * size)
-  np.testing.assert_allclose(then[:, 0], full[jnp.arange(3), lengths], atol=tolerance * size)
+  np.testing.assert_allclose(then[:, 0], full[np.arange(3), lengths], atol=tolerance * size)
   np.testing.assert_array_equal(full[0, :6], full[1, :6])
   assert (full[0, 6] != full[1, 6]).any()
   assert (full[0, 0] != full[2, 0]).any() == bool(config.prefix)
   for path, g in jax.tree_util.tree_leaves_with_path(gradients):
-    assert jnp.isfinite(g).all() and jnp.abs(g).max() > 0, path
+    assert np.isfinite(g).all() and np.abs(g).max() > 0, path
 
 
 def test_packed_documents_share_a_sink_token_and_nothing_else():
   config = TINY.replace(sink=SinkConfig('token'))
   params = spread(init(config, jax.random.key(0)))
-  a, b = (jax.random.randint(jax.random.key(i), (1, n), 0, 50) for i, n in ((1, 4), (2, 5)))
-  segments, positions = jnp.asarray([[1] * 4 + [2] * 5]), jnp.asarray([[*range(4), *range(5)]])
-  packed, _ = apply(config, params, jnp.concatenate([a, b], 1), positions, caches.Sequence(segments))
+  a, b = (np.random.default_rng(n).integers(0, 50, (1, n), np.int32) for n in (4, 5))
+  segments, positions = np.array([[1] * 4 + [2] * 5]), np.array([[*range(4), *range(5)]])
+  packed, _ = apply(config, params, np.concatenate([a, b], 1), positions, caches.Sequence(segments))
   alone = [apply(config, params, x)[0] for x in (a, b)]
-  np.testing.assert_allclose(packed, jnp.concatenate(alone, 1), atol=5e-5)
+  np.testing.assert_allclose(packed, np.concatenate(alone, 1), atol=5e-5)
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Which keys a query sees, against loops, with and without causality; schemes by distance to both sides."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,7 +24,7 @@ def test_visible_equals_a_loop(causal, window, by_head):
   keys = np.stack([k_at, k_at + 1], axis=1) if by_head else k_at[:, None]
   sees = lambda i, j: (j <= i or not causal) and (window is None or abs(i - j) < window)
   expected = np.array([[[[sees(i, j) for j in head] for i in qs] for head in ks] for qs, ks in zip(q_at, keys)])
-  found = rule.visible(jnp.asarray(q_at), jnp.asarray(keys if by_head else k_at))
+  found = jax.jit(rule.visible)(q_at, keys if by_head else k_at)
   np.testing.assert_array_equal(found, expected if by_head else expected[:, 0])
 
 
@@ -72,15 +71,15 @@ def test_buckets_of_both_sides_are_those_of_t5():
     127: 15,
     500: 15,
   }
-  found = schemes.both_sides_bucket(jnp.asarray(list(theirs)))
+  found = jax.jit(schemes.both_sides_bucket)(np.array(list(theirs)))
   assert found.tolist() == list(theirs.values())
 
 
 def test_a_sequence_sees_both_sides_of_its_own_segment():
   q, k, v = qkv()
   segments = np.array([[1, 1, 1, 2, 2, 2, 0], [1, 2, 2, 2, 2, 0, 0]])
-  heads_last = lambda x: jnp.swapaxes(x, 1, 2)
-  out, _ = caches.Sequence(jnp.asarray(segments)).attend(0, jnp.asarray(q), heads_last(k), heads_last(v), None, ALL)
+  read = jax.jit(lambda *qkv: caches.Sequence(segments).attend(0, *qkv, None, ALL)[0])
+  out = np.asarray(read(q, k.swapaxes(1, 2), v.swapaxes(1, 2)))
   for b in range(2):
     sees = lambda i, j, b=b: segments[b, i] == segments[b, j]
     np.testing.assert_allclose(out[b], oracle(q, k, v, 'softmax', sees=sees)[b], rtol=1e-4, atol=1e-5)
@@ -90,15 +89,16 @@ def test_a_sequence_sees_both_sides_of_its_own_segment():
 def test_a_long_sequence_in_pieces_is_the_whole(causal):
   """1024 tokens and more are taken in pieces, each over the keys that it may see."""
   length = 1024
-  q = jax.random.normal(jax.random.key(0), (1, length, 1, 4))
-  k, v = jax.random.normal(jax.random.key(1), (2, 1, 1, length, 4))
-  at = jnp.arange(length)[None]
+  rng = np.random.default_rng(0)
+  q = rng.normal(size=(1, length, 1, 4)).astype(np.float32)
+  k, v = rng.normal(size=(2, 1, 1, length, 4)).astype(np.float32)
+  at = np.arange(length)[None]
   rule = AttentionRule('softmax', 0.5, causal=causal)
-  expected = attend(q, k, v, at, at, rule)
-  np.testing.assert_allclose(in_order(q, k, v, rule), expected, atol=1e-5)
+  whole, pieces = jax.jit(attend), jax.jit(in_order)
+  np.testing.assert_allclose(pieces(q, k, v, rule), whole(q, k, v, at, at, rule), atol=1e-5)
   # Under dropout all queries have masks of their own, whichever piece they would be in.
   dropping = rule.replace(dropout=0.5, dropout_key=jax.random.key(2))
-  np.testing.assert_allclose(in_order(q, k, v, dropping), attend(q, k, v, at, at, dropping), atol=1e-5)
+  np.testing.assert_allclose(pieces(q, k, v, dropping), whole(q, k, v, at, at, dropping), atol=1e-5)
 
 
 def test_a_cache_that_grows_needs_causality():

@@ -11,29 +11,38 @@ import pytest
 from jaxlm.attention.attend import attention_weights
 from jaxlm.attention.rule import layer_rule
 from jaxlm.caches import FullCache
+from jaxlm.caches import scored as scores
 from jaxlm.caches.full import Sequence
 from jaxlm.caches.rows import heads_first
-from jaxlm.caches.scored import Scored, lazy_ratio
+from jaxlm.caches.scored import Scored
 from jaxlm.caches.voted import Voted
 from jaxlm.models.transformer import Transformer
 from tests.lazy_models import MODEL, PROMPTS, padded, read
 from tests.models import TINY, tiny_model
 
+weights_of = jax.jit(attention_weights)
+lazy_ratio = jax.jit(scores.lazy_ratio, static_argnames=('initial', 'recent'))
 
-def brute_force_ratio(lm, tokens, initial, recent, queries, include_self):
-  """From the [T, T] maps of one row."""
+
+@functools.partial(jax.jit, static_argnums=0)
+def maps_of(config, params, tokens_BT):
+  """Returns the attention map and the weights of the extra key of each layer."""
   maps = []
 
   class Maps(Sequence):
     def attend(self, layer, q, k, v, positions, rule):
       at = jnp.arange(q.shape[1])[None]
-      weights, slot = attention_weights(q, heads_first(k), at, at, rule)
-      maps.append((np.asarray(weights), None if slot is None else np.asarray(slot)))
+      maps.append(attention_weights(q, heads_first(k), at, at, rule))
       return super().attend(layer, q, k, v, positions, rule)
 
-  Transformer(lm.config).apply({'params': lm.params}, jnp.asarray([tokens]), cache=Maps())
+  Transformer(config).apply({'params': params}, tokens_BT, cache=Maps())
+  return maps
+
+
+def brute_force_ratio(lm, tokens, initial, recent, queries, include_self):
+  """From the [T, T] maps of one row."""
   ratios = []
-  for weights, slot in maps:
+  for weights, slot in jax.device_get(maps_of(lm.config, lm.params, np.array([tokens]))):
     T, shares = weights.shape[-1], []
     for i in range(max(0, T - queries), T):
       first = 0 if include_self else 1
@@ -82,12 +91,17 @@ def test_scores_of_a_prompt_in_pieces_are_those_of_the_whole():
 @pytest.mark.parametrize('queries', [5, None])
 def test_votes_are_sums_of_the_maps_columns(queries):
   T, rule = 600, layer_rule(MODEL, 0)
-  q, k = (jax.random.normal(jax.random.key(i), (2, T, heads, 8)) for i, heads in ((0, 4), (1, 2)))
-  lengths = jnp.asarray([T, 77])
-  cache = Voted.create(FullCache.create(MODEL.replace(num_layers=1, max_length=T), 2, T), lengths, queries)
-  votes = cache.attend(0, q, k, k, jnp.broadcast_to(jnp.arange(T), (2, T)), rule)[1].votes[0]
-  at = jnp.arange(T)[None]
-  weights_BKGTS = attention_weights(q, heads_first(k), at, at, rule)[0]
+  rng = np.random.default_rng(0)
+  q, k = (rng.normal(size=(2, T, heads, 8)).astype(np.float32) for heads in (4, 2))
+  lengths = np.array([T, 77], np.int32)
+
+  @jax.jit
+  def votes_of(q, k):
+    cache = Voted.create(FullCache.create(MODEL.replace(num_layers=1, max_length=T), 2, T), lengths, queries)
+    return cache.attend(0, q, k, k, jnp.broadcast_to(jnp.arange(T), (2, T)), rule)[1].votes[0]
+
+  votes, at = votes_of(q, k), np.arange(T)[None]
+  weights_BKGTS = np.asarray(weights_of(q, k.swapaxes(1, 2), at, at, rule)[0])
   for row, n in enumerate(lengths.tolist()):
     voting = weights_BKGTS[row, :, :, n - (queries or n) : n]
     np.testing.assert_allclose(votes[row], voting.sum(axis=2).mean(axis=1), atol=1e-4)
@@ -104,9 +118,14 @@ def test_a_new_tokens_score_equals_the_longer_prompts():
 
 def test_planted_layers_are_told_apart():
   T, rule = 60, layer_rule(MODEL, 0)
-  q = jnp.zeros((1, 1, 4, 8)).at[..., 0].set(100.0)
-  keys = jnp.zeros((1, 2, T, 8))
-  score = lambda k: float(lazy_ratio(q, k, jnp.asarray([[T - 1]]), jnp.arange(T)[None], rule, initial=2, recent=8)[0])
-  assert score(keys.at[:, :, 0, 0].set(1.0)) > 0.99
-  assert score(keys.at[:, :, 30, 0].set(1.0)) < 0.01
-  np.testing.assert_allclose(score(keys), 10 / T, atol=1e-6)  # Short prompts make uniform layers look lazy.
+  q = np.zeros((1, 1, 4, 8), np.float32)
+  q[..., 0] = 100.0
+
+  def score(*slots):
+    keys = np.zeros((1, 2, T, 8), np.float32)
+    keys[:, :, slots, 0] = 1.0
+    return float(lazy_ratio(q, keys, np.array([[T - 1]]), np.arange(T)[None], rule, initial=2, recent=8)[0])
+
+  assert score(0) > 0.99
+  assert score(30) < 0.01
+  np.testing.assert_allclose(score(), 10 / T, atol=1e-6)  # Short prompts make uniform layers look lazy.

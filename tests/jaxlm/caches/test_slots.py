@@ -6,17 +6,29 @@ import numpy as np
 import pytest
 
 from decoders.simlayerkv.config import cache_bytes, compression_ratio
-from jaxlm.attention.attend import attend
+from jaxlm.attention.attend import attend as attend_densely
 from jaxlm.attention.rule import layer_rule
-from jaxlm.caches import FullCache, LayeredCache
+from jaxlm.caches import FullCache, LayeredCache, packed, slots, voted
 from jaxlm.caches.kivi import KiviConfig
 from jaxlm.caches.layered import pooled
-from jaxlm.caches.packed import pack
 from jaxlm.caches.rows import write_rows
-from jaxlm.caches.slots import EMPTY, everything_of, extend, window_of
-from jaxlm.caches.voted import heavy_of
-from tests.lazy_models import MODEL, PROMPTS, Masked, cut, forced, padded, read
-from tests.models import apply, slow, tiny_model
+from jaxlm.caches.slots import EMPTY
+from tests.lazy_models import MODEL, PROMPTS, Masked, cut, forced, one_by_one, padded, read
+from tests.models import TINY, apply, slow, tiny_model
+
+# Each in one program: run eagerly, each operation would be compiled apart.
+everything_of, extend, attend = jax.jit(slots.everything_of), jax.jit(slots.extend), jax.jit(attend_densely)
+window_of = jax.jit(slots.window_of, static_argnames=('initial', 'recent', 'room', 'spare'))
+heavy_of = jax.jit(voted.heavy_of, static_argnames=('total', 'recent', 'pool', 'room'))
+pack = jax.jit(packed.pack, static_argnums=2)
+
+
+def tokens(seed, *shape):
+  return np.random.default_rng(seed).integers(0, 50, shape, np.int32)
+
+
+def normal(seed, *shape):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 @pytest.mark.parametrize('ring', [False, True])
@@ -29,11 +41,10 @@ from tests.models import apply, slow, tiny_model
   ],
 )
 def test_cut_layers_equal_a_full_cache_with_a_mask(variant, ring):
-  config = MODEL.replace(**variant)
-  lm, (tokens_BT, lengths) = tiny_model(config), padded()
-  new_BT = jnp.asarray(np.random.default_rng(9).integers(0, 50, (3, 20)))
+  config = TINY.replace(**variant)
+  lm, (tokens_BT, lengths), new_BT = tiny_model(config), padded(), tokens(9, 3, 20)
   cache = read(lm.params, tokens_BT, config=config)
-  for lazy_L in ((False, True, False), (True, True, True)):
+  for lazy_L in ((False, True), (True, True)):
     masked = Masked(cache, jnp.asarray(lazy_L), lengths, 2, 8, ring)
     expected = forced(lm.params, masked, lengths, new_BT, config=config)
     lazy = cut(cache, lazy_L, lengths, 2, 8, None if ring else 20)
@@ -47,29 +58,28 @@ def test_cut_layers_equal_a_full_cache_with_a_mask(variant, ring):
 @pytest.mark.parametrize('ring', [False, True])
 @pytest.mark.parametrize('T', [3, 14])
 def test_many_tokens_at_once_equal_one_by_one(ring, T):
-  lm, (tokens_BT, lengths) = tiny_model(MODEL), padded()
-  new_BT = jnp.asarray(np.random.default_rng(8).integers(0, 50, (3, 20)))
+  lm, (tokens_BT, lengths), new_BT = tiny_model(MODEL), padded(), tokens(8, 3, 20)
   cache = cut(read(lm.params, tokens_BT, config=MODEL), (True, False, True), lengths, 2, 8, None if ring else 20)
   expected = forced(lm.params, cache, lengths, new_BT, config=MODEL)
-  positions = lengths[:, None] + jnp.arange(T)[None]
+  positions = lengths[:, None] + np.arange(T, dtype=np.int32)
   logits, cache = apply(MODEL, lm.params, new_BT[:, :T], positions, cache)
   rest = forced(lm.params, cache, lengths + T, new_BT[:, T:], config=MODEL)
-  np.testing.assert_allclose(jnp.concatenate([logits, rest], axis=1), expected, atol=1e-5)
+  np.testing.assert_allclose(np.concatenate([logits, rest], axis=1), expected, atol=1e-5)
 
 
 def held(window):
-  return [sorted(int(p) for p in row if p != EMPTY) for row in window.positions]
+  return [sorted(p for p in row if p != EMPTY) for row in window.positions.tolist()]
 
 
 @pytest.mark.parametrize('room', [None, 3])
 def test_a_window_holds_the_first_and_the_latest_tokens_once(room):
-  keys = jnp.broadcast_to(jnp.arange(40.0)[None, None, :, None], (4, 2, 40, 8))
+  keys = np.broadcast_to(np.arange(40.0)[:, None], (4, 2, 40, 8))
   lengths = (40, 11, 10, 1)
-  window = window_of(keys, keys, jnp.asarray(lengths), initial=2, recent=8, room=room)
+  window = window_of(keys, keys, np.array(lengths), initial=2, recent=8, room=room)
   assert window.keys.shape[2] == 10 + (room or 0)
   assert held(window) == [[0, 1, *range(max(2, n - 8), n)] if n > 1 else [0] for n in lengths]
   there = np.asarray(window.positions) != EMPTY
-  np.testing.assert_array_equal(np.asarray(window.keys[:, 1, :, 3])[there], np.asarray(window.positions)[there])
+  np.testing.assert_array_equal(np.asarray(window.keys)[:, 1, :, 3][there], np.asarray(window.positions)[there])
 
 
 def test_sizes_are_the_formulas():
@@ -92,9 +102,10 @@ def test_sizes_are_the_formulas():
 
 def in_pools(cache, lazy_BL, lengths, recent=8, room=20, quant=None):
   """A pooled cache of rows with their own lazy layers."""
+  keys, values = jax.device_get((cache.keys, cache.values))
 
   def row(layer, b):
-    one = cache.keys[layer][b : b + 1], cache.values[layer][b : b + 1], lengths[b : b + 1]
+    one = keys[layer][b : b + 1], values[layer][b : b + 1], lengths[b : b + 1]
     memory = window_of(*one, initial=2, recent=recent, room=room) if lazy_BL[b][layer] else everything_of(*one)
     return memory if quant is None else pack(memory, lengths[b : b + 1], quant)
 
@@ -106,8 +117,7 @@ EACH = ((True, False, True), (False, False, True), (True, True, False))
 
 @pytest.mark.parametrize('ring', [False, True])
 def test_pools_with_each_rows_own_layers_equal_a_full_cache_with_a_mask(ring):
-  lm, (tokens_BT, lengths) = tiny_model(MODEL), padded()
-  new_BT = jnp.asarray(np.random.default_rng(9).integers(0, 50, (3, 20)))
+  lm, (tokens_BT, lengths), new_BT = tiny_model(MODEL), padded(), tokens(9, 3, 20)
   cache = read(lm.params, tokens_BT, config=MODEL)
   pools = in_pools(cache, EACH, lengths, room=None if ring else 20)
   assert [len(pool.keys) for pool in pools.pools] == [4, 5]
@@ -125,7 +135,7 @@ def test_many_patterns_over_many_steps(heads, ring):
   config = MODEL.replace(num_kv_heads=heads, num_layers=5, max_length=128)
   lm, (tokens_BT, lengths) = tiny_model(config), padded()
   _, cache = apply(config, lm.params, tokens_BT, cache=FullCache.create(config, 3, 128))
-  new_BT = jnp.asarray(np.random.default_rng(9).integers(0, 50, (3, 64)))
+  new_BT = tokens(9, 3, 64)
   for lazy_L in np.random.default_rng(heads).random((20, 5)) < 0.5:
     pools = in_pools(cache, [lazy_L.tolist()] * 3, lengths, room=None if ring else 64)
     actual = forced(lm.params, pools, lengths, new_BT, config=config)
@@ -140,7 +150,7 @@ def test_many_patterns_over_many_steps(heads, ring):
 def test_programs_serve_all_patterns_with_as_many_full_layers():
   lm, (tokens_BT, lengths) = tiny_model(MODEL), padded(PROMPTS[:1])
   cache, new_BT = read(lm.params, tokens_BT, config=MODEL), jnp.ones((1, 3), jnp.int32)
-  step = jax.jit(lambda params, cache, tokens: forced.__wrapped__(params, cache, lengths, tokens, config=MODEL))
+  step = jax.jit(lambda params, cache, tokens: one_by_one.__wrapped__(params, cache, lengths, tokens, config=MODEL))
   rng = np.random.default_rng(0)
   counts = set()
   for lazy_L in rng.random((50, 3)) < 0.5:
@@ -151,46 +161,45 @@ def test_programs_serve_all_patterns_with_as_many_full_layers():
 
 @pytest.mark.parametrize('kind', ['append', 'ring', 'packed'])
 def test_tokens_of_padding_leave_no_trace(kind):
-  rule, lengths, count = layer_rule(MODEL, 0), jnp.asarray([40, 23, 5]), jnp.asarray([6, 1, 3])
-  normal = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
+  rule, lengths, count = layer_rule(MODEL, 0), np.array([40, 23, 5], np.int32), np.array([6, 1, 3], np.int32)
   keys, values = normal(0, 3, 2, 64, 8), normal(1, 3, 2, 64, 8)
   new = normal(2, 3, 6, 4, 8), normal(3, 3, 6, 2, 8), normal(4, 3, 6, 2, 8)
-  step = jax.jit(extend)
 
   def made(rows):
     room = None if kind == 'ring' else 20
     memory = window_of(keys[rows], values[rows], lengths[rows], initial=2, recent=8, room=room)
     return pack(memory, lengths[rows], KiviConfig(4, group=8, residual=8)) if kind == 'packed' else memory
 
-  positions = lengths[:, None] + jnp.arange(6)[None]
-  out, memory = step(made(slice(0, 3)), *new, positions, rule, jnp.arange(6)[None] < count[:, None])
+  positions = lengths[:, None] + np.arange(6, dtype=np.int32)
+  out, memory = extend(made(slice(0, 3)), *new, positions, rule, np.arange(6)[None] < count[:, None])
   query = normal(5, 3, 1, 4, 8), normal(6, 3, 1, 2, 8), normal(7, 3, 1, 2, 8)
-  after, _ = step(memory, *query, (lengths + count)[:, None], rule)
+  after, _ = extend(memory, *query, (lengths + count)[:, None], rule)
+  out, after = np.asarray(out), np.asarray(after)
   for b, n in enumerate(count.tolist()):
     row = slice(b, b + 1)
-    alone, memory = step(made(row), *(x[row, :n] for x in new), positions[row, :n], rule)
+    alone, memory = extend(made(row), *(x[row, :n] for x in new), positions[row, :n], rule)
     if (
       n > 1 or kind != 'packed'
     ):  # Packed, a single token leaves the exact ones before it is read, of several none does.
       np.testing.assert_allclose(out[row, :n], alone, atol=1e-5)
-    alone, _ = step(memory, *(x[row] for x in query), (lengths + n)[row, None], rule)
+    alone, _ = extend(memory, *(x[row] for x in query), (lengths + n)[row, None], rule)
     np.testing.assert_allclose(after[row], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize('kind', ['layered', 'pooled', pytest.param('packed', marks=pytest.mark.slow)])
 def test_reordered_rows_go_on_as_the_rows_they_were(kind):
-  lm, tokens_BT = tiny_model(MODEL), jnp.asarray(np.random.default_rng(1).integers(0, 50, (3, 30)))
-  lengths, lazy_L = jnp.full(3, 30), (True, False, True)
+  lm, tokens_BT = tiny_model(MODEL), tokens(1, 3, 30)
+  lengths, lazy_L = np.full(3, 30, np.int32), (True, False, True)
   cache = read(lm.params, tokens_BT, config=MODEL)
   made = {
     'layered': lambda: cut(cache, lazy_L, lengths, 2, 8, 20),
     'pooled': lambda: in_pools(cache, [lazy_L] * 3, lengths),
     'packed': lambda: in_pools(cache, [lazy_L] * 3, lengths, quant=KiviConfig(4, group=8, residual=8)),
   }[kind]()
-  new_BT = jnp.asarray(np.random.default_rng(2).integers(0, 50, (3, 9)))
-  index = jnp.asarray([2, 0, 0])
+  new_BT, index = tokens(2, 3, 9), np.array([2, 0, 0])
+  reordered = jax.jit(lambda cache, index: cache.reordered(index))
   expected = forced(lm.params, made, lengths, new_BT, config=MODEL)
-  actual = forced(lm.params, made.reordered(index), lengths, new_BT[index], config=MODEL)
+  actual = forced(lm.params, reordered(made, index), lengths, new_BT[index], config=MODEL)
   np.testing.assert_allclose(actual, expected[index], atol=1e-5)
   assert abs(expected[index] - expected).max() > 1e-3
 
@@ -200,13 +209,12 @@ def test_tokens_taken_back_leave_no_trace(ring):
   """As a verifier rejects drafts: going on from an earlier position. A ring needs a spare slot for each."""
   lm, (tokens_BT, lengths) = tiny_model(MODEL), padded()
   cache = read(lm.params, tokens_BT, config=MODEL)
-  rng = np.random.default_rng(3)
-  drafts, kept = jnp.asarray(rng.integers(0, 50, (3, 4))), jnp.asarray(rng.integers(0, 50, (3, 12)))
+  drafts, kept = tokens(3, 3, 4), tokens(4, 3, 12)
 
   def after_drafts(spare):
     window = lambda k, v: window_of(k, v, lengths, initial=2, recent=8, room=None if ring else 24, spare=spare)
     fresh = LayeredCache(tuple(map(window, cache.keys, cache.values)))
-    positions = lengths[:, None] + jnp.arange(4)[None]
+    positions = lengths[:, None] + np.arange(4, dtype=np.int32)
     _, drafted = apply(MODEL, lm.params, drafts, positions, fresh)
     return [forced(lm.params, c, lengths, kept, config=MODEL) for c in (fresh, drafted)]
 
@@ -220,16 +228,17 @@ def test_tokens_taken_back_leave_no_trace(ring):
 
 
 def test_heavy_tokens_are_those_with_the_most_votes_of_each_head():
-  keys = jnp.broadcast_to(jnp.arange(40.0)[None, None, :, None], (2, 2, 40, 8))
-  votes = jnp.zeros((2, 2, 40)).at[0, 0, 7].set(3.0).at[0, 0, 20].set(2.0).at[0, 1, 11].set(1.0).at[0, 1, 39].set(9.0)
-  lengths = jnp.asarray([38, 5])
+  keys = np.broadcast_to(np.arange(40.0)[:, None], (2, 2, 40, 8))
+  votes = np.zeros((2, 2, 40), np.float32)
+  votes[0, 0, 7], votes[0, 0, 20], votes[0, 1, 11], votes[0, 1, 39] = 3.0, 2.0, 1.0, 9.0
+  lengths = np.array([38, 5])
   memory = heavy_of(keys, keys, lengths, votes, total=8, recent=5, pool=3, room=2)
   assert memory.keys.shape == (2, 2, 10, 8)
-  held = [[[int(p) for p in head if p != EMPTY] for head in row] for row in memory.positions]
+  held = [[[p for p in head if p != EMPTY] for head in row] for row in memory.positions.tolist()]
   assert held[0][0] == [6, 7, 8, 33, 34, 35, 36, 37] and held[0][1] == [10, 11, 12, 33, 34, 35, 36, 37]
   assert held[1] == [[0, 1, 2, 3, 4]] * 2 and memory.evicted.tolist() == [30, 0]
   there = np.asarray(memory.positions) != EMPTY
-  np.testing.assert_array_equal(np.asarray(memory.keys[..., 3])[there], np.asarray(memory.positions)[there])
+  np.testing.assert_array_equal(np.asarray(memory.keys)[..., 3][there], np.asarray(memory.positions)[there])
 
 
 @pytest.mark.slow
@@ -238,10 +247,10 @@ def test_heads_that_forget_differently_equal_a_mask_of_each():
   config = MODEL.replace(position='alibi')
   lm, (tokens_BT, lengths) = tiny_model(config), padded()
   cache = read(lm.params, tokens_BT, config=config)
-  votes = jax.random.uniform(jax.random.key(0), (3, 2, 64))
+  votes = np.random.default_rng(0).random((3, 2, 64), np.float32)
   heavy = lambda k, v: heavy_of(k, v, lengths, votes, total=12, recent=4, pool=1, room=20)
   memory = heavy(cache.keys[0], cache.values[0])
-  q, k, v = (jax.random.normal(jax.random.key(i), (3, 1, heads, 8)) for i, heads in ((1, 4), (2, 2), (3, 2)))
+  q, k, v = (normal(i, 3, 1, heads, 8) for i, heads in ((1, 4), (2, 2), (3, 2)))
   rule = layer_rule(config, 0)
   out, memory = extend(memory, q, k, v, lengths[:, None], rule)
   for head in range(2):
@@ -251,5 +260,5 @@ def test_heads_that_forget_differently_equal_a_mask_of_each():
     keys, values = (
       write_rows(x, new.transpose(0, 2, 1, 3), lengths) for x, new in ((cache.keys[0], k), (cache.values[0], v))
     )
-    expected = attend(q, keys, values, lengths[:, None], jnp.arange(64)[None], rule, jnp.asarray(kept))
+    expected = attend(q, keys, values, lengths[:, None], np.arange(64)[None], rule, kept)
     np.testing.assert_allclose(out[:, :, 2 * head : 2 * head + 2], expected[:, :, 2 * head : 2 * head + 2], atol=1e-5)

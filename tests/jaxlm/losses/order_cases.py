@@ -13,9 +13,15 @@ MASK = (np.arange(T) < LENGTHS[:, None]).astype(np.float32)
 
 def inputs(seed=0):
   """Returns hidden states, an output matrix, logits and targets; a token may occur twice in a sentence."""
-  keys = jax.random.split(jax.random.key(seed), 3)
-  hidden, matrix = jax.random.normal(keys[0], (B, T, D)), 2 * jax.random.normal(keys[1], (D, V))
-  return hidden, matrix, hidden @ matrix, jax.random.randint(keys[2], (B, T), 0, V)
+  rng = np.random.default_rng(seed)
+  hidden, matrix = (rng.normal(size=shape).astype(np.float32) for shape in ((B, T, D), (D, V)))
+  return hidden, 2 * matrix, hidden @ (2 * matrix), rng.integers(0, V, (B, T), np.int32)
+
+
+def with_nan(logits, *index):
+  logits = logits.copy()
+  logits[index] = np.nan
+  return logits
 
 
 def costs(logits, targets):

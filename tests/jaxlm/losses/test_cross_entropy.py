@@ -8,21 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.losses import chunked_cross_entropy, cross_entropy, token_nll
+from jaxlm import losses
+from jaxlm.losses import chunked_cross_entropy
 from jaxlm.models import sharding
 
 B, T, D, V = 4, 7, 6, 23
+# Each in one program: run eagerly, each operation would be compiled apart.
+cross_entropy = jax.jit(losses.cross_entropy, static_argnames='label_smoothing')
+token_nll = jax.jit(losses.token_nll, static_argnames=('chunk', 'softcap'))
 
 
 def inputs(dtype=jnp.float32, B=B):
-  keys = jax.random.split(jax.random.key(0), 4)
-  hidden = jax.random.normal(keys[0], (B, T, D)).astype(dtype)
-  matrix = jax.random.normal(keys[1], (D, V))
-  targets = jax.random.randint(keys[2], (B, T), 0, V)
-  mask = jax.random.bernoulli(keys[3], 0.7, (B, T)).astype(jnp.float32)
-  return hidden, matrix, targets, mask
+  rng = np.random.default_rng(2)  # Targets that are likely enough for label smoothing to raise the loss.
+  hidden, matrix = rng.normal(size=(B, T, D)).astype(dtype), rng.normal(size=(D, V)).astype(np.float32)
+  return hidden, matrix, rng.integers(0, V, (B, T), np.int32), (rng.random((B, T)) < 0.7).astype(np.float32)
 
 
+def log_softmax(logits):
+  return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+@functools.partial(jax.jit, static_argnames=('softcap', 'smoothing'))
 def plain(hidden, matrix, targets, mask, softcap=None, smoothing=0.0):
   logits = jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
   if softcap is not None:
@@ -31,8 +37,8 @@ def plain(hidden, matrix, targets, mask, softcap=None, smoothing=0.0):
 
 
 def test_plain_loss_is_the_definition():
-  logits = jnp.log(jnp.asarray([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]]))
-  loss, weight = cross_entropy(logits, jnp.asarray([[0, 2]]), jnp.asarray([[1.0, 2.0]]))
+  logits = np.log([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]])
+  loss, weight = cross_entropy(logits, np.array([[0, 2]]), np.array([[1.0, 2.0]]))
   np.testing.assert_allclose(loss, -np.log(0.5) - 2 * np.log(0.7), rtol=1e-6)
   assert weight == 3.0
 
@@ -40,8 +46,8 @@ def test_plain_loss_is_the_definition():
 def test_label_smoothing_is_the_cross_entropy_with_a_softened_target():
   hidden, matrix, targets, mask = inputs()
   logits, smoothing = hidden @ matrix, 0.3
-  target_BTV = (1 - smoothing) * jax.nn.one_hot(targets, V) + smoothing / V
-  expected = -jnp.sum(jnp.sum(target_BTV * jax.nn.log_softmax(logits), axis=-1) * mask)
+  target_BTV = (1 - smoothing) * np.eye(V)[targets] + smoothing / V
+  expected = -np.sum(np.sum(target_BTV * log_softmax(logits), axis=-1) * mask)
   loss, weight = cross_entropy(logits, targets, mask, label_smoothing=smoothing)
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
   assert loss > cross_entropy(logits, targets, mask)[0] and weight == mask.sum()
@@ -52,8 +58,14 @@ def test_label_smoothing_is_the_cross_entropy_with_a_softened_target():
 def test_masked_targets_do_not_matter():
   hidden, matrix, targets, mask = inputs()
   logits = hidden @ matrix
-  junk = jnp.where(mask > 0, targets, -1)
+  junk = np.where(mask > 0, targets, -1)
   chex.assert_trees_all_equal(cross_entropy(logits, targets, mask), cross_entropy(logits, junk, mask))
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def plain_with_gradients(hidden, matrix, targets, mask, softcap, smoothing):
+  loss = lambda h, w: 0.7 * plain(h, w, targets, mask, softcap, smoothing)[0]
+  return jax.value_and_grad(loss, argnums=(0, 1))(hidden, matrix)
 
 
 @pytest.mark.parametrize('softcap, smoothing', [(None, 0.0), (3.0, 0.0), (3.0, 0.1)])
@@ -61,13 +73,13 @@ def test_masked_targets_do_not_matter():
 @pytest.mark.parametrize('dtype, tol', [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)])
 def test_chunked_equals_plain_in_value_and_gradients(chunk, softcap, smoothing, dtype, tol):
   hidden, matrix, targets, mask = inputs(dtype)
-  value_and_grad = lambda f: jax.value_and_grad(lambda h, w: 0.7 * f(h, w)[0], argnums=(0, 1))(hidden, matrix)
   options = dict(chunk=chunk, softcap=softcap, label_smoothing=smoothing)
-  chunked = lambda h, w: chunked_cross_entropy(h, w, targets, mask, **options)
-  expected_loss, expected = value_and_grad(lambda h, w: plain(h, w, targets, mask, softcap, smoothing))
-  loss, grads = value_and_grad(chunked)
+  chunked = lambda h, w: 0.7 * chunked_cross_entropy(h, w, targets, mask, **options)[0]
+  expected_loss, expected = plain_with_gradients(hidden, matrix, targets, mask, softcap, smoothing)
+  both = jax.jit(lambda h, w: (jax.value_and_grad(chunked, argnums=(0, 1))(h, w), chunked(h, w)))
+  (loss, grads), without_gradients = both(hidden, matrix)
   np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
-  np.testing.assert_allclose(chunked(hidden, matrix)[0] * 0.7, loss, rtol=1e-6)  # The gradient-free path.
+  np.testing.assert_allclose(without_gradients, loss, rtol=1e-6)
   for actual, wanted in zip(grads, expected):
     assert actual.dtype == wanted.dtype
     actual, wanted = np.asarray(actual, np.float32), np.asarray(wanted, np.float32)
@@ -76,7 +88,7 @@ def test_chunked_equals_plain_in_value_and_gradients(chunk, softcap, smoothing, 
 
 def test_without_a_mask_every_target_counts():
   hidden, matrix, targets, _ = inputs()
-  loss, weight = chunked_cross_entropy(hidden, matrix, targets, chunk=8)
+  loss, weight = jax.jit(functools.partial(chunked_cross_entropy, chunk=8))(hidden, matrix, targets)
   np.testing.assert_allclose(loss, cross_entropy(hidden @ matrix, targets)[0], rtol=1e-6)
   assert weight == B * T
 
@@ -86,11 +98,12 @@ def test_without_a_mask_every_target_counts():
 def test_losses_of_tokens_are_those_of_the_plain_computation(chunk, softcap):
   hidden, matrix, targets, mask = inputs()
   logits = hidden @ matrix
-  logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
-  log_p = jax.nn.log_softmax(logits)
+  logits = logits if softcap is None else softcap * np.tanh(logits / softcap)
   nll = token_nll(hidden, matrix, targets, chunk=chunk, softcap=softcap)
-  np.testing.assert_allclose(nll, -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0], rtol=1e-5)
-  np.testing.assert_allclose(jnp.sum(nll * mask), plain(hidden, matrix, targets, mask, softcap)[0], rtol=1e-5)
+  np.testing.assert_allclose(nll, -np.take_along_axis(log_softmax(logits), targets[..., None], -1)[..., 0], rtol=1e-5)
+  np.testing.assert_allclose(
+    np.sum(np.asarray(nll) * mask), plain(hidden, matrix, targets, mask, softcap)[0], rtol=1e-5
+  )
   half = token_nll(hidden.astype(jnp.bfloat16), matrix, targets, chunk=chunk, softcap=softcap)
   assert half.dtype == jnp.float32
   np.testing.assert_allclose(half, nll, atol=0.1)

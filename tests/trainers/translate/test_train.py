@@ -117,19 +117,23 @@ def test_the_loss_is_the_mean_of_the_targets_and_its_chunks_change_nothing(text,
     vocab_size=tokenizers.target.vocab_size, start_id=tokenizers.target.bos_id, eos_id=1, pad_id=2
   )
   task = translation.Translation(dataclasses.replace(made, model=model), tokenizers, train, valid)
-  params = task.init_params(jax.random.key(0))
+  params = jax.jit(task.init_params)(jax.random.key(0))
   if 'output_bias' in params:
-    params['output_bias'] = jnp.arange(model.vocab_size) / 10
+    params['output_bias'] = np.arange(model.vocab_size, dtype=np.float32) / 10
   batch = task.batch(0, slice(0, task.batch_size))
   from jaxlm.models import seq2seq
 
-  lengths = batch['source_mask'].sum(1)
-  memory = seq2seq.memory(params, model, seq2seq.encode(params, model, batch['source'], lengths), lengths)
-  logits = seq2seq.logits(params, model, seq2seq.hidden(params, model, batch['tokens'], memory)[0])
-  log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), batch['targets'][..., None], axis=-1)[..., 0]
-  total, weight = task.loss(params, batch, Context(0, None))
-  np.testing.assert_allclose(total, -(log_p * batch['mask']).sum(), rtol=1e-5)
-  assert weight == batch['mask'].sum() and task.loss(params, batch, Context(0, jax.random.key(1)))[0] != total
+  @jax.jit
+  def log_p_of_targets(params, batch):
+    lengths = batch['source_mask'].sum(1)
+    memory = seq2seq.memory(params, model, seq2seq.encode(params, model, batch['source'], lengths), lengths)
+    logits = seq2seq.logits(params, model, seq2seq.hidden(params, model, batch['tokens'], memory)[0])
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), batch['targets'][..., None], axis=-1)[..., 0]
+
+  loss = jax.jit(lambda params, batch, key: task.loss(params, batch, Context(0, key)))
+  total, weight = loss(params, batch, None)
+  np.testing.assert_allclose(total, -(log_p_of_targets(params, batch) * batch['mask']).sum(), rtol=1e-5)
+  assert weight == batch['mask'].sum() and loss(params, batch, jax.random.key(1))[0] != total
 
 
 def test_settings_that_cannot_work_name_both_numbers(text, tmp_path):
