@@ -47,7 +47,7 @@ PRESETS = {
     ),
   ),
   'tiny': (
-    'All three stages in less than a minute, too small to recommend well.',
+    'All three stages in a minute or two, mostly compilation; too small to recommend well.',
     DraftConfig(
       target_preset='target-tiny', model=_model(1, 32), optimizer=_optimizer(4e-3, 4), run=_run(20, 10),
       beams=BeamConfig(count=5, examples=64), eval=SpeedConfig(users=16, k=3, beam=6),
