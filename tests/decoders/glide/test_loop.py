@@ -58,8 +58,9 @@ def both(target, draft, glide=ALWAYS, prompts=PROMPTS, **settings):
 @pytest.mark.parametrize(
   'case',
   [
-    (DEEP, ALWAYS),
+    (DEEP | {'vocabulary': 40}, ALWAYS),
     *slow(
+      (DEEP, ALWAYS),
       ({}, CHAIN),
       (DEEP | {'draft': 'parallel', 'window': 4}, ALWAYS),
       (DEEP | {'eval_mask': 'paper'}, ALWAYS.replace(bins=(3,), threshold=0.1)),
@@ -170,10 +171,11 @@ def test_the_first_drafted_token_is_accepted_as_often_as_the_distributions_overl
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('vocabulary', [0, 4])
 @pytest.mark.parametrize('glide', [CHAIN, ALWAYS.replace(bins=(3,) * 6 + (2,) * 5)], ids=['chain', 'tree'])
-def test_residual_acceptance_has_the_models_law(glide):
+def test_residual_acceptance_has_the_models_law(glide, vocabulary):
   target = TARGET.replace(vocab_size=6)
-  draft = tiny_draft(target, **DEEP)
+  draft = tiny_draft(target, vocabulary=vocabulary, **DEEP)
   settings = dict(max_new_tokens=5, sampling=SAMPLED, num_samples=20000, eos_id=None)
   plain, out = both(target, draft, glide.replace(max_draft=2), [[1, 2, 3]], seed=0, rule='residual', **settings)
   assert 0.1 < out.stats['acceptance'] < 0.99

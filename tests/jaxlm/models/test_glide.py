@@ -125,6 +125,16 @@ def read_with(config, params, shift):
   return glide.hidden(config, params, tokens_BT, at_BT, jnp.full((B, T), S), Sequence(), reads, length=64)[0]
 
 
+def test_a_draft_of_few_tokens_predicts_those_with_the_smallest_ids():
+  lm, states = tiny_model(TARGET), np.ones((1, 24), np.float32)
+  whole, few = (tiny_draft(embedding='target', vocabulary=n) for n in (0, 40))
+  found = np.asarray(glide.logits(few.config, few.params, states, lm.params))
+  expected = np.asarray(glide.logits(whole.config, whole.params, states, lm.params))
+  np.testing.assert_allclose(found[:, :40], expected[:, :40], rtol=1e-6)
+  assert found.shape == expected.shape == (1, 50) and (found[:, 40:] == -np.inf).all()
+  assert glide.abstract_params(tiny_draft(vocabulary=40).config)['head'].shape == (18, 40)
+
+
 def test_a_softcap_of_the_target_belongs_to_its_output_layer():
   target = dataclasses.replace(TARGET, logit_softcap=2.0)
   draft = tiny_draft(target, embedding='target')
