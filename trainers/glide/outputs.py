@@ -6,6 +6,7 @@ A folder has one array per name, float16 [rows, ...]: 'keys-L' and 'values-L' [K
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.config import ModelConfig
 from jaxlm.errors import DataError
 from jaxlm.io import digest
 from jaxlm.io.atomic import write_atomically
@@ -57,14 +59,14 @@ def make(
   """
   facts = digest.of_tree(lm.params), lm.config.dtype, hashlib.sha256(tokens.tobytes()).hexdigest(), tokens.shape
   folder = Path(place).expanduser() / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-  compute = jax.jit(lambda params, tokens_BT: _outputs(lm, params, tokens_BT, layers))
-  shapes = jax.eval_shape(compute, lm.params, jax.ShapeDtypeStruct(tokens.shape, tokens.dtype))
+  compute = functools.partial(_outputs, lm.config, lm.params, layers=layers)
+  shapes = jax.eval_shape(compute, jax.ShapeDtypeStruct(tokens.shape, tokens.dtype))
   busy = DataError(f'{folder} is being written by another process: wait for it, or name another --keep-outputs.')
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if missing := [name for name in shapes if not _path(folder, name).exists()]:
       with exclusive(folder / 'lock', busy):
-        _write(folder, {name: shapes[name] for name in missing}, compute, lm, tokens, say)
+        _write(folder, {name: shapes[name] for name in missing}, compute, tokens, say)
     return TargetOutputs({name: np.load(_path(folder, name), mmap_mode='r') for name in shapes})
   except (OSError, ValueError) as e:
     raise DataError(f'--keep-outputs {place}: {e}') from e
@@ -74,15 +76,18 @@ def _path(folder: Path, name: str, unfinished: bool = False) -> Path:
   return folder / f'{name}{".unfinished" if unfinished else ""}.npy'
 
 
-def _outputs(lm: LanguageModel, params: Any, tokens_BT: jax.Array, layers: tuple[int, ...]) -> dict[str, jax.Array]:
-  reads, states_BTD = glide_training.target_reads(lm.config, params, tokens_BT, layers)
+@functools.partial(jax.jit, static_argnames=('config', 'layers'))
+def _outputs(
+  config: ModelConfig, params: Any, tokens_BT: jax.Array, *, layers: tuple[int, ...]
+) -> dict[str, jax.Array]:
+  reads, states_BTD = glide_training.target_reads(config, params, tokens_BT, layers)
   found = {'states': states_BTD}
   for i in layers:
     found |= {f'keys-{i}': reads.layers[i].keys, f'values-{i}': reads.layers[i].values}
   return {name: jnp.clip(x.astype(jnp.float32), -LARGEST, LARGEST).astype(jnp.float16) for name, x in found.items()}
 
 
-def _write(folder: Path, shapes: dict[str, Any], compute: Callable, lm: LanguageModel, tokens: np.ndarray, say) -> None:
+def _write(folder: Path, shapes: dict[str, Any], compute: Callable, tokens: np.ndarray, say) -> None:
   note, count = folder / 'unfinished.json', len(tokens)
   before = json.loads(note.read_text()) if note.exists() else {}
   done = before.get('rows', 0) if before.get('names') == sorted(shapes) else 0
@@ -95,7 +100,7 @@ def _write(folder: Path, shapes: dict[str, Any], compute: Callable, lm: Language
     rows = np.resize(
       tokens[first : first + BATCH], (BATCH, tokens.shape[1])
     )  # The last batch repeats rows: one program for all.
-    found, n = jax.device_get(compute(lm.params, rows)), min(BATCH, count - first)
+    found, n = jax.device_get(compute(rows)), min(BATCH, count - first)
     for name, array in arrays.items():
       array[first : first + n] = found[name][:n]
       array.flush()

@@ -9,32 +9,33 @@ import pytest
 from jaxlm.language_model import LanguageModel
 from tests.models import init
 from tests.trainers.glide.conftest import TARGET
-from tests.trainers.glide.test_task import CHAIN, batch, draft_params, target_params, terms
+from tests.trainers.glide.test_task import VARIANTS, batch, draft_params, target_params, terms
 from trainers.glide import outputs
 from trainers.glide.config import DistillConfig
 
 TOKENS = np.random.default_rng(0).integers(0, TARGET.vocab_size, (37, 10)).astype(np.int32)
+DRAFT = VARIANTS['few tokens']
 LM = LanguageModel(TARGET, init(TARGET, jax.random.key(7)))
 
 
 def test_rows_are_computed_once_and_the_loss_is_that_of_a_target_that_runs(tmp_path, monkeypatch):
   b, said = batch(), []
   tokens = np.concatenate([TOKENS, b['tokens']])
-  made = outputs.make(tmp_path, LM, tokens, CHAIN.target_layers, said.append)
+  made = outputs.make(tmp_path, LM, tokens, DRAFT.target_layers, said.append)
   assert said == ['outputs of the target: 45 of 45 rows']
   kept = b | made.rows(range(37, 45))
-  distill = DistillConfig(0.25)
-  ours = terms(CHAIN, distill, draft_params(CHAIN), target_params(), kept, compare=True)
-  theirs = terms(CHAIN, distill, draft_params(CHAIN), target_params(), b, compare=True)
+  distill = DistillConfig(0.25, 'tv', 0.8)
+  ours = terms(DRAFT, distill, draft_params(DRAFT), target_params(), kept, compare=True)
+  theirs = terms(DRAFT, distill, draft_params(DRAFT), target_params(), b, compare=True)
   for name, (total, weight) in theirs.items():
     np.testing.assert_allclose(ours[name][0], total, rtol=2e-3, err_msg=name)
     assert ours[name][1] == weight
   # The target does not run: with other states the distance is another one.
-  other = terms(CHAIN, distill, draft_params(CHAIN), target_params(), kept | {'states': -kept['states']}, compare=True)
-  assert abs(other['kl'][0] - ours['kl'][0]) > 0.1
+  other = terms(DRAFT, distill, draft_params(DRAFT), target_params(), kept | {'states': -kept['states']}, compare=True)
+  assert abs(other['tv'][0] - ours['tv'][0]) > 0.1
 
   monkeypatch.setattr(outputs, '_write', None)  # Nothing is computed again.
-  again = outputs.make(tmp_path, LM, tokens, CHAIN.target_layers, said.append)
+  again = outputs.make(tmp_path, LM, tokens, DRAFT.target_layers, said.append)
   np.testing.assert_array_equal(again.rows([3, 40])['states'], made.rows([3, 40])['states'])
   assert outputs.make(tmp_path, LM, tokens, (), said.append).rows([0]).keys() == {'states'}
 

@@ -76,7 +76,7 @@ def test_held_out_prompts_are_decoded_for_the_accepted_length(target, text, tmp_
   one = made(target, text, tmp_path, lm, '--eval.prompts', '3')
   layout = distributed.make_layout(mesh)
   placed = lambda tree: layout.local(layout.place(tree))
-  params, frozen = placed(one.init_params(jax.random.key(0))), placed({'target': lm.params})
+  params, frozen = placed(jax.jit(one.init_params)(jax.random.key(0))), placed({'target': lm.params})
   assert [len(p) for p in one.prompts] == [8, 8, 8] and one.best_metric == 'accepted_length'
   found = one.evaluate_on_host(params, frozen, lambda: False, print)
   assert set(found) == set(one.host_metrics) and 1 <= found['accepted_length'] <= 4 and 0 <= found['acceptance'] <= 1
