@@ -57,7 +57,8 @@ def make(
   Raises:
     DataError: the folder cannot be written, or another process is writing it.
   """
-  facts = digest.of_tree(lm.params), lm.config.dtype, hashlib.sha256(tokens.tobytes()).hexdigest(), tokens.shape
+  text = hashlib.sha256(tokens.tobytes()).hexdigest(), tokens.shape
+  facts = digest.of_tree(lm.params), dataclasses.asdict(lm.config), text
   folder = Path(place).expanduser() / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
   compute = functools.partial(_outputs, lm.config, lm.params, layers=layers)
   shapes = jax.eval_shape(compute, jax.ShapeDtypeStruct(tokens.shape, tokens.dtype))
