@@ -60,7 +60,7 @@ class Config:
   """glide: kinds of drafts. vanilla has no cross-attention, and parallel predicts a block in one call."""
   glide_data: tuple[Literal['own', 'real'], ...] = ('own', 'real')
   """glide: what the drafts are trained on, texts that the target writes itself or real text."""
-  glide_steps: int = 900
+  glide_steps: int = 400
   """glide: number of training steps of each draft."""
   glide_texts: int = 1280
   """glide: number of texts that each target writes for the training."""

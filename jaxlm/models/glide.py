@@ -34,7 +34,7 @@ class Shared(NamedTuple):
   """Frozen arrays of the target that a draft with `embedding='target'` uses."""
 
   embedding: jax.Array  # [V, E], E is the target's width
-  head: jax.Array  # [E, V]
+  head: jax.Array  # [E, C], C tokens that the draft can predict
 
 
 class Cross(nn.Module):
@@ -150,8 +150,13 @@ def shared_arrays(config: GlideConfig, target_params: Any) -> Shared | None:
     return None
   if target_params is None:
     raise ValueError("A draft with embedding='target' needs the parameters of its target: pass target_params.")
-  head = functions.output_matrix(target_params, config.target.model)
-  return jax.lax.stop_gradient(Shared(target_params['embed']['embedding'], head))
+  target, embedding = config.target.model, target_params['embed']['embedding']
+  if target.tied_embeddings:
+    # Rows are cut off before the transposition: a cut through the columns would copy the matrix for each drafted token.
+    head = embedding[: config.num_predicted].T
+  else:
+    head = functions.output_matrix(target_params, target)[:, : config.num_predicted]
+  return jax.lax.stop_gradient(Shared(embedding, head))
 
 
 def hidden(
@@ -196,7 +201,7 @@ def output_matrix(config: GlideConfig, params: Any, target_params: Any = None) -
   """
   if config.embedding == 'own':
     return params['head']
-  return shared_arrays(config, target_params).head[:, : config.num_predicted]
+  return shared_arrays(config, target_params).head
 
 
 def logits(
