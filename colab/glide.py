@@ -57,7 +57,7 @@ def briefly(config, steps, directory, **changes):
 smoke = pretrain.PRESETS['smoke'][1]
 shape = dict(num_layers=4, model_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=384, max_length=512)
 _ = pretrain.main(
-  briefly(smoke, 300, 'target', model=smoke.model.replace(**shape), data=replace(smoke.data, batch_size=16, length=128))
+  briefly(smoke, 200, 'target', model=smoke.model.replace(**shape), data=replace(smoke.data, batch_size=8, length=128))
 )
 
 # %% [markdown]
@@ -70,10 +70,10 @@ _ = pretrain.main(
 base = glide.PRESETS['smoke'][1]
 for name, cross in (('glide', True), ('vanilla', False)):
   config = briefly(
-    base, 200, name,
+    base, 120, name,
     target=str(runs / 'target'),
     model=replace(base.model, model_dim=96, num_heads=3, mlp_dim=256, cross=cross),
-    data=replace(base.data, batch_size=16, length=128),
+    data=replace(base.data, batch_size=8, length=128),
     distill=glide.DistillConfig(weight=1.0),
     eval=glide.EvalConfig(batches=4, prompts=4, prompt_tokens=64, new_tokens=64),
   )  # fmt: skip
