@@ -57,6 +57,9 @@ class GlideConfig:
   embedding: Literal['own', 'target'] = 'own'
   """own: the draft has an embedding and an output layer of its own. target: it uses those of the target, which stay frozen, between
   two learned projections; this saves most of the parameters of a draft with a large vocabulary."""
+  vocabulary: int = 0
+  """Number of tokens that the draft can predict: those with the smallest ids, which are the most frequent ones in most tokenizers, because
+  merges are numbered in the order in which they were learned (0: all). A large output layer is most of the cost of a small draft."""
   block: int = 4
   """Number of positions that share their view of the target in training. A token sees the target's tokens before its block, as a
   drafted token does before it is verified. Set it to the number of tokens that are drafted in a round."""
@@ -88,6 +91,8 @@ class GlideConfig:
       raise ValueError(f'{self.model_dim=} is not a multiple of {self.num_heads=}.')
     if self.head_dim % 2:
       raise ValueError(f'RoPE rotates pairs: {self.model_dim=} / {self.num_heads=} = {self.head_dim} is odd.')
+    if self.vocabulary < 0:
+      raise ValueError(f'{self.vocabulary=} must be a number of tokens, or 0 for all.')
     if self.window < 0:
       raise ValueError(f'{self.window=} must be a number of tokens, or 0 for all.')
     if self.layers and len(self.layers) != self.num_layers:
@@ -104,6 +109,8 @@ class GlideConfig:
     self.target.model.check_causal('Drafting for a model')
     if not self.layers and self.num_layers > L and self.cross:
       raise ValueError(f'{self.num_layers=} draft layers read one target layer each, and {self.target} has only {L}.')
+    if self.vocabulary > self.vocab_size:
+      raise ValueError(f'{self.vocabulary=} is more than {self.target} has.')
     if bad := [layer for layer in self.layers if not 0 <= layer < L]:
       raise ValueError(f'layers={self.layers}: {self.target} has layers 0 to {L - 1}, not {bad[0]}.')
 
@@ -114,6 +121,11 @@ class GlideConfig:
   @property
   def vocab_size(self) -> int:
     return self.target.model.vocab_size
+
+  @property
+  def num_predicted(self) -> int:
+    """Number of tokens that the draft can predict, those with the smallest ids."""
+    return self.vocabulary or self.vocab_size
 
   @property
   def max_length(self) -> int:

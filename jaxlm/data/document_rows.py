@@ -36,11 +36,10 @@ class DocumentBatches(packing.Batches):
   prompts: Sequence[int] = dataclasses.field(default=(), kw_only=True)
 
   @property
-  def _all_windows(self) -> int:
+  def all_windows(self) -> int:
     return self.corpus.num_documents
 
-  def row(self, number: int) -> packing.Batch:
-    index = self.window_index(number)
+  def row_of_window(self, index: int) -> packing.Batch:
     return document_row(self.corpus.document(index), self.length, self.prompts[index] if len(self.prompts) else 1)
 
 

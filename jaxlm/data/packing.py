@@ -103,10 +103,10 @@ class Batches:
   @property
   def windows(self) -> int:
     """Number of windows in an epoch; an incomplete window at the end of the corpus is left out."""
-    return math.ceil(self._all_windows * self.fraction)
+    return math.ceil(self.all_windows * self.fraction)
 
   @property
-  def _all_windows(self) -> int:
+  def all_windows(self) -> int:
     return max(0, len(self.corpus.tokens) - 1) // self.length
 
   @property
@@ -126,7 +126,7 @@ class Batches:
     """Order of all windows; the first `windows` of them are used. It is the same for every seed and epoch."""
     import grain
 
-    return grain.MapDataset.range(self._all_windows).shuffle(seed=0)
+    return grain.MapDataset.range(self.all_windows).shuffle(seed=0)
 
   def window_index(self, number: int) -> int:
     """Returns the index in the corpus of the window of row `number`, counted over all steps from 0."""
@@ -134,7 +134,11 @@ class Batches:
     return index if self.fraction == 1 else int(self._part[index])
 
   def row(self, number: int) -> Batch:
-    return window(self.corpus, self.window_index(number), self.length, self.mode)
+    return self.row_of_window(self.window_index(number))
+
+  def row_of_window(self, index: int) -> Batch:
+    """Returns the row that is made of the window with this index in the corpus."""
+    return window(self.corpus, index, self.length, self.mode)
 
   def rows_before(self, step: int) -> int:
     """Returns the number of rows read before a step."""

@@ -6,6 +6,9 @@
 with p and q at the same temperature. Speculative sampling accepts a drafted token with probability sum_v min(p_v, q_v), so tv is
 the probability of a rejection (https://arxiv.org/abs/2310.08461 compares such losses). As in `cross_entropy`, the logits are
 computed in slices of the sequence; those of a slice are computed again in the backward pass.
+
+A draft may predict only the first tokens of the target's vocabulary. Then q is 0 for the others, and kl compares it with p given that
+the token is among the first, since it would be infinite otherwise.
 """
 
 from __future__ import annotations
@@ -26,17 +29,19 @@ Divergence = Literal['kl', 'tv']
 
 
 def _kl(q_BCV, p_BCV):
-  log_p_BCV = jax.nn.log_softmax(p_BCV)
+  log_p_BCV = jax.nn.log_softmax(p_BCV[..., : q_BCV.shape[-1]])
   return jnp.sum(jnp.exp(log_p_BCV) * (log_p_BCV - jax.nn.log_softmax(q_BCV)), axis=-1)
 
 
 def _overlap(q_BCV, p_BCV):
-  return jnp.sum(jnp.minimum(jax.nn.softmax(q_BCV), jax.nn.softmax(p_BCV)), axis=-1)
+  return jnp.sum(jnp.minimum(jax.nn.softmax(q_BCV), jax.nn.softmax(p_BCV)[..., : q_BCV.shape[-1]]), axis=-1)
 
 
 def _tv(q_BCV, p_BCV):
   # Not 1 - overlap, whose rounding error is larger than a small distance.
-  return jnp.sum(jnp.abs(jax.nn.softmax(q_BCV) - jax.nn.softmax(p_BCV)), axis=-1) / 2
+  p_BCV, n = jax.nn.softmax(p_BCV), q_BCV.shape[-1]
+  common_BC = jnp.sum(jnp.abs(jax.nn.softmax(q_BCV) - p_BCV[..., :n]), axis=-1)
+  return (common_BC + jnp.sum(p_BCV[..., n:], axis=-1)) / 2
 
 
 def _agreement(q_BCV, p_BCV):
@@ -65,7 +70,7 @@ def divergence(
 
   Args:
     hidden, target_hidden: states after the final norm of the draft and of the target.
-    output_matrix, target_matrix: their output matrices, cast to the dtype of the states.
+    output_matrix, target_matrix: their output matrices, cast to the dtype of the states. The draft's may have fewer columns.
     mask: weight of each position.
     kind: 'kl' or 'tv'.
     temperature: both models' logits are divided by it; at least that of the sampling for which the draft is trained, above 0.

@@ -90,8 +90,15 @@ class Dense(nn.Module):
     shape = math.prod(self.inputs), math.prod(self.features)
     kernel = self.param('kernel', lambda key: self.init(key, shape).reshape(*self.inputs, *self.features))
     rows = x.shape[: x.ndim - len(self.inputs)]
-    y = x.astype(self.dtype).reshape(-1, shape[0]) @ kernel.astype(self.dtype).reshape(shape)
-    y = y.reshape(*rows, *self.features)
+    # With float32 products, which are rounded afterwards, XLA's CPU backend uses the processor's bfloat16 units. Elsewhere a product
+    # that is bfloat16 is summed in float32 anyway.
+    products = jnp.float32 if jax.default_backend() == 'cpu' else None
+    y = jnp.matmul(
+      x.astype(self.dtype).reshape(-1, shape[0]),
+      kernel.astype(self.dtype).reshape(shape),
+      preferred_element_type=products,
+    )
+    y = y.astype(self.dtype).reshape(*rows, *self.features)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, self.features)
       y = y + bias.astype(self.dtype).reshape((1,) * len(rows) + self.features)

@@ -34,7 +34,7 @@ class Shared(NamedTuple):
   """Frozen arrays of the target that a draft with `embedding='target'` uses."""
 
   embedding: jax.Array  # [V, E], E is the target's width
-  head: jax.Array  # [E, V]
+  head: jax.Array  # [E, C], C tokens that the draft can predict
 
 
 class Cross(nn.Module):
@@ -97,7 +97,7 @@ class Draft(nn.Module):
     c, init, stack = self.config, initializers(self.config.stack), self.config.stack
     if c.embedding == 'own':
       self.embed = nn.Embed(c.vocab_size, c.model_dim, dtype=c.dtype, embedding_init=init.embedding)
-      self.head = self.param('head', init.head, (c.model_dim, c.vocab_size))
+      self.head = self.param('head', init.head, (c.model_dim, c.num_predicted))
     else:
       E = c.target.model.model_dim
       # With equal widths, the draft starts in the space of the target's embeddings. It does not end there: with tied embeddings, it would
@@ -150,8 +150,13 @@ def shared_arrays(config: GlideConfig, target_params: Any) -> Shared | None:
     return None
   if target_params is None:
     raise ValueError("A draft with embedding='target' needs the parameters of its target: pass target_params.")
-  head = functions.output_matrix(target_params, config.target.model)
-  return jax.lax.stop_gradient(Shared(target_params['embed']['embedding'], head))
+  target, embedding = config.target.model, target_params['embed']['embedding']
+  if target.tied_embeddings:
+    # Rows are cut off before the transposition: a cut through the columns would copy the matrix for each drafted token.
+    head = embedding[: config.num_predicted].T
+  else:
+    head = functions.output_matrix(target_params, target)[:, : config.num_predicted]
+  return jax.lax.stop_gradient(Shared(embedding, head))
 
 
 def hidden(
@@ -189,20 +194,27 @@ def hidden(
   return Draft(config).apply({'params': params}, tokens, positions, seen, cache, target, length, masked, shared)
 
 
-def output_matrix(config: GlideConfig, params: Any, target_params: Any = None) -> Float[Array, 'E V']:
+def output_matrix(config: GlideConfig, params: Any, target_params: Any = None) -> Float[Array, 'E C']:
   """Returns the matrix of the output layer in the parameters' dtype: the draft's own, or with embedding='target' the target's.
 
-  Raises as `hidden` does.
+  Its columns are the C = `num_predicted` tokens that the draft can predict. Raises as `hidden` does.
   """
-  return params['head'] if config.embedding == 'own' else shared_arrays(config, target_params).head
+  if config.embedding == 'own':
+    return params['head']
+  return shared_arrays(config, target_params).head
 
 
 def logits(
   config: GlideConfig, params: Any, hidden: Float[Array, '... E'], target_params: Any = None
 ) -> Float[Array, '... V']:
-  """Returns the float32 logits of the states that `hidden` returns. Raises as `hidden` does."""
+  """Returns the float32 logits of the states that `hidden` returns, -inf for tokens that the draft cannot predict.
+
+  Raises as `hidden` does.
+  """
   matrix = output_matrix(config, params, target_params).astype(config.dtype)
-  return cap(jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32), config.logit_softcap)
+  found = cap(jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32), config.logit_softcap)
+  rest = config.vocab_size - config.num_predicted
+  return jnp.pad(found, [(0, 0)] * (found.ndim - 1) + [(0, rest)], constant_values=-jnp.inf) if rest else found
 
 
 def init_params(config: GlideConfig, key) -> Any:

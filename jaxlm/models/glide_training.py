@@ -58,6 +58,20 @@ def target_reads(
   return recorder.cache(config.num_layers, mask), states_BTE
 
 
+def kept_reads(target_config: ModelConfig, layers: dict[int, tuple[jax.Array, jax.Array]]) -> caches.LayeredCache:
+  """Returns keys and values [B, K, S, H] of some layers as `target_reads` returns them, in the target's dtype."""
+
+  def memory(keys_BKSH, values_BKSH):
+    B, _, S, _ = keys_BKSH.shape
+    positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
+    cast = lambda x: x.astype(target_config.dtype)
+    return caches.Slots(cast(keys_BKSH), cast(values_BKSH), positions_BS, jnp.zeros(B, jnp.int32))
+
+  return caches.LayeredCache(
+    tuple(memory(*layers[i]) if i in layers else None for i in range(target_config.num_layers))
+  )
+
+
 def block_starts(config: GlideConfig, phase: Int[Array, ' B'], length: int) -> Int[Array, 'B T']:
   """Returns b(i) for each position of T = `length`; see the module's docstring. `phase`: int32 in [0, block)."""
   index_1T, phase_B1 = jnp.arange(length)[None], phase[:, None]

@@ -32,7 +32,7 @@ def test_statements_compare_drafts_within_a_kind(capsys):
   row = lambda kind, method, m, speed=0.9: {'kind': kind, 'method': method, 'M': m, 'speed-up': speed}
   rows = [
     row('chat', 'GliDe, own, chain', 2.1), row('chat', 'vanilla, own, chain', 1.6), row('all', 'plain', ''),
-    row('all', 'GliDe, own, chain', 1.9, 1.2), row('all', 'GliDe, own, CaPE', 2.2), row('all', 'vanilla, own, chain', 2.0),
+    row('all', 'GliDe, own, chain', 1.9, 1.2), row('all', 'GliDe, own, CaPE', 2.2), row('all', 'GliDe, own, guarded', 3.0), row('all', 'vanilla, own, chain', 2.0),
   ]  # fmt: skip
   found = {v['statement']: v['pass'] for v in speculative_glide.checks(rows)}
   assert found == {
@@ -42,9 +42,10 @@ def test_statements_compare_drafts_within_a_kind(capsys):
     'all: at least 2 tokens per round (GliDe, own, CaPE)': True,
     'GliDe, own, chain: faster than plain decoding': True,
     'GliDe, own, CaPE: faster than plain decoding': False,
+    'GliDe, own, guarded: faster than plain decoding': False,
     'vanilla, own, chain: faster than plain decoding': False,
   }
-  assert capsys.readouterr().out.count('MISS') == 3
+  assert capsys.readouterr().out.count('MISS') == 4
 
 
 @pytest.mark.slow

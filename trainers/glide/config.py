@@ -93,6 +93,8 @@ class DistillConfig:
   a drafted token; it learns slowly from new parameters, so begin with kl and go on with --start."""
   temperature: float = 1.0
   """Temperature of both distributions, best that of the sampling for which the draft is meant."""
+  prompts: bool = False
+  """Learn from the target's distribution in the prompts of --self-generate too, which the target did not write."""
 
   def __post_init__(self):
     check_choices(self)
@@ -142,6 +144,10 @@ class GlideTrainConfig(TrainConfig):
   """Number of texts that the target writes itself, as training data instead of the text (0: train on the text)."""
   generation: GenerationConfig = GenerationConfig()
   distill: DistillConfig = DistillConfig()
+  keep_outputs: str | None = None
+  """Folder that keeps what the target computes for the rows of the text, so that the target runs once for each row, and not in each
+  step: for more than one pass over a small text. Several runs may name one folder. A row takes 2 bytes for each number in the keys
+  and values of the layers that the draft reads, and in the states of the last layer (none: nothing is kept)."""
   cross_learning_rate: float = 0.1
   """Learning rate of the cross-attention's output matrices, divided by optimizer.learning_rate. What the cross-attention reads is much
   larger than the states of the draft, so that with 1 short trainings end worse than without cross-attention."""

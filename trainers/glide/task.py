@@ -43,7 +43,8 @@ def draft_terms(
   Args:
     params: parameters of the draft.
     target_params: parameters of `config.target.model`.
-    batch: tokens, targets int32 and mask float32 [B, T]; phase int32 [B], the place of each row's first block.
+    batch: tokens, targets int32 and mask float32 [B, T]; phase int32 [B], the place of each row's first block; and, if they are kept,
+      the target's outputs, see `trainers.glide.outputs`. Otherwise the target runs.
     config: of the draft.
     distill: how much is learned from the target's distribution.
     compare: adds terms that are not trained on: 'agreement' and 'overlap', see `losses.agreement`.
@@ -51,26 +52,33 @@ def draft_terms(
   target: ModelConfig = config.target.model
   needs_distribution = compare or distill.weight > 0
   reads = target_hidden_BTE = None
-  if config.cross or needs_distribution:
+  if 'states' in batch:
+    layers = {i: (batch[f'keys-{i}'], batch[f'values-{i}']) for i in config.target_layers}
+    reads, target_hidden_BTE = glide_training.kept_reads(target, layers), batch['states'].astype(target.dtype)
+  elif config.cross or needs_distribution:
     reads, target_hidden_BTE = glide_training.target_reads(target, target_params, batch['tokens'], config.target_layers)
   # Rows are padded on the right, and no token sees later ones, so padding needs no mask.
   hidden_BTD = glide_training.training_states(
-    config, params, batch['tokens'], reads, batch['phase'], target_params=target_params
+    config, params, batch['tokens'], reads if config.cross else None, batch['phase'], target_params=target_params
   )
   matrix_DV = glide.output_matrix(config, params, target_params)
   targets, mask, softcap = batch['targets'], batch['mask'], config.logit_softcap
-  ce = losses.chunked_cross_entropy(hidden_BTD, matrix_DV, targets, mask, softcap=softcap)
+  # Tokens that the draft cannot predict are no targets.
+  predicted = mask * (targets < config.num_predicted) if config.vocabulary else mask
+  ce = losses.chunked_cross_entropy(hidden_BTD, matrix_DV, targets, predicted, softcap=softcap)
   # Without weight, a term is reported but not trained on.
   terms = {'ce': Term(*ce, 1 - distill.weight if distill.weight < 1 else None)}
   if not needs_distribution:
     return terms
-  pair = hidden_BTD, matrix_DV, target_hidden_BTE, functions.output_matrix(target_params, target), mask
+  pair = hidden_BTD, matrix_DV, target_hidden_BTE, functions.output_matrix(target_params, target)
   softcaps = dict(softcap=softcap, target_softcap=target.logit_softcap)
   if distill.weight:
-    found = losses.divergence(*pair, distill.divergence, temperature=distill.temperature, **softcaps)
+    # All tokens before the last target, those of the prompt too.
+    where = jax.lax.cummax(mask, axis=1, reverse=True) if distill.prompts else mask
+    found = losses.divergence(*pair, where, distill.divergence, temperature=distill.temperature, **softcaps)
     terms[distill.divergence] = Term(*found, distill.weight)
   if compare:
-    same, overlap, weight = losses.agreement(*pair, **softcaps)
+    same, overlap, weight = losses.agreement(*pair, mask, **softcaps)
     terms |= {'agreement': Term(same, weight, None), 'overlap': Term(overlap, weight, None)}
   return terms
 
@@ -83,7 +91,7 @@ class DraftTraining(Task):
 
   def __init__(self, config: GlideTrainConfig, lm: LanguageModel, texts: Texts):
     self.config, self.lm, self.prompts = config, lm, texts.prompts
-    self.batches, self.held_out = texts.batches, texts.held_out
+    self.batches, self.held_out, self.outputs = texts.batches, texts.held_out, texts.outputs
     self.batch_size = config.data.batch_size
     self.learning_rates = (('cross/o/kernel', config.cross_learning_rate),)
     self.host_metrics = ('accepted_length', 'acceptance') if self.prompts else ()
@@ -130,16 +138,18 @@ class DraftTraining(Task):
   def batch(self, step: int, rows: slice) -> Batch:
     first = self.batches.rows_before(step)
     numbers = np.arange(first, first + self.batch_size)[rows]
-    return self._inputs(self.batches.batch(step, rows), numbers)
+    return self._inputs(self.batches.batch(step, rows), numbers, 'training', self.batches.window_indices(step, rows))
 
   def eval_batches(self, rows: slice) -> Iterable[Batch]:
     for i in range(len(self.held_out)):
       numbers = i * self.batch_size + np.arange(self.batch_size)[rows]
-      yield self._inputs(self.held_out.batch(i, rows), numbers)
+      yield self._inputs(self.held_out.batch(i, rows), numbers, 'held-out', numbers.tolist())
 
-  def _inputs(self, batch: Batch, numbers: np.ndarray) -> Batch:
+  def _inputs(self, batch: Batch, numbers: np.ndarray, part: str, indices: list[int]) -> Batch:
     # A row is one text, so the causal mask is enough.
     batch = {name: batch[name] for name in ('tokens', 'targets', 'mask')}
+    if part in self.outputs:
+      batch |= self.outputs[part].rows(indices)
     return with_phases(batch, numbers, self.config.model.block, self.config.data.seed)
 
   def eval_metrics(self, sums: dict[str, float]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from jaxlm.errors import DataError
 from jaxlm.language_model import LanguageModel
 from trainers import distributed, run_directory
 from trainers.config import ConfigError
+from trainers.glide import outputs as target_outputs
 from trainers.glide import self_generation, target
 from trainers.glide.config import GlideTrainConfig
 from trainers.progress import Progress
@@ -24,15 +25,18 @@ class Texts:
     batches: training batches.
     held_out: held-out batches.
     prompts: token ids of held-out prompts.
+    outputs: what the target computes for the rows in 'training' and 'held-out'; {} if it is not kept.
   """
 
   batches: packing.Batches
   held_out: packing.EvalBatches
   prompts: list[list[int]]
+  outputs: dict[str, target_outputs.TargetOutputs] = dataclasses.field(default_factory=dict)
 
 
 def of(config: GlideTrainConfig, lm: LanguageModel, layout: distributed.Layout) -> Texts:
-  """Returns the texts of a run. With `self_generate`, the target writes those that are not written yet.
+  """Returns the texts of a run. With `self_generate`, the target writes those that are not written yet; with `keep_outputs`, it
+  computes what is not kept yet.
 
   Process 0 writes, and the other hosts wait. They read the file afterwards, so all hosts must see the same files.
 
@@ -40,6 +44,28 @@ def of(config: GlideTrainConfig, lm: LanguageModel, layout: distributed.Layout) 
     DataError: there is too little text, or the file of generated texts cannot be used.
     CheckpointError: the run directory cannot be used.
   """
+  found = _texts(config, lm, layout)
+  if not config.keep_outputs or not (config.model.cross or config.distill.weight):
+    return found
+  return dataclasses.replace(found, outputs=_kept(config, lm, layout, found))
+
+
+def _kept(config: GlideTrainConfig, lm: LanguageModel, layout: distributed.Layout, texts: Texts):
+  own = self_generation.local_target(lm, layout, lambda: target.load(config, config.run.directory))
+  train, held_out = texts.batches, texts.held_out
+  rows = {
+    'training': [train.row_of_window(i)['tokens'] for i in range(train.all_windows)],
+    'held-out': [held_out.row(i)['tokens'] for i in range(len(held_out) * config.data.batch_size)],
+  }
+  say = Progress(0, 0, show=True, bar=False).say
+  make = lambda part: target_outputs.make(
+    config.keep_outputs, own, np.stack(rows[part]), config.model.target_layers, say
+  )
+  distributed.on_first_host(lambda: [make(part) for part in rows], DataError)
+  return {part: make(part) for part in rows}
+
+
+def _texts(config: GlideTrainConfig, lm: LanguageModel, layout: distributed.Layout) -> Texts:
   data, tokenizer = config.data, lm.tokenizer
   documents = lambda spec: sources.documents(spec, field=data.field, download=data.download)
   if data.valid_source is None:

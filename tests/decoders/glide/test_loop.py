@@ -54,18 +54,18 @@ def both(target, draft, glide=ALWAYS, prompts=PROMPTS, **settings):
   )
 
 
-@pytest.mark.parametrize('sampling', [SAMPLED, *slow(decoders.Sampling())])
+@pytest.mark.slow  # Every day, the test with prompt lookup compares tokens too.
+@pytest.mark.parametrize('sampling', [SAMPLED, decoders.Sampling()])
 @pytest.mark.parametrize(
   'case',
   [
+    (DEEP | {'vocabulary': 40}, ALWAYS),
     (DEEP, ALWAYS),
-    *slow(
-      ({}, CHAIN),
-      (DEEP | {'draft': 'parallel', 'window': 4}, ALWAYS),
-      (DEEP | {'eval_mask': 'paper'}, ALWAYS.replace(bins=(3,), threshold=0.1)),
-      ({'embedding': 'target', 'cross_norm': True, 'window': 5}, ALWAYS),
-      ({'cross': False}, ALWAYS),
-    ),
+    ({}, CHAIN),
+    (DEEP | {'draft': 'parallel', 'window': 4}, ALWAYS),
+    (DEEP | {'eval_mask': 'paper'}, ALWAYS.replace(bins=(3,), threshold=0.1)),
+    ({'embedding': 'target', 'cross_norm': True, 'window': 5}, ALWAYS),
+    ({'cross': False}, ALWAYS),
   ],
   ids=str,
 )
@@ -170,34 +170,51 @@ def test_the_first_drafted_token_is_accepted_as_often_as_the_distributions_overl
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('vocabulary', [0, 4])
 @pytest.mark.parametrize('glide', [CHAIN, ALWAYS.replace(bins=(3,) * 6 + (2,) * 5)], ids=['chain', 'tree'])
-def test_residual_acceptance_has_the_models_law(glide):
+def test_residual_acceptance_has_the_models_law(glide, vocabulary):
   target = TARGET.replace(vocab_size=6)
-  draft = tiny_draft(target, **DEEP)
+  draft = tiny_draft(target, vocabulary=vocabulary, **DEEP)
   settings = dict(max_new_tokens=5, sampling=SAMPLED, num_samples=20000, eos_id=None)
   plain, out = both(target, draft, glide.replace(max_draft=2), [[1, 2, 3]], seed=0, rule='residual', **settings)
   assert 0.1 < out.stats['acceptance'] < 0.99
   assert same_law(plain.tokens, out.tokens) > 1e-3
 
 
-@pytest.mark.parametrize('guard', [True, *slow(False)])
-def test_after_prompt_lookup_and_plain_steps_the_draft_catches_up(guard):
+@pytest.mark.parametrize(
+  'guard, sampling',
+  [
+    (True, SAMPLED),
+    pytest.param(True, decoders.Sampling(), marks=pytest.mark.slow),
+    pytest.param(False, decoders.Sampling(), marks=pytest.mark.slow),
+  ],
+)
+def test_after_prompt_lookup_and_plain_steps_the_draft_catches_up(guard, sampling):
   """Every way of decoding goes on where another stopped, and lookups leave the draft's cache behind."""
-  plain, out = both(
-    TARGET, tiny_draft(**DEEP), PAIRS.replace(guard=guard), max_new_tokens=60, lookup=PromptLookup(4), eos_id=None
-  )
+  draft, glide = tiny_draft(vocabulary=40, **DEEP), PAIRS.replace(guard=guard)
+  plain, out = both(TARGET, draft, glide, max_new_tokens=60, lookup=PromptLookup(4), eos_id=None, sampling=sampling)
   np.testing.assert_array_equal(out.tokens, plain.tokens)
-  assert out.stats['rounds'] > 0 and (out.stats['plain_steps'] > 0) == guard
+  assert out.stats['rounds'] > 0 and out.stats['drafted'] > 0 and (out.stats['plain_steps'] > 0) == guard
+
+
+class Alphabet(ByteTokenizer):
+  """A letter for each token of the scripted model."""
+
+  def encode(self, text, **_):
+    return [ord(letter) - ord('a') for letter in text]
+
+  def decode(self, ids, skip_special=True):
+    return ''.join(chr(ord('a') + i) for i in ids)
 
 
 def test_rows_end_at_eos_and_stop_strings_inside_a_draft_and_stream_what_they_return():
-  lm = LanguageModel(TARGET.replace(vocab_size=259), tiny_model(TARGET.replace(vocab_size=259)).params, ByteTokenizer())
-  draft = tiny_draft(lm.config, **DEEP)
-  prompts = ['abcabcabc', 'xyz']
-  plain = decoders.generate(lm, prompts, max_new_tokens=30, eos_id=None)
-  row = next(row for row, text in enumerate(plain.text) if len(text) > 6)
-  for ends in ({'eos_id': int(plain.tokens[0, 5])}, {'eos_id': None, 'stop': plain.text[row][4:6]}):
-    told, settings = {}, dict(max_new_tokens=30, **ends)
+  lm = dataclasses.replace(scripted(), tokenizer=Alphabet())
+  draft = scripted_draft(scripted(), FOLLOW)
+  prompts = [[1], [2, 9]]
+  plain = decoders.generate(lm, prompts, max_new_tokens=21, eos_id=None)
+  # The first row has this token and this text in its second draft.
+  for ends in ({'eos_id': int(plain.tokens[0, 7])}, {'eos_id': None, 'stop': plain.text[0][7:9]}):
+    told, settings = {}, dict(max_new_tokens=21, **ends)
     expected = decoders.generate(lm, prompts, **settings)
     out = decoders.glide.generate(
       lm,
@@ -208,6 +225,7 @@ def test_rows_end_at_eos_and_stop_strings_inside_a_draft_and_stream_what_they_re
       **settings,
     )
     assert out.text == expected.text and [told[i] for i in range(2)] == out.rows() == expected.rows()
+    assert len(out.rows()[0]) < 10 and out.stats['acceptance'] > 0.5
 
 
 @pytest.mark.slow

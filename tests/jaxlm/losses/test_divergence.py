@@ -42,6 +42,21 @@ def test_distances_are_their_definitions_in_any_slices(kind, chunk):
   assert divergence(*arrays)[1] == arrays[-1].sum() > 0
 
 
+def test_a_draft_of_few_tokens_gives_the_others_no_probability():
+  hidden, matrix, target_hidden, target_matrix, mask = inputs()
+  few, padded = matrix[:, :8], jnp.where(jnp.arange(V) < 8, 0, -1e9)[None, None]
+  q = jax.nn.softmax(jnp.pad(hidden @ few, ((0, 0), (0, 0), (0, 3))) + padded)
+  p = jax.nn.softmax(target_hidden @ target_matrix)
+  sums = lambda x: float(jnp.sum(x * mask))
+  args = hidden, few, target_hidden, target_matrix, mask
+  overlap = jnp.minimum(p, q).sum(-1)
+  assert divergence(*args, 'tv')[0] == pytest.approx(sums(1 - overlap), rel=1e-5)
+  same, found, _ = agreement(*args)
+  assert found == pytest.approx(sums(overlap), rel=1e-5) and same == sums(p.argmax(-1) == q.argmax(-1)) > 0
+  given = divergence(hidden, few, target_hidden, target_matrix[:, :8], mask)[0]
+  assert divergence(*args)[0] == pytest.approx(float(given), rel=1e-6)
+
+
 def test_the_target_gets_no_gradient():
   arrays = inputs()
   gradients = jax.grad(lambda *xs: divergence(*xs)[0], argnums=(1, 2, 3))(*arrays)

@@ -12,6 +12,7 @@ from jaxlm.attention import positions as rope
 from jaxlm.caches import LayeredCache, Sequence, Slots
 from jaxlm.config import RopeConfig, SinkConfig
 from jaxlm.glide_config import with_target
+from jaxlm.language_model import LanguageModel
 from jaxlm.models import glide
 from tests.glide_drafts import SMALL, TARGET, init, tiny_draft
 from tests.models import tiny_model
@@ -98,9 +99,9 @@ def test_equal_widths_begin_in_the_targets_embedding_space():
 
 
 def test_the_targets_embedding_needs_its_parameters():
-  draft = tiny_draft(embedding='target')
+  config = with_target(SMALL.replace(embedding='target'), LanguageModel(TARGET, None), 'tiny')
   with pytest.raises(ValueError, match='needs the parameters of its target: pass target_params'):
-    glide.output_matrix(draft.config, draft.params)
+    glide.output_matrix(config, {})
 
 
 def test_a_sink_token_moves_the_targets_positions_and_changes_no_distance():
@@ -125,10 +126,26 @@ def read_with(config, params, shift):
   return glide.hidden(config, params, tokens_BT, at_BT, jnp.full((B, T), S), Sequence(), reads, length=64)[0]
 
 
+def test_a_draft_of_few_tokens_predicts_those_with_the_smallest_ids():
+  config = with_target(SMALL.replace(vocabulary=40), LanguageModel(TARGET, None), 'tiny')
+  states, target_params = np.ones((1, 24), np.float32), arrays_of_target(TARGET)
+  found = np.asarray(glide.logits(config.replace(embedding='target'), {}, states, target_params))
+  np.testing.assert_allclose(found[:, :40], states @ target_params['head'][:, :40], rtol=1e-5)
+  assert found.shape == (1, 50) and (found[:, 40:] == -np.inf).all()
+  assert glide.abstract_params(config)['head'].shape == (18, 40)
+
+
+def arrays_of_target(target):
+  """Returns the parameters of a target that a draft with its embedding uses."""
+  rng, V, D = np.random.default_rng(0), target.vocab_size, target.model_dim
+  drawn = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  return {'embed': {'embedding': drawn(V, D)}, 'head': drawn(D, V)}
+
+
 def test_a_softcap_of_the_target_belongs_to_its_output_layer():
   target = dataclasses.replace(TARGET, logit_softcap=2.0)
-  draft = tiny_draft(target, embedding='target')
-  states = 100 * jnp.ones((1, target.model_dim))
-  capped = glide.logits(draft.config, draft.params, states, tiny_model(target).params)
-  assert jnp.abs(capped).max() <= 2.0 and draft.config.logit_softcap == 2.0
-  assert tiny_draft(target).config.logit_softcap is None
+  own = with_target(SMALL, LanguageModel(target, None), 'tiny')
+  config, states = own.replace(embedding='target'), 100 * np.ones((1, target.model_dim), np.float32)
+  capped = np.abs(glide.logits(config, {}, states, arrays_of_target(target)))
+  assert 1.9 < capped.max() <= 2.0 and config.logit_softcap == 2.0
+  assert own.logit_softcap is None

@@ -87,6 +87,7 @@ def test_reads_are_what_the_target_caches_and_its_states_are_its_own(target):
   assert reads.layers[1] is None and reads.layers[0].keys.shape[2] == T + (target.sink.kind == 'token')
 
 
+@pytest.mark.slow  # tests/trainers/glide/test_task.py takes the gradient of the trainer's loss every day.
 def test_the_target_gets_no_gradient_and_the_draft_does():
   draft = tiny_draft(embedding='target', **DEEP)
   lm, c = tiny_model(TARGET), draft.config

@@ -51,7 +51,7 @@ def test_texts_are_prompts_and_what_the_target_writes_after_them(tmp_path, lm, c
   corpus, firsts = texts.read()
   assert firsts == [len(p) for p in PROMPTS] and corpus.num_documents == 7
   # The longest prompt has three tokens, which leaves 8 new ones in a text of 11.
-  expected = decoders.generate(lm, PROMPTS, max_new_tokens=8).rows()
+  expected = decoders.generate(lm, PROMPTS, max_new_tokens=8, batch_size=2, capacity=11).rows()
   assert [corpus.document(i).tolist() for i in range(7)] == [p + row for p, row in zip(PROMPTS, expected)]
   out = capsys.readouterr().out
   assert '3 of 7 texts' in out and '7 of 7 texts' in out and 'tokens/s' in out

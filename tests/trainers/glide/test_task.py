@@ -26,6 +26,7 @@ VARIANTS = {
   'no cross': CHAIN.replace(cross=False),
   'parallel': CHAIN.replace(draft='parallel'),
   "the target's embedding": CHAIN.replace(embedding='target'),
+  'few tokens': CHAIN.replace(embedding='target', vocabulary=30),
 }
 B, T = 8, 10
 target_params = functools.cache(lambda: init(TARGET, jax.random.key(7)))
@@ -58,20 +59,34 @@ def both_logits(config, params, target, batch):
   return draft, functions.logits(target, TARGET, states)
 
 
-@pytest.mark.parametrize('config', [CHAIN, *slow(*list(VARIANTS.values())[1:])], ids=VARIANTS)
+@pytest.mark.parametrize('config', [*slow(*list(VARIANTS.values())[:-1]), VARIANTS['few tokens']], ids=VARIANTS)
 def test_terms_are_those_of_the_logits_of_both_models(config):
   params, target, b, distill = draft_params(config), target_params(), batch(), DistillConfig(0.25, 'tv', 0.8)
   q_BTV, p_BTV = both_logits(config, params, target, b)
   found = terms(config, distill, params, target, b, compare=True)
   overlap = lambda t: jnp.minimum(jax.nn.softmax(q_BTV / t), jax.nn.softmax(p_BTV / t)).sum(-1)
   expected = {
-    'ce': losses.cross_entropy(q_BTV, b['targets'], b['mask'])[0],
+    'ce': losses.cross_entropy(
+      jnp.maximum(q_BTV, -1e9), b['targets'], predicted := b['mask'] * (b['targets'] < config.num_predicted)
+    )[0],
     'tv': ((1 - overlap(0.8)) * b['mask']).sum(),
     'overlap': (overlap(1.0) * b['mask']).sum(),
     'agreement': ((q_BTV.argmax(-1) == p_BTV.argmax(-1)) * b['mask']).sum(),
   }
   chex.assert_trees_all_close({name: total for name, (total, _) in found.items()}, expected, rtol=1e-5, atol=1e-5)
-  assert {float(weight) for _, weight in found.values()} == {float(b['mask'].sum())}
+  weights = {name: float(weight) for name, (_, weight) in found.items()}
+  assert weights == dict.fromkeys(weights, b['mask'].sum()) | {'ce': predicted.sum()}
+  assert (predicted.sum() < b['mask'].sum()) == bool(config.vocabulary)
+
+
+def test_distillation_in_prompts_counts_all_tokens_before_the_last_target():
+  b, distill = batch(), DistillConfig(1.0, prompts=True)
+  b['mask'] = b['mask'] * (np.arange(T) >= 2)
+  config, whole = VARIANTS['few tokens'], b | {'mask': np.maximum(b['mask'], np.arange(T) < 2)}
+  expected = terms(config, distill, draft_params(config), target_params(), whole)
+  found = terms(config, distill, draft_params(config), target_params(), b)
+  assert float(found['kl'][1]) == whole['mask'].sum() > b['mask'].sum()
+  np.testing.assert_allclose(found['kl'][0], expected['kl'][0], rtol=1e-6)
 
 
 def test_distillation_takes_its_share_of_the_loss():
@@ -89,7 +104,16 @@ def test_distillation_takes_its_share_of_the_loss():
   assert factors(compare=True) == {'ce': 1.0, 'agreement': None, 'overlap': None}
 
 
-@pytest.mark.parametrize('config', VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+  'config',
+  [
+    *slow(*list(VARIANTS.values())[:2]),
+    VARIANTS['parallel'],
+    *slow(*list(VARIANTS.values())[3:4]),
+    VARIANTS['few tokens'],
+  ],
+  ids=VARIANTS,
+)
 def test_the_target_gets_no_gradient(config):
   def loss(params, target):
     found = draft_terms(params, target, batch(), config, DistillConfig(0.5))
@@ -112,6 +136,7 @@ def test_a_step_on_four_devices_is_that_of_one_and_changes_the_draft_alone():
   parts = {name: x.reshape(4, 2, *x.shape[1:]) for name, x in batch().items()}
   four, on_four = data_parallel(step)(state(), parts, frozen)
   chex.assert_trees_all_close((one.params, found), (four.params, on_four), rtol=1e-4, atol=1e-6)
+  assert found['loss'] == pytest.approx(0.5 * float(found['ce']) + 0.5 * float(found['kl']), rel=1e-5)
   chex.assert_trees_all_equal(frozen['target'], target_params())
   moved = jax.tree.map(lambda x, y: bool(jnp.any(x != y)), one.params, draft_params(CHAIN))
   assert all(jax.tree.leaves(moved))

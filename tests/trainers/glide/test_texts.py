@@ -8,6 +8,7 @@ import pytest
 
 import jaxlm
 from jaxlm.data.document_rows import DocumentBatches, EvalDocuments
+from tests.glide_drafts import target_reads
 from tests.models import slow
 from tests.trainers.glide.runs import config
 from trainers import distributed
@@ -48,7 +49,8 @@ def test_a_row_is_one_text_and_its_blocks_depend_on_seed_and_row_alone(target, t
 
 
 def test_of_the_targets_own_texts_the_last_are_held_out(target, text, tmp_path, lm):
-  flags = '--self-generate', '20', '--generation.prompt-tokens', '5', '--data.valid-fraction', '0.2'
+  kept = '--keep-outputs', str(tmp_path / 'outputs')
+  flags = *kept, '--self-generate', '20', '--generation.prompt-tokens', '5', '--data.valid-fraction', '0.2'
   one = made(target, text, tmp_path / 'run', lm, *flags)
   assert isinstance(one.batches, DocumentBatches) and isinstance(one.held_out, EvalDocuments)
   assert (one.batches.corpus.num_documents, one.held_out.corpus.num_documents) == (16, 4)
@@ -56,6 +58,11 @@ def test_of_the_targets_own_texts_the_last_are_held_out(target, text, tmp_path, 
   assert (batch['mask'][:, :4] == 0).all() and (batch['mask'][:, 4] == 1).all()
   (last,) = one.eval_batches(slice(0, 8))
   assert (last['mask'].sum(1) > 0).tolist() == [True] * 4 + [False] * 4
+  # What is kept belongs to the rows of each batch.
+  for b in (batch, last):
+    _, states = target_reads(lm.config, lm.params, b['tokens'], one.config.model.target_layers)
+    np.testing.assert_allclose(b['states'], states, atol=5e-3)
+    assert b['keys-1'].shape == (8, 2, 24, 8) and np.abs(np.diff(states, axis=0)).max() > 0.1
   notes = one.data_notes(2)
   assert one.resume(2, notes, {}) == [] and one.batches.rows_before(2) == 16
   (said,) = one.resume(2, notes | {'target': {'name': 'other', 'digest': '0'}}, {})
@@ -76,7 +83,7 @@ def test_held_out_prompts_are_decoded_for_the_accepted_length(target, text, tmp_
   one = made(target, text, tmp_path, lm, '--eval.prompts', '3')
   layout = distributed.make_layout(mesh)
   placed = lambda tree: layout.local(layout.place(tree))
-  params, frozen = placed(one.init_params(jax.random.key(0))), placed({'target': lm.params})
+  params, frozen = placed(jax.jit(one.init_params)(jax.random.key(0))), placed({'target': lm.params})
   assert [len(p) for p in one.prompts] == [8, 8, 8] and one.best_metric == 'accepted_length'
   found = one.evaluate_on_host(params, frozen, lambda: False, print)
   assert set(found) == set(one.host_metrics) and 1 <= found['accepted_length'] <= 4 and 0 <= found['acceptance'] <= 1

@@ -96,7 +96,7 @@ def test_the_output_of_the_cross_attention_starts_at_zero_and_learns_at_a_tenth_
   directory, state = whole(MeshConfig())
   c = jaxlm.load(directory).config
   assert c.cross_start == 'zero'
-  first = init_params(c, jax.random.key(parse('smoke').run.seed))
+  first = jax.jit(init_params, static_argnums=0)(c, jax.random.key(parse('smoke').run.seed))
   moved = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), state.params, first)['layer_0']
   np.testing.assert_array_equal(first['layer_0']['cross']['o']['kernel'], 0)
   # Adam moves each parameter by about the learning rate in each step.
@@ -136,7 +136,7 @@ def test_another_target_is_refused(half, text):
 def test_a_run_learns_from_the_targets_own_texts(target, text, tmp_path, capsys):
   shared = tmp_path / 'shared' / 'made.jsonl'
   flags = '--self-generate', '20', '--generation.prompt-tokens', '5', '--generation.file', str(shared)
-  short = '--run.steps', '2', '--distill.weight', '0.5'
+  short = '--run.steps', '2'
   glide.main(config(target, text, tmp_path / 'run', *flags, *short))
   out = capsys.readouterr().out
   assert '20 of 20 texts' in out and 'tokens that the target wrote' in out
@@ -147,8 +147,6 @@ def test_a_run_learns_from_the_targets_own_texts(target, text, tmp_path, capsys)
   assert notes['texts']['training']['tokens'] == count(rows[:19]) and notes['texts']['held-out']['tokens'] == count(
     rows[19:]
   )
-  first = metrics.read(tmp_path / 'run')[0]
-  assert first['loss'] == pytest.approx(0.5 * first['ce'] + 0.5 * first['kl'], rel=1e-5)
   with pytest.raises(DataError, match='its number of texts is 20, and here it is 10'):
     glide.main(config(target, text, tmp_path / 'third', *flags, *short, '--self-generate', '10'))
 

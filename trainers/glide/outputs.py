@@ -1,0 +1,114 @@
+"""What the target computes for the rows of a text, kept on disk: the target then runs once for each row, and not in each step.
+
+A folder has one array per name, float16 [rows, ...]: 'keys-L' and 'values-L' [K, S, H] of each layer L that the draft reads, and 'states'
+[T, D] after the final norm. Drafts that read other layers of the same rows share the folder. An array that was interrupted is continued.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.config import ModelConfig
+from jaxlm.errors import DataError
+from jaxlm.io import digest
+from jaxlm.io.atomic import write_atomically
+from jaxlm.io.locks import exclusive
+from jaxlm.language_model import LanguageModel
+from jaxlm.models import glide_training
+
+BATCH = 16
+LARGEST = float(np.finfo(np.float16).max)
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetOutputs:
+  """What a target computes for all rows.
+
+  Attributes:
+    arrays: array [rows, ...] of each name.
+  """
+
+  arrays: dict[str, np.ndarray]
+
+  def rows(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    """Returns arrays [B, ...] of these rows."""
+    return {name: np.array(x[list(indices)]) for name, x in self.arrays.items()}
+
+
+def make(
+  place: str | Path, lm: LanguageModel, tokens: np.ndarray, layers: tuple[int, ...], say: Callable[[str], None]
+) -> TargetOutputs:
+  """Returns the outputs for the rows `tokens`, int32 [rows, T]; what is not in the folder `place` yet is computed first.
+
+  Args:
+    place: folder of the outputs for all targets and texts; each has a folder of its own there.
+    lm: the target, with parameters that this process can compute with.
+    layers: target layers whose keys and values are kept.
+    say: prints a text.
+
+  Raises:
+    DataError: the folder cannot be written, or another process is writing it.
+  """
+  text = hashlib.sha256(tokens.tobytes()).hexdigest(), tokens.shape
+  facts = digest.of_tree(lm.params), dataclasses.asdict(lm.config), text
+  folder = Path(place).expanduser() / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+  compute = functools.partial(_outputs, lm.config, lm.params, layers=layers)
+  shapes = jax.eval_shape(compute, jax.ShapeDtypeStruct(tokens.shape, tokens.dtype))
+  busy = DataError(f'{folder} is being written by another process: wait for it, or name another --keep-outputs.')
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if missing := [name for name in shapes if not _path(folder, name).exists()]:
+      with exclusive(folder / 'lock', busy):
+        _write(folder, {name: shapes[name] for name in missing}, compute, tokens, say)
+    return TargetOutputs({name: np.load(_path(folder, name), mmap_mode='r') for name in shapes})
+  except (OSError, ValueError) as e:
+    raise DataError(f'--keep-outputs {place}: {e}') from e
+
+
+def _path(folder: Path, name: str, unfinished: bool = False) -> Path:
+  return folder / f'{name}{".unfinished" if unfinished else ""}.npy'
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'layers'))
+def _outputs(
+  config: ModelConfig, params: Any, tokens_BT: jax.Array, *, layers: tuple[int, ...]
+) -> dict[str, jax.Array]:
+  reads, states_BTD = glide_training.target_reads(config, params, tokens_BT, layers)
+  found = {'states': states_BTD}
+  for i in layers:
+    found |= {f'keys-{i}': reads.layers[i].keys, f'values-{i}': reads.layers[i].values}
+  return {name: jnp.clip(x.astype(jnp.float32), -LARGEST, LARGEST).astype(jnp.float16) for name, x in found.items()}
+
+
+def _write(folder: Path, shapes: dict[str, Any], compute: Callable, tokens: np.ndarray, say) -> None:
+  note, count = folder / 'unfinished.json', len(tokens)
+  before = json.loads(note.read_text()) if note.exists() else {}
+  done = before.get('rows', 0) if before.get('names') == sorted(shapes) else 0
+  mode = {'mode': 'r+'} if done else {'mode': 'w+', 'dtype': np.float16}
+  arrays = {
+    name: np.lib.format.open_memmap(_path(folder, name, True), **mode, **({} if done else {'shape': x.shape}))
+    for name, x in shapes.items()
+  }
+  for first in range(done, count, BATCH):
+    rows = np.resize(
+      tokens[first : first + BATCH], (BATCH, tokens.shape[1])
+    )  # The last batch repeats rows: one program for all.
+    found, n = jax.device_get(compute(rows)), min(BATCH, count - first)
+    for name, array in arrays.items():
+      array[first : first + n] = found[name][:n]
+      array.flush()
+    write_atomically(note, json.dumps({'names': sorted(shapes), 'rows': first + n}))
+    if (first // BATCH + 1) % 16 == 0 or first + n == count:
+      say(f'outputs of the target: {first + n:,} of {count:,} rows')
+  del arrays
+  for name in shapes:
+    _path(folder, name, True).replace(_path(folder, name))
+  note.unlink(missing_ok=True)
