@@ -89,9 +89,11 @@ class TextReader:
 
   def _cut(self, items: list, config: ExamConfig) -> list:
     """Returns as many items as the model reads; a text of an encoder keeps the item that ends it."""
-    if len(items) > config.words and getattr(self.words, 'last_id', None) is not None:
-      return [*self._cut(items[:-1], config)[: config.words - 1], items[-1]]
-    return items[: config.words] if config.keep == 'first' else items[-config.words :]
+    if len(items) <= config.words:
+      return items
+    kept = items[len(items) - 1 :] if getattr(self.words, 'last_id', None) is not None else []
+    rest, room = items[: len(items) - len(kept)], config.words - len(kept)
+    return [*(rest[:room] if config.keep == 'first' else rest[len(rest) - room :]), *kept]
 
   def save(self, folder: str | Path) -> None:
     """Writes all files into a folder, which is created."""

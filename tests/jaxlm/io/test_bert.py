@@ -9,8 +9,9 @@ from safetensors import numpy as safetensors
 
 import jaxlm
 from jaxlm import lm_states
-from jaxlm.data.text_reader import LmTokens
+from jaxlm.data.text_reader import LmTokens, TextReader
 from jaxlm.errors import CheckpointError
+from jaxlm.exam_config import ExamConfig
 from jaxlm.models import functions
 
 FIELDS = {
@@ -111,6 +112,11 @@ def test_texts_begin_and_end_as_the_model_expects(lm):
   words = LmTokens(lm.tokenizer)
   assert words.encode('A cats sat.') == [2, 5, 6, 8, 7, 9, 3] and words.encode('  ') == []
   assert words.pieces('cat .') == ['[CLS]', 'cat', '.', '[SEP]']
+  reader = TextReader(words, (), ())
+  first, last = (ExamConfig(encoder='lm', max_length=4, keep=keep) for keep in ('first', 'last'))
+  text = ' '.join(['cat', 'sat', *['a'] * 2000, '.'])  # Of a text that is cut the token that ends it is kept.
+  assert reader.encode(text, first) == [2, 6, 7, 3] and reader.encode(text, last) == [5, 5, 9, 3]
+  assert reader.pieces(text, first) == ['[CLS]', 'cat', 'sat', '[SEP]'] and reader.encode('cat', first) == [2, 6, 3]
   assert (lm.tokenizer.bos_id, lm.tokenizer.eos_id, lm.tokenizer.pad_id) == (2, 3, 0)
 
 
