@@ -19,8 +19,7 @@ TINY = Seq2SeqConfig(
 )  # fmt: skip
 B, S, T = 2, 7, 9
 LENGTHS = jnp.array([S, 4])
-SOURCE = jax.random.randint(jax.random.key(1), (B, S), 3, 31)
-TOKENS = jax.random.randint(jax.random.key(2), (B, T), 3, 31)
+SOURCE, TOKENS = (jnp.asarray(np.random.default_rng(n).integers(3, 31, (B, n), np.int32)) for n in (S, T))
 
 init = jax.jit(seq2seq.init_params, static_argnums=0)
 
@@ -44,10 +43,8 @@ def step(params, config, tokens, memory, positions, cache):
 
 def params_of(config, seed=0):
   """Parameters with biases and norms that are not 0 and 1, which hide mistakes."""
-  params = init(config, jax.random.key(seed))
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-  return tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)])
+  rng, params = np.random.default_rng(seed), init(config, jax.random.key(seed))
+  return jax.tree.map(lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), x.dtype), jax.device_get(params))
 
 
 def by_hand(params, config, source, tokens):
