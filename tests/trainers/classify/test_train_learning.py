@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxlm.data import labelled
+from jaxlm.data import labelled, word_vocabulary
 from jaxlm.evaluation.classification import kanshan_precision
 from tests.trainers.classify.runs import parse
 from trainers import classify
@@ -100,7 +100,7 @@ def test_two_thousand_labels_are_learned_tenfold_better_than_their_frequencies(t
 
 def naive_bayes(parts):
   """Returns the accuracy of multinomial naive Bayes on single words, smoothed by 1."""
-  split = lambda row: row.text.lower().split()
+  split = lambda row: word_vocabulary.SPLITTERS['words'](row.text)
   labels = Counter(row.labels[0][0] for row in parts.train)
   counts = {label: Counter() for label in labels}
   for row in parts.train:
