@@ -29,7 +29,7 @@ PRESETS = {
     GlideTrainConfig(
       target='smollm2',
       target_dtype='bfloat16',
-      # With two seeds, a draft that reads layer 20 of 30 after a norm has more tokens accepted than one that reads the last layer without.
+      # With two seeds, a draft that reads layer 20 of 30 after a norm has more tokens accepted than one that reads the last layer.
       model=DraftFlags(
         model_dim=576,
         num_heads=9,
