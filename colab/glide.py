@@ -150,7 +150,8 @@ left.bar(at, share(rank == 0), 0.09, label='the likeliest token', color='#4c72b0
 left.set(
   xlabel="the draft's probability of its likeliest token", ylabel="share that is the target's token", ylim=(0, 1.02)
 )
-left.legend(fontsize=8, loc='upper left')
+left.set_xlim(0, 1)
+left.legend(fontsize=8, loc='lower right')
 left.set_title('Acceptance')
 right.bar(at, np.bincount(tenth, minlength=10) / len(tenth), 0.09, color='#8c8c8c')
 right.set(xlabel="the draft's probability of its likeliest token", ylabel='share of the tokens', title='Confidence')
