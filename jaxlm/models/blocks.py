@@ -92,7 +92,7 @@ class Dense(nn.Module):
     rows = x.shape[: x.ndim - len(self.inputs)]
     # With float32 products, which are rounded afterwards, XLA's CPU backend uses the processor's bfloat16 units. Elsewhere a product
     # that is bfloat16 is summed in float32 anyway.
-    products = jnp.float32 if jax.default_backend() == 'cpu' else None
+    products = jnp.float32 if self.dtype == 'bfloat16' and jax.default_backend() == 'cpu' else None
     y = jnp.matmul(
       x.astype(self.dtype).reshape(-1, shape[0]),
       kernel.astype(self.dtype).reshape(shape),
