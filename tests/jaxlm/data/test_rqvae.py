@@ -10,7 +10,7 @@ from jaxlm.data import rqvae, semantic_ids
 from jaxlm.data.semantic_ids import RqVaeConfig
 from jaxlm.errors import DataError
 
-CONFIG = RqVaeConfig(hidden=(12,), width=6, steps=60, learning_rate=0.01, reset_every=20, sinkhorn_iterations=8)
+CONFIG = RqVaeConfig(hidden=(12,), width=6, steps=150, learning_rate=0.01, reset_every=20, sinkhorn_iterations=8)
 SIZES = (4, 4)
 
 
