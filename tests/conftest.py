@@ -97,6 +97,8 @@ def pytest_collection_modifyitems(items):
   here = Path(__file__).parent
   for item in items:
     name = item.path.relative_to(here).as_posix()
+    if item.get_closest_marker('long'):
+      item.add_marker(pytest.mark.study)
     if item.get_closest_marker('study'):
       item.add_marker(pytest.mark.slow)
     if any(name == part or name.startswith(f'{part}/') for part in VERSIONED):

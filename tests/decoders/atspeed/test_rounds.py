@@ -27,7 +27,7 @@ GRID = [
 ]  # fmt: skip
 # One configuration of eleven takes a minute, and all of them ten.
 OTHERS = [
-  pytest.param(c, marks=[pytest.mark.slow, *([] if i % 11 == 4 else [pytest.mark.study])]) for i, c in enumerate(GRID)
+  pytest.param(c, marks=[pytest.mark.slow, *([] if i % 11 == 4 else [pytest.mark.long])]) for i, c in enumerate(GRID)
 ]
 
 

@@ -118,8 +118,7 @@ def naive_bayes(parts):
   return np.mean([likeliest(row) == row.labels[0][0] for row in parts.test])
 
 
-@pytest.mark.study
-@pytest.mark.slow
+@pytest.mark.long
 def test_docstrings_are_told_apart_as_well_as_by_the_encoder_alone(tmp_path, capsys):
   """Three seeds of each; the printed means and deviations are those of the documentation."""
   scores = {preset: [] for preset in ('docstrings', 'region')}

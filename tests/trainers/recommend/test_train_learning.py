@@ -17,8 +17,7 @@ def with_run(preset, directory, steps, **changes):
   return dataclasses.replace(config, run=run, **changes)
 
 
-@pytest.mark.study
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_draft_of_generated_data_saves_target_calls(tmp_path):
   target, draft = tmp_path / 'x-target', tmp_path / 'x-draft'
   recommend.main(with_run('target', target, 200))
