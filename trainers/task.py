@@ -1,5 +1,6 @@
 """The interface between the training loop and a trainer: a Task has parameters, losses, batches and evaluation."""
 
+import abc
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from trainers.step import Context, terms
 Batch = dict[str, np.ndarray]
 
 
-class Task:
+class Task(abc.ABC):
   """Base class of tasks. An argument `rows` is the part of a batch that this process reads."""
 
   trainer: str
@@ -34,8 +35,9 @@ class Task:
   kept: tuple[str, ...] = ()
   """Settings that a resumed run ignores, because files written by `save_assets` depend on their first values."""
 
+  @abc.abstractmethod
   def init_params(self, key: jax.Array) -> Any:
-    raise NotImplementedError
+    """Returns new parameters. Runs under jit."""
 
   def given_params(self) -> Any:
     """Returns parameters, on the run's devices, with which a new run begins; their shapes are those of `init_params`.
@@ -51,13 +53,13 @@ class Task:
     """
     return ()
 
+  @abc.abstractmethod
   def loss(self, params: Any, batch: Any, context: Context) -> Any:
     """Returns {name: Term}, or (total, weight) for a single term; see `trainers.step`."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def batch(self, step: int, rows: slice) -> Batch:
     """Returns `rows` of the batch of a step. It must depend only on the task, its seed and the step."""
-    raise NotImplementedError
 
   def eval_batches(self, rows: slice) -> Iterable[Batch]:
     """Yields `rows` of held-out batches of batch_size, padded with rows of weight 0; the same batches every time."""

@@ -5,6 +5,7 @@ The target reads the tree beside its cache (`jaxlm.caches.branch`), a rule choos
 the cache, so every kind of cache works that keeps exact numbers.
 """
 
+import abc
 from collections.abc import Sequence
 import functools
 from typing import Any
@@ -35,7 +36,7 @@ class SpeculativeState(DecodeState):
   verified: jax.Array  # [R] int32, nodes that the target read, padding nodes included
 
 
-class Drafter:
+class Drafter(abc.ABC):
   """Base class of drafters, which propose tokens. Its defaults suit a drafter without weights and memory that fits every model.
 
   Drafters are compared by value, so that equal ones share compiled programs. Everything that changes is in the memory.
@@ -73,6 +74,7 @@ class Drafter:
     """
     return ()
 
+  @abc.abstractmethod
   def propose(
     self,
     params: Any,
@@ -90,7 +92,6 @@ class Drafter:
       values: the active sampling settings (`Sampling.active`).
       idle_R: [R] bool, rows that need no tree, in addition to those that are done.
     """
-    raise NotImplementedError
 
   def learn(self, memory: Any, drafted_R, accepted_R) -> Any:
     """Returns the memory after a round, given each row's number of drafted and accepted tokens. Runs under jit."""

@@ -1,5 +1,6 @@
 """Base class of all tokenizers: decoding through a table from ids to bytes, special tokens in text, and chat."""
 
+import abc
 from collections.abc import Iterable, Mapping, Sequence
 import functools
 import re
@@ -8,7 +9,7 @@ from typing import Any
 from jaxlm.data import chat as chat_lib
 
 
-class ByteTable:
+class ByteTable(abc.ABC):
   """A tokenizer in which each id stands for a string of bytes. Subclasses fill the table and encode plain text."""
 
   bos_id: int | None = None
@@ -54,8 +55,9 @@ class ByteTable:
       data = data[1:]
     return data.decode('utf-8', errors='replace')
 
+  @abc.abstractmethod
   def _encode_plain(self, text: str) -> list[int]:
-    raise NotImplementedError
+    """Returns the ids of a text without special tokens."""
 
   def _encode_special(self, text: str) -> list[int]:
     ids, start = [], 0

@@ -11,6 +11,7 @@ from decoders.classification.command import ClassifyFlags
 from jaxlm.errors import DataError
 from jaxlm.language_model import LanguageModel
 from tests.decoders.classification.models_made import made
+from tests.interruption import interrupted_at
 from tests.models import TINY
 
 LINES = ['a b c', '', 'h g', 'a', 'c d e f', 'b b']
@@ -41,18 +42,8 @@ def test_a_file_is_labelled_line_by_line_and_continued(tmp_path, monkeypatch):
   source, output = tmp_path / 'in.txt', tmp_path / 'out.jsonl'
   source.write_text('\n'.join(LINES) + '\n')
   flags = ClassifyFlags('run', input=str(source), output=str(output), top=2, batch_size=2, stats=False)
-  calls, classify = [], decoders.classify
-
-  def stopped(*args, **options):
-    calls.append(1)
-    if len(calls) == 2:
-      raise KeyboardInterrupt
-    return classify(*args, **options)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(decoders, 'classify', stopped, raising=False)
-    with pytest.raises(KeyboardInterrupt):
-      command.main(flags)
+  with interrupted_at(monkeypatch, decoders, 'classify', 2):
+    command.main(flags)
   begun = output.read_text()
   assert begun.count('\n') == 2
   with pytest.raises(ValueError, match='unfinished output of another run: its top is 2, and here it is 1'):
@@ -60,7 +51,7 @@ def test_a_file_is_labelled_line_by_line_and_continued(tmp_path, monkeypatch):
   command.main(flags)
   rows = output.read_text().split('\n')
   assert rows[1] == '' and rows[-1] == '' and len(rows) == 7 and output.read_text().startswith(begun)
-  expected = classify(made(), [line for line in LINES if line], top=2)
+  expected = decoders.classify(made(), [line for line in LINES if line], top=2)
   found = [json.loads(row) for row in rows if row]
   assert [row['topic']['labels'] for row in found] == expected.labels
   np.testing.assert_allclose([row['topic']['probabilities'] for row in found], expected.probabilities, atol=1e-5)

@@ -12,6 +12,7 @@ from decoders.recommendation.command import RecommendFlags
 from jaxlm.data import catalogue
 from jaxlm.data.catalogue import Catalogue
 from jaxlm.errors import DataError
+from tests.interruption import interrupted_at
 from tests.models import TINY, tiny_model
 
 CODES = np.array([[n // 4, n % 4] for n in range(11)] + [[2, 2]])  # Items 10 and 11 share an identifier.
@@ -93,18 +94,8 @@ def test_a_file_is_answered_line_by_line_and_continued(tmp_path, monkeypatch):
   source.write_text('\n'.join(LINES) + '\n')
   flags = RecommendFlags('run', input=str(source), output=str(output), k=K, batch_size=1, stats=False)
   monkeypatch.setattr(command, 'BATCHES', 2)
-  calls, search = [], atspeed.recommend
-
-  def stopped(*args, **more):
-    calls.append(1)
-    if len(calls) == 2:
-      raise KeyboardInterrupt
-    return search(*args, **more)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(atspeed, 'recommend', stopped, raising=False)
-    with pytest.raises(KeyboardInterrupt):
-      command.main(flags)
+  with interrupted_at(monkeypatch, atspeed, 'recommend', 2):
+    command.main(flags)
   begun = output.read_text()
   assert begun.count('\n') == 2
   with pytest.raises(ValueError, match='unfinished output of another run: its k is 13, and here it is 3'):

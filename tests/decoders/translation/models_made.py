@@ -1,14 +1,11 @@
 """Small encoder-decoders and a tokenizer for the tests of translation."""
 
-import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-import decoders
 from jaxlm.models import seq2seq
 from jaxlm.seq2seq_config import Seq2SeqConfig
 from jaxlm.translation_model import Seq2SeqModel
@@ -62,19 +59,3 @@ def model_log_p(model: Seq2SeqModel, source: list[int], room: int):
     return np.asarray(_log_p(model.params, model.config, source_1S, tokens)[len(prefix)], np.float64)
 
   return of
-
-
-@contextlib.contextmanager
-def interrupted_in_the_second_block(monkeypatch):
-  """Within it, Ctrl-C comes in the second call of `decoders.translate`; the block must pass it on."""
-  plain, calls = decoders.translate, []
-
-  def interrupted(model, sources, **settings):
-    calls.append(len(sources))
-    if len(calls) == 2:
-      raise KeyboardInterrupt
-    return plain(model, sources, **settings)
-
-  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(decoders, 'translate', interrupted, raising=False)
-    yield

@@ -11,8 +11,9 @@ from decoders.translation import blocks
 from decoders.translation.command import TranslateConfig, main
 import jaxlm
 from jaxlm.translation_model import Seq2SeqModel
-from tests.decoders.translation.models_made import interrupted_in_the_second_block, tiny
+from tests.decoders.translation.models_made import tiny
 from tests.decoders.translation.test_parallel import CMLM, model_of
+from tests.interruption import interrupted_at
 from tests.models import tiny_model
 
 LINES = ['abc', 'f', '', 'dede', 'bb', '  ', 'a', 'cafe', 'fab', 'bed']
@@ -80,7 +81,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
   monkeypatch.setattr(blocks, 'BATCHES', 2)
   output = tmp_path / 'out.txt'
   config = TranslateConfig('m', input=file_of(tmp_path), output=str(output), batch_size=2, **SHORT)
-  with interrupted_in_the_second_block(monkeypatch):
+  with interrupted_at(monkeypatch, decoders, 'translate', 2):
     main(config)
   assert output.read_text().split('\n')[:-1] == expected()[:4]
   with pytest.raises(ValueError, match='its beam_size is 2, and here it is 1'):

@@ -120,7 +120,7 @@ def test_tiles_in_bfloat16_are_near(arrays, untiled):
 
 @pytest.mark.parametrize('tile', [25])
 def test_tiles_need_a_tenth_of_the_memory_forward_and_backward(tile):
-  """Of the program that is compiled: what it holds besides its arguments and results."""
+  """What is counted is the memory that a compiled program holds besides its arguments and results."""
   B, P, K, C, M = 64, 20, 8, 500, 40
   shape = lambda *size: jax.ShapeDtypeStruct(size, jnp.float32)
   given = shape(B, P, K), shape(C, K), shape(C), Mlp(shape(P, M), shape(M), shape(M), shape())

@@ -11,6 +11,7 @@ from jaxlm.data.corpus import TokenCorpus
 from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.errors import DataError
 from jaxlm.language_model import LanguageModel
+from tests.interruption import interrupted_at
 from tests.models import init
 from tests.trainers.glide.conftest import TARGET
 from trainers.glide import self_generation
@@ -62,18 +63,8 @@ def test_texts_are_prompts_and_what_the_target_writes_after_them(tmp_path, lm, c
 def test_an_interrupted_corpus_is_continued_with_the_same_texts(tmp_path, lm, monkeypatch, cut):
   whole = made(tmp_path, lm, path=tmp_path / 'whole.jsonl')
   whole.make()
-  calls, generate = [], decoders.generate
-
-  def stopped_at_the_third(*args, **options):
-    calls.append(1)
-    if len(calls) == 3:
-      raise KeyboardInterrupt
-    return generate(*args, **options)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(decoders, 'generate', stopped_at_the_third, raising=False)
-    with pytest.raises(KeyboardInterrupt):
-      made(tmp_path, lm).make()
+  with interrupted_at(monkeypatch, decoders, 'generate', 3):
+    made(tmp_path, lm).make()
   texts = made(tmp_path, lm)
   content = texts.path.read_bytes()
   assert content.count(b'\n') == 6 and not texts.is_finished

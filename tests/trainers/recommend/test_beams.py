@@ -9,6 +9,7 @@ from decoders import atspeed
 import jaxlm
 from jaxlm.data import history_batches
 from jaxlm.errors import DataError
+from tests.interruption import interrupted_at
 from trainers.recommend import ids as stage
 from trainers.recommend.beams import TeacherBeams
 from trainers.recommend.config import BeamConfig
@@ -23,18 +24,8 @@ def beams(target_run, ids_run, tmp_path):
 
 
 def test_beams_are_the_targets_lists_and_are_continued(beams, monkeypatch):
-  searched, search = [], atspeed.recommend
-
-  def stopped(*args, **more):
-    if len(searched) == 1:
-      raise KeyboardInterrupt
-    searched.append(search(*args, **more))
-    return searched[-1]
-
-  with monkeypatch.context() as patch:
-    patch.setattr(atspeed, 'recommend', stopped, raising=False)
-    with pytest.raises(KeyboardInterrupt):
-      beams.make()
+  with interrupted_at(monkeypatch, atspeed, 'recommend', 2):
+    beams.make()
   assert len(beams.path.read_text().splitlines()) == 16
   beams.make()
   found = beams.read()

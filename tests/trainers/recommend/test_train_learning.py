@@ -26,5 +26,5 @@ def test_a_draft_of_generated_data_saves_target_calls(tmp_path):
   beams = dataclasses.replace(recommend.PRESETS['draft'][1].beams, examples=1000)
   recommend.main(with_run('draft', draft, 150, target=str(target), beams=beams))
   found = json.loads((draft / 'recommendation.json').read_text())['metrics']
-  # Of four steps, strict verification accepts at least 1.5 by the draft.
+  # Strict verification accepts at least 1.5 of the draft's steps, so that it needs at most 2.5 calls instead of 4.
   assert 4 - found['strict'] <= 2.5

@@ -13,7 +13,8 @@ from jaxlm.data import pair_tokenizers, pairs, synthetic
 from jaxlm.data.pair_corpus import tokenize_pairs
 from jaxlm.errors import CheckpointError, DataError
 from jaxlm.io import checkpoint
-from tests.decoders.translation.models_made import interrupted_in_the_second_block, tiny
+from tests.decoders.translation.models_made import tiny
+from tests.interruption import interrupted_at
 from tests.models import tiny_model
 from tests.trainers.translate.test_train import MODEL, parse
 from tests.trainers.translate.test_train import config as run_config
@@ -111,7 +112,7 @@ def test_empty_translations_are_counted(tmp_path, train):
 
 @pytest.mark.parametrize('cut', [0, 3], ids=['between lines', 'within a line'])
 def test_an_interrupted_corpus_is_gone_on_with(tmp_path, train, monkeypatch, cut):
-  with interrupted_in_the_second_block(monkeypatch):
+  with interrupted_at(monkeypatch, decoders, 'translate', 2):
     corpus(tmp_path, train).make()
   made = corpus(tmp_path, train)
   content = made.path.read_bytes()
