@@ -1,6 +1,6 @@
 """Hidden states of many texts by a language model: for classifiers on a frozen model, and as embeddings of sentences.
 
-  states = write_states(path, lm.params, lm.config, rows)      float array of all tokens, one row a token, in a file
+  states = kept_states(folder, lm.params, lm.config, rows)     float array of all tokens, one row a token, in a file
   vectors = embed(lm, texts)                                   the mean over the tokens, of length 1
 
 Texts of similar lengths are computed together. Letters: B texts, T tokens, D width of the model, N texts of a whole data set.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 import functools
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from jaxlm.config import ModelConfig
 from jaxlm.data.text_reader import LmTokens
+from jaxlm.io import kept_arrays
 from jaxlm.language_model import LanguageModel
 from jaxlm.models import functions
 
@@ -72,35 +72,33 @@ def batches(rows: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, np.ndar
       yield numbers, tokens, mask
 
 
-def write_states(
-  path: Path, params: Any, config: ModelConfig, rows: Sequence[Sequence[int]], progress: Callable[[int], Any] | None = None
+def kept_states(
+  folder: Path, params: Any, config: ModelConfig, rows: Sequence[Sequence[int]], progress: Callable[[int], Any] | None = None
 ) -> Float[np.ndarray, 'tokens D']:  # fmt: skip
-  """Computes the states of all tokens, unless the file has them, and returns them as a read-only map of the file.
+  """Returns the states of all tokens as a read-only map of a file; see `jaxlm.io.kept_arrays`.
 
   Args:
-    path: file of these states. What it holds depends on the caller's name for it; only its size is checked.
+    folder: holds the states. Its name must say which model and texts they belong to.
     params, config: of the model; its dtype is that of the states.
     rows: ids of the texts, in the order of the file.
-    progress: called with the number of texts of each batch when it is computed.
+    progress: called with the number of texts of each batch when it is computed, or was there before.
+
+  Raises:
+    DataError: the folder cannot be used.
   """
   ends = np.cumsum([0, *map(len, rows)])
-  shape, dtype = (int(ends[-1]), config.model_dim), jnp.dtype(config.dtype)
-  if not path.is_file() or path.stat().st_size != shape[0] * shape[1] * dtype.itemsize:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f'.{os.getpid()}.part')  # A process that is stopped leaves no half of a file.
-    try:
-      made = np.memmap(part, dtype, 'w+', shape=shape)
-      for numbers, tokens, mask in batches(rows):
+
+  def pieces(_, done):
+    for i, (numbers, tokens, mask) in enumerate(batches(rows)):
+      if i >= done:
         states = np.asarray(_states(params, config, tokens, mask))
-        for number, found in zip(numbers, states):
-          made[ends[number] : ends[number + 1]] = found[: len(rows[number])]
-        if progress is not None:
-          progress(len(numbers))
-      made.flush()
-      part.replace(path)
-    finally:
-      part.unlink(missing_ok=True)
-  return np.memmap(path, dtype, 'r', shape=shape)
+        at = np.concatenate([np.arange(ends[n], ends[n + 1]) for n in numbers])
+        yield at, {'states': np.concatenate([found[: len(rows[n])] for n, found in zip(numbers, states)])}
+      if progress is not None:
+        progress(len(numbers))
+
+  shape = jax.ShapeDtypeStruct((int(ends[-1]), config.model_dim), config.dtype)
+  return kept_arrays.kept(folder, {'states': shape}, pieces)['states']
 
 
 def embed(lm: LanguageModel, texts: Sequence[str], *, max_tokens: int | None = None) -> Float[np.ndarray, 'N D']:

@@ -15,9 +15,9 @@ alone = jax.jit(lambda params, tokens: functions.hidden(params, TINY, tokens)[0]
 
 def test_states_are_those_of_each_text_and_are_computed_once(tmp_path, monkeypatch):
   monkeypatch.setattr(lm_states, 'TOKENS', 64)
-  lm, path, seen = tiny_model(), tmp_path / 'states' / 'a.bin', []
-  found = lm_states.write_states(path, lm.params, TINY, ROWS, seen.append)
-  assert found.shape == (59, TINY.model_dim) and sum(seen) == 5 and [p.name for p in path.parent.iterdir()] == ['a.bin']
+  lm, folder, seen = tiny_model(), tmp_path / 'states', []
+  found = lm_states.kept_states(folder, lm.params, TINY, ROWS, seen.append)
+  assert found.shape == (59, TINY.model_dim) and sum(seen) == 5
   longest = np.asarray(alone(lm.params, np.array([ROWS[1]])))[
     0
   ]  # The others are its beginnings, and the model is causal.
@@ -26,18 +26,7 @@ def test_states_are_those_of_each_text_and_are_computed_once(tmp_path, monkeypat
     np.testing.assert_allclose(found[first : first + len(row)], longest[: len(row)], rtol=1e-4, atol=1e-5)
     first += len(row)
   monkeypatch.setattr(lm_states, '_states', None)  # What is there is not computed again.
-  np.testing.assert_array_equal(lm_states.write_states(path, lm.params, TINY, ROWS), found)
-  with pytest.raises(TypeError):  # Other texts have another size.
-    lm_states.write_states(path, lm.params, TINY, ROWS[1:])
-
-
-def test_no_half_of_a_file_is_left(tmp_path):
-  def stop(_):
-    raise KeyboardInterrupt
-
-  with pytest.raises(KeyboardInterrupt):
-    lm_states.write_states(tmp_path / 'a.bin', tiny_model().params, TINY, ROWS[:1], stop)
-  assert not list(tmp_path.iterdir())
+  np.testing.assert_array_equal(lm_states.kept_states(folder, lm.params, TINY, ROWS), found)
 
 
 def test_texts_need_a_tokenizer():

@@ -68,7 +68,7 @@ def frozen(lm, texts, tmp_path_factory):
 def test_states_of_a_frozen_language_model_are_computed_once(frozen, lm, texts, tmp_path, monkeypatch):
   """A second run on the same texts reads them from the file."""
   folder = frozen.parent / 'states'
-  assert [path.suffix for path in folder.iterdir()] == ['.bin']  # Training and held-out texts are the same ones.
+  assert len(list(folder.iterdir())) == 1  # Training and held-out texts are the same ones.
   monkeypatch.setenv('JAXLM_CACHE', str(frozen.parent))
   monkeypatch.setattr(loop, 'plot_losses', lambda *_, **__: None)
   with monkeypatch.context() as patch:

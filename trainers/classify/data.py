@@ -82,7 +82,7 @@ def encode(parts: labelled.Parts, reader: TextReader, model: ExamConfig, data: C
 def with_states(data: Data, lm: LanguageModel, model: ExamConfig, config: ClassifyConfig) -> Data:
   """Returns the texts with the states of a frozen language model, or as they are if the config wants no states, or not so many.
 
-  The states lie in the cache folder, in files named after the model and the texts.
+  The states lie in the cache folder, in a folder named after the model and the texts.
   """
   parts = [part for part in (data.train, data.valid, data.test) if part is not None]
   size = sum(part.corpus.offsets[-1] for part in parts) * lm.config.model_dim * jnp.dtype(model.dtype).itemsize
@@ -99,8 +99,8 @@ def with_states(data: Data, lm: LanguageModel, model: ExamConfig, config: Classi
 def states_of(texts: EncodedTexts, lm: LanguageModel, model: ExamConfig) -> np.ndarray:
   """Returns what a language model says of each token of texts, [tokens, D] in the dtype of `model`, from the cache folder."""
   facts = [lm_states.VERSION, model.lm.digest, computing_fields(lm.config), model.dtype, texts.corpus.digest]
-  path = cache_folder() / 'states' / f'{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.bin'
+  folder = cache_folder() / 'states' / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
   rows = [texts.corpus.document(i) for i in range(len(texts))]
   lm_config = lm.config.replace(dtype=model.dtype)
   with tqdm.tqdm(total=len(texts), desc=f'States of {model.lm.name}', unit='text', delay=2, leave=False) as bar:
-    return lm_states.write_states(path, lm.params, lm_config, rows, bar.update)
+    return lm_states.kept_states(folder, lm.params, lm_config, rows, bar.update)

@@ -18,9 +18,7 @@ import numpy as np
 
 from jaxlm.config import ModelConfig
 from jaxlm.errors import DataError
-from jaxlm.io import digest
-from jaxlm.io.atomic import write_atomically
-from jaxlm.io.locks import exclusive
+from jaxlm.io import digest, kept_arrays
 from jaxlm.language_model import LanguageModel
 from jaxlm.models import glide_training
 
@@ -60,21 +58,22 @@ def make(
   text = hashlib.sha256(tokens.tobytes()).hexdigest(), tokens.shape
   facts = digest.of_tree(lm.params), dataclasses.asdict(lm.config), text
   folder = Path(place).expanduser() / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-  compute = functools.partial(_outputs, lm.config, lm.params, layers=layers)
-  shapes = jax.eval_shape(compute, jax.ShapeDtypeStruct(tokens.shape, tokens.dtype))
-  busy = DataError(f'{folder} is being written by another process: wait for it, or name another --keep-outputs.')
+  compute, count = functools.partial(_outputs, lm.config, lm.params, layers=layers), len(tokens)
+
+  def pieces(names, done):
+    for first in range(done * BATCH, count, BATCH):
+      # The last batch repeats rows: one program for all.
+      rows, n = np.resize(tokens[first : first + BATCH], (BATCH, tokens.shape[1])), min(BATCH, count - first)
+      found = jax.device_get(compute(rows))
+      yield slice(first, first + n), {name: found[name][:n] for name in names}
+      if (first // BATCH + 1) % 16 == 0 or first + n == count:
+        say(f'outputs of the target: {first + n:,} of {count:,} rows')
+
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    if missing := [name for name in shapes if not _path(folder, name).exists()]:
-      with exclusive(folder / 'lock', busy):
-        _write(folder, {name: shapes[name] for name in missing}, compute, tokens, say)
-    return TargetOutputs({name: np.load(_path(folder, name), mmap_mode='r') for name in shapes})
-  except (OSError, ValueError) as e:
-    raise DataError(f'--keep-outputs {place}: {e}') from e
-
-
-def _path(folder: Path, name: str, unfinished: bool = False) -> Path:
-  return folder / f'{name}{".unfinished" if unfinished else ""}.npy'
+    shapes = jax.eval_shape(compute, jax.ShapeDtypeStruct(tokens.shape, tokens.dtype))
+    return TargetOutputs(kept_arrays.kept(folder, shapes, pieces))
+  except DataError as e:
+    raise DataError(f'--keep-outputs: {e}') from e
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'layers'))
@@ -86,29 +85,3 @@ def _outputs(
   for i in layers:
     found |= {f'keys-{i}': reads.layers[i].keys, f'values-{i}': reads.layers[i].values}
   return {name: jnp.clip(x.astype(jnp.float32), -LARGEST, LARGEST).astype(jnp.float16) for name, x in found.items()}
-
-
-def _write(folder: Path, shapes: dict[str, Any], compute: Callable, tokens: np.ndarray, say) -> None:
-  note, count = folder / 'unfinished.json', len(tokens)
-  before = json.loads(note.read_text()) if note.exists() else {}
-  done = before.get('rows', 0) if before.get('names') == sorted(shapes) else 0
-  mode = {'mode': 'r+'} if done else {'mode': 'w+', 'dtype': np.float16}
-  arrays = {
-    name: np.lib.format.open_memmap(_path(folder, name, True), **mode, **({} if done else {'shape': x.shape}))
-    for name, x in shapes.items()
-  }
-  for first in range(done, count, BATCH):
-    rows = np.resize(
-      tokens[first : first + BATCH], (BATCH, tokens.shape[1])
-    )  # The last batch repeats rows: one program for all.
-    found, n = jax.device_get(compute(rows)), min(BATCH, count - first)
-    for name, array in arrays.items():
-      array[first : first + n] = found[name][:n]
-      array.flush()
-    write_atomically(note, json.dumps({'names': sorted(shapes), 'rows': first + n}))
-    if (first // BATCH + 1) % 16 == 0 or first + n == count:
-      say(f'outputs of the target: {first + n:,} of {count:,} rows')
-  del arrays
-  for name in shapes:
-    _path(folder, name, True).replace(_path(folder, name))
-  note.unlink(missing_ok=True)

@@ -4,9 +4,9 @@ import dataclasses
 
 import jax
 import numpy as np
-import pytest
 
 from jaxlm.language_model import LanguageModel
+from tests.interruption import interrupted_at
 from tests.models import init
 from tests.trainers.glide.conftest import TARGET
 from tests.trainers.glide.test_task import VARIANTS, batch, draft_params, target_params, terms
@@ -18,7 +18,7 @@ DRAFT = VARIANTS['few tokens']
 LM = LanguageModel(TARGET, init(TARGET, jax.random.key(7)))
 
 
-def test_rows_are_computed_once_and_the_loss_is_that_of_a_target_that_runs(tmp_path, monkeypatch):
+def test_rows_are_computed_once_and_the_loss_is_that_of_a_target_that_runs(tmp_path):
   b, said = batch(), []
   tokens = np.concatenate([TOKENS, b['tokens']])
   made = outputs.make(tmp_path, LM, tokens, DRAFT.target_layers, said.append)
@@ -34,27 +34,21 @@ def test_rows_are_computed_once_and_the_loss_is_that_of_a_target_that_runs(tmp_p
   other = terms(DRAFT, distill, draft_params(DRAFT), target_params(), kept | {'states': -kept['states']}, compare=True)
   assert abs(other['tv'][0] - ours['tv'][0]) > 0.1
 
-  monkeypatch.setattr(outputs, '_write', None)  # Nothing is computed again.
   again = outputs.make(tmp_path, LM, tokens, DRAFT.target_layers, said.append)
   np.testing.assert_array_equal(again.rows([3, 40])['states'], made.rows([3, 40])['states'])
+  assert len(said) == 1  # Nothing is computed again.
   assert outputs.make(tmp_path, LM, tokens, (), said.append).rows([0]).keys() == {'states'}
 
 
 def test_an_interrupted_folder_is_continued_and_another_text_has_its_own(tmp_path, monkeypatch):
   whole = outputs.make(tmp_path / 'whole', LM, TOKENS, (1,), print)
-  saved, calls = outputs.write_atomically, []
-
-  def stop(*args):
-    saved(*args)
-    calls.append(args)
-    if len(calls) == 2:
-      raise KeyboardInterrupt
-
-  monkeypatch.setattr(outputs, 'write_atomically', stop)
-  with pytest.raises(KeyboardInterrupt):
+  with interrupted_at(monkeypatch, outputs, '_outputs', 4):  # The first call is for the shapes.
     outputs.make(tmp_path / 'parts', LM, TOKENS, (1,), print)
-  made = outputs.make(tmp_path / 'parts', LM, TOKENS, (1,), print)
-  assert len(calls) == 3  # Of 3 batches, 2 were there.
+  computed, compute = [], outputs._outputs
+  with monkeypatch.context() as patch:
+    patch.setattr(outputs, '_outputs', lambda *args, **options: computed.append(1) or compute(*args, **options))
+    made = outputs.make(tmp_path / 'parts', LM, TOKENS, (1,), print)
+  assert len(computed) == 2  # Of 3 batches, 2 were there.
   for name, array in made.arrays.items():
     np.testing.assert_array_equal(array, whole.arrays[name])
   other = outputs.make(tmp_path / 'parts', LM, TOKENS[:16] + 1, (1,), print)
