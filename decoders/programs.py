@@ -29,7 +29,9 @@ class Clock:
       self.compile_seconds += time.perf_counter() - start
     _programs[key] = program
     while len(_programs) > MOST:
-      del _programs[next(iter(_programs))]
+      oldest = next(iter(_programs))
+      del _programs[oldest]
+      _release(oldest)
     start = time.perf_counter()
     out = jax.block_until_ready(program(*args))
     self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
@@ -38,4 +40,12 @@ class Clock:
 
 def forget() -> None:
   """Frees all compiled programs and their memory."""
+  keys = [*_programs]
   _programs.clear()
+  for key in keys:
+    _release(key)
+
+
+def _release(key) -> None:
+  # JAX keeps what `lower` and `compile` made for as long as the function lives. Programs that are still in _programs stay compiled.
+  key[0].clear_cache()

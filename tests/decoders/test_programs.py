@@ -1,7 +1,11 @@
 """Programs are compiled once, and no more of them are kept than a process can hold."""
 
+import gc
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
+import pytest
 
 from decoders import programs
 
@@ -15,3 +19,32 @@ def test_the_latest_used_are_kept(monkeypatch):
     assert clock.run('test', double, jnp.ones(n)).tolist() == [2.0] * n and len(programs._programs) <= 3
     compiled += [n] * (clock.compile_seconds > 0)
   assert compiled == [1, 2, 3, 4, 2]  # 2 was the longest unused when 4 came.
+
+
+MAPS = Path('/proc/self/maps')
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason='Linux lists the memory maps of a process there.')
+def test_what_is_not_kept_gives_its_memory_back(monkeypatch):
+  count = lambda: len(MAPS.read_text().splitlines())
+  monkeypatch.setattr(programs, 'MOST', 2)
+  programs.forget()
+
+  @jax.jit
+  def long(x):
+    for i in range(8):
+      x = jnp.sort(jnp.sin(x @ x), axis=-1) + i
+    return x
+
+  run = lambda n: programs.Clock().run('test', long, jnp.ones((n, n)))
+  run(2)
+  before, counts = count(), []
+  for n in range(3, 9):
+    run(n)
+    gc.collect()
+    counts.append(count())
+  assert counts[0] > before + 5  # A second program takes memory,
+  assert max(counts[1:]) < counts[0] + 3 * (counts[0] - before)  # and six more take no more than two.
+  programs.forget()
+  gc.collect()
+  assert count() < before
