@@ -149,6 +149,7 @@ def test_agreement_is_written(results, monkeypatch):
   assert (results / 'translation_mat_agreement.png').stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_command_runs_a_study(results, capsys):
   options = '--parts speed --tiny --lengths 4 8 --speed-orders 2 0 --repeats 1'
   translation.main(['--study', 'mat', *options.split()])

@@ -173,6 +173,7 @@ def test_the_share_of_the_assignment_is_written(results):
   assert len(written['checks']) == 2 and all(row['share'] > 0 for row in written['rows'])
 
 
+@pytest.mark.slow
 def test_speed_is_measured_on_translations_of_one_length(results):
   translation.main('--study oaxe --parts speed --tiny --batches 1 4 --repeats 1'.split())
   rows = json.loads((results / 'translation_oaxe_speed.json').read_text())['rows']

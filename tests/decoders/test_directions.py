@@ -200,6 +200,7 @@ def test_the_command_prints_reading_order(both, reverse, monkeypatch, capsys):
     say('reverse', chat='Hello')
 
 
+@pytest.mark.slow
 def test_other_decoders_inherit_it(reverse):
   config = reverse.config.replace(num_layers=4)
   lm = LanguageModel(config, tiny_model(config).params, reverse.tokenizer)

@@ -47,7 +47,7 @@ PROMPTS = ['h', 'hihi\nh']
 SAID = 'i\nhi\nhi\nh'
 
 
-@pytest.mark.parametrize('name', [name if name in ('plain', 'swift') else slow(name)[0] for name in DECODERS])
+@pytest.mark.parametrize('name', ['plain', *slow(*(name for name in DECODERS if name != 'plain'))])
 def test_stop_strings_and_eos_end_rows_alike_in_every_decoder(name):
   decode = functools.partial(DECODERS[name], chatty(), PROMPTS, max_new_tokens=12)
   for ends, text, length in (
@@ -109,7 +109,7 @@ def test_half_a_character_before_a_stop_string_is_kept_as_such():
 
 @pytest.mark.parametrize(
   'name, options',
-  [*((name, {}) for name in DECODERS), ('plain', {'batch_size': 1}), ('plain', {'sampling': decoders.Sampling(0.01)}), ('draft model', {'rule': 'residual', 'sampling': decoders.Sampling(0.01)})],
+  [*((name, {}) for name in DECODERS), ('plain', {'batch_size': 1}), ('plain', {'sampling': decoders.Sampling(0.01)}), pytest.param('draft model', {'rule': 'residual', 'sampling': decoders.Sampling(0.01)}, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_logits_that_are_not_finite_are_named_by_row_and_position(name, options):
   lm = chatty()

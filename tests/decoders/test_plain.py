@@ -7,7 +7,7 @@ import decoders
 from jaxlm.errors import NotFiniteError
 from jaxlm.language_model import LanguageModel, forward
 from jaxlm.models.sharding import make_mesh, tree_shardings
-from tests.models import TINY, tiny_model
+from tests.models import TINY, slow, tiny_model
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [3]]
 SAMPLED = decoders.Sampling(temperature=1.0, top_k=20, top_p=0.95, repetition_penalty=1.2)
@@ -121,7 +121,7 @@ def test_stats_count_what_happened():
   assert out.stats['decode_seconds'] > 0 and out.stats['tokens_per_second'] > 0
 
 
-@pytest.mark.parametrize('axes', [{'tensor': 2, 'fsdp': 2}, {'tensor': 4}])
+@pytest.mark.parametrize('axes', [{'tensor': 2, 'fsdp': 2}, *slow({'tensor': 4})])
 def test_sharded_parameters_give_the_same_tokens(axes):
   lm = tiny_model()
   mesh = make_mesh(**axes)

@@ -29,6 +29,7 @@ def test_checkpoints_between_those_of_save_every_do_not_count(there, expected):
   assert averaged_steps(RunConfig(save_every=2, average_last=3), there) == expected
 
 
+@pytest.mark.slow
 def test_average_is_the_mean_and_that_of_a_run_that_never_stopped(tmp_path, monkeypatch):
   tiny.fit(tiny.config(tmp_path / 'whole', **SETTINGS))
   assert checkpoint.steps(tmp_path / 'whole' / 'checkpoints') == [4, 6, 8]

@@ -46,7 +46,8 @@ def whole(tmp_path_factory):
   return directory
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_resumes_bit_for_bit(tmp_path, whole, number):
   flags = '--run.directory', str(tmp_path / 'run'), '--run.steps', '12'
   process = tiny.start(*flags, '--slow', '0.1', '--run.save-every', '0')

@@ -168,6 +168,7 @@ def test_text_that_the_terminal_has_no_letters_for_is_shown_escaped(monkeypatch)
   assert out.buffer.getvalue() == b'a \\xe9\n'
 
 
+@pytest.mark.slow
 def test_a_signal_breaks_an_evaluation_off_and_the_resumed_run_makes_it(tmp_path, monkeypatch):
   monkeypatch.setattr(stopping, 'GRACE', 0.2)
   whole = tiny.fit(tiny.config(tmp_path / 'whole', ema_decay=0.9))

@@ -91,6 +91,7 @@ def test_the_full_cache_is_gone_once_layers_are_cut():
   assert min(live[2:]) <= out.stats['kv_bytes'] * 1.05
 
 
+@pytest.mark.slow
 def test_a_sink_token_is_the_first_of_the_kept():
   config = MODEL.replace(sink=dataclasses.replace(TINY.sink, kind='token'))
   lm = tiny_model(config)

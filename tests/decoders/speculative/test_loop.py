@@ -209,7 +209,9 @@ def test_a_tree_takes_no_more_slots_than_it_needs():
   assert out.stats['kv_bytes'] / plain.stats['kv_bytes'] == (256 + 16) / 256
 
 
-@pytest.mark.parametrize('drafter', [PromptLookup(4), speculative.DraftModel.of(tiny_model(), max_draft=3), None])
+@pytest.mark.parametrize(
+  'drafter', [PromptLookup(4), *slow(speculative.DraftModel.of(tiny_model(), max_draft=3)), None]
+)
 def test_requests_of_one_capacity_share_one_program(drafter):
   lm = tiny_model(TINY.replace(max_length=128))
   one = decoders.generate if drafter is None else functools.partial(speculative.generate, drafter=drafter)

@@ -123,6 +123,7 @@ def test_a_search_does_not_end_on_luck():
   assert wilson_lower_bound(0.0, 0) == 0.0 and wilson_lower_bound(0.0, 10) == pytest.approx(0.0)
 
 
+@pytest.mark.slow
 def test_a_set_that_led_is_tested_on_tokens_of_its_own():
   """A lucky set scores higher on the tokens that found it only; windows move by 10 tokens."""
   search, lucky = Search(SwiftConfig(bayes_interval=8, **ENDLESS), 12), None
@@ -150,6 +151,7 @@ def test_sets_are_compared_by_nearness_and_judged_by_matchness():
   assert nearness(search.best.vector(12)[None]) == 0.95 and search.best_score == 0.5 and search.active
 
 
+@pytest.mark.slow
 def test_nearness_tells_sets_apart_in_fewer_tokens():
   """Tokens that are missed narrowly: matchness counts them as missed, and its noise is that of a coin."""
 

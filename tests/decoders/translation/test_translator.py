@@ -116,6 +116,7 @@ def test_order_and_batches_do_not_matter():
   assert (out.lengths.reshape(-1, 2).max(axis=1) <= longest).all() and out.tokens.shape == (14, 32)
 
 
+@pytest.mark.slow
 def test_the_state_of_a_markov_model_does_not_grow():
   """Check 6 of the Markov decoder: its bytes are the same at any length, and those of k ids where the ids are the state."""
   size = lambda config, n, width=4: (

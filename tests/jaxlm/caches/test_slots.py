@@ -36,8 +36,9 @@ def normal(seed, *shape):
   'variant',
   [
     {},
-    {'attention': 'sigmoid', 'position': 'learned'},
-    *slow({'num_kv_heads': 4}, {'num_kv_heads': 1, 'position': 'alibi'}),
+    *slow(
+      {'attention': 'sigmoid', 'position': 'learned'}, {'num_kv_heads': 4}, {'num_kv_heads': 1, 'position': 'alibi'}
+    ),
   ],
 )
 def test_cut_layers_equal_a_full_cache_with_a_mask(variant, ring):
@@ -56,7 +57,7 @@ def test_cut_layers_equal_a_full_cache_with_a_mask(variant, ring):
 
 
 @pytest.mark.parametrize('ring', [False, True])
-@pytest.mark.parametrize('T', [3, 14])
+@pytest.mark.parametrize('T', [14, *slow(3)])
 def test_many_tokens_at_once_equal_one_by_one(ring, T):
   lm, (tokens_BT, lengths), new_BT = tiny_model(MODEL), padded(), tokens(8, 3, 20)
   cache = cut(read(lm.params, tokens_BT, config=MODEL), (True, False, True), lengths, 2, 8, None if ring else 20)
@@ -115,7 +116,7 @@ def in_pools(cache, lazy_BL, lengths, recent=8, room=20, quant=None):
 EACH = ((True, False, True), (False, False, True), (True, True, False))
 
 
-@pytest.mark.parametrize('ring', [False, True])
+@pytest.mark.parametrize('ring', [True, *slow(False)])
 def test_pools_with_each_rows_own_layers_equal_a_full_cache_with_a_mask(ring):
   lm, (tokens_BT, lengths), new_BT = tiny_model(MODEL), padded(), tokens(9, 3, 20)
   cache = read(lm.params, tokens_BT, config=MODEL)

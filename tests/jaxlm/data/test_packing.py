@@ -348,4 +348,5 @@ def test_a_fraction_is_the_same_windows_in_every_epoch_and_for_every_seed():
     assert batches.windows == 10 and all(len(set(epoch)) == 10 for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 4  # Each in an order of its own.
     parts[seed] = set(map(frozenset, epochs))
+    assert batches.used_windows.tolist() == sorted(epochs[0])
   assert parts[0] == parts[1] and len(parts[0]) == 1

@@ -6,6 +6,7 @@ import pytest
 
 import jaxlm
 from jaxlm.models import functions
+from tests.models import slow
 
 torch = pytest.importorskip('torch', reason='parity with transformers: pip install -e .[parity]')
 transformers = pytest.importorskip('transformers', reason='parity with transformers: pip install -e .[parity]')
@@ -237,13 +238,15 @@ def test_a_config_as_transformers_4_wrote_it_is_read(tmp_path):
   'scaling',
   [
     dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16),
-    dict(rope_type='linear', factor=4.0),
-    dict(rope_type='dynamic', factor=4.0),
-    dict(
-      rope_type='llama3', factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
+    *slow(
+      dict(rope_type='linear', factor=4.0),
+      dict(rope_type='dynamic', factor=4.0),
+      dict(
+        rope_type='llama3', factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
+      ),
     ),
   ],
-  ids=lambda scaling: scaling['rope_type'],
+  ids=['yarn', 'linear', 'dynamic', 'llama3'],
 )
 def test_contexts_that_only_a_scaling_stretches_are_generated_from(scaling, tmp_path):
   """max_position_embeddings is 16 as trained, and the prompt has 24 tokens."""

@@ -21,6 +21,7 @@ from tests.jaxlm.losses.order_cases import (
   sentences,
   with_nan,
 )
+from tests.models import slow
 
 # Each in one program: run eagerly, each operation would be compiled apart.
 OAXE = ('truncation', 'truncation_base', 'pin_eos', 'label_smoothing')
@@ -29,7 +30,7 @@ ngram_oaxe = jax.jit(losses.ngram_oaxe, static_argnames=(*OAXE, 'n', 'mode', 'tr
 cross_entropy = jax.jit(losses.cross_entropy)
 
 
-@pytest.mark.parametrize('options', [{}, {'truncation': 0.2, 'label_smoothing': 0.1}, {'pin_eos': True}])
+@pytest.mark.parametrize('options', [{'truncation': 0.2, 'label_smoothing': 0.1}, *slow({}, {'pin_eos': True})])
 @pytest.mark.parametrize('mode', ['window', 'block'])
 def test_n_of_one_is_oaxe_and_a_long_n_is_cross_entropy(mode, options):
   _, _, logits, targets = inputs()

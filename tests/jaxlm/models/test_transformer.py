@@ -8,7 +8,7 @@ import pytest
 from jaxlm import caches
 from jaxlm.config import ModelConfig, RopeConfig, model_config, to_dict
 from jaxlm.models.transformer import Transformer
-from tests.models import TINY, apply, init
+from tests.models import TINY, apply, init, slow
 
 VARIANTS = {
   'llama': {},
@@ -28,7 +28,10 @@ def tokens_BT(B=3, T=9):
   return jax.random.randint(jax.random.key(1), (B, T), 0, TINY.vocab_size)
 
 
-@pytest.mark.parametrize('name', VARIANTS)
+RARER = ('neox', 'yarn', 'dynamic')
+
+
+@pytest.mark.parametrize('name', [name for name in VARIANTS if name not in RARER] + slow(*RARER))
 def test_cached_decoding_equals_the_full_forward_pass(name):
   """Ragged: each row is read up to its own length first, then token by token at its own position."""
   config = TINY.replace(**VARIANTS[name])

@@ -69,6 +69,16 @@ def test_of_the_targets_own_texts_the_last_are_held_out(target, text, tmp_path, 
   assert said.startswith("The target's numbers differ from those of other when this run was saved")
 
 
+def test_of_a_fraction_only_the_rows_in_use_are_kept(target, text, tmp_path, lm):
+  one = made(target, text, tmp_path / 'run', lm, '--keep-outputs', str(tmp_path / 'outputs'), '--data.fraction', '0.3')
+  used, all_rows = len(one.batches.used_windows), one.batches.all_windows
+  assert len(one.outputs['training'].arrays['states']) == used < all_rows / 3 + 1
+  for step in (0, 5):
+    b = one.batch(step, slice(0, 8))
+    _, states = target_reads(lm.config, lm.params, b['tokens'], one.config.model.target_layers)
+    np.testing.assert_allclose(b['states'], states, atol=5e-3)
+
+
 def test_rows_and_prompts_that_do_not_fit_the_target_are_named(target, text, tmp_path, lm):
   small = dataclasses.replace(lm, config=lm.config.replace(max_length=24))
   with pytest.raises(ConfigError, match='eval.new_tokens=60 after held-out prompts of up to 8 tokens'):

@@ -56,7 +56,8 @@ def whole(target, text, tmp_path_factory):
   return run
 
 
-@pytest.mark.parametrize('mesh', [MeshConfig(), pytest.param(MESH, marks=pytest.mark.slow)], ids=['pmap', 'mesh'])
+@pytest.mark.slow
+@pytest.mark.parametrize('mesh', [MeshConfig(), MESH], ids=['pmap', 'mesh'])
 def test_a_resumed_run_is_bit_identical(target, text, whole, tmp_path, monkeypatch, mesh):
   directory, state = whole(mesh)
   interrupt_at(monkeypatch, 5)

@@ -95,6 +95,7 @@ def test_batches_are_in_their_directions(text, packing):
   assert [n for _, n, _ in ways[:2]] == [n for _, n, _ in ways[2:]]
 
 
+@pytest.mark.slow
 def test_a_run_of_both_reports_each_direction_and_shows_samples_of_both(text, capsys):
   flags = '--direction', 'both', '--reverse.signal', 'token', '--eval.prompts', 'one two', '--run.steps', '12'
   pretrain.main(smoke(text, *flags))

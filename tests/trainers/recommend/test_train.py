@@ -72,6 +72,7 @@ def test_a_resumed_target_is_bit_identical(target_run, ids_run, tmp_path, monkey
   assert logged(tmp_path / 'parts') == logged(target_run[0])
 
 
+@pytest.mark.slow
 def test_a_resumed_draft_is_bit_identical_and_goes_on_with_its_beams(draft_run, target_run, tmp_path, monkeypatch):
   directory, state = draft_run
   interrupt_at(monkeypatch, 4)

@@ -96,7 +96,7 @@ def loop_ratios(maps_LNTS):
 
 
 @pytest.mark.parametrize(
-  'name', ['softmax', 'elu1, alibi, window, prefix', *slow('sigmoid, key slot', 'softmax, sink token, learned')]
+  'name', ['elu1, alibi, window, prefix', *slow('softmax', 'sigmoid, key slot', 'softmax, sink token, learned')]
 )
 def test_ratios_equal_those_of_whole_maps(name):
   lm, found = model(name), report(name)
@@ -235,7 +235,7 @@ def configured(tmp_path, *texts, **changes):
   return laziness_command.LazinessConfig('m', **options, **changes)
 
 
-@pytest.mark.parametrize('continuation', ['greedy', 'text'])
+@pytest.mark.parametrize('continuation', ['greedy', *slow('text')])
 def test_report_is_printed_and_drawn_for_each_text(continuation, loads, tmp_path, capsys):
   program, lines = tmp_path / 'program.py', tmp_path / 'lines.jsonl'
   program.write_text(''.join(chr(97 + i * i % 23) for i in range(80)))
