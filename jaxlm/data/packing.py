@@ -109,6 +109,13 @@ class Batches:
   def all_windows(self) -> int:
     return max(0, len(self.corpus.tokens) - 1) // self.length
 
+  @functools.cached_property
+  def used_windows(self) -> np.ndarray:
+    """[windows] int64, the corpus indices of the windows that an epoch has, in increasing order."""
+    if self.fraction == 1:
+      return np.arange(self.all_windows)
+    return np.sort([int(self._part[i]) for i in range(self.windows)])
+
   @property
   def steps_per_epoch(self) -> float:
     return self.windows / self.batch_size

@@ -28,17 +28,20 @@ LARGEST = float(np.finfo(np.float16).max)
 
 @dataclasses.dataclass(frozen=True)
 class TargetOutputs:
-  """What a target computes for all rows.
+  """What a target computes for the rows of a text that are used.
 
   Attributes:
     arrays: array [rows, ...] of each name.
+    numbers: [rows], the number of each row in the text, in increasing order; None: all rows are used.
   """
 
   arrays: dict[str, np.ndarray]
+  numbers: np.ndarray | None = None
 
   def rows(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-    """Returns arrays [B, ...] of these rows."""
-    return {name: np.array(x[list(indices)]) for name, x in self.arrays.items()}
+    """Returns arrays [B, ...] of the rows with these numbers in the text."""
+    places = list(indices) if self.numbers is None else np.searchsorted(self.numbers, indices)
+    return {name: np.array(x[places]) for name, x in self.arrays.items()}
 
 
 def make(

@@ -54,7 +54,7 @@ def _kept(config: GlideTrainConfig, lm: LanguageModel, layout: distributed.Layou
   own = self_generation.local_target(lm, layout, lambda: target.load(config, config.run.directory))
   train, held_out = texts.batches, texts.held_out
   rows = {
-    'training': [train.row_of_window(i)['tokens'] for i in range(train.all_windows)],
+    'training': [train.row_of_window(i)['tokens'] for i in train.used_windows],
     'held-out': [held_out.row(i)['tokens'] for i in range(len(held_out) * config.data.batch_size)],
   }
   say = Progress(0, 0, show=True, bar=False).say
@@ -62,7 +62,8 @@ def _kept(config: GlideTrainConfig, lm: LanguageModel, layout: distributed.Layou
     config.keep_outputs, own, np.stack(rows[part]), config.model.target_layers, say
   )
   distributed.on_first_host(lambda: [make(part) for part in rows], DataError)
-  return {part: make(part) for part in rows}
+  numbered = dataclasses.replace(make('training'), numbers=train.used_windows)
+  return {'training': numbered, 'held-out': make('held-out')}
 
 
 def _texts(config: GlideTrainConfig, lm: LanguageModel, layout: distributed.Layout) -> Texts:
