@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from benchmarks.classification_texts import SETTINGS, TextSet
-from benchmarks.translation_corpora import kept
+from benchmarks.made_before import kept
 from jaxlm.evaluation.classification import Scores
 
 VERSION = 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.translation_corpora import write_whole
+from benchmarks.made_before import write_whole
 from jaxlm.data import labelled
 from jaxlm.data.corpus import cache_folder
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import translation_mat_models as models
-from benchmarks.translation_corpora import Corpus, kept
+from benchmarks.made_before import kept
+from benchmarks.translation_corpora import Corpus
 from benchmarks.translation_mat_scores import verdict
 from jaxlm.models import seq2seq
 from jaxlm.seq2seq_config import MarkovMode

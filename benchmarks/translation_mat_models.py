@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import tqdm
 
-from benchmarks.translation_corpora import Corpus, changed_fields, generated, kept
+from benchmarks.made_before import kept
+from benchmarks.translation_corpora import Corpus, changed_fields, generated
 import decoders
 from jaxlm.data import pair_batches, pair_tokenizers
 from jaxlm.data.markov_tasks import Agreement, Clauses

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import numpy as safetensors
 import tqdm
 
-from benchmarks.translation_corpora import kept, kept_path, write_whole
+from benchmarks.made_before import kept, kept_path, write_whole
 from benchmarks.translation_oaxe_settings import VARIANTS, Data, Stage, Variant, with_targets
 import decoders
 from jaxlm.data import pair_batches
