@@ -132,7 +132,9 @@ beams = [beam for loss, beam in calls if loss == losses[0]]
 for loss in losses:
   axis.plot(beams, [calls[loss, beam].mean() for beam in beams], marker='o', label=loss)
 axis.axhline(items.depth, color='black', linestyle='--', label='without a draft')
-axis.set(xlabel='beams of the draft, N', ylabel='target calls', ylim=(0, None), title=f'lists of {k} items')
+axis.set(
+  xlabel='beams of the draft, N', ylabel='target calls', ylim=(0, items.depth + 0.5), title=f'lists of {k} items'
+)
 axis.legend()
 plt.show()
 
