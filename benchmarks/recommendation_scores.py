@@ -7,60 +7,90 @@ import numpy as np
 
 from benchmarks import recommendation_runs as runs
 from decoders import atspeed
+from decoders.atspeed import Recommendations
 from jaxlm.data.interactions import TEST
+from jaxlm.evaluation import ranking
 from jaxlm.language_model import LanguageModel
+from jaxlm.lengths import bucket
 from trainers.recommend import lists
 
 LONGEST = 20
+METRICS = ('recall@5', 'recall@10', 'recall@20', 'ndcg@5', 'ndcg@10', 'ndcg@20')
+REPEATS = 3
+"""Timed searches, of which the median counts."""
 
 
 def recommending(
   config: Any, name: str, seed: int, target: LanguageModel, sasrec: LanguageModel
 ) -> list[dict[str, Any]]:
-  """Returns a row for each recommender."""
+  """Returns a row for each recommender, measured on all test users; 'behind' is how far its NDCG@10 is below the target's, per user."""
   found = {}
   for system, lm, preset in (('SASRec', sasrec, 'ids-sasrec'), ('target', target, 'ids')):
-    histories = runs.histories(config, name, seed, preset).histories
-    known, truth = lists.users_of(histories, TEST, config.users)
+    known, truth = lists.users_of(runs.histories(config, name, seed, preset).histories, TEST, None)
     items, _ = lists.recommend(lm, lm.tokenizer, lm.tokenizer.trie(), known, LONGEST, config.batch_size)
-    found[system] = lists.metrics(items, truth, LONGEST)
-  simple = lists.baselines(runs.histories(config, name, seed).histories, TEST, LONGEST, config.users)
-  rows = {**simple, **found}
-  wanted = ('recall@5', 'recall@10', 'recall@20', 'ndcg@5', 'ndcg@10', 'ndcg@20')
-  return [
-    {'table': f'{name}: recommending', 'system': system, 'seed': seed, **{m: values[m] for m in wanted}}
-    for system, values in rows.items()
-  ]
-
-
-def drafts(
-  config: Any, name: str, seed: int, loss: str, target: LanguageModel, draft: LanguageModel
-) -> list[dict[str, Any]]:
-  """Returns a row for each rule of verification and number of beams."""
+    found[system] = items, truth
   histories = runs.histories(config, name, seed).histories
-  known, truth = lists.users_of(histories, TEST, config.users)
-  items, trie, rows = target.tokenizer, target.tokenizer.trie(), []
-  prompts = [items.prompt(history) for history in known]
-
-  def search(k: int, other: LanguageModel | None, **more: Any):
-    """Returns the result of a second search: the first one compiles."""
-    for _ in range(2):
-      out = atspeed.recommend(target, other, trie, prompts, k=k, batch_size=config.batch_size, **more)
-    return out
-
-  for k in config.ks:
-    plain = search(k, None)
-    for rule in ('strict', 'relaxed'):
-      out = search(k, draft, beam=config.beam, gamma=config.gamma, verify=rule)
-      found = lists.metrics([row[:k] for row in out.items], truth, k)
-      same = np.mean([a == b for a, b in zip(out.items, plain.items)])
-      rows.append({
-        'table': f'{name}: drafts', 'loss': loss, 'rule': rule, 'K': k, 'seed': seed,
-        'accepted steps': float(np.mean(out.stats['accept_steps'])), 'target calls': float(np.mean(out.stats['target_calls'])),
-        'times as fast': plain.stats['seconds_per_history'] / out.stats['seconds_per_history'],
-        'same lists %': 100 * float(same), 'recall@K': found[f'recall@{k}'], 'ndcg@K': found[f'ndcg@{k}'],
-      })  # fmt: skip
+  known, truth = lists.users_of(histories, TEST, None)
+  learned = [histories.of(u, 0) for u in range(len(histories))]
+  simple = {
+    'popularity': (ranking.popular(histories.popularity, len(known), LONGEST), truth),
+    'bigram': (ranking.bigram(learned, histories.popularity, known, LONGEST), truth),
+  }
+  rows, of_target = [], ndcg(*found['target'])
+  for system, (items, truth) in {**simple, **found}.items():
+    behind, error = ranking.mean_and_error(of_target - ndcg(items, truth))
+    values = lists.metrics(items, truth, LONGEST)
+    rows.append({
+      'table': f'{name}: recommending', 'system': system, 'seed': seed, **{m: values[m] for m in METRICS}, 'behind': behind, 'standard error': error
+    })  # fmt: skip
   return rows
+
+
+def ndcg(items: Sequence[Sequence[int]], truth: Sequence[np.ndarray]) -> np.ndarray:
+  """Returns [users] NDCG@10."""
+  return np.array([ranking.ndcg_at(row, true.tolist(), 10) for row, true in zip(items, truth)])
+
+
+class Searches:
+  """Searches for the lists of test users, with and without a draft, and their times."""
+
+  def __init__(self, config: Any, name: str, seed: int, target: LanguageModel):
+    histories = runs.histories(config, name, seed).histories
+    known, self.truth = lists.users_of(histories, TEST, config.users)
+    self.config, self.target, self.trie = config, target, target.tokenizer.trie()
+    self.prompts = [target.tokenizer.prompt(history) for history in known]
+    # Those that are timed share a bucket of lengths, and so their programs: single histories of all buckets would compile for minutes.
+    buckets = [bucket(len(prompt)) for prompt in self.prompts]
+    usual = max(set(buckets), key=buckets.count)
+    self.few = [prompt for prompt, n in zip(self.prompts, buckets) if n == usual][: config.timed_users]
+    self.facts = {'table': f'{name}: drafts', 'seed': seed}
+
+  def _search(self, k: int, draft: LanguageModel | None, **more: Any) -> tuple[Recommendations, np.ndarray]:
+    """Returns the lists, and the seconds of a history [in batches, one by one]; what compiles is not timed."""
+    size = self.config.batch_size
+    run = lambda some, size: atspeed.recommend(self.target, draft, self.trie, some, k=k, batch_size=size, **more)
+    out, *_ = run(self.prompts, size), run(self.few, size), run(self.few, 1)
+    times = [[run(self.few, n).stats['seconds_per_history'] for n in (size, 1)] for _ in range(REPEATS)]
+    return out, np.median(times, axis=0)
+
+  def rows(self, drafts: dict[str, LanguageModel]) -> list[dict[str, Any]]:
+    """Returns a row for each number of beams, rule of verification, and draft by the name of its loss."""
+    rows = []
+    # Drafts of one shape share programs, so they follow each other.
+    for k in self.config.ks:
+      plain, plain_seconds = self._search(k, None)
+      for rule in ('strict', 'relaxed'):
+        for loss, draft in drafts.items():
+          out, seconds = self._search(k, draft, beam=self.config.beam, gamma=self.config.gamma, verify=rule)
+          found = lists.metrics([row[:k] for row in out.items], self.truth, k)
+          same = np.mean([a == b for a, b in zip(out.items, plain.items)])
+          rows.append({
+            **self.facts, 'loss': loss, 'rule': rule, 'K': k,
+            'accepted steps': float(np.mean(out.stats['accept_steps'])), 'target calls': float(np.mean(out.stats['target_calls'])),
+            'times as fast': float(plain_seconds[0] / seconds[0]), 'one by one': float(plain_seconds[1] / seconds[1]),
+            'same lists %': 100 * float(same), 'recall@K': found[f'recall@{k}'], 'ndcg@K': found[f'ndcg@{k}'],
+          })  # fmt: skip
+    return rows
 
 
 def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -59,8 +59,8 @@ class Config:
   glide_drafts: tuple[Literal['GliDe', 'vanilla', 'parallel'], ...] = ('GliDe', 'vanilla', 'parallel')
   """glide: kinds of drafts. vanilla has no cross-attention, and parallel predicts a block in one call."""
   glide_data: tuple[Literal['own', 'real'], ...] = ('own', 'real')
-  """glide: what the drafts are trained on, texts that the target writes itself or real text."""
-  glide_steps: int = 400
+  """glide: what drafts are trained on, texts that the target writes itself or real text; the second is for the kind GliDe alone."""
+  glide_steps: int = 1200
   """glide: number of training steps of each draft."""
   glide_texts: int = 1280
   """glide: number of texts that each target writes for the training."""

@@ -4,8 +4,8 @@
   vanilla    the same layer without the cross-attention
   parallel   one that predicts a whole block in one call
 
-for two targets, SmolLM2-135M and the redundant byte model of `benchmarks.stochastic_depth`, and on two kinds of data: texts that the
-target writes itself, greedily, and real text. A training that is interrupted goes on where it was.
+for two targets, SmolLM2-135M and the redundant byte model of `benchmarks.stochastic_depth`, on texts that the target writes itself,
+greedily; GliDe also on real text. A training that is interrupted goes on where it was.
 """
 
 import argparse
@@ -84,6 +84,8 @@ class Setting:
   """Type in which the target runs in training. It decodes in float32."""
   distill: float = 0.0
   """Share of the target's distribution in the loss."""
+  real_fraction: float = 1.0
+  """Share of the rows of real text that is used, so that there are about as many as texts that the target writes."""
 
 
 def smollm2(steps: int, texts: int) -> Setting:
@@ -92,13 +94,14 @@ def smollm2(steps: int, texts: int) -> Setting:
   model = PRESETS['smollm2'][1].model
   return Setting(
     'smollm2', model, steps, texts, length=160, prompt_tokens=48, batch_size=4, chat=True, learning_rate=1e-3,
-    target_dtype='bfloat16',
+    target_dtype='bfloat16', real_fraction=0.42,
   )  # fmt: skip
 
 
 def redundant(steps: int, texts: int) -> Setting:
-  """Returns the setting for the redundant byte model, which is trained first if it is not there."""
+  """Returns the setting for the redundant byte model, which is trained first if it is not there. Drafts of bytes need fewer steps."""
   stochastic_depth.trained()
+  steps = -(-steps // 3)
   model = DraftFlags(model_dim=128, num_heads=4, mlp_dim=384, embedding='own', dtype='float32')
   return Setting(str(stochastic_depth.folder()), model, steps, texts, length=256, prompt_tokens=64)
 
@@ -139,7 +142,8 @@ def config(setting: Setting, kind: str, data: str, seed: int = 0) -> glide.Glide
   made = glide.GlideTrainConfig(
     target=setting.target, target_dtype=setting.target_dtype, model=dataclasses.replace(setting.model, **KINDS[kind]),
     data=glide.TextConfig(
-      source=str(write_messages()) if own and setting.chat else 'embedded', batch_size=setting.batch_size, length=setting.length, seed=seed
+      source=str(write_messages()) if own and setting.chat else 'embedded', batch_size=setting.batch_size, length=setting.length, seed=seed,
+      fraction=1.0 if own else setting.real_fraction,
     ),
     self_generate=setting.texts if own else 0,
     generation=glide.GenerationConfig(chat=setting.chat and own, prompt_tokens=setting.prompt_tokens, batch_size=64),

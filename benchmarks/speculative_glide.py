@@ -40,7 +40,7 @@ def run(target: str, config: Any) -> None:
   setting = dataclasses.replace(setting, distill=config.glide_distill)
   drafts, trainings = {}, []
   for data in config.glide_data:
-    for kind in config.glide_drafts:
+    for kind in config.glide_drafts if data == config.glide_data[0] else ('GliDe',):
       drafts[kind, data], facts = speculative_drafts.trained(setting, kind, data)
       trainings.append(facts)
   print(report.table(trainings), flush=True)

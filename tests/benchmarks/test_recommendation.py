@@ -27,7 +27,7 @@ def test_a_tiny_study(tmp_path, monkeypatch, capsys):
   for row in drafts:
     assert row['accepted steps'] + row['target calls'] == pytest.approx(3)  # Identifiers of three tokens.
     assert row['rule'] == 'relaxed' or row['same lists %'] == 100
-  assert len(found['checks']) == 4
+  assert len(found['checks']) == 5
   monkeypatch.setattr(recommendation_runs.recommend, 'main', lambda config: None)  # All that is trained is there.
   capsys.readouterr()
   recommendation.main(TINY)
