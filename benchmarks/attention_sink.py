@@ -51,11 +51,12 @@ class Row:
   name: str
   attention: str = 'softmax'
   sink: str = 'none'
+  output_gate: str = 'none'
   first_token: Literal['fixed', 'random'] = 'fixed'
   """Sinks in gated retrieval. A fixed first token beats an added slot: two redundant sinks."""
 
   def model(self, base: ModelConfig) -> ModelConfig:
-    return base.replace(attention=self.attention, sink=SinkConfig(kind=self.sink))
+    return base.replace(attention=self.attention, sink=SinkConfig(kind=self.sink), output_gate=self.output_gate)
 
 
 RETRIEVAL_ROWS = (
@@ -63,6 +64,8 @@ RETRIEVAL_ROWS = (
   Row('sigmoid', attention='sigmoid'),
   Row('sigmoid_norm', attention='sigmoid_norm'),
   Row('elu1', attention='elu1'),
+  Row('gate of heads', output_gate='head'),
+  Row('gate of elements', output_gate='element'),
   Row('softmax, random first', first_token='random'),
   Row('k bias', sink='k'),
   Row('k bias, random first', sink='k', first_token='random'),
@@ -74,6 +77,7 @@ LM_ROWS = (
   Row('softmax'),
   Row('sigmoid', attention='sigmoid'),
   Row('sigmoid_norm', attention='sigmoid_norm'),
+  Row('gate of elements', output_gate='element'),
   Row('k bias', sink='k'),
   Row('sink token', sink='token'),
 )

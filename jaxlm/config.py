@@ -158,6 +158,9 @@ class ModelConfig:
   sequences."""
   head_mixing: Literal['concat', 'sum'] = 'concat'
   """Whether the heads' outputs are concatenated or summed before the output projection."""
+  output_gate: Literal['none', 'head', 'element'] = 'none'
+  """Multiplies the heads' outputs by sigmoid(x W), where x is the input of attention: one number per head, or one per element
+  (https://arxiv.org/abs/2505.06708)."""
   sink: SinkConfig = SinkConfig()
   causal: bool = True
   """True: a token sees itself and earlier tokens. False: a token sees the whole sequence, as in an encoder or a
@@ -282,7 +285,7 @@ class ModelConfig:
 TRAINING_ONLY = ('init', 'init_std', 'dropout')
 """Fields of a ModelConfig that only training reads. The outputs of a trained model do not depend on them."""
 ADDED = (
-  'causal', 'norm_plus_one', 'local_rope_theta', 'query_scale_dim', 'scaled_embeddings', 'embedding_norm'
+  'causal', 'norm_plus_one', 'local_rope_theta', 'query_scale_dim', 'scaled_embeddings', 'embedding_norm', 'output_gate'
 )  # fmt: skip
 """Fields that are newer than some saved files. At their defaults they change nothing."""
 

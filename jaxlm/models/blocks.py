@@ -129,6 +129,9 @@ class Attention(nn.Module):
       self.slot_key = self.param('slot_key', *per_head)
     if c.sink.kind in ('kv', 'v'):
       self.slot_value = self.param('slot_value', *per_head)
+    if c.output_gate != 'none':
+      gates = (c.num_heads, c.head_dim if c.output_gate == 'element' else 1)
+      self.output_gate = Dense((c.model_dim,), gates, False, c.dtype, init)
     mixed = (c.head_dim,) if c.head_mixing == 'sum' else (c.num_heads, c.head_dim)
     self.o = Dense(mixed, (c.model_dim,), c.out_bias, c.dtype, init)
 
@@ -165,12 +168,18 @@ class Attention(nn.Module):
       rule = rule.replace(dropout=c.dropout.attention, dropout_key=key)
     return rule
 
-  def mix(self, out_BTNH):
-    """Returns the output projection of the heads' outputs, [B, T, D]."""
+  def mix(self, out_BTNH, x_BTD=None):
+    """Returns the output projection of the heads' outputs, [B, T, D]. `x`: the input of attention, which an output gate reads."""
     c = self.config
     if c.sink.kind == 'v':
       value_NH = jnp.repeat(self.per_head(self.slot_value), c.num_heads // c.num_kv_heads, axis=0)
       out_BTNH = out_BTNH + value_NH[None, None].astype(c.dtype)
+    if c.output_gate != 'none':
+      if x_BTD is None:
+        raise ValueError(
+          f"output_gate={c.output_gate!r} reads the input of attention: pass it to `mix` beside the heads' outputs."
+        )
+      out_BTNH = out_BTNH * jax.nn.sigmoid(self.output_gate(x_BTD))
     return self.o(out_BTNH.sum(axis=2) if c.head_mixing == 'sum' else out_BTNH)
 
   def __call__(self, x_BTD, positions_BT, scheme, cache, key=None):
@@ -179,7 +188,7 @@ class Attention(nn.Module):
     q_BTNH = self.project_queries(x_BTD, rotation)
     k_BTKH, v_BTKH = self.project_keys_values(x_BTD, rotation)
     out_BTNH, cache = cache.attend(self.layer, q_BTNH, k_BTKH, v_BTKH, positions_BT, self.rule(table, key))
-    return self.mix(out_BTNH), cache
+    return self.mix(out_BTNH, x_BTD), cache
 
   def per_head(self, vector):
     return jnp.broadcast_to(vector, (self.config.num_kv_heads, self.config.head_dim))

@@ -136,9 +136,15 @@ def attention_input(
   return _layer(layer_params, config, layer, Block.attention_input, x)
 
 
-def mix(layer_params: Any, config: ModelConfig, layer: int, out: Float[Array, 'B T N H']) -> Float[Array, 'B T D']:
-  """Returns the output projection of the heads' outputs."""
-  return _layer(layer_params, config, layer, lambda block, out: block.attention.mix(out), out)
+def mix(
+  layer_params: Any,
+  config: ModelConfig,
+  layer: int,
+  out: Float[Array, 'B T N H'],
+  x: Float[Array, 'B T D'] | None = None,
+) -> Float[Array, 'B T D']:
+  """Returns the output projection of the heads' outputs. `x`: the input of attention, needed if the model has an output gate."""
+  return _layer(layer_params, config, layer, lambda block, out, x: block.attention.mix(out, x), out, x)
 
 
 def _model(params, config, method, *args):

@@ -34,6 +34,7 @@ RULES = (
   Rule('o/kernel', 'matrix', ('tensor', None, 'fsdp')),
   Rule('o/kernel', 'matrix', (None, None)),  # head_mixing='sum': [H, D]
   Rule('o/bias', 'bias', (None,)),
+  Rule('output_gate/kernel', 'matrix', ('fsdp', 'tensor', None)),
   Rule('up/kernel', 'matrix', ('fsdp', 'tensor')),
   Rule('up/bias', 'bias', ('tensor',)),
   Rule('gate/kernel', 'matrix', ('fsdp', 'tensor')),

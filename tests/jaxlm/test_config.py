@@ -8,7 +8,8 @@ from jaxlm import config as configs
 from tests.models import TINY
 
 ADDED = dict(
-  causal=False, norm_plus_one=True, local_rope_theta=100.0, query_scale_dim=5, scaled_embeddings=True, embedding_norm=True
+  causal=False, norm_plus_one=True, local_rope_theta=100.0, query_scale_dim=5, scaled_embeddings=True, embedding_norm=True,
+  output_gate='head',
 )  # fmt: skip
 
 

@@ -210,6 +210,8 @@ VARIATIONS = {
     'windows': (3,), 'local_rope_theta': 100.0, 'attention_softcap': 2.0, 'logit_softcap': 3.0,
   },
   'heads summed': {'head_mixing': 'sum'},
+  'gate of elements': {'output_gate': 'element'},
+  'gate of heads': {'output_gate': 'head', 'head_mixing': 'sum', 'sink': SinkConfig('v')},
   'prefix': {'prefix': 3},
   'prefix, sink token': {'prefix': 3, 'sink': SinkConfig('token')},
   'power': {'attention_power': 0.5},
@@ -218,7 +220,7 @@ VARIATIONS = {
 }  # fmt: skip
 
 IN_BRIEF = ('softmax', 'sigmoid', 'sink token')
-RARER = ('sink kv shared', 'sink k', 'sink v', 'heads summed', 'relu', 'power', 'learned')
+RARER = ('gate of heads', 'sink kv shared', 'sink k', 'sink v', 'heads summed', 'relu', 'power', 'learned')
 
 
 def is_everyday(name):
