@@ -37,7 +37,7 @@ class Config:
   seeds: int = 1
   """Number of seeds of all that is trained."""
   users: int = 128
-  """Number of test users at most."""
+  """Number of test users at most whose lists are searched with drafts; targets are measured on all."""
   batch_size: int = 32
   """Users whose lists are searched together."""
   timed_users: int = 32

@@ -31,11 +31,7 @@ def recommending(
     found[system] = items, truth
   histories = runs.histories(config, name, seed).histories
   known, truth = lists.users_of(histories, TEST, None)
-  learned = [histories.of(u, 0) for u in range(len(histories))]
-  simple = {
-    'popularity': (ranking.popular(histories.popularity, len(known), LONGEST), truth),
-    'bigram': (ranking.bigram(learned, histories.popularity, known, LONGEST), truth),
-  }
+  simple = {name: (items, truth) for name, items in lists.simple_lists(histories, known, LONGEST).items()}
   rows, of_target = [], ndcg(*found['target'])
   for system, (items, truth) in {**simple, **found}.items():
     behind, error = ranking.mean_and_error(of_target - ndcg(items, truth))

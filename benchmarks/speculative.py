@@ -61,7 +61,7 @@ class Config:
   glide_data: tuple[Literal['own', 'real'], ...] = ('own', 'real')
   """glide: what drafts are trained on, texts that the target writes itself or real text; the second is for the kind GliDe alone."""
   glide_steps: int = 1200
-  """glide: number of training steps of each draft."""
+  """glide: number of training steps of each draft of SmolLM2; a third of it for those of the redundant model."""
   glide_texts: int = 1280
   """glide: number of texts that each target writes for the training."""
   glide_distill: float = 1.0

@@ -165,7 +165,8 @@ def config(setting: Setting, kind: str, data: str, seed: int = 0) -> glide.Glide
     / f'glide-texts-{digest(made.target, made.target_dtype, made.generation, made.self_generate, made.data.source, setting.length)}.jsonl'
   )
   facts = dataclasses.asdict(made)
-  del facts['model']['target']  # The trainer fills it in. Here it is a model's defaults, and a new field there is no other training.
+  # The trainer fills it in. Here it is a model's defaults, and a new field there is no other training.
+  del facts['model']['target']
   name = f'glide-{kind}-{data}-{digest(facts)}'.lower()
   return dataclasses.replace(
     made,

@@ -29,9 +29,7 @@ class Clock:
       self.compile_seconds += time.perf_counter() - start
     _programs[key] = program
     while len(_programs) > MOST:
-      oldest = next(iter(_programs))
-      del _programs[oldest]
-      _release(oldest)
+      _drop(next(iter(_programs)))
     start = time.perf_counter()
     out = jax.block_until_ready(program(*args))
     self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
@@ -40,12 +38,11 @@ class Clock:
 
 def forget() -> None:
   """Frees all compiled programs and their memory."""
-  keys = [*_programs]
-  _programs.clear()
-  for key in keys:
-    _release(key)
+  for key in [*_programs]:
+    _drop(key)
 
 
-def _release(key) -> None:
+def _drop(key) -> None:
+  del _programs[key]
   # JAX keeps what `lower` and `compile` made for as long as the function lives. Programs that are still in _programs stay compiled.
   key[0].clear_cache()

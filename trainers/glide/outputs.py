@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config import ModelConfig
+from jaxlm.config import ModelConfig, computing_fields
 from jaxlm.errors import DataError
 from jaxlm.io import digest, kept_arrays
 from jaxlm.language_model import LanguageModel
@@ -59,7 +59,7 @@ def make(
     DataError: the folder cannot be written, or another process is writing it.
   """
   text = hashlib.sha256(tokens.tobytes()).hexdigest(), tokens.shape
-  facts = digest.of_tree(lm.params), dataclasses.asdict(lm.config), text
+  facts = digest.of_tree(lm.params), computing_fields(lm.config), text
   folder = Path(place).expanduser() / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
   compute, count = functools.partial(_outputs, lm.config, lm.params, layers=layers), len(tokens)
 

@@ -69,9 +69,13 @@ def metrics(ranked: Sequence[Sequence[int]], truth: Sequence[np.ndarray], k: int
 def baselines(histories: Histories, part: int, k: int, most: int | None = None) -> dict[str, dict[str, float]]:
   """Returns the metrics of popular items, and of the items that follow the last one most often; arguments as for `users_of`."""
   known, truth = users_of(histories, part, most)
+  return {name: metrics(found, truth, k) for name, found in simple_lists(histories, known, k).items()}
+
+
+def simple_lists(histories: Histories, known: Sequence[np.ndarray], k: int) -> dict[str, list[list[int]]]:
+  """Returns lists of k items for the histories `known`: popular ones, and those that follow the last item most often in training."""
   learned = [histories.of(u, 0) for u in range(len(histories))]
-  lists = {
+  return {
     'popularity': ranking.popular(histories.popularity, len(known), k),
     'bigram': ranking.bigram(learned, histories.popularity, known, k),
   }
-  return {name: metrics(found, truth, k) for name, found in lists.items()}
