@@ -76,6 +76,9 @@ def test_layer_by_layer_never_holds_more_than_is_kept_and_one_layer(monkeypatch)
 
       return type('Lowered', (), {'compile': lambda self: run})()
 
+    def clear_cache(self):
+      one_layer.clear_cache()
+
   monkeypatch.setattr(layerwise, 'one_layer', Looking())
   context = compress(lm, prompt, lazy=lazy, room=16)
   layer = 2 * 2 * 512 * 8 * 4
