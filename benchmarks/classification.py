@@ -109,17 +109,17 @@ def checks(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     exam, encoder, line = (of.get((name, system)) for system in ('EXAM', 'encoder alone', 'TF-IDF, linear'))
     if exam and encoder:
       gain = score(exam) - score(encoder)
-      verdicts.append(_said(f'{name}: EXAM at least its encoder alone', gain >= 0, gain, error(exam, encoder)))
+      verdicts.append(verdict(f'{name}: EXAM at least its encoder alone', gain >= 0, gain, error(exam, encoder)))
     if exam and line:
       gain = score(exam) - score(line)
-      verdicts.append(_said(f'{name}: EXAM within 1 point of the linear model', gain >= -1, gain, error(exam, line)))
+      verdicts.append(verdict(f'{name}: EXAM within 1 point of the linear model', gain >= -1, gain, error(exam, line)))
   return verdicts
 
 
-def _said(statement: str, holds: bool, measured: float, error: float) -> dict[str, Any]:
-  verdict = {'statement': statement, 'pass': bool(holds), 'measured': round(measured, 2), 'error': round(error, 2)}
-  print('PASS' if holds else 'MISS', statement, '--', verdict['measured'], '+-', verdict['error'])
-  return verdict
+def verdict(statement: str, holds: bool, measured: float, error: float) -> dict[str, Any]:
+  result = {'statement': statement, 'pass': bool(holds), 'measured': round(measured, 2), 'error': round(error, 2)}
+  print('PASS' if holds else 'MISS', statement, '--', result['measured'], '+-', verdict['error'])
+  return result
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

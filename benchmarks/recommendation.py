@@ -84,24 +84,24 @@ def checks(rows: Sequence[dict[str, Any]], config: Config) -> list[dict[str, Any
       if (best, rule) not in calls:
         continue
       ours, others = calls[best, rule], {loss: n for (loss, r), n in calls.items() if r == rule and loss != best}
-      verdicts.append(_said(f'{name}, K={K}, {rule}: {best} needs at most {aim} target calls', ours <= aim, ours))
+      verdicts.append(verdict(f'{name}, K={K}, {rule}: {best} needs at most {aim} target calls', ours <= aim, ours))
       if others:
         nearest = min(others, key=others.get)
         text = f'{name}, K={K}, {rule}: {best} needs the fewest target calls ({nearest}: {others[nearest]:.2f})'
-        verdicts.append(_said(text, ours <= others[nearest], ours))
+        verdicts.append(verdict(text, ours <= others[nearest], ours))
     same = min(row['same lists %'] for row in rows if row['table'] == f'{name}: drafts' and row['rule'] == 'strict')
     text = f'{name}, strict: at least 99 % of the lists are those without a draft, whatever the draft and K; rounding may part equals'
-    verdicts.append(_said(text, same >= 99, same))
+    verdicts.append(verdict(text, same >= 99, same))
     of = {row['system']: row for row in rows if row['table'] == f'{name}: recommending'}
     above = of['popularity']['behind']
-    verdicts.append(_said(f'{name}: NDCG@10 of the target above that of popular items', above > 0, above))
+    verdicts.append(verdict(f'{name}: NDCG@10 of the target above that of popular items', above > 0, above))
     behind, error = of['SASRec']['behind'], of['SASRec']['standard error']
     text = f'{name}: NDCG@10 of the target not below that of SASRec by more than two standard errors ({error:.4f} each)'
-    verdicts.append(_said(text, behind >= -2 * error, behind))
+    verdicts.append(verdict(text, behind >= -2 * error, behind))
   return verdicts
 
 
-def _said(statement: str, holds: bool, measured: float) -> dict[str, Any]:
+def verdict(statement: str, holds: bool, measured: float) -> dict[str, Any]:
   print('PASS' if holds else 'MISS', statement, '--', round(measured, 4))
   return {'statement': statement, 'pass': bool(holds), 'measured': round(measured, 4)}
 

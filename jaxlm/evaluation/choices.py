@@ -119,10 +119,10 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Question]
   return questions
 
 
-def _question(said: Any, where: str) -> Question:
-  if not isinstance(said, dict) or {'context', 'choices', 'answer'} - set(said):
+def _question(entry: Any, where: str) -> Question:
+  if not isinstance(entry, dict) or {'context', 'choices', 'answer'} - set(entry):
     raise errors.DataError(f'{where}: expected an object with context, choices and answer.')
-  context, choices, answer = said['context'], said['choices'], said['answer']
+  context, choices, answer = entry['context'], entry['choices'], entry['answer']
   fits = isinstance(choices, list) and len(choices) > 1 and all(isinstance(c, str) and c for c in choices)
   if not isinstance(context, str) or not fits:
     raise errors.DataError(f'{where}: context is a text and choices are two or more texts, none of them empty.')

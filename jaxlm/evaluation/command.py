@@ -98,17 +98,21 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     for kept, one in zip((losses, answers, tokenizers), found):
       kept.append(one)
   labels = _labels(models)
-  said: dict[str, Any] = {'measured': dataclasses.asdict(config)}
-  said['documents'] = {label: {n: _loss_numbers(x) for n, x in found.items()} for label, found in zip(labels, losses)}
-  said['choices'] = {label: {n: _choice_numbers(x) for n, x in found.items()} for label, found in zip(labels, answers)}
+  results: dict[str, Any] = {'measured': dataclasses.asdict(config)}
+  results['documents'] = {
+    label: {n: _loss_numbers(x) for n, x in found.items()} for label, found in zip(labels, losses)
+  }
+  results['choices'] = {
+    label: {n: _choice_numbers(x) for n, x in found.items()} for label, found in zip(labels, answers)
+  }
   if len(models) == 2:
-    said['differences'] = _differences(config, losses, answers, same_tokens=tokenizers[0] == tokenizers[1])
-  print('\n\n'.join(aligned(table) for table in tables(said) if len(table) > 1))
+    results['differences'] = _differences(config, losses, answers, same_tokens=tokenizers[0] == tokenizers[1])
+  print('\n\n'.join(aligned(table) for table in tables(results) if len(table) > 1))
   if out is not None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(said, indent=2, allow_nan=False) + '\n', encoding='utf-8')
+    out.write_text(json.dumps(results, indent=2, allow_nan=False) + '\n', encoding='utf-8')
     print(f'\nWritten to {out}')
-  return said
+  return results
 
 
 def _evaluated(model: str, config: EvaluateConfig, documents, questions) -> tuple[dict, dict, str | None]:
@@ -186,21 +190,21 @@ def _differences(config: EvaluateConfig, losses, answers, *, same_tokens: bool) 
   return found
 
 
-def tables(said: dict[str, Any]) -> list[list[list[str]]]:
+def tables(results: dict[str, Any]) -> list[list[list[str]]]:
   """Returns the tables of losses, of accuracies and of differences, as rows of cells."""
   losses = [['documents', 'model', 'direction', 'texts', 'tokens', 'loss', 'perplexity', 'bits/byte']]
-  for model, sets in said['documents'].items():
+  for model, sets in results['documents'].items():
     for name, x in sets.items():
       for way in ('forward', 'reverse'):
         if way in x:
           numbers = f'{x[way]["loss"]:.4f}', f'{x[way]["perplexity"]:.3f}', f'{x[way]["bits_per_byte"]:.4f}'
           losses.append([name, model, way, f'{x["documents"]:,}', f'{x["tokens"]:,}', *numbers])
   choices = [['questions', 'model', 'number', 'accuracy, %', 'per token', 'per byte']]
-  for model, sets in said['choices'].items():
+  for model, sets in results['choices'].items():
     for name, x in sets.items():
       choices.append([name, model, f'{x["questions"]:,}', *(f'{100 * a:.2f}' for a in x['accuracy'].values())])
   differences = [['first - second', 'measure', 'difference', '95 % from', 'to', 'p', 'items']]
-  for x in said.get('differences', ()):
+  for x in results.get('differences', ()):
     numbers = (f'{x[name]:+.4f}' for name in ('value', 'low', 'high'))
     differences.append([x['set'], x['measure'], *numbers, f'{x["p"]:.4f}', f'{x["items"]:,}'])
   return [losses, choices, differences]

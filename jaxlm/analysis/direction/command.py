@@ -280,7 +280,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
   folder.mkdir(parents=True, exist_ok=True)
   written = folder / 'report.json', folder / 'direction.png'
   number = lambda x: None if x != x else x
-  said = {
+  results = {
     'measured': dataclasses.asdict(config),
     'scored': scores.facts,
     'distribution': [dict(zip(table[0], line)) for line in table[1:]],
@@ -290,10 +290,10 @@ def report(config: ReportConfig) -> dict[str, Any]:
       for name, group in groups.items()
     },
   }
-  written[0].write_text(json.dumps(said, allow_nan=False) + '\n', encoding='utf-8')
+  written[0].write_text(json.dumps(results, allow_nan=False) + '\n', encoding='utf-8')
   direction_plots.plot_scores(scores, rows, written[1], title)
   print('\nWritten to', ', '.join(map(str, written)))
-  return said
+  return results
 
 
 def _check_least(config: Any, **least: int) -> None:

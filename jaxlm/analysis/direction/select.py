@@ -74,9 +74,9 @@ def write(
 
 def _lines(scores: Scores, texts: Iterable[tuple[int, str]]) -> Iterator[bytes]:
   for row, text in texts:
-    said = {'text': text, 'id': int(scores.id[row]), 'domain': scores.domains[scores.domain[row]]}
-    said |= {name: float(scores.columns[name][row]) for name in ('S', 'loss_forward', 'loss_reverse')}
-    yield json.dumps({**said, 'tokens': int(scores.tokens[row])}, ensure_ascii=False).encode() + b'\n'
+    line = {'text': text, 'id': int(scores.id[row]), 'domain': scores.domains[scores.domain[row]]}
+    line |= {name: float(scores.columns[name][row]) for name in ('S', 'loss_forward', 'loss_reverse')}
+    yield json.dumps({**line, 'tokens': int(scores.tokens[row])}, ensure_ascii=False).encode() + b'\n'
 
 
 def manifest(scores: Scores, found: selection.Selection, options: dict[str, Any]) -> dict[str, Any]:
@@ -100,8 +100,8 @@ def manifest(scores: Scores, found: selection.Selection, options: dict[str, Any]
 
 def _moments(scores: Scores, rows: np.ndarray) -> dict[str, Any]:
   S, number = scores.S[rows], int(rows.sum())
-  said = {'documents': number, 'tokens': int(scores.tokens[rows].sum())}
+  facts = {'documents': number, 'tokens': int(scores.tokens[rows].sum())}
   if number:
-    said |= {'S_mean': float(S.mean()), 'S_std': float(S.std()), 'S_min': float(S.min()), 'S_max': float(S.max())}
-    said['loss_forward_mean'] = float(scores.loss_forward[rows].mean())
-  return said
+    facts |= {'S_mean': float(S.mean()), 'S_std': float(S.std()), 'S_min': float(S.min()), 'S_max': float(S.max())}
+    facts['loss_forward_mean'] = float(scores.loss_forward[rows].mean())
+  return facts

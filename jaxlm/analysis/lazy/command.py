@@ -88,9 +88,9 @@ def main(config: LazinessConfig) -> 'list[LazinessReport]':
     laziness_plots.plot_laziness(report, written[-1], title)
   if len(reports) > 1:
     print(texts_line(reports) + '\n')
-  said = [{'text': spec, **fields(report)} for spec, report in zip(config.text, reports)]
+  texts = [{'text': spec, **fields(report)} for spec, report in zip(config.text, reports)]
   written.insert(0, folder / 'laziness.json')
-  written[0].write_text(json.dumps({'measured': dataclasses.asdict(config), 'texts': said}, allow_nan=False) + '\n')
+  written[0].write_text(json.dumps({'measured': dataclasses.asdict(config), 'texts': texts}, allow_nan=False) + '\n')
   print('Written to', ', '.join(map(str, written)))
   return reports
 
