@@ -118,7 +118,7 @@ def checks(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def verdict(statement: str, holds: bool, measured: float, error: float) -> dict[str, Any]:
   result = {'statement': statement, 'pass': bool(holds), 'measured': round(measured, 2), 'error': round(error, 2)}
-  print('PASS' if holds else 'MISS', statement, '--', result['measured'], '+-', verdict['error'])
+  print('PASS' if holds else 'MISS', statement, '--', result['measured'], '+-', result['error'])
   return result
 
 
