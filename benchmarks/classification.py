@@ -30,7 +30,7 @@ class Config:
   parts: tuple[Literal['sets', 'speed'], ...] = ('sets', 'speed')
   sets: tuple[Literal['r8', 'r52', 'newsgroups', 'debian-sections', 'debtags'], ...] = SETS
   systems: tuple[str, ...] = (
-    'EXAM', 'encoder alone', 'fastText', 'TF-IDF, linear', 'MiniLM, logistic regression', 'EXAM on MiniLM',
+    'EXAM', 'EXAM, no residual', 'encoder alone', 'fastText', 'TF-IDF, linear', 'MiniLM, logistic regression', 'EXAM on MiniLM',
   )  # fmt: skip
   """Which systems; 'GRU' can be added."""
   seeds: int = 3

@@ -24,6 +24,7 @@ VOCABULARY, BATCH = 10_000, 32
 # The presets of trainers.classify; on the states of a language model the scores' mean is a better start than their sum.
 TRAINED = {
   'EXAM': 'docstrings',
+  'EXAM, no residual': 'docstrings',
   'encoder alone': 'region',
   'fastText': 'fasttext',
   'GRU': 'gru',
@@ -47,6 +48,8 @@ def flags(texts: TextSet, system: str, seed: int, directory: Path, tiny: bool) -
     found += ['--lm', 'minilm', '--lm-cache', '8000', '--model.max-length', str(_length(texts))]
   else:
     found += ['--data.vocab-size', str(VOCABULARY), '--model.max-length', str(setting.length)]
+  if system == 'EXAM, no residual':
+    found += ['--model.residual', 'none']
   if system == 'fastText':
     found += ['--model.buckets', '20000']
   each = str(max(1, steps // 4))
