@@ -161,15 +161,18 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
   """Plots tokens per round by kind of prompt, acceptance by position, and tokens per round against the size of the tree."""
   from matplotlib.figure import Figure  # Not pyplot: no global state, no display.
 
-  figure = Figure(figsize=(13, 3.8), layout='constrained')
+  figure = Figure(figsize=(13, 4.6), layout='constrained')
   left, middle, right = figure.subplots(1, 3, width_ratios=(2, 1, 1))
   drafted = [row for row in rows if row.get('M')]
   names = [*dict.fromkeys(row['method'] for row in drafted if row['method'].endswith(('chain', 'lookup', 'CaPE')))]
   kinds, width = [*dict.fromkeys(row['kind'] for row in rows)], 0.8 / max(len(names), 1)
+  if len(kinds) == 2:  # A single kind of prompt, and the mean over it.
+    kinds = kinds[:1]
   for i, name in enumerate(names):
     of = {row['kind']: row for row in drafted if row['method'] == name}
-    at = [k + (i - len(names) / 2) * width for k, kind in enumerate(kinds) if kind in of]
-    left.bar(at, [row['M'] for row in of.values()], width, yerr=[row['error'] for row in of.values()], label=name)
+    there = [(k + (i - len(names) / 2) * width, of[kind]) for k, kind in enumerate(kinds) if kind in of]
+    heights, errors = ([row[key] for _, row in there] for key in ('M', 'error'))
+    left.bar([place for place, _ in there], heights, width, yerr=errors, label=name)
   left.set_xticks(range(len(kinds)), kinds)
   left.set(ylabel='tokens per round', ylim=(1, None), title='Accepted length, one standard error')
   for row in drafted:
@@ -184,5 +187,5 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
   right.set(xlabel='verified tokens per round', ylabel='tokens per round', title='Size of the tree')
   for axis in (left, middle, right):
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc='upper center', bbox_to_anchor=(0.5, -0.15), ncol=4 if axis is left else 2)
   figure.savefig(path, dpi=120)
