@@ -8,32 +8,14 @@ for two targets, SmolLM2-135M and the redundant byte model of `benchmarks.stocha
 greedily; GliDe also on real text. A training that is interrupted goes on where it was.
 """
 
-import argparse
-import ast
-import calendar
-from collections.abc import Iterator
-import configparser
-import csv
 import dataclasses
-import difflib
-import fractions
 import hashlib
-import heapq
-import inspect
 import json
-import pathlib
-from pathlib import Path
-import random
-import shutil
 import statistics
-import string
-import tarfile
-import textwrap
-import tokenize
 from typing import Any
-import zipfile
 
-from benchmarks import speculative_prompts, stochastic_depth
+from benchmarks import stochastic_depth
+from benchmarks.speculative_messages import write_messages
 import jaxlm
 from jaxlm.data.corpus import cache_folder
 from trainers import glide, metrics
@@ -46,23 +28,6 @@ VERSION = 1
 KINDS = {'GliDe': {}, 'vanilla': {'cross': False}, 'parallel': {'draft': 'parallel'}}
 DATA = ('own', 'real')
 """own: texts that the target writes. real: the text that ships with Python."""
-TOPICS = (
-  'the moon', 'bread', 'photosynthesis', 'a good night of sleep', 'the steam engine', 'chess', 'volcanoes', 'the violin', 'coffee',
-  'glaciers', 'democracy', 'bees', 'the internet', 'gravity', 'running', 'the Roman Empire', 'rainbows', 'money', 'vaccines', 'trees',
-  'the human heart', 'solar power', 'poetry', 'cats', 'the printing press', 'tides', 'a job interview', 'tea', 'electric cars', 'honesty',
-  'dinosaurs', 'the piano', 'recycling', 'maps', 'lightning', 'friendship', 'the Olympic Games', 'whales', 'algebra', 'gardening',
-  'the desert', 'snow', 'cheese', 'the telephone', 'rivers', 'painting', 'the brain', 'jazz', 'clouds', 'the wheel', 'spiders', 'museums',
-  'patience', 'soil', 'the calendar', 'bridges', 'football', 'dreams', 'the theatre', 'salt',
-)  # fmt: skip
-ASKED = (
-  'What is {}?', 'Explain {} to a child.', 'Why is {} important?', 'Give me three facts about {}.', 'Write a short story about {}.',
-  'What should I know about {}?', 'Tell me about the history of {}.', 'How does {} change our lives?', 'Write a poem about {}.',
-  'What do people often get wrong about {}?', 'List five words that have to do with {}, and explain them.',
-)  # fmt: skip
-MODULES = (
-  shutil, statistics, textwrap, random, inspect, json, dataclasses, argparse, ast, calendar, configparser, csv, difflib, fractions, heapq,
-  pathlib, string, tarfile, tokenize, zipfile,
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +56,10 @@ class Setting:
 def smollm2(steps: int, texts: int) -> Setting:
   """Returns the setting for SmolLM2. Its draft has the width of the target, whose embedding and output layer it uses."""
   # At a learning rate of 2e-3 the loss of the first steps rises to three times that of new parameters.
-  model = PRESETS['smollm2'][1].model
+  # The prompts are up to three times as long as the rows of the training; with a window, no query of the draft sees further than there.
+  model = dataclasses.replace(PRESETS['smollm2'][1].model, window=128)
   return Setting(
-    'smollm2', model, steps, texts, length=160, prompt_tokens=48, batch_size=4, chat=True, learning_rate=1e-3,
+    'smollm2', model, steps, texts, length=160, prompt_tokens=72, batch_size=4, chat=True, learning_rate=1e-3,
     target_dtype='bfloat16', real_fraction=0.42,
   )  # fmt: skip
 
@@ -104,36 +70,6 @@ def redundant(steps: int, texts: int) -> Setting:
   steps = -(-steps // 3)
   model = DraftFlags(model_dim=128, num_heads=4, mlp_dim=384, embedding='own', dtype='float32')
   return Setting(str(stochastic_depth.folder()), model, steps, texts, length=256, prompt_tokens=64)
-
-
-def messages() -> list[str]:
-  """Returns users' messages of the kinds of `speculative_prompts`, none of which is among its prompts."""
-  return list(dict.fromkeys(_messages()))
-
-
-def _messages() -> Iterator[str]:
-  used = {*speculative_prompts.passages(50, 110), *speculative_prompts.passages(12, 25)}
-  yield from (question.format(topic) for topic in TOPICS for question in ASKED)
-  for least, most, asked in ((50, 110, 'Summarise this in one sentence'), (12, 25, 'Translate into French')):
-    yield from (f'{asked}:\n\n{p}' for p in speculative_prompts.passages(least, most, 200) if p not in used)
-  for module in MODULES:
-    for name, function in sorted(vars(module).items()):
-      if inspect.isfunction(function) and function.__module__ == module.__name__:
-        if function in speculative_prompts.FUNCTIONS or name.startswith('_'):
-          continue
-        source = '\n'.join(textwrap.dedent(inspect.getsource(function)).splitlines()[:24])
-        yield f'Complete this function:\n\n```python\n{source[: len(source) // 2]}'
-        yield f'Write this function again, and name it `other`:\n\n```python\n{source}\n```'
-
-
-def write_messages() -> Path:
-  """Returns a JSON Lines file of the messages in the cache folder."""
-  lines = ''.join(json.dumps({'text': message}) + '\n' for message in messages())
-  path = cache_folder() / 'trained' / f'glide-messages-{hashlib.sha256(lines.encode()).hexdigest()[:16]}.jsonl'
-  if not path.exists():
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(lines)
-  return path
 
 
 def config(setting: Setting, kind: str, data: str, seed: int = 0) -> glide.GlideTrainConfig:
