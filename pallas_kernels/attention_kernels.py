@@ -121,7 +121,7 @@ def softcapped(x, softcap: float | None):
 
 def same_segment(a, b):
   """Returns which pairs share a segment. A negative number is a position that all segments share."""
-  return (a == b) | (a < 0) | (b < 0)
+  return (a == b) | (jnp.minimum(a, b) < 0)
 
 
 def _scores(rows, columns, pair: Pair, rule: Rule, *, query_axis: int) -> Scores:

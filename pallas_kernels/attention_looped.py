@@ -51,14 +51,15 @@ def key_gradients(rule: kernels.Rule, options, slopes_BN, q_BNTH, k_BKSH, v_BKSH
 def _forward(slope_ref, q_ref, k_ref, v_ref, *refs, rule: kernels.Rule):
   """refs: segments of the queries as a column and of the keys as a row, if there are any; O; for softmax, lse."""
   segments_refs, out_refs = (refs[:2], refs[2:]) if rule.segments else (None, refs)
-  q_XH, query_block, slope = q_ref[...], pl.program_id(2), slope_ref[pl.program_id(0), pl.program_id(1)]
+  q_XH = q_ref[...]
+  visits_to_keys, keys_at = _keys(slope_ref, segments_refs, rule)
 
   def add(step, state):
-    at, pair = _keys_at(query_block, step, slope, segments_refs, rule)
+    at, pair = keys_at(step)
     return kernels.add_keys(state, q_XH, k_ref[at, :], v_ref[at, :], pair, rule)
 
   state = tuple(jnp.full(shape, fill, jnp.float32) for shape, fill in kernels.forward_state(rule, q_XH.shape[1]))
-  state = lax.fori_loop(0, visits.key_visits(query_block, rule), add, state)
+  state = lax.fori_loop(0, visits_to_keys, add, state)
   for ref, value in zip(out_refs, kernels.attended(state)):
     ref[...] = value.astype(ref.dtype)
 
@@ -68,14 +69,13 @@ def _query_gradient(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kerne
   *refs, dq_ref = refs
   stats_refs, segments_refs = _stats_and_segments(refs, rule)
   q_XH, dout_XH, stats = q_ref[...], dout_ref[...], [ref[...] for ref in stats_refs]
-  query_block, slope = pl.program_id(2), slope_ref[pl.program_id(0), pl.program_id(1)]
+  visits_to_keys, keys_at = _keys(slope_ref, segments_refs, rule)
 
   def add(step, dq_XH):
-    at, pair = _keys_at(query_block, step, slope, segments_refs, rule)
+    at, pair = keys_at(step)
     return kernels.add_query_gradient(dq_XH, q_XH, k_ref[at, :], v_ref[at, :], dout_XH, stats, pair, rule)
 
-  zeros = jnp.zeros(q_XH.shape, jnp.float32)
-  dq_XH = lax.fori_loop(0, visits.key_visits(query_block, rule), add, zeros)
+  dq_XH = lax.fori_loop(0, visits_to_keys, add, jnp.zeros(q_XH.shape, jnp.float32))
   dq_ref[...] = (rule.scale * dq_XH).astype(dq_ref.dtype)
 
 
@@ -105,12 +105,18 @@ def _key_gradients(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kernel
   dv_ref[...] = dv_YH.astype(dv_ref.dtype)
 
 
-def _keys_at(query_block, step, slope, segments_refs, rule: kernels.Rule):
-  """Returns the keys that a step visits, as an index, and the pair of blocks."""
-  block, _ = visits.key_block(query_block, step, rule)
-  at = _block_at(block, rule.block_k)
-  segments = segments_refs and (segments_refs[0][...], segments_refs[1][:, at])
-  return at, kernels.Pair(query_block * rule.block_q, block * rule.block_k, slope, segments)
+def _keys(slope_ref, segments_refs, rule: kernels.Rule):
+  """Returns how many key blocks the program visits, and a function from a step to their index and the pair of blocks."""
+  slope, query_block = slope_ref[pl.program_id(0), pl.program_id(1)], pl.program_id(2)
+  whole, low, high = visits.keys_seen(query_block, rule)
+
+  def keys_at(step):
+    block = visits.visited_key_block(step, whole, low)
+    at = _block_at(block, rule.block_k)
+    segments = segments_refs and (segments_refs[0][...], segments_refs[1][:, at])
+    return at, kernels.Pair(query_block * rule.block_q, block * rule.block_k, slope, segments)
+
+  return visits.key_visits(whole, low, high), keys_at
 
 
 def _stats_and_segments(refs, rule: kernels.Rule):

@@ -25,16 +25,27 @@ def query_steps(rule: Rule) -> int:
   return min(rule.query_blocks, _most_within(rule.block_k, rule.after, rule.before, rule.block_q))
 
 
+def keys_seen(query_block: jax.Array, rule: Rule):
+  """Returns (whole, low, high), with whole <= low; whole is a Python number."""
+  first, whole = query_block * rule.block_q + rule.offset, _prefix_blocks(rule)
+  low, high = _within(first, rule.block_q, rule.before, rule.after, rule.block_k, rule.key_blocks)
+  return whole, jnp.maximum(low, whole) if whole else low, high
+
+
+def key_visits(whole: int, low, high):
+  """Returns the number of visits, given the result of `keys_seen`."""
+  return whole + jnp.maximum(high - low, 0)
+
+
+def visited_key_block(step: jax.Array, whole: int, low):
+  return jnp.where(step < whole, step, low + step - whole) if whole else low + step
+
+
 def key_block(query_block: jax.Array, step: jax.Array, rule: Rule):
-  """Returns (the key block of a step, whether there is one). If there is none, the block is one that exists."""
-  whole, low, high = _keys_seen(query_block, rule)
-  block = jnp.where(step < whole, step, low + step - whole) if whole else low + step
-  return jnp.clip(block, 0, jnp.maximum(high, max(whole, 1)) - 1), step < count(whole, low, high)
-
-
-def key_visits(query_block: jax.Array, rule: Rule):
-  """Returns the number of key blocks that a block of queries visits."""
-  return count(*_keys_seen(query_block, rule))
+  """Returns (the key block of a step, whether there is one). If there is none, it is the last one visited."""
+  whole, low, high = keys_seen(query_block, rule)
+  last = jnp.where(high > low, high, max(whole, 1)) - 1
+  return jnp.minimum(visited_key_block(step, whole, low), last), step < key_visits(whole, low, high)
 
 
 def query_blocks(key_block: jax.Array, rule: Rule):
@@ -49,20 +60,9 @@ def query_blocks(key_block: jax.Array, rule: Rule):
 
 
 def query_block(key_block: jax.Array, step: jax.Array, rule: Rule):
-  """Returns (the query block of a step, whether there is one). If there is none, the block is one that exists."""
+  """Returns (the query block of a step, whether there is one). If there is none, it is the last one visited."""
   low, high = query_blocks(key_block, rule)
-  return jnp.clip(low + step, 0, jnp.maximum(high, 1) - 1), step < high - low
-
-
-def count(whole: int, low, high):
-  return whole + jnp.maximum(high - low, 0)
-
-
-def _keys_seen(query_block, rule: Rule):
-  """Returns (whole, low, high), with whole <= low."""
-  first, whole = query_block * rule.block_q + rule.offset, _prefix_blocks(rule)
-  low, high = _within(first, rule.block_q, rule.before, rule.after, rule.block_k, rule.key_blocks)
-  return whole, jnp.maximum(low, whole) if whole else low, high
+  return jnp.minimum(low + step, jnp.where(high > low, high, 1) - 1), step < high - low
 
 
 def _prefix_blocks(rule: Rule) -> int:
