@@ -100,9 +100,7 @@ def exact(
 ):  # fmt: skip
   """Returns out and the gradients of q, k, v, and of those of slot_logit, slot_key and slot_value that are given."""
   as_float64 = lambda x: None if x is None else np.asarray(x, np.float32).astype(np.float64)
-  q, k, v, dout, slot_logit, slot_key, slot_value = map(
-    as_float64, (q, k, v, dout, slot_logit, slot_key, slot_value)
-  )
+  q, k, v, dout, slot_logit, slot_key, slot_value = map(as_float64, (q, k, v, dout, slot_logit, slot_key, slot_value))
   (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
   G, scale = N // K, H**-0.5 if scale is None else scale
   q, k, v, dout = (np.moveaxis(x, 1, 2) for x in (q, k, v, dout))
