@@ -6,6 +6,7 @@ A step without a visible block computes nothing and fetches nothing new.
 Array names carry shapes: B batch, T queries, S keys, N query heads, K key heads, H head dim.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -42,6 +43,10 @@ def query_gradient(rule: kernels.Rule, interpret, slopes_BN, q_BNTH, k_BKSH, v_B
 
 def key_gradients(rule: kernels.Rule, interpret, slopes_BN, q_BNTH, k_BKSH, v_BKSH, dout_BNTH, stats, segments):
   """Returns dk and dv, summed over the query heads of each group: the last axis visits the blocks of one head after the other."""
+  arrays = slopes_BN, q_BNTH, k_BKSH, v_BKSH, dout_BNTH, stats, segments
+  beyond = dataclasses.replace(rule, prefix=0)
+  if 0 < (whole := visits.prefix_blocks(rule)) < rule.key_blocks and visits.query_steps(beyond) < rule.query_blocks:
+    return _key_gradients_in_two(rule, beyond, whole, interpret, *arrays)
   (B, K, _, H), G, steps = k_BKSH.shape, rule.group, visits.query_steps(rule)
   block = lambda j, step: visits.query_block(j, lax.rem(step, np.int32(steps)), rule)[0]
   head = lambda k, step: k * G + lax.div(step, np.int32(steps))
@@ -57,6 +62,26 @@ def key_gradients(rule: kernels.Rule, interpret, slopes_BN, q_BNTH, k_BKSH, v_BK
   outs = [(k_BKSH.shape, k_BKSH.dtype, key), (v_BKSH.shape, v_BKSH.dtype, key)]
   state = [((rule.block_k, H), 0.0)] * 2
   return _call(_key_gradients, rule, interpret, slopes_BN, (B, K, rule.key_blocks, G * steps), ins, outs, state)
+
+
+def _key_gradients_in_two(
+  rule: kernels.Rule, beyond: kernels.Rule, whole: int, interpret, slopes_BN, q_BNTH, k_BKSH, v_BKSH, dout_BNTH, stats, segments
+):  # fmt: skip
+  """Returns the result of `key_gradients` for the blocks of the prefix, which all queries visit, and for the others.
+
+  All blocks of keys in one grid take the same number of steps, so that in one call a window would not save any.
+  """
+  n = whole * rule.block_k
+  rules = (
+    dataclasses.replace(rule, key_blocks=whole),
+    dataclasses.replace(beyond, key_blocks=rule.key_blocks - whole, keys=rule.keys - n, offset=rule.offset - n),
+  )
+  parts = []
+  for part, at in zip(rules, (slice(n), slice(n, None))):
+    of_part = None if segments is None else (segments[0], segments[1][:, at])
+    keys = k_BKSH[:, :, at], v_BKSH[:, :, at]
+    parts.append(key_gradients(part, interpret, slopes_BN, q_BNTH, *keys, dout_BNTH, stats, of_part))
+  return [jnp.concatenate(pair, axis=2) for pair in zip(*parts)]
 
 
 def _forward(slope_ref, q_ref, k_ref, v_ref, *refs, rule: kernels.Rule):

@@ -15,7 +15,7 @@ from pallas_kernels.attention_kernels import Rule
 
 def key_steps(rule: Rule) -> int:
   """Returns the largest number of key blocks that a block of queries visits."""
-  return min(rule.key_blocks, _prefix_blocks(rule) + _most_within(rule.block_q, rule.before, rule.after, rule.block_k))
+  return min(rule.key_blocks, prefix_blocks(rule) + _most_within(rule.block_q, rule.before, rule.after, rule.block_k))
 
 
 def query_steps(rule: Rule) -> int:
@@ -27,7 +27,7 @@ def query_steps(rule: Rule) -> int:
 
 def keys_seen(query_block: jax.Array, rule: Rule):
   """Returns (whole, low, high), with whole <= low; whole is a Python number."""
-  first, whole = query_block * rule.block_q + rule.offset, _prefix_blocks(rule)
+  first, whole = query_block * rule.block_q + rule.offset, prefix_blocks(rule)
   low, high = _within(first, rule.block_q, rule.before, rule.after, rule.block_k, rule.key_blocks)
   return whole, jnp.maximum(low, whole) if whole else low, high
 
@@ -65,7 +65,7 @@ def query_block(key_block: jax.Array, step: jax.Array, rule: Rule):
   return jnp.minimum(low + step, jnp.where(high > low, high, 1) - 1), step < high - low
 
 
-def _prefix_blocks(rule: Rule) -> int:
+def prefix_blocks(rule: Rule) -> int:
   return -(-rule.prefix // rule.block_k)
 
 

@@ -32,11 +32,12 @@ def case(name, lengths, heads, H, dtype, *, slot='none', **options):
   return pytest.param(lengths, heads, H, dtype, slot, options, id=name)
 
 
-# (T, S), (N, K), H. The everyday cases have each feature with both operations, and each size of head but those of the slow ones.
+# (T, S), (N, K), H. The everyday cases have each feature with both operations, and most head sizes. In the backward pass of a TPU,
+# the keys of the prefix of "documents" have a call of their own.
 CASES = [
   case('causal', (97, 97), (4, 2), 32, 'bfloat16', scale=0.3),
   case('window, prefix, cap', (97, 97), (4, 2), 80, 'float32', window=20, prefix=37, softcap=1.5, slot='key and value'),
-  case('documents', (130, 130), (3, 1), 64, 'bfloat16', prefix=5, window=50, alibi_slopes=3, segments=DOCUMENTS),
+  case('documents', (130, 130), (3, 1), 64, 'bfloat16', prefix=5, window=17, alibi_slopes=3, segments=DOCUMENTS),
   case('queries at the end', (70, 140), (4, 1), 32, 'bfloat16', window=30, prefix=70, bias=-3.0, slot='logit'),
   case('all keys', (97, 97), (3, 1), 96, 'float32', causal=False, window=20, bias=1.5, alibi_slopes=3, softcap=3.0),
 ]

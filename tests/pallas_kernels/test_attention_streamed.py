@@ -57,8 +57,8 @@ def test_gradients_run_in_a_simulated_tpu(options):
   assert not raced()
 
 
-def held(monkeypatch, T, N, K, H):
-  """Returns the bytes of all blocks and sums of each kernel."""
+def held(monkeypatch, T, N, K, H, **options):
+  """Returns the bytes of all blocks and sums of each kernel that is traced; the forward pass is traced twice."""
   found = []
   size = lambda shape, dtype: math.prod(d or 1 for d in shape) * jnp.dtype(dtype).itemsize
 
@@ -68,7 +68,7 @@ def held(monkeypatch, T, N, K, H):
   monkeypatch.setattr(attention_streamed, '_vmem_limit', recorded)
   arrays = [jax.ShapeDtypeStruct((1, T, n, H), jnp.bfloat16) for n in (N, K, K)]
   attend = functools.partial(
-    flash_attention, interpret=True, block_q=512, block_k=512, segments=jnp.zeros((1, T), jnp.int32)
+    flash_attention, interpret=True, block_q=512, block_k=512, segments=jnp.zeros((1, T), jnp.int32), **options
   )
   jax.eval_shape(jax.grad(lambda *a: attend(*a).astype(jnp.float32).sum(), argnums=(0, 1, 2)), *arrays)
   return found
@@ -78,3 +78,10 @@ def test_vmem_holds_as_much_for_128k_tokens_as_for_2k(monkeypatch):
   short, long = (held(monkeypatch, T, 8, K, 128) for T, K in ((2048, 8), (131072, 1)))
   assert set(short) == set(long) and len(set(long)) == 3
   assert max(long) < 2 * 2**20
+
+
+def test_keys_of_a_prefix_have_a_call_of_their_own(monkeypatch):
+  """All queries visit them; without that call, all would visit the other blocks of keys too."""
+  assert len(held(monkeypatch, 8192, 4, 1, 128, window=512)) == 4
+  assert len(held(monkeypatch, 8192, 4, 1, 128, window=512, prefix=4)) == 5
+  assert len(held(monkeypatch, 8192, 4, 1, 128, prefix=4)) == 4
