@@ -1,27 +1,21 @@
-"""Calls of the attention kernels: padding, blocks and compiler parameters for each platform, and the grid.
-
-On a TPU all keys of a head, and for dK and dV all queries of a group, stay in VMEM: G T H 8 bytes in bfloat16 with double
-buffering (v5e has room for G T = 64k at H = 128, but not for 128k). On a GPU they are read block by block.
+"""Chooses the form of flash attention for a platform, pads the arrays to whole blocks, and calls the form.
 
 Array names carry shapes: B batch, T queries, S keys, N query heads, K key heads, H head dim.
 """
 
 import dataclasses
 import functools
-import math
+from typing import Any
 
 import jax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
-from jax.experimental.pallas import triton as plgpu
 import jax.numpy as jnp
 
 from pallas_kernels import attention_kernels as kernels
-from pallas_kernels import attention_xla
+from pallas_kernels import attention_looped, attention_streamed, attention_xla
 
 FASTEST = {'tpu': 'tpu', 'cuda': 'gpu', 'rocm': 'gpu', 'cpu': 'xla'}
 """Platform -> how a call without an `implementation` runs: the kernels compiled for 'tpu' or 'gpu', or 'xla'."""
-DEFAULT_BLOCKS = {'tpu': (256, 512), 'gpu': (64, 64), 'interpret': (128, 128)}  # (queries, keys), not tuned
+DEFAULT_BLOCKS = {'tpu': (512, 512), 'gpu': (64, 64), 'interpret': (128, 128)}  # (queries, keys), not tuned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,159 +34,110 @@ class Spec:
   """On a GPU: number of warps (groups of 32 threads) that share a block."""
   num_stages: int = 2
   """On a GPU: number of pipeline stages, that is of blocks loaded at the same time."""
+  prefix: int = 0
+  softcap: float | None = None
+  slot: bool = False
+  """Whether there is a slot, which attention_slot.py adds to the kernels' results."""
 
 
-def platform_dependent(call, how: str | None, *arrays):
-  """Returns call(kind, *arrays); `kind` is chosen when the program is lowered for a platform.
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """One of the forms of the function: 'xla', or the kernels of a 'tpu' or 'gpu'."""
 
-  how: 'xla' and 'interpret' are the kind on all platforms; 'pallas' is the platform's kernels; None is FASTEST.
+  name: str
+  interpret: Any = False
+  """True: as ordinary JAX operations; or `pltpu.InterpretParams`, which simulate a TPU."""
+
+
+def platform_dependent(call, how: str | Form | None, *arrays):
+  """Returns call(form, *arrays); the form is chosen when the program is lowered for a platform.
+
+  how: 'xla' or a Form is used on all platforms; 'interpret' is the TPU's kernels, interpreted; 'pallas' is the platform's
+    kernels; None is FASTEST.
   """
-  if how in ('xla', 'interpret'):
-    return call(how, *arrays)
+  fixed = {'xla': Form('xla'), 'interpret': Form('tpu', interpret=True)}.get(how, how)
+  if isinstance(fixed, Form):
+    return call(fixed, *arrays)
   kinds = {'tpu': 'tpu', 'cuda': 'gpu', 'rocm': 'gpu'} if how == 'pallas' else FASTEST
-  branches = {platform: functools.partial(call, kind) for platform, kind in kinds.items()}
+  branches = {platform: functools.partial(call, Form(kind)) for platform, kind in kinds.items()}
   return jax.lax.platform_dependent(*arrays, **branches)
 
 
-def forward(spec: Spec, platform: str, q, k, v, slopes, segments):
-  """Returns out [B, T, N, H] and, for softmax, the log-sum-exp [B, N, T]; None for sigmoid."""
-  if platform == 'xla':
+def forward(spec: Spec, form: Form, q, k, v, slopes, segments):
+  """Returns out [B, T, N, H] and, for softmax, the log-sum-exp [B, N, T], -HIDDEN for a row without keys; None for sigmoid."""
+  if form.name == 'xla':
     return attention_xla.forward(spec, q, k, v, slopes, segments)
-  (B, T, N, _), rule = q.shape, _rule(spec, platform, q, k, segments)
-  q_BNTH, k_BKSH, v_BKSH = _padded(q, rule.block_q, platform), *(_padded(x, rule.block_k, platform) for x in (k, v))
-  padded_T = q_BNTH.shape[2]
-  query, keys, column = _specs(rule, padded_T, k_BKSH.shape[2:])[:3]
-  outs = [(q_BNTH.shape, q_BNTH.dtype, query)]
-  if spec.operation == 'softmax':
-    outs.append(((B, N, padded_T, 1), jnp.float32, column))
-  ins = [
-    (q_BNTH, query),
-    (k_BKSH, keys),
-    (v_BKSH, keys),
-    *_segments_by_query(rule, segments, padded_T, k_BKSH.shape[2]),
-  ]
-  out, *lse = _call(kernels.forward, spec, rule, platform, slopes, (B, N, padded_T // rule.block_q), ins, outs)
-  return _unpadded(out, q), lse[0][:, :, :T, 0] if lse else None
+  rule, (kernel, options) = _rule(spec, form, q, k, segments), _kernels(spec, form)
+  arrays = _by_head(q, rule.block_q, form), *(_by_head(x, rule.block_k, form) for x in (k, v))
+  out, *lse = kernel.forward(rule, options, slopes, *arrays, _padded_segments(rule, segments))
+  return _like(out, q), lse[0][:, :, : q.shape[1], 0] if lse else None
 
 
-def backward(spec: Spec, platform: str, q, k, v, slopes, segments, dout, stats):
+def backward(spec: Spec, form: Form, q, k, v, slopes, segments, dout, stats):
   """Returns dq, dk, dv. stats: (lse, delta), each [B, N, T], for softmax; () for sigmoid."""
-  if platform == 'xla':
+  if form.name == 'xla':
     return attention_xla.backward(spec, q, k, v, slopes, segments, dout, stats)
-  (B, T, N, _), K, rule = q.shape, k.shape[2], _rule(spec, platform, q, k, segments)
-  q_BNTH, dout_BNTH = (_padded(x, rule.block_q, platform) for x in (q, dout))
-  k_BKSH, v_BKSH = (_padded(x, rule.block_k, platform) for x in (k, v))
-  (padded_T, padded_H), padded_S = q_BNTH.shape[2:], k_BKSH.shape[2]
-  query, keys, column, group, key, rows = _specs(rule, padded_T, k_BKSH.shape[2:])
+  rule, (kernel, options) = _rule(spec, form, q, k, segments), _kernels(spec, form)
+  q_BNTH, dout_BNTH = (_by_head(x, rule.block_q, form) for x in (q, dout))
+  k_BKSH, v_BKSH = (_by_head(x, rule.block_k, form) for x in (k, v))
   # The lse of padding rows is huge, so that exp(S - lse) is 0 there.
   fills = (-kernels.HIDDEN, 0.0)
-  stats = [jnp.pad(x, ((0, 0), (0, 0), (0, padded_T - T)), constant_values=fill) for x, fill in zip(stats, fills)]
-
-  ins = [(q_BNTH, query), (k_BKSH, keys), (v_BKSH, keys), (dout_BNTH, query)]
-  ins += _segments_by_query(rule, segments, padded_T, padded_S)
-  ins += [(x[..., None], column) for x in stats]
-  grid = (B, N, padded_T // rule.block_q)
-  (dq,) = _call(kernels.query_gradient, spec, rule, platform, slopes, grid, ins, [(q_BNTH.shape, q_BNTH.dtype, query)])
-
-  heads_in_rows = lambda x: x.reshape(B, K, -1, padded_H)
-  ins = [(heads_in_rows(q_BNTH), group), (k_BKSH, key), (v_BKSH, key), (heads_in_rows(dout_BNTH), group)]
-  ins += _segments_by_key(rule, segments, padded_T, padded_S)
-  ins += [(x.reshape(B, K, -1, 1, rule.block_q), rows) for x in stats]
-  outs = [(k_BKSH.shape, k_BKSH.dtype, key), (v_BKSH.shape, v_BKSH.dtype, key)]
-  dk, dv = _call(kernels.key_gradients, spec, rule, platform, slopes, (B, K, padded_S // rule.block_k), ins, outs)
-  return _unpadded(dq, q), _unpadded(dk, k), _unpadded(dv, v)
+  stats = [_longer(x, rule.block_q, axis=2, fill=fill) for x, fill in zip(stats, fills)]
+  arguments = (
+    rule, options, slopes, q_BNTH, k_BKSH, v_BKSH, dout_BNTH, stats, _padded_segments(rule, segments)
+  )  # fmt: skip
+  dk, dv = kernel.key_gradients(*arguments)
+  return _like(kernel.query_gradient(*arguments), q), _like(dk, k), _like(dv, v)
 
 
-def _rule(spec: Spec, platform: str, q, k, segments) -> kernels.Rule:
+def _kernels(spec: Spec, form: Form):
+  """Returns the module with a form's kernels, and how it calls them."""
+  if form.name == 'tpu':
+    return attention_streamed, form.interpret
+  return attention_looped, attention_looped.launch(form.interpret, spec.num_warps, spec.num_stages)
+
+
+def _rule(spec: Spec, form: Form, q, k, segments) -> kernels.Rule:
   (T, N), (S, K) = q.shape[1:3], k.shape[1:3]
   reach = None if spec.window is None else spec.window - 1
-  default_q, default_k = DEFAULT_BLOCKS[platform]
+  default_q, default_k = DEFAULT_BLOCKS['interpret' if form.interpret else form.name]
+  block_q, block_k = _block(spec.block_q or default_q, T, form), _block(spec.block_k or default_k, S, form)
   return kernels.Rule(
-    operation=spec.operation, scale=spec.scale, bias=spec.bias, alibi=spec.alibi, segments=segments is not None,
-    before=reach, after=0 if spec.causal else reach, keys=S, offset=S - T, group=N // K,
-    block_q=_block(spec.block_q or default_q, T, platform), block_k=_block(spec.block_k or default_k, S, platform),
+    operation=spec.operation, scale=spec.scale, bias=spec.bias, softcap=spec.softcap, alibi=spec.alibi, causal=spec.causal,
+    segments=segments is not None, before=reach, after=0 if spec.causal else reach, prefix=spec.prefix, keys=S, offset=S - T,
+    group=N // K, block_q=block_q, block_k=block_k, query_blocks=-(-T // block_q), key_blocks=-(-S // block_k),
   )  # fmt: skip
 
 
-def _block(size: int, length: int, platform: str) -> int:
+def _block(size: int, length: int, form: Form) -> int:
   """Returns the block size: at most the padded sequence, at least 128 (lanes) on TPU and 16 (Triton's products) elsewhere."""
-  smallest = 128 if platform == 'tpu' else 16
+  smallest = 128 if form == Form('tpu') else 16
   return max(smallest, min(size, 1 << (length - 1).bit_length()))
 
 
-def _padded(x_BTNH, block: int, platform: str):
-  """Returns [B, N, T', H'] padded with zeros: T' is a multiple of `block`; H' one of 128 on TPU, a power of two elsewhere."""
-  if platform == 'tpu' and x_BTNH.dtype == jnp.float16:
+def _by_head(x_BTNH, block: int, form: Form):
+  """Returns [B, N, T', H'], padded with zeros: T' is a multiple of `block`; H' of 128 on TPU, a power of two elsewhere."""
+  if form.name == 'tpu' and x_BTNH.dtype == jnp.float16:
     x_BTNH = x_BTNH.astype(jnp.float32)  # Mosaic has no float16 loads.
   T, H = x_BTNH.shape[1], x_BTNH.shape[3]
-  padded_H = -(-H // 128) * 128 if platform == 'tpu' else max(16, 1 << (H - 1).bit_length())
+  padded_H = -(-H // 128) * 128 if form == Form('tpu') else max(16, 1 << (H - 1).bit_length())
   return jnp.pad(x_BTNH.swapaxes(1, 2), ((0, 0), (0, 0), (0, -T % block), (0, padded_H - H)))
 
 
-def _unpadded(x_BNTH, like_BTNH):
+def _like(x_BNTH, like_BTNH):
   T, _, H = like_BTNH.shape[1:]
   return x_BNTH[:, :, :T, :H].swapaxes(1, 2).astype(like_BTNH.dtype)
 
 
-def _specs(rule: kernels.Rule, padded_T: int, keys_SH: tuple[int, int]):
-  """Returns the blocks of grids (B, N, query block) and (B, K, key block)."""
-  S, H = keys_SH
-  G, block_q, block_k = rule.group, rule.block_q, rule.block_k
-  query = pl.BlockSpec((None, None, block_q, H), lambda b, n, i: (b, n, i, 0))
-  keys = pl.BlockSpec((None, None, S, H), lambda b, n, i: (b, n // G, 0, 0))
-  column = pl.BlockSpec((None, None, block_q, 1), lambda b, n, i: (b, n, i, 0))
-  group = pl.BlockSpec((None, None, G * padded_T, H), lambda b, k, j: (b, k, 0, 0))
-  key = pl.BlockSpec((None, None, block_k, H), lambda b, k, j: (b, k, j, 0))
-  rows = pl.BlockSpec((None, None, G * padded_T // block_q, 1, block_q), lambda b, k, j: (b, k, 0, 0, 0))
-  return query, keys, column, group, key, rows
-
-
-def _segments_by_query(rule: kernels.Rule, segments_BT, padded_T: int, padded_S: int):
-  """Returns the segments of a block of queries as a column and of all keys as a row, with their blocks; nothing for None."""
+def _padded_segments(rule: kernels.Rule, segments_BT):
+  """Returns the segments of all queries and of all keys, padded like them; None for None."""
   if segments_BT is None:
-    return []
-  column = pl.BlockSpec((None, rule.block_q, 1), lambda b, n, i: (b, i, 0))
-  row = pl.BlockSpec((None, 1, padded_S), lambda b, n, i: (b, 0, 0))
-  return [(_longer(segments_BT, padded_T)[:, :, None], column), (_longer(segments_BT, padded_S)[:, None], row)]
+    return None
+  return tuple(_longer(segments_BT, block, axis=1) for block in (rule.block_q, rule.block_k))
 
 
-def _segments_by_key(rule: kernels.Rule, segments_BT, padded_T: int, padded_S: int):
-  """Returns the segments of a block of keys as a column and of each block of queries as a row; nothing for None."""
-  if segments_BT is None:
-    return []
-  column = pl.BlockSpec((None, rule.block_k, 1), lambda b, k, j: (b, j, 0))
-  count = padded_T // rule.block_q
-  rows = pl.BlockSpec((None, count, 1, rule.block_q), lambda b, k, j: (b, 0, 0, 0))
-  by_block = _longer(segments_BT, padded_T).reshape(-1, count, 1, rule.block_q)
-  return [(_longer(segments_BT, padded_S)[:, :, None], column), (by_block, rows)]
-
-
-def _longer(segments_BT, length: int):
-  return jnp.pad(segments_BT, ((0, 0), (0, length - segments_BT.shape[1])))
-
-
-def _call(kernel, spec: Spec, rule: kernels.Rule, platform: str, slopes_BN, grid, ins, outs):
-  arrays, in_specs = zip(*ins)
-  shapes, dtypes, out_specs = zip(*outs)
-  blocks = [(spec.block_shape, x.dtype) for x, spec in ins] + [(spec.block_shape, dtype) for _, dtype, spec in outs]
-  options = {
-    'tpu': lambda: {'compiler_params': _tpu_params(blocks, rule)},
-    'gpu': lambda: {'compiler_params': plgpu.CompilerParams(num_warps=spec.num_warps, num_stages=spec.num_stages)},
-    'interpret': lambda: {'interpret': True},
-  }[platform]()
-  slopes_spec = pl.BlockSpec(memory_space=pltpu.SMEM) if platform == 'tpu' else pl.BlockSpec()
-  return pl.pallas_call(
-    functools.partial(kernel, rule=rule), grid=grid, in_specs=[slopes_spec, *in_specs], out_specs=list(out_specs),
-    out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, dtypes)],
-    name=f'{rule.operation}_attention_{kernel.__name__}', **options,
-  )(slopes_BN, *arrays)  # fmt: skip
-
-
-def _tpu_params(blocks, rule: kernels.Rule):
-  """Returns compiler parameters with a VMEM limit that fits the double-buffered blocks, if the default of 16 MiB is too small."""
-  size = lambda shape, dtype: math.prod(d or 1 for d in shape) * jnp.dtype(dtype).itemsize
-  tiles = 8 * 4 * rule.block_q * rule.block_k
-  needed = 2 * sum(size(shape, dtype) for shape, dtype in blocks) + tiles + 2**21
-  return pltpu.CompilerParams(
-    dimension_semantics=('parallel', 'parallel', 'arbitrary'), vmem_limit_bytes=needed if needed > 2**24 else None
-  )
+def _longer(x, block: int, *, axis: int, fill=0):
+  """Returns x with its length along `axis` padded to a multiple of `block`."""
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, -x.shape[axis] % block)
+  return jnp.pad(x, widths, constant_values=fill)

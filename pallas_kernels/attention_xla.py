@@ -9,7 +9,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from pallas_kernels.attention_kernels import HIDDEN
+from pallas_kernels.attention_kernels import HIDDEN, same_segment, softcapped
 
 PIECE_WEIGHTS = 2**24  # Largest number of weights in one piece, over all rows and heads: 64 MiB in float32.
 
@@ -20,10 +20,10 @@ def forward(spec, q_BTNH, k_BSKH, v_BSKH, slopes_BN, segments_BT):
 
   def one(_, x):
     q_BCKGH, first = x
-    logits, visible = _logits(spec, q_BCKGH, k_BSKH, first, q_BTNH.shape[1], slopes_BN, segments_BT)
+    logits, visible, _ = _logits(spec, q_BCKGH, k_BSKH, first, q_BTNH.shape[1], slopes_BN, segments_BT)
     lse_BKGC1 = _log_sum_exp(logits, visible) if spec.operation == 'softmax' else None
     w_BKGCS = _weights(logits, visible, lse_BKGC1)
-    return None, (_einsum('BKGCS,BSKH->BCKGH', w_BKGCS.astype(v_BSKH.dtype), v_BSKH), lse_BKGC1)
+    return None, (einsum('BKGCS,BSKH->BCKGH', w_BKGCS.astype(v_BSKH.dtype), v_BSKH), lse_BKGC1)
 
   _, (out, lse) = lax.scan(one, None, (pieces.split(q_BTNH), pieces.firsts))
   return pieces.join(out).astype(q_BTNH.dtype), None if lse is None else pieces.join_rows(lse)
@@ -35,14 +35,14 @@ def backward(spec, q_BTNH, k_BSKH, v_BSKH, slopes_BN, segments_BT, dout_BTNH, st
 
   def one(sums, x):
     q_BCKGH, dout_BCKGH, first, *rows = x
-    logits, visible = _logits(spec, q_BCKGH, k_BSKH, first, q_BTNH.shape[1], slopes_BN, segments_BT)
+    logits, visible, capped = _logits(spec, q_BCKGH, k_BSKH, first, q_BTNH.shape[1], slopes_BN, segments_BT)
     w_BKGCS = _weights(logits, visible, rows[0] if rows else None)
-    dw_BKGCS = _einsum('BCKGH,BSKH->BKGCS', dout_BCKGH, v_BSKH)
+    dw_BKGCS = einsum('BCKGH,BSKH->BKGCS', dout_BCKGH, v_BSKH)
     dlogits = w_BKGCS * (dw_BKGCS - rows[1]) if rows else w_BKGCS * (1.0 - w_BKGCS) * dw_BKGCS
-    dlogits = dlogits.astype(q_BCKGH.dtype)
-    dk_BSKH = _einsum('BKGCS,BCKGH->BSKH', dlogits, q_BCKGH)
-    dv_BSKH = _einsum('BKGCS,BCKGH->BSKH', w_BKGCS.astype(q_BCKGH.dtype), dout_BCKGH)
-    return (sums[0] + dk_BSKH, sums[1] + dv_BSKH), _einsum('BKGCS,BSKH->BCKGH', dlogits, k_BSKH)
+    dlogits = (dlogits if capped is None else dlogits * (1.0 - capped * capped)).astype(q_BCKGH.dtype)
+    dk_BSKH = einsum('BKGCS,BCKGH->BSKH', dlogits, q_BCKGH)
+    dv_BSKH = einsum('BKGCS,BCKGH->BSKH', w_BKGCS.astype(q_BCKGH.dtype), dout_BCKGH)
+    return (sums[0] + dk_BSKH, sums[1] + dv_BSKH), einsum('BKGCS,BSKH->BCKGH', dlogits, k_BSKH)
 
   zeros = jnp.zeros(k_BSKH.shape, jnp.float32)
   rows = [pieces.split_rows(x) for x in stats]
@@ -72,7 +72,8 @@ class _Pieces:
   def split_rows(self, x_BNT):
     """Returns [pieces, B, K, G, C, 1]."""
     B, N, T = x_BNT.shape
-    x = jnp.pad(x_BNT, ((0, 0), (0, 0), (0, self.count * self.C - T)))
+    # The lse of padding rows is huge, so that their weights are 0.
+    x = jnp.pad(x_BNT, ((0, 0), (0, 0), (0, self.count * self.C - T)), constant_values=-HIDDEN)
     return jnp.moveaxis(x.reshape(B, self.K, N // self.K, self.count, self.C, 1), 3, 0)
 
   def join_rows(self, x_PBKGC1):
@@ -86,23 +87,29 @@ def _pieces(q_BTNH, k_BSKH) -> _Pieces:
 
 
 def _logits(spec, q_BCKGH, k_BSKH, first, T: int, slopes_BN, segments_BT):
-  """Returns float32 logits [B, K, G, C, S] and a mask of visible ones that broadcasts; `first` is the piece's first query."""
+  """Returns float32 logits [B, K, G, C, S], a mask of visible ones that broadcasts, and tanh(x / softcap) or None.
+
+  `first` is the piece's first query.
+  """
   (B, C, K, G, _), S = q_BCKGH.shape, k_BSKH.shape[1]
-  logits = _einsum('BCKGH,BSKH->BKGCS', q_BCKGH, k_BSKH) * spec.scale + spec.bias
+  logits, capped = softcapped(einsum('BCKGH,BSKH->BKGCS', q_BCKGH, k_BSKH) * spec.scale, spec.softcap)
+  logits = logits + spec.bias
   distance_CS = (first + jnp.arange(C))[:, None] + (S - T) - jnp.arange(S)[None]
   if spec.alibi:
-    distances = jnp.abs(distance_CS).astype(jnp.float32)[None, None, None]
-    logits = logits - slopes_BN.reshape(B, K, G, 1, 1) * distances
+    distances_CS = (distance_CS if spec.causal else jnp.abs(distance_CS)).astype(jnp.float32)
+    logits = logits - slopes_BN.reshape(B, K, G, 1, 1) * distances_CS[None, None, None]
   visible_CS = jnp.ones((C, S), bool)
   if spec.causal:
     visible_CS &= distance_CS >= 0
   if spec.window is not None:
     visible_CS &= jnp.abs(distance_CS) < spec.window
+  if spec.prefix:
+    visible_CS |= jnp.arange(S)[None] < spec.prefix
   visible = visible_CS[None, None, None]
   if segments_BT is not None:  # Padding queries beyond T take the last segment; their outputs are dropped.
     own_BC = jax.vmap(lambda segments_T: segments_T[jnp.minimum(first + jnp.arange(C), T - 1)])(segments_BT)
-    visible = visible & (own_BC[:, :, None] == segments_BT[:, None])[:, None, None]
-  return logits, visible
+    visible = visible & same_segment(own_BC[:, :, None], segments_BT[:, None])[:, None, None]
+  return logits, visible, capped
 
 
 def _log_sum_exp(logits, visible):
@@ -116,7 +123,7 @@ def _weights(logits, visible, lse):
   return jnp.where(visible, weights, 0.0)
 
 
-def _einsum(equation: str, a, b):
+def einsum(equation: str, a, b):
   # As in the kernels, float32 inputs are not rounded to TF32 or bfloat16.
   precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
   return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)

@@ -22,14 +22,18 @@ CHECKED = {
   'causal': {},
   'window of 100': {'window': 100},
   'all at once': {'window': 100, 'alibi_slopes': np.float32([0.01, 0.03, 0.1, 0.3]), 'segments': True},
+  'prefix, cap and slot': {'window': 100, 'prefix': 7, 'softcap': 2.0, 'slot_logit': np.float32([-1, 0, 1, 2])},
 }
+CUDNN = ('causal', 'window of 100')
 CHECKS = (
   ('bfloat16', 64, 'causal'),
   ('bfloat16', 64, 'window of 100'),
   ('bfloat16', 64, 'all at once'),
   ('bfloat16', 128, 'causal'),
   ('bfloat16', 128, 'all at once'),
+  ('bfloat16', 128, 'prefix, cap and slot'),
   ('float32', 64, 'all at once'),
+  ('float32', 64, 'prefix, cap and slot'),
 )
 LIMITS = {'bfloat16': 1e-2, 'float32': 1e-5}
 """Largest allowed error |x - exact| / |exact|, with norms over all numbers of a result."""
@@ -55,7 +59,7 @@ def implementations(setting: Setting, operation: str) -> dict[str, Callable]:
 
 def checks(setting: Setting) -> Iterator[Case]:
   lowered, arguments = {}, {}
-  small = (('bfloat16', 16, 'all at once'), ('float32', 16, 'all at once'))
+  small = (('bfloat16', 16, 'prefix, cap and slot'), ('float32', 16, 'all at once'))
   for operation in ('softmax', 'sigmoid'):
     for dtype, H, what in small if setting.tiny else CHECKS:
       length = 40 if setting.tiny else 320
@@ -63,7 +67,7 @@ def checks(setting: Setting) -> Iterator[Case]:
       if options.pop('segments', False):
         options['segments'] = jnp.arange(length)[None] // (length // 3)
       for name, attend in implementations(setting, operation).items():
-        if name == 'cudnn' and (dtype == 'float32' or what == 'all at once'):
+        if name == 'cudnn' and (dtype == 'float32' or what not in CUDNN):
           continue
         at = operation, dtype, H, what, name
         arguments[at] = arrays, options
@@ -98,7 +102,18 @@ def check(program, operation: str, arrays: list[jax.Array], options: dict[str, A
 
 
 def in_float64(
-  q, k, v, dout, *, operation: str, window: int | None = None, alibi_slopes=None, segments=None
+  q,
+  k,
+  v,
+  dout,
+  *,
+  operation: str,
+  window: int | None = None,
+  prefix: int = 0,
+  softcap: float = np.inf,
+  alibi_slopes=None,
+  segments=None,
+  slot_logit=None,
 ) -> tuple[np.ndarray, ...]:
   """Returns out, dq, dk and dv in NumPy, by the formulas of pallas_kernels.attention_kernels."""
   T, N, H = q.shape[1:]
@@ -107,18 +122,24 @@ def in_float64(
   q, k, v, dout = heads_first(q), *(np.repeat(heads_first(x), N // K, axis=1) for x in (k, v)), heads_first(dout)
   distance = np.arange(T)[:, None] - np.arange(T)[None]
   logits = q @ k.swapaxes(2, 3) * H**-0.5
+  damping = 1.0
+  if softcap < np.inf:
+    damping = 1 - np.tanh(logits / softcap) ** 2
+    logits = softcap * np.tanh(logits / softcap)
   if alibi_slopes is not None:
     logits = logits - np.float64(alibi_slopes)[None, :, None, None] * np.abs(distance)
-  visible = (distance >= 0) & (distance < (window or T))
+  visible = (distance >= 0) & (distance < (window or T)) | (np.arange(T) < prefix)
   if segments is not None:
     visible = visible & (np.asarray(segments)[:, None, :, None] == np.asarray(segments)[:, None, None])
   if operation == 'sigmoid':
     w = np.where(visible, 1 / (1 + np.exp(-logits)), 0)
   else:
-    w = np.where(visible, np.exp(logits - np.where(visible, logits, -np.inf).max(axis=-1, keepdims=True)), 0)
-    w = w / w.sum(axis=-1, keepdims=True)
+    w = np.where(visible, np.exp(logits), 0)
+    slot = 0.0 if slot_logit is None else np.exp(np.float64(slot_logit))[None, :, None, None]
+    w = w / (w.sum(axis=-1, keepdims=True) + slot)
   out, dw = w @ v, dout @ v.swapaxes(2, 3)
   dlogits = w * (1 - w) * dw if operation == 'sigmoid' else w * (dw - (dout * out).sum(axis=-1, keepdims=True))
+  dlogits = dlogits * damping
   dq, dk, dv = dlogits @ k * H**-0.5, dlogits.swapaxes(2, 3) @ q * H**-0.5, w.swapaxes(2, 3) @ dout
   of_group = lambda x: x.reshape(x.shape[0], K, N // K, T, H).sum(axis=2)
   return tuple(map(heads_first, (out, dq, of_group(dk), of_group(dv))))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from jaxtyping import Array, Float
 
 SHORTEST = 128  # In tokens; for shorter sequences the weights of all heads take little memory.
+SHARED = -1  # Segment number of a position that all segments share.
 _each_device = contextvars.ContextVar('each_device', default=False)
 
 
@@ -35,10 +36,8 @@ def on_each_device():
 
 def knows(rule: AttentionRule) -> bool:
   """Returns whether the kernels support the rule, for queries and keys in order of position."""
-  plain = rule.power == rule.row_sum == 1.0 and rule.softcap is None and not rule.prefix and not rule.has_slot
-  return (
-    plain and not rule.dropout and rule.operation in ('softmax', 'sigmoid') and not rule.position.startswith('relative')
-  )
+  plain = rule.power == rule.row_sum == 1.0 and not rule.dropout and not rule.position.startswith('relative')
+  return plain and rule.operation in ('softmax', 'sigmoid')
 
 
 def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
@@ -51,9 +50,10 @@ def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
 def attend(
   q: Float[Array, 'B T N H'], k: Float[Array, 'B T K H'], v: Float[Array, 'B T K H'], rule: AttentionRule, **options
 ) -> Float[Array, 'B T N H']:
-  """Returns attention of a whole sequence, causal if the rule is. `options` are keyword arguments of `flash_attention`."""
-  slopes = alibi_slopes(q.shape[2]) if rule.position == 'alibi' else None
+  """Returns attention of a whole sequence under the rule. `options` are keyword arguments of `flash_attention`."""
   return flash_attention(
-    q, k, v, operation=rule.operation, causal=rule.causal, window=rule.window, scale=rule.scale, bias=rule.offset,
-    alibi_slopes=slopes, **options,
+    q, k, v, operation=rule.operation, causal=rule.causal, window=rule.window, prefix=min(rule.prefix, k.shape[1]),
+    scale=rule.scale, softcap=rule.softcap, bias=rule.offset,
+    alibi_slopes=alibi_slopes(q.shape[2]) if rule.position == 'alibi' else None,
+    slot_logit=rule.slot_logit, slot_key=rule.slot_key, slot_value=rule.slot_value, **options,
   )  # fmt: skip

@@ -33,11 +33,14 @@ class Sequence:
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     del layer, positions  # Indices replace positions, which restart at document borders within a row.
     segments_BT = self.segments
-    if segments_BT is not None and (before := q.shape[1] - segments_BT.shape[1]) > 0:
-      # A sink token stands before all documents of its row, and every token sees it.
-      mask_BTS = jnp.pad(same_segment(segments_BT), ((0, 0), (before, 0), (before, 0)), constant_values=True)
-    elif flash.is_default(rule, q):
+    # A sink token stands before all documents of its row, and every token sees it.
+    before = 0 if segments_BT is None else q.shape[1] - segments_BT.shape[1]
+    if flash.is_default(rule, q):
+      if before:
+        segments_BT = jnp.pad(segments_BT, ((0, 0), (before, 0)), constant_values=flash.SHARED)
       return flash.attend(q, k, v, rule, segments=segments_BT), self
+    if before:
+      mask_BTS = jnp.pad(same_segment(segments_BT), ((0, 0), (before, 0), (before, 0)), constant_values=True)
     elif rule.window is not None:
       return banded.attend(q, k, v, rule, segments_BT), self
     else:

@@ -143,6 +143,9 @@ def test_the_float64_reference_has_its_own_gradients(operation):
     'window': 4,
     'alibi_slopes': [0.1, 0.2, 0.3, 0.4],
     'segments': [[0, 0, 0, 1, 1, 1]],
+    'prefix': 2,
+    'softcap': 1.5,
+    'slot_logit': [-1.0, 0.0, 0.5, 1.0],
   }
   loss = lambda *qkv: float((attention.in_float64(*qkv, dout, **options)[0] * dout).sum())
   _, *gradients = attention.in_float64(q, k, v, dout, **options)

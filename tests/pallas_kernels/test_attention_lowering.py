@@ -23,6 +23,35 @@ def test_lowers_without_the_device(platform, dtype, operation, kernels):
   assert lowered(gradients, platform, q, k, k).count(CALLS[platform]) == kernels
 
 
+# Llama 1B, Gemma 3, and a context of 128k tokens.
+MODELS = {
+  'llama': (8192, 32, 8, 64, {}),
+  'gemma': (8192, 8, 4, 256, {'softcap': 50.0, 'window': 1024}),
+  'long': (131072, 32, 8, 128, {}),
+}
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_the_shapes_of_models_lower_for_a_tpu(model):
+  T, N, K, H, options = MODELS[model]
+  q, k = (jax.ShapeDtypeStruct((1, T, n, H), 'bfloat16') for n in (N, K))
+  loss = lambda q, k, v: flash_attention(q, k, v, **options).astype(jnp.float32).sum()
+  assert lowered(jax.grad(loss, argnums=(0, 1, 2)), 'tpu', q, k, k).count(CALLS['tpu']) == 3
+
+
+@pytest.mark.parametrize('platform', CALLS)
+def test_prefix_softcap_and_slot_lower_too(platform):
+  q, key, segments = ((2, 300, 4, 80), 'bfloat16'), ((4, 80), 'float32'), ((2, 300), 'int32')
+  arrays = [jax.ShapeDtypeStruct(*x) for x in (q, q, q, key, key, segments)]
+  options = {'prefix': 130, 'window': 40, 'softcap': 20.0}
+
+  def loss(q, k, v, key, value, segments):
+    out = flash_attention(q, k, v, segments=segments, slot_key=key, slot_value=value, **options)
+    return out.astype(jnp.float32).sum()
+
+  assert lowered(jax.grad(loss, argnums=range(5)), platform, *arrays).count(CALLS[platform]) == 3
+
+
 @pytest.mark.parametrize('platform', CALLS)
 def test_segments_lower_too(platform):
   q, segments = jax.ShapeDtypeStruct((2, 300, 4, 64), 'bfloat16'), jax.ShapeDtypeStruct((2, 300), 'int32')

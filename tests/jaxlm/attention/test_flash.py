@@ -10,26 +10,25 @@ from jaxlm.attention import flash
 from jaxlm.attention.rule import layer_rule
 from jaxlm.config import RopeConfig, SinkConfig
 from jaxlm.models.transformer import Transformer
-from tests.models import TINY, init
+from tests.models import TINY, init, slow
 from trainers.next_token import next_token_loss
 
 KNOWN = [
   {},
   {'windows': (5, 0)},
-  {'position': 'alibi'},
+  *slow({'position': 'alibi'}, {'causal': False}),
   {'attention': 'sigmoid', 'attention_offset': 'neg_log_n', 'position': 'alibi', 'windows': (0, 7)},
-  {'sink': SinkConfig('token')},
+  {'sink': SinkConfig('token'), 'windows': (0, 7), 'prefix': 1},
   {'sink': SinkConfig('v'), 'rope': RopeConfig(fraction=0.5)},
-  {'causal': False},
+  {'sink': SinkConfig('logit'), 'attention_softcap': 0.5, 'prefix': 3, 'windows': (5, 0)},
+  {'sink': SinkConfig('kv', shared=True), 'attention': 'sigmoid', 'attention_offset': 'neg_log_n'},
+  {'sink': SinkConfig('k', learned_dims=4), 'attention_softcap': 0.5, 'position': 'alibi', 'prefix': 3},
   {'causal': False, 'attention': 'sigmoid', 'position': 'alibi', 'windows': (3, 0)},
 ]
 UNKNOWN = [
   {'attention': 'sigmoid_norm'},
   {'attention_power': 2.0},
   {'attention_row_sum': 0.5},
-  {'attention_softcap': 10.0},
-  {'prefix': 3},
-  {'sink': SinkConfig('logit')},
   {'position': 'relative_t5'},
 ]
 TOKENS = jax.random.randint(jax.random.key(0), (2, 24), 0, TINY.vocab_size)
@@ -38,7 +37,7 @@ SEGMENTS = jnp.asarray([[1] * 10 + [2] * 14, [1] * 3 + [2] * 15 + [0] * 6])
 
 @pytest.fixture
 def through_kernels(monkeypatch):
-  """Sends all attention that the kernels know through them; grows with each layer that is traced so."""
+  """Sends all attention that `flash` knows through it; grows with each layer that is traced so."""
   taken, attend = [], flash.attend
   monkeypatch.setattr(flash, 'is_default', lambda rule, q: flash.knows(rule))
   monkeypatch.setattr(flash, 'attend', lambda *args, **kwargs: taken.append(1) or attend(*args, **kwargs))
@@ -48,34 +47,57 @@ def through_kernels(monkeypatch):
 @pytest.mark.parametrize('changes', KNOWN)
 def test_losses_and_gradients_are_the_dense_ones(changes, through_kernels, monkeypatch):
   config = TINY.replace(**changes)
-  params = init(config, jax.random.key(1))
-  packed = {} if config.sink.kind == 'token' else {'segments': SEGMENTS}
-  batch = {'tokens': TOKENS, 'targets': TOKENS[:, ::-1], 'mask': jnp.ones(TOKENS.shape), **packed}
-
-  # Traced anew each time: the fixture is no part of what a program is compiled for.
-  def loss():
-    def of_hidden(p):
-      hidden_BTD, _ = models.hidden(p, config, TOKENS, cache=caches.Sequence(SEGMENTS))
-      log_p_BTV = jax.nn.log_softmax(models.logits(p, config, hidden_BTD))
-      return -jnp.take_along_axis(log_p_BTV, batch['targets'][..., None], -1).sum()
-
-    of = (lambda p: next_token_loss(p, batch, config)[0]) if config.causal else of_hidden
-    return jax.jit(jax.value_and_grad(of))(params)
-
-  actual = loss()
+  params = random_slots(init(config, jax.random.key(1)))
+  actual = loss_and_gradients(params, config)
   assert through_kernels
   monkeypatch.setattr(flash, 'is_default', lambda rule, q: False)
-  expected = loss()
+  expected = loss_and_gradients(params, config)
   for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
     np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
 
 
-def test_prompts_are_read_as_densely(through_kernels, monkeypatch):
-  params = init(TINY, jax.random.key(1))
+def random_slots(params):
+  """Makes the slots large, so that they take much of the weight."""
+  large = lambda path, x: jnp.sin(jnp.arange(x.size)).reshape(x.shape) if 'slot' in str(path[-1]) else x
+  return jax.tree_util.tree_map_with_path(large, params)
+
+
+def loss_and_gradients(params, config):
+  """Compiled anew each time: whether attention goes through `flash` is no part of what a program is compiled for."""
+  batch = {'tokens': TOKENS, 'targets': TOKENS[:, ::-1], 'mask': jnp.ones(TOKENS.shape), 'segments': SEGMENTS}
+
+  def of_hidden(p):
+    hidden_BTD, _ = models.hidden(p, config, TOKENS, cache=caches.Sequence(SEGMENTS))
+    log_p_BTV = jax.nn.log_softmax(models.logits(p, config, hidden_BTD))
+    return -jnp.take_along_axis(log_p_BTV, batch['targets'][..., None], -1).sum()
+
+  of = (lambda p: next_token_loss(p, batch, config)[0]) if config.causal else of_hidden
+  return jax.jit(jax.value_and_grad(of))(params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kernels', [True, 'gpu'])
+@pytest.mark.parametrize('sink', ['kv', 'logit', 'token'])
+def test_the_interpreted_kernels_give_the_dense_gradients_too(sink, kernels, monkeypatch):
+  config = TINY.replace(sink=SinkConfig(sink), attention_softcap=0.5, prefix=3, windows=(5, 0))
+  params = random_slots(init(config, jax.random.key(1)))
+  expected, attend = loss_and_gradients(params, config), flash.attend
+  interpreted = lambda *args, **kwargs: attend(*args, **kwargs, interpret=kernels, block_q=16, block_k=16)
+  monkeypatch.setattr(flash, 'is_default', lambda rule, q: True)
+  monkeypatch.setattr(flash, 'attend', interpreted)
+  for a, e in zip(jax.tree.leaves(loss_and_gradients(params, config)), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('changes', [{}, {'prefix': 40, 'windows': (3, 3), 'sink': SinkConfig('token')}])
+def test_prompts_are_read_as_densely(changes, through_kernels, monkeypatch):
+  """A prefix may be longer than the prompt."""
+  config = TINY.replace(**changes)
+  params = init(config, jax.random.key(1))
 
   def read():
-    cache = caches.FullCache.create(TINY, 2, 32)
-    return jax.jit(lambda p: Transformer(TINY).apply({'params': p}, TOKENS, None, cache))(params)
+    cache = caches.FullCache.create(config, 2, 32)
+    return jax.jit(lambda p: Transformer(config).apply({'params': p}, TOKENS, None, cache))(params)
 
   actual = read()
   assert through_kernels
@@ -86,9 +108,7 @@ def test_prompts_are_read_as_densely(through_kernels, monkeypatch):
 
 @pytest.mark.parametrize('changes', UNKNOWN)
 def test_rules_that_the_kernels_do_not_know_are_left_to_xla(changes):
-  assert not flash.knows(layer_rule(TINY.replace(**changes), 0).replace(
-    slot_logit=jnp.zeros(4) if 'sink' in changes else None
-  ))  # fmt: skip
+  assert not flash.knows(layer_rule(TINY.replace(**changes), 0))
 
 
 def test_a_cpu_attends_densely():
