@@ -44,7 +44,7 @@ class Probe:
   """A cache without memory that measures attention. `transformer(tokens, cache=Probe())[1].layers` are the LayerNotes."""
 
   layers: tuple[LayerNotes, ...] = ()
-  chunk: int = struct.field(pytree_node=False, default=512)  # queries whose maps are in memory at the same time
+  chunk: int = struct.field(pytree_node=False, default=512)  # most queries whose maps are in memory at the same time
 
   @property
   def fresh(self) -> bool:
@@ -95,13 +95,20 @@ def in_chunks(q, k, v, rule: AttentionRule, chunk: int):
 
   if T <= chunk:
     return piece(q, jnp.arange(T))
+  if jax.default_backend() == 'cpu':  # Maps that its cache holds: twice as fast with 4096 tokens.
+    chunk = min(chunk, max(64, 2**20 // (B * N * T)))
   chunks = -(-T // chunk)
   q_BRNH = jnp.pad(q, ((0, 0), (0, chunks * chunk - T), (0, 0), (0, 0)))
   q_RBCNH = jnp.moveaxis(q_BRNH.reshape(B, chunks, chunk, N, H), 1, 0)
   rows_RC = jnp.arange(chunks * chunk).reshape(chunks, chunk)
-  out_RBCNH, sums = jax.lax.map(lambda x: piece(*x), (q_RBCNH, rows_RC))
-  out = jnp.moveaxis(out_RBCNH, 0, 1).reshape(B, chunks * chunk, N, -1)[:, :T]
-  return out, jax.tree.map(lambda x: x.sum(axis=0), sums)
+
+  def add(sums, x):
+    out_BCNH, more = piece(*x)
+    return jax.tree.map(jnp.add, sums, more), out_BCNH
+
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(piece, q_RBCNH[0], rows_RC[0])[1])
+  sums, out_RBCNH = jax.lax.scan(add, zeros, (q_RBCNH, rows_RC))
+  return jnp.moveaxis(out_RBCNH, 0, 1).reshape(B, chunks * chunk, N, -1)[:, :T], sums
 
 
 def qk_angles(lm: LanguageModel, tokens: Int[np.ndarray, ' T'], layer: int, head: int) -> tuple[np.ndarray, ...]:
