@@ -19,7 +19,8 @@ PIECE_WEIGHTS = (
 def call(spec: Spec, q, k, slopes_BN):
   """Returns the two passes, as `column_mass_kernels.call` does."""
   (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
-  C = min(T, max(16, PIECE_WEIGHTS // (B * N * S)))
+  size = PIECE_WEIGHTS if jax.default_backend() == 'cpu' else 16 * PIECE_WEIGHTS
+  C = min(T, max(16, size // (B * N * S)))
   P = -(-T // C)
   q_BRNH = jnp.pad(q, ((0, 0), (0, P * C - T), (0, 0), (0, 0)))
   q_PBCKGH = q_BRNH.reshape(B, P, C, K, N // K, H).swapaxes(0, 1)
