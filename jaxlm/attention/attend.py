@@ -80,12 +80,7 @@ def weigh(
   if mask is not None:
     visible &= mask[:, :, None] if mask.ndim == 4 else mask[:, None, None]
   if rule.has_slot:
-    if rule.slot_key is not None:
-      slot_BKR = jnp.einsum('BKRH,KH->BKR', q, rule.slot_key.astype(q.dtype), preferred_element_type=jnp.float32)
-      slot_BKGT = _scaled(slot_BKR.reshape(B, K, G, T), rule)
-    else:
-      slot_BKGT = jnp.broadcast_to(rule.slot_logit.astype(jnp.float32).reshape(1, K, G, 1), (B, K, G, T))
-    logits_BKGTS = jnp.concatenate([slot_BKGT[..., None], logits_BKGTS], axis=-1)
+    logits_BKGTS = jnp.concatenate([slot_logits(q, T, rule)[..., None], logits_BKGTS], axis=-1)
     visible = jnp.pad(visible, ((0, 0),) * 4 + ((1, 0),), constant_values=True)
   options = {} if rule.power == 1.0 else {'power': rule.power}
   w_BKGTS = OPERATIONS[rule.operation](logits_BKGTS, visible, **options)
@@ -94,6 +89,15 @@ def weigh(
   if rule.dropout:
     w_BKGTS = dropped(w_BKGTS, rule.dropout, rule.dropout_key)
   return (w_BKGTS[..., 1:], w_BKGTS[..., 0]) if rule.has_slot else (w_BKGTS, None)
+
+
+def slot_logits(q: Float[Array, 'B K R H'], T: int, rule: AttentionRule) -> Float[Array, 'B K G T']:
+  """Returns the float32 logits of the rule's slot, for the queries of `by_key_head`; R = G T."""
+  B, K, R, _ = q.shape
+  if rule.slot_key is None:
+    return jnp.broadcast_to(rule.slot_logit.astype(jnp.float32).reshape(1, K, R // T, 1), (B, K, R // T, T))
+  slot_BKR = jnp.einsum('BKRH,KH->BKR', q, rule.slot_key.astype(q.dtype), preferred_element_type=jnp.float32)
+  return _scaled(slot_BKR.reshape(B, K, R // T, T), rule)
 
 
 def _by_distance(rule: AttentionRule, distance, K: int, G: int):

@@ -42,9 +42,13 @@ def knows(rule: AttentionRule) -> bool:
 
 def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
   """Returns whether to use the kernels for a sequence. float32 does not use them, because its users expect exact numbers."""
+  return has_kernels() and q.dtype != 'float32' and q.shape[1] >= SHORTEST and knows(rule)
+
+
+def has_kernels() -> bool:
+  """Returns whether the program that is traced is for an accelerator and for one device, so that it may have kernels."""
   alone = _each_device.get() or jax.device_count() == 1
-  accelerator = jax.default_backend() in ('gpu', 'tpu')
-  return accelerator and alone and q.dtype != 'float32' and q.shape[1] >= SHORTEST and knows(rule)
+  return alone and jax.default_backend() in ('gpu', 'tpu')
 
 
 def attend(

@@ -8,7 +8,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from jaxlm.attention import banded, flash
+from jaxlm.attention import banded, flash, pieces
 from jaxlm.attention.attend import attend, dot
 from jaxlm.attention.rule import AttentionRule
 from jaxlm.caches import sizes
@@ -32,25 +32,31 @@ class Sequence:
 
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     del layer, positions  # Indices replace positions, which restart at document borders within a row.
-    segments_BT = self.segments
+    T, segments_BT = q.shape[1], self.segments
     # A sink token stands before all documents of its row, and every token sees it.
-    before = 0 if segments_BT is None else q.shape[1] - segments_BT.shape[1]
+    first = 0 if segments_BT is None else T - segments_BT.shape[1]
     if flash.is_default(rule, q):
-      if before:
-        segments_BT = jnp.pad(segments_BT, ((0, 0), (before, 0)), constant_values=flash.SHARED)
+      if first:
+        segments_BT = jnp.pad(segments_BT, ((0, 0), (first, 0)), constant_values=flash.SHARED)
       return flash.attend(q, k, v, rule, segments=segments_BT), self
-    if before:
-      mask_BTS = jnp.pad(same_segment(segments_BT), ((0, 0), (before, 0), (before, 0)), constant_values=True)
-    elif rule.window is not None:
+    in_pieces = pieces.is_default(rule, T)
+    if first:
+      segments_BT = jnp.pad(segments_BT, ((0, 0), (first, 0)))
+    elif rule.window is not None and not (in_pieces and pieces.beat_bands(rule, T)):
       return banded.attend(q, k, v, rule, segments_BT), self
-    else:
-      mask_BTS = None if segments_BT is None else same_segment(segments_BT)
-    index_1T = jnp.arange(q.shape[1])[None]
-    return attend(q, heads_first(k), heads_first(v), index_1T, index_1T, rule, mask_BTS), self
+    if in_pieces:
+      of = lambda at: jnp.asarray(segments_BT)[:, at]
+      mask = None if segments_BT is None else (lambda i_C, j_S: same_segment(of(i_C), of(j_S), i_C, j_S, first))
+      return pieces.attend(q, k, v, rule, mask), self
+    index_T = jnp.arange(T)
+    mask_BTS = None if segments_BT is None else same_segment(segments_BT, segments_BT, index_T, index_T, first)
+    return attend(q, heads_first(k), heads_first(v), index_T[None], index_T[None], rule, mask_BTS), self
 
 
-def same_segment(segments_BT):
-  return segments_BT[:, :, None] == segments_BT[:, None, :]
+def same_segment(query_BC, key_BS, index_C, index_S, first: int):
+  """Returns which keys [B, C, S] are in the query's segment. The tokens before index `first` see all, and all see them."""
+  same_BCS = query_BC[:, :, None] == key_BS[:, None, :]
+  return same_BCS | ((index_C < first)[:, None] | (index_S < first)[None])[None] if first else same_BCS
 
 
 @struct.dataclass

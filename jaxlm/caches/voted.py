@@ -13,6 +13,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from jaxlm.attention import mass
 from jaxlm.attention.attend import attention_weights
 from jaxlm.attention.rule import AttentionRule
 from jaxlm.caches.full import FullCache
@@ -61,6 +62,10 @@ class Voted:
     index_BM = slot_BM - start_B1
     valid_BM = (index_BM >= 0) & (index_BM < T) & (slot_BM >= 0) & (slot_BM < self.ends[:, None])
     keys = heads_first(k).astype(cache.whole.keys[layer].dtype) if empty else cache.whole.keys[layer]
+    if empty and self.queries is None and q.dtype == keys.dtype and mass.is_default(rule, T):
+      received = mass.received(q, heads_first(keys), rule, valid_BM.astype(jnp.float32)).columns
+      votes = received[..., int(rule.has_slot) :].reshape(*keys.shape[:2], -1, T).mean(axis=2)
+      return out, self.voted(layer, cache, votes)
     key_slot_1S = jnp.arange(keys.shape[2])[None]
 
     def piece(start):
@@ -79,8 +84,12 @@ class Voted:
       votes = jax.lax.scan(lambda total, start: (total + piece(start), None), jnp.zeros(keys.shape[:3]), start_C)[0]
     else:
       votes = piece(0)
-    votes = self.votes[layer].at[:, :, : votes.shape[2]].add(votes)
-    return out, self.replace(cache=cache, votes=self.votes[:layer] + (votes,) + self.votes[layer + 1 :])
+    return out, self.voted(layer, cache, votes)
+
+  def voted(self, layer: int, cache, votes_BKS) -> 'Voted':
+    """Returns the wrapper of the grown `cache`, with more votes for its first S slots of a layer."""
+    votes = self.votes[layer].at[:, :, : votes_BKS.shape[2]].add(votes_BKS)
+    return self.replace(cache=cache, votes=self.votes[:layer] + (votes,) + self.votes[layer + 1 :])
 
 
 def heavy_of(

@@ -94,7 +94,7 @@ def sinks(
   Args:
     tokens: token ids, T >= 16; no padding.
     eps: thresholds.
-    chunk: queries whose maps are in memory at the same time: a few float32 arrays [batch_size, N, chunk, S].
+    chunk: most queries whose maps are in memory at the same time: a few float32 arrays [batch_size, N, chunk, S].
     batch_size: largest number of sequences computed at the same time.
 
   Raises:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.attention import mass
 from jaxlm.attention.attend import attention_weights
 from jaxlm.attention.rule import layer_rule
 from jaxlm.caches import FullCache
@@ -88,8 +89,12 @@ def test_scores_of_a_prompt_in_pieces_are_those_of_the_whole():
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize('queries', [5, None])
-def test_votes_are_sums_of_the_maps_columns(queries):
+@pytest.mark.parametrize('queries, kernels', [(5, False), (None, False), (None, True)])
+def test_votes_are_sums_of_the_maps_columns(queries, kernels, monkeypatch):
+  """In pieces, and in the XLA form of the kernels that accelerators have."""
+  taken, received = [], mass.received
+  monkeypatch.setattr(mass, 'is_default', lambda rule, length: kernels)
+  monkeypatch.setattr(mass, 'received', lambda *args: taken.append(1) or received(*args))
   T, rule = 600, layer_rule(MODEL, 0)
   rng = np.random.default_rng(0)
   q, k = (rng.normal(size=(2, T, heads, 8)).astype(np.float32) for heads in (4, 2))
@@ -105,6 +110,7 @@ def test_votes_are_sums_of_the_maps_columns(queries):
   for row, n in enumerate(lengths.tolist()):
     voting = weights_BKGTS[row, :, :, n - (queries or n) : n]
     np.testing.assert_allclose(votes[row], voting.sum(axis=2).mean(axis=1), atol=1e-4)
+  assert bool(taken) == kernels
 
 
 @pytest.mark.slow

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from jaxlm import analysis
+from jaxlm.attention import mass
 from jaxlm.attention.attend import attention_weights
+from jaxlm.attention.rule import AttentionRule
 from jaxlm.caches import Sequence
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import Transformer
 from tests.models import TINY, tiny_model
+from tests.pallas_kernels.test_attention import shapes_in
 from tests.sink_models import CONFIGS, model
 
 B, T = 3, 20
@@ -214,6 +217,33 @@ def test_probe_changes_no_logits_and_chunks_change_nothing(name):
     chunked_logits, chunked = probed(lm.config, lm.params, ids, 7)
     np.testing.assert_allclose(chunked_logits, logits, atol=1e-5)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), probe.layers, chunked.layers)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_kernels_measure_what_chunks_do(name, monkeypatch):
+  """In their XLA form; rules that they do not know are left to the chunks."""
+  lm, ids, taken = model(name), tokens(), []
+  logits, probe = probed(lm.config, lm.params, ids, 64)
+  received = mass.received
+  monkeypatch.setattr(mass, 'is_default', lambda rule, length: mass.knows(rule))
+  monkeypatch.setattr(mass, 'received', lambda *args: taken.append(1) or received(*args))
+  # Traced anew: the change is no part of what a program is compiled for.
+  run = lambda params, ids: probed.__wrapped__(lm.config, params, ids, 64)
+  with_kernels = jax.jit(run)(lm.params, ids)
+  assert bool(taken) == name.startswith(('softmax', 'sigmoid'))
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)
+  jax.tree.map(close, with_kernels, (logits, probe))
+
+
+@pytest.mark.parametrize('operation, kernels', [('softmax', False), ('softmax', True), ('identity_norm', False)])
+def test_no_array_has_the_size_of_the_maps_of_32768_tokens(operation, kernels, monkeypatch):
+  length = 32768
+  monkeypatch.setattr(mass, 'is_default', lambda rule, length: kernels)
+  q = jax.ShapeDtypeStruct((1, length, 4, 64), jnp.float32)
+  rule = AttentionRule(operation, 0.1)
+  program = jax.make_jaxpr(lambda q, k, v: analysis.Probe().attend(0, q, k, v, None, rule))(q, q, q)
+  largest = max(int(np.prod(shape or (1,))) for shape in shapes_in(program.jaxpr))
+  assert largest <= 4 * length * 128 < 4 * length**2 // 100
 
 
 @pytest.mark.parametrize('name', ['softmax', 'sigmoid, key slot'])
