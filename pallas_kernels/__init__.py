@@ -2,3 +2,4 @@
 
 from pallas_kernels.assignment import linear_assignment as linear_assignment
 from pallas_kernels.attention import flash_attention as flash_attention
+from pallas_kernels.decoding import decode_attention as decode_attention
