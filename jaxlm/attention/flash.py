@@ -33,6 +33,11 @@ def on_each_device():
     _each_device.reset(token)
 
 
+def on_one_device() -> bool:
+  """Returns whether the program that is traced is for one device, so that it may have kernels."""
+  return _each_device.get() or jax.device_count() == 1
+
+
 def knows(rule: AttentionRule) -> bool:
   """Returns whether the kernels support the rule, for queries and keys in order of position."""
   plain = rule.power == rule.row_sum == 1.0 and rule.softcap is None and not rule.prefix and not rule.has_slot
@@ -43,9 +48,8 @@ def knows(rule: AttentionRule) -> bool:
 
 def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
   """Returns whether to use the kernels for a sequence. float32 does not use them, because its users expect exact numbers."""
-  alone = _each_device.get() or jax.device_count() == 1
   accelerator = jax.default_backend() in ('gpu', 'tpu')
-  return accelerator and alone and q.dtype != 'float32' and q.shape[1] >= SHORTEST and knows(rule)
+  return accelerator and on_one_device() and q.dtype != 'float32' and q.shape[1] >= SHORTEST and knows(rule)
 
 
 def attend(
