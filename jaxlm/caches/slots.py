@@ -114,6 +114,12 @@ class Slots:
       q, self.keys, self.values, positions, rule, key_positions=seen, lengths=used_B, rows=rows, beside=beside, initial=initial
     )  # fmt: skip
 
+  def near(self, seen_BS, positions_BT):
+    """Returns which tokens the ring does not hide from each query, bool [B, T, S]; None: it hides none."""
+    if self.recent is None:
+      return None
+    return (seen_BS[:, None] > positions_BT[:, :, None] - self.recent) | (seen_BS < self.initial)[:, None]
+
   def attended_beside(self, q, positions, new: 'New', rule: AttentionRule, rows=None):
     """Returns the attention of queries over the stored tokens and over `new` tokens, which are not stored."""
     seen = of_rows(self.positions, rows)
