@@ -137,12 +137,18 @@ class Packed:
     slot_BR = jnp.maximum(filled_B - R, 0)[:, None] + jnp.arange(R)[None]
     values = take_slots(of_rows(self.value_tail, rows), slot_BR % (R + 1))
     tail = take_slots(of_rows(self.key_tail, rows), slot_BR % R)
-    row_B11 = (jnp.arange(len(slot_BR)) if rows is None else rows)[:, None, None]
-    head_1K1 = jnp.arange(self.heads)[None, :, None]
-    at = lambda x, index_BR: x[row_B11, head_1K1, jnp.minimum(index_BR, x.shape[2] - 1)[:, None]]
-    codes, scale, minimum, group = self.keys.codes, self.keys.scale, self.keys.minimum, self.config.group
+    group, row_B = self.config.group, jnp.arange(len(slot_BR)) if rows is None else rows
+
+    def part(x, start_B, size: int):
+      """Returns `size` entries of each row along the token axis, by slices: a TPU would change the layout of what it gathers from."""
+      cut = lambda row, start: jax.lax.dynamic_slice(x, (row, 0, start, 0), (1, x.shape[1], size, x.shape[3]))[0]
+      return jnp.stack([cut(row_B[b], start_B[b]) for b in range(len(start_B))])
+
+    first_B = jnp.minimum(slot_BR[:, 0] // group, self.keys.scale.shape[2] - R // group - 1)
+    of_group_BR = slot_BR // group - first_B[:, None]
     # Each token with the scale of its group, as a group of one token.
-    one = Quantized(at(codes, slot_BR), at(scale, slot_BR // group), at(minimum, slot_BR // group), self.keys.bits)
+    scales = [take_slots(part(x, first_B, R // group + 1), of_group_BR) for x in (self.keys.scale, self.keys.minimum)]
+    one = Quantized(part(self.keys.codes, slot_BR[:, 0], R), *scales, self.keys.bits)
     exact_BR = slot_BR >= (filled_B // R * R)[:, None]
     return jnp.where(exact_BR[:, None, :, None], tail, dequantize(one, tail.dtype)), values, slot_BR
 

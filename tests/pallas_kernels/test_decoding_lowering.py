@@ -1,8 +1,6 @@
 """The decode attention kernel lowers for a TPU at the sizes of a 1B Llama; with libtpu, which needs no TPU, it is compiled too."""
 
 import functools
-import os
-import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,7 @@ import pytest
 from pallas_kernels import decode_attention
 from pallas_kernels.decoding import Beside
 from pallas_kernels.decoding_calls import Codes
-from tests.pallas_kernels.lowering import CALLS, device, lowered
+from tests.pallas_kernels.lowering import CALLS, compiled_for_tpu, copied_shapes, lowered
 
 N, K, S = 32, 8, 32768
 
@@ -62,29 +60,10 @@ def test_lowers_for_a_tpu_without_one(arrays, options):
   assert lowered(program, 'tpu', *leaves).count(CALLS['tpu']) == 1
 
 
-@pytest.fixture(scope='module')
-def chip():
-  """A TPU v5e that is described and not there."""
-  libtpu = pytest.importorskip('libtpu', reason='the TPU compiler is not installed: pip install jaxlm[tpu]')
-  from jax.experimental import topologies
-
-  settings = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_LIBRARY_PATH': libtpu.get_library_path()}
-  os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
-  return topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices[0]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('arrays, options', CASES)
-def test_compiles_for_a_tpu_and_copies_no_cache(chip, arrays, options):
-  place = jax.sharding.SingleDeviceSharding(chip)
-  arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arrays)
-  with device('tpu'):
-    program = jax.jit(functools.partial(attend, **options)).trace(*arrays).lower(lowering_platforms=('tpu',)).compile()
-  copied = [
-    tuple(map(int, shape.split(','))) for shape in re.findall(r'= \w+\[([\d,]+)\]\S* copy\(', program.as_text())
-  ]
-  assert copied and not any(S in shape for shape in copied)
-  assert (
-    program.memory_analysis().temp_size_in_bytes
-    < sum(jnp.dtype(x.dtype).itemsize * x.size for x in jax.tree.leaves(arrays)) / 8
-  )
+def test_compiles_for_a_tpu_and_copies_no_cache(arrays, options):
+  program = compiled_for_tpu(functools.partial(attend, **options), *arrays)
+  assert not any(S in shape for shape in copied_shapes(program))
+  given = sum(jnp.dtype(x.dtype).itemsize * x.size for x in jax.tree.leaves(arrays))
+  assert program.memory_analysis().temp_size_in_bytes < given / 8

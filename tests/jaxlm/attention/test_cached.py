@@ -11,8 +11,8 @@ import decoders
 from decoders import programs, simlayerkv, speculative
 from decoders.simlayerkv import KiviConfig, LazyConfig
 from jaxlm.attention import cached
-from jaxlm.attention.rule import AttentionRule, layer_rule
-from jaxlm.caches import FullCache, Packed, Slots, packed, slots
+from jaxlm.attention.rule import AttentionRule
+from jaxlm.caches import FullCache, Packed, packed, slots
 from jaxlm.caches.slots import EMPTY, New
 from jaxlm.config import SinkConfig
 from tests.models import TINY, slow, tiny_model
@@ -31,7 +31,9 @@ def normal(*shape, seed=0):
 def taken(monkeypatch):
   """Grows with each call of `decode_attention`."""
   calls, attend = [], cached.decode_attention
-  monkeypatch.setattr(cached, 'decode_attention', lambda *args, **kwargs: calls.append(kwargs) or attend(*args, **kwargs))
+  monkeypatch.setattr(
+    cached, 'decode_attention', lambda *args, **kwargs: calls.append(kwargs) or attend(*args, **kwargs)
+  )
   return calls
 
 
