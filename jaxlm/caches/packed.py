@@ -121,8 +121,7 @@ class Packed:
     if end_B is not None:
       seen = jnp.where(held(seen, end_B).squeeze(-2), seen, EMPTY)
     by_head = seen if seen.ndim == 3 else seen[:, None]
-    at_BKR = jnp.take_along_axis(by_head, jnp.minimum(slot_BR, seen.shape[-1] - 1)[:, None], axis=-1)
-    at_BKR = jnp.where((slot_BR < filled_B[:, None])[:, None], at_BKR, EMPTY)
+    at_BKR = jnp.take_along_axis(by_head, slot_BR[:, None], axis=-1)  # EMPTY in slots that are not filled.
     tail = cached.Beside(keys, values, at_BKR, None)
     if new is not None:
       tail = joined(tail, cached.tokens(new.keys, new.values, new.positions, new.seen), q.shape[1])
