@@ -178,9 +178,8 @@ def _params(in_specs, arrays, out_specs, rows: int, layout: kernels.Layout):
   blocks = sum(size(s.block_shape, x.dtype.itemsize) for s, x in zip(in_specs, arrays))
   blocks += sum(size(s.block_shape, 4) for s in out_specs)
   H = arrays[0].shape[3]
-  head = (
-    4 * layout.block * (4 * rows + 6 * H)
-  )  # Float32 values of one head: logits and weights, and dequantised keys and values.
+  # Float32 values of one head: logits and weights, and dequantised keys and values.
+  head = 4 * layout.block * (4 * rows + 6 * H)
   needed = 2 * blocks + head + 2**21
   return pltpu.CompilerParams(
     dimension_semantics=('parallel', 'parallel', 'arbitrary'), vmem_limit_bytes=needed if needed > 2**24 else None
