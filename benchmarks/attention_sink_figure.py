@@ -37,7 +37,7 @@ def draw(rows: list[dict[str, Any]], curves: list[dict[str, Any]], path: Path) -
       ax.grid(alpha=0.3, axis='x')
   if curves:
     left, right = axes[-1]
-    colors = dict(zip(dict.fromkeys(c['row'] for c in curves), ('#4c72b0', '#c44e52', '#dd8452', '#55a868', '#8172b3')))
+    colors = {row: f'C{i}' for i, row in enumerate(dict.fromkeys(c['row'] for c in curves))}
     for c in curves:
       style, label = (
         {'color': colors[c['row']], 'linewidth': 1.2, 'marker': 'o', 'markersize': 3},
@@ -49,7 +49,7 @@ def draw(rows: list[dict[str, Any]], curves: list[dict[str, Any]], path: Path) -
       right.plot(c['step'], c['loss'], **style, label=label)
     left.set(xlabel='step', ylabel='%', ylim=(-3, 103), title='Language model: Sink_1 (proxy), Sink_* dashed')
     right.set(xlabel='step', ylabel='nats per token', title='Language model: held-out loss')
-    right.legend(loc='lower left')
+    right.legend(loc='upper center', bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
     for ax in (left, right):
       ax.grid(alpha=0.3)
   figure.savefig(path, dpi=120)

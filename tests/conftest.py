@@ -53,6 +53,7 @@ VERSIONED = (
   'decoders/translation/test_parallel.py',
   'jaxlm/analysis/direction/test_scores.py',
   'jaxlm/analysis/sink/test_command.py',
+  'jaxlm/attention/test_cached.py',
   'jaxlm/attention/test_dropout.py',
   'jaxlm/attention/test_flash.py',
   'jaxlm/caches/test_protocol.py',

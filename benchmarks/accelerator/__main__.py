@@ -25,6 +25,9 @@ PARTS = {
   'training': 'training steps of 135M and 1B models',
   'decoding': 'a 1B model over full, lazy and quantised caches',
   'speculation': 'cost of drafting and verifying, and the predicted gain',
+  'decode-attention': "one step's attention over full, ring and 4-bit caches, by implementation",
+  'assignment': 'exact assignment on the device, by implementation',
+  'beams': 'beam search over a transformer-base encoder-decoder',
   'blocks': 'block sizes of the attention kernels, tried one by one; runs only if named in --parts',
 }
 
@@ -32,7 +35,7 @@ USUAL = [part for part in PARTS if part != 'blocks']
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-  parts = '\n'.join(f'  {name:<12} {what}' for name, what in PARTS.items())
+  parts = '\n'.join(f'  {name:<16} {what}' for name, what in PARTS.items())
   parser = argparse.ArgumentParser(
     prog='python -m benchmarks.accelerator', formatter_class=argparse.RawDescriptionHelpFormatter,
     description='Measures the library on the GPU or TPU of this machine.', epilog=f'parts:\n{parts}',
@@ -77,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
   )
   with record.watching():
     for name in args.parts:
-      cases = importlib.import_module(f'benchmarks.accelerator.{name}').cases
+      cases = importlib.import_module(f'benchmarks.accelerator.{name.replace("-", "_")}').cases
       record.run_part(name, lambda cases=cases: cases(setting))
   wrong = [row for row in record.contents['rows'] if 'error' in row or row.get('right') is False]
   print(

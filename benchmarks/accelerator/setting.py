@@ -3,6 +3,7 @@
 import dataclasses
 
 from jaxlm.config import ModelConfig
+from jaxlm.seq2seq_config import Seq2SeqConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,15 @@ class Setting:
   """Tokens in the cache while speculation is timed."""
   verified: tuple[int, ...]
   """Tokens verified in one call."""
+  assignments: tuple[tuple[int, int], ...]
+  """(problems, rows of each) of the assignments that are timed."""
+  translated: Seq2SeqConfig
+  sources: int
+  """Sentences that are translated at the same time."""
+  source_tokens: int
+  """Tokens of each sentence and of its translation."""
+  widths: tuple[int, ...]
+  """Widths of beam searches."""
   min_seconds: float
   """Calls are repeated until a timed measurement takes at least so many seconds."""
   repeats: int
@@ -79,6 +89,11 @@ ACCELERATOR = Setting(
   new_tokens=32,
   speculated=1024,
   verified=(1, 2, 4, 8, 16, 32),
+  assignments=((32, 64), (128, 256)),
+  translated=Seq2SeqConfig(),
+  sources=32,
+  source_tokens=64,
+  widths=(1, 4),
   min_seconds=0.05,
   repeats=5,
 )
@@ -99,6 +114,13 @@ TINY = Setting(
   new_tokens=4,
   speculated=64,
   verified=(1, 4),
+  assignments=((3, 6),),
+  translated=Seq2SeqConfig(
+    vocab_size=40, encoder_layers=1, decoder_layers=2, model_dim=16, num_heads=2, mlp_dim=16, dtype='float32'
+  ),
+  sources=2,
+  source_tokens=6,
+  widths=(1, 4),
   min_seconds=0.0,
   repeats=1,
 )

@@ -34,6 +34,11 @@ def on_each_device():
     _each_device.reset(token)
 
 
+def on_one_device() -> bool:
+  """Returns whether the program that is traced is for one device, so that it may have kernels."""
+  return _each_device.get() or jax.device_count() == 1
+
+
 def knows(rule: AttentionRule) -> bool:
   """Returns whether the kernels support the rule, for queries and keys in order of position."""
   plain = rule.power == rule.row_sum == 1.0 and not rule.dropout and not rule.position.startswith('relative')
@@ -47,8 +52,7 @@ def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
 
 def has_kernels() -> bool:
   """Returns whether the program that is traced is for an accelerator and for one device, so that it may have kernels."""
-  alone = _each_device.get() or jax.device_count() == 1
-  return alone and jax.default_backend() in ('gpu', 'tpu')
+  return on_one_device() and jax.default_backend() in ('gpu', 'tpu')
 
 
 def attend(

@@ -8,7 +8,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from jaxlm.attention import banded, flash, pieces
+from jaxlm.attention import banded, cached, flash, pieces
 from jaxlm.attention.attend import attend, dot
 from jaxlm.attention.rule import AttentionRule
 from jaxlm.caches import sizes
@@ -140,6 +140,8 @@ class FullCache:
       raise ValueError(
         'A full cache does not know which of its slots are used: a rule that is not causal needs `lengths`.'
       )
+    if cached.is_default(rule, q):
+      return cached.attend(q, self.keys[layer], self.values[layer], positions, rule, lengths=lengths)
     slot_1S = jnp.arange(self.keys[layer].shape[2])[None]
     mask_B1S = None if lengths is None else (slot_1S < lengths[:, None])[:, None]
     return attend(q, self.keys[layer], self.values[layer], positions, slot_1S, rule, mask_B1S)
@@ -147,6 +149,9 @@ class FullCache:
   def beside(self, layer: int, q, positions, new: New, rule: AttentionRule):
     """Returns the attention of queries over the stored tokens and over `new` tokens, which are not stored."""
     keys, values = self.keys[layer], self.values[layer]
+    if cached.is_default(rule, q):
+      tokens = cached.tokens(new.keys, new.values, new.positions, new.seen)
+      return cached.attend(q, keys, values, positions, rule, lengths=new.positions[:, 0], beside=tokens)
     products = (lambda q: dot(q, keys)), (lambda w: jnp.matmul(w.astype(values.dtype), values).astype(jnp.float32))
     return beside(*products, q, positions, new, jnp.arange(keys.shape[2])[None], rule)
 

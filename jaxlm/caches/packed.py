@@ -13,12 +13,24 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from jaxlm.attention import cached
 from jaxlm.attention.attend import attend_by, dot
 from jaxlm.attention.rule import AttentionRule
 from jaxlm.caches import sizes
-from jaxlm.caches.kivi import KiviConfig, Quantized, quantize_keys, quantize_values
+from jaxlm.caches.kivi import KiviConfig, Quantized, dequantize, quantize_keys, quantize_values
 from jaxlm.caches.rows import heads_first, mix_rows, score_rows, write_rows
-from jaxlm.caches.slots import EMPTY, New, Slots, append_each, beside, held, of_rows, take_slots, write_positions
+from jaxlm.caches.slots import (
+  EMPTY,
+  New,
+  Slots,
+  append_each,
+  beside,
+  filled,
+  held,
+  of_rows,
+  take_slots,
+  write_positions,
+)
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Int
@@ -55,12 +67,17 @@ class Packed:
   def read(self, q, positions, rule: AttentionRule, rows=None, lengths=None):
     """Returns the attention of queries over tokens before `lengths` [B]; see `jaxlm.caches.protocol.Readable`."""
     seen = of_rows(self.positions, rows)
-    filled_B = (seen != EMPTY).sum(axis=-1).reshape(len(seen), -1)[:, 0]  # All heads hold the same number of tokens.
+    filled_B = filled(seen)
+    if cached.is_default(rule, q):
+      return self.through_kernel(q, positions, rule, rows, filled_B, lengths)
     return self._attended(q, positions, rule, rows, filled_B, held(seen, lengths))
 
   def attended(self, q, positions, rule: AttentionRule, rows=None):
     """Returns the attention of the newest token's query over the stored tokens."""
-    return self._attended(q, positions, rule, rows, positions[:, 0] + 1 - of_rows(self.evicted, rows))
+    filled_B = positions[:, 0] + 1 - of_rows(self.evicted, rows)
+    if cached.is_default(rule, q):
+      return self.through_kernel(q, positions, rule, rows, filled_B)
+    return self._attended(q, positions, rule, rows, filled_B)
 
   def _attended(self, q, positions, rule: AttentionRule, rows, filled_B, mask=None):
     seen = of_rows(self.positions, rows)
@@ -69,6 +86,8 @@ class Packed:
   def attended_beside(self, q, positions, new: New, rule: AttentionRule, rows=None):
     """Returns the attention of queries over the stored tokens and over `new` tokens, which are not quantised."""
     filled_B = new.positions[:, 0] - of_rows(self.evicted, rows)
+    if cached.is_default(rule, q):
+      return self.through_kernel(q, positions, rule, rows, filled_B, new.positions[:, 0], new)
     return beside(*self.products(filled_B, rows), q, positions, new, of_rows(self.positions, rows), rule)
 
   def products(self, filled_B, rows=None):
@@ -90,6 +109,47 @@ class Packed:
       return packed_BKRH + jnp.matmul(jax.vmap(lift)(w_BKRC, newest_B).astype(tail_BKRH.dtype), tail_BKRH)
 
     return score, mix
+
+  def through_kernel(self, q, positions, rule: AttentionRule, rows, filled_B, end_B=None, new: New | None = None):
+    """Returns the attention of queries over the stored tokens before position `end_B`, and over new tokens.
+
+    The kernel reads the tokens whose keys and values are both quantised. The newest tokens count as tokens beside the cache.
+    """
+    codes = lambda x: cached.Codes(x.codes, x.scale, x.minimum)
+    keys, values, slot_BR = self.newest(filled_B, rows)
+    seen = of_rows(self.positions, rows)
+    if end_B is not None:
+      seen = jnp.where(held(seen, end_B).squeeze(-2), seen, EMPTY)
+    by_head = seen if seen.ndim == 3 else seen[:, None]
+    at_BKR = jnp.take_along_axis(by_head, slot_BR[:, None], axis=-1)  # EMPTY in slots that are not filled.
+    tail = cached.Beside(keys, values, at_BKR, None)
+    if new is not None:
+      tail = joined(tail, cached.tokens(new.keys, new.values, new.positions, new.seen), q.shape[1])
+    tail = tail._replace(positions=jnp.broadcast_to(tail.positions, (len(q), self.heads, tail.positions.shape[-1])))
+    return cached.attend(
+      q, codes(self.keys), codes(self.values), positions, rule, key_positions=seen, lengths=slot_BR[:, 0], rows=rows, beside=tail
+    )  # fmt: skip
+
+  def newest(self, filled_B, rows=None):
+    """Returns exact values and, where they are not quantised, exact keys [B, K, residual, H] of the newest tokens, and their slots."""
+    R = self.config.residual
+    slot_BR = jnp.maximum(filled_B - R, 0)[:, None] + jnp.arange(R)[None]
+    values = take_slots(of_rows(self.value_tail, rows), slot_BR % (R + 1))
+    tail = take_slots(of_rows(self.key_tail, rows), slot_BR % R)
+    group, row_B = self.config.group, jnp.arange(len(slot_BR)) if rows is None else rows
+
+    def part(x, start_B, size: int):
+      """Returns `size` entries of each row along the token axis, by slices: a TPU would change the layout of what it gathers from."""
+      cut = lambda row, start: jax.lax.dynamic_slice(x, (row, 0, start, 0), (1, x.shape[1], size, x.shape[3]))[0]
+      return jnp.stack([cut(row_B[b], start_B[b]) for b in range(len(start_B))])
+
+    first_B = jnp.minimum(slot_BR[:, 0] // group, self.keys.scale.shape[2] - R // group - 1)
+    of_group_BR = slot_BR // group - first_B[:, None]
+    # Each token with the scale of its group, as a group of one token.
+    scales = [take_slots(part(x, first_B, R // group + 1), of_group_BR) for x in (self.keys.scale, self.keys.minimum)]
+    one = Quantized(part(self.keys.codes, slot_BR[:, 0], R), *scales, self.keys.bits)
+    exact_BR = slot_BR >= (filled_B // R * R)[:, None]
+    return jnp.where(exact_BR[:, None, :, None], tail, dequantize(one, tail.dtype)), values, slot_BR
 
   def appended(self, k, v, positions, rows=None, mask=None) -> 'Packed':
     """Returns the memory with tokens [B, T, K, H] added. Positions rise by one, or repeat the last. `mask` [B, T]: tokens to add."""
@@ -115,6 +175,15 @@ class Packed:
       value_tail=value_tail,
       positions=write_positions(self.positions, positions_B1, slot_B, rows, mask),
     )
+
+
+def joined(tail: cached.Beside, new: cached.Beside, T: int) -> cached.Beside:
+  """Returns the tokens of both; T queries see all of `tail`, and of `new` those of its mask."""
+  (B, K, R, _), M = tail.keys.shape, new.keys.shape[2]
+  positions = jnp.broadcast_to(new.positions[:, None], (B, K, M))
+  both = lambda a, b: jnp.concatenate([jnp.broadcast_to(a, (B, K, *a.shape[2:])), b.astype(a.dtype)], axis=2)
+  mask = None if new.mask is None else jnp.pad(new.mask, ((0, 0), (0, 0), (R, 0)), constant_values=True)
+  return cached.Beside(both(tail.keys, new.keys), both(tail.values, new.values), both(tail.positions, positions), mask)
 
 
 def _write(store: Quantized, new: Quantized, slot_B, rows, mask) -> Quantized:

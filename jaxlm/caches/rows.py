@@ -3,6 +3,8 @@
 Keys and values are [R, K, S, H]: R rows of S slots. Query b uses row `rows[b]`; with `rows` None it uses row b.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -17,6 +19,8 @@ from jaxlm.caches.kivi import (
   score_codes,
   score_quantized,
 )  # fmt: skip
+
+UNROLLED = 32  # Up to this many rows, a program for a TPU writes them one after the other.
 
 
 def score_rows(q_BKRH, keys, rows_B=None):
@@ -71,8 +75,8 @@ def write_rows(slots_RKSH, new_BKTH, start_B, rows_B=None, mask_B=None, axis: in
   """Returns the array with the new entries of row b written along `axis` from slot `start_B[b]` on, if `mask_B[b]` is true."""
   B = new_BKTH.shape[0]
   at_slot = lambda row, start: (row, *(start if i == axis else 0 for i in range(1, 4)))
-  if B > 1 and rows_B is None:
 
+  def together(slots_RKSH):
     def write(slots, new, start, mask=None):
       at = at_slot(0, start)[1:]
       if mask is not None:
@@ -84,13 +88,20 @@ def write_rows(slots_RKSH, new_BKTH, start_B, rows_B=None, mask_B=None, axis: in
 
   def one(i, slots):
     new = jax.lax.dynamic_index_in_dim(new_BKTH, i, keepdims=True)
-    at = at_slot(0 if rows_B is None else rows_B[i], start_B[i])
+    at = at_slot(i if rows_B is None else rows_B[i], start_B[i])
     if mask_B is not None:
       new = jnp.where(mask_B[i], new, jax.lax.dynamic_slice(slots, at, new.shape))
     return jax.lax.dynamic_update_slice(slots, new, at)
 
   if rows_B is not None:
     return one(0, slots_RKSH) if B == 1 else jax.lax.fori_loop(0, B, one, slots_RKSH)
+  if B > UNROLLED:
+    return together(slots_RKSH)
+  if B > 1:
+    # For a write to all rows together, and for one in a loop, a TPU's compiler lays the tokens of all rows side by side, which
+    # copies the cache into a layout of twice its size.
+    each = lambda slots: functools.reduce(lambda slots, i: one(i, slots), range(B), slots)
+    return jax.lax.platform_dependent(slots_RKSH, tpu=each, default=together)
   # XLA's CPU backend fuses an update into the product that reads it, which copies the whole cache at every step. It does not
   # fuse through a conditional, so the update is inside one that is always true.
   apart = lambda slots: jax.lax.cond(start_B[0] >= 0, lambda slots: one(0, slots), lambda slots: slots, slots)

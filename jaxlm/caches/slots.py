@@ -12,6 +12,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from jaxlm.attention import cached
 from jaxlm.attention.attend import attend_by, dot
 from jaxlm.attention.rule import AttentionRule
 from jaxlm.caches import sizes
@@ -79,13 +80,39 @@ class Slots:
 
   def read(self, q, positions, rule: AttentionRule, rows=None, lengths=None):
     """Returns the attention of queries over tokens before `lengths` [B]; see `jaxlm.caches.protocol.Readable`."""
-    return self.attended(q, positions, rule, rows, held(of_rows(self.positions, rows), lengths))
+    seen = of_rows(self.positions, rows)
+    if (kernel_rule := self.for_kernel(rule, q)) is not None:
+      return self.through_kernel(q, positions, kernel_rule, rows, seen, end_B=lengths)
+    return self.attended(q, positions, rule, rows, held(seen, lengths))
 
   def attended(self, q, positions, rule: AttentionRule, rows=None, mask=None):
     """Returns the attention of queries over the stored tokens; `mask` is that of `attend_by`."""
     seen = of_rows(self.positions, rows)
+    if mask is None and (kernel_rule := self.for_kernel(rule, q)) is not None:
+      return self.through_kernel(q, positions, kernel_rule, rows, seen)
     mask = both(self.near(seen, positions), mask)
     return attend_by(*self.products(rows), q, self.heads, positions, seen, rule, mask)
+
+  def for_kernel(self, rule: AttentionRule, q) -> AttentionRule | None:
+    """Returns the rule that the ring's window makes of another, or None if `jaxlm.attention.cached` does not compute it."""
+    if not cached.is_default(rule, q) or (self.recent is not None and not rule.causal):
+      return None
+    if self.recent is None:
+      return rule
+    if rule.window is None:
+      return rule.replace(window=self.recent)
+    # The first tokens of a ring are exempt from its own window, and not from the rule's.
+    return None if self.initial else rule.replace(window=min(rule.window, self.recent))
+
+  def through_kernel(self, q, positions, rule: AttentionRule, rows, seen, end_B=None, beside=None):
+    """Returns the attention of queries over the stored tokens before position `end_B`, and over tokens beside them."""
+    used_B = None if self.recent is not None else filled(seen)
+    if end_B is not None:
+      seen = jnp.where(held(seen, end_B).squeeze(-2), seen, EMPTY)
+    initial = 0 if self.recent is None else self.initial
+    return cached.attend(
+      q, self.keys, self.values, positions, rule, key_positions=seen, lengths=used_B, rows=rows, beside=beside, initial=initial
+    )  # fmt: skip
 
   def near(self, seen_BS, positions_BT):
     """Returns which tokens the ring does not hide from each query, bool [B, T, S]; None: it hides none."""
@@ -96,6 +123,9 @@ class Slots:
   def attended_beside(self, q, positions, new: 'New', rule: AttentionRule, rows=None):
     """Returns the attention of queries over the stored tokens and over `new` tokens, which are not stored."""
     seen = of_rows(self.positions, rows)
+    if (kernel_rule := self.for_kernel(rule, q)) is not None:
+      tokens = cached.tokens(new.keys, new.values, new.positions, new.seen)
+      return self.through_kernel(q, positions, kernel_rule, rows, seen, new.positions[:, 0], tokens)
     near = self.near(seen if self.recent is None else jnp.concatenate([seen, new.positions], axis=1), positions)
     return beside(*self.products(rows), q, positions, new, seen, rule, near)
 
@@ -150,6 +180,11 @@ def held(positions, lengths_B=None) -> Bool[Array, '...']:
   """Returns which slots hold a token, [B, 1, S], or [B, K, 1, S] by head. With `lengths`, tokens at later positions do not count."""
   end = EMPTY if lengths_B is None else lengths_B.reshape(-1, *(1,) * (positions.ndim - 1))
   return (positions < end)[..., None, :]
+
+
+def filled(positions) -> Int[Array, ' B']:
+  """Returns the number of filled slots, which are the first ones unless the memory is a ring. All heads hold as many tokens."""
+  return (positions != EMPTY).sum(axis=-1).reshape(len(positions), -1)[:, 0]
 
 
 def both(mask, other):

@@ -33,7 +33,7 @@ sys.meta_path.insert(0, Absent())
 from benchmarks.accelerator.__main__ import PARTS
 import importlib
 for part in PARTS:
-  importlib.import_module(f'benchmarks.accelerator.{{part}}')
+  importlib.import_module('benchmarks.accelerator.' + part.replace('-', '_'))
 import decoders, jaxlm
 decoders.generate, decoders.swift.Stream, decoders.simlayerkv.compress, jaxlm.forward
 """
@@ -45,7 +45,7 @@ def test_it_needs_jax_flax_optax_and_numpy_only():
 
 
 # Those that take longest even on tiny shapes.
-LONG = ('agreement', 'attention', 'decoding', 'speculation', 'training')
+LONG = ('agreement', 'attention', 'beams', 'decode-attention', 'decoding', 'speculation', 'training')
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
-"""Lowering for a TPU or GPU on a machine that has neither: the compilers' front ends, not their back ends."""
+"""Lowering for a TPU or GPU on a machine that has neither: the compilers' front ends, and for a TPU with libtpu the back end too."""
 
 import contextlib
+import os
+import re
 
 import jax
+import pytest
 
 CALLS = {'tpu': 'custom_call @tpu_custom_call', 'cuda': 'custom_call @__gpu$xla.gpu.triton'}
 
@@ -24,3 +27,34 @@ def lowered(f, platform, *arrays) -> str:
   arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for x in arrays]
   with device(platform):
     return jax.jit(f).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+
+def compiled_for_tpu(f, *arrays, donate=()):
+  """Returns f compiled for a TPU v5e, which need not be there; skips the test where the compiler is not installed."""
+  libtpu = pytest.importorskip('libtpu', reason='the TPU compiler is not installed: pip install jaxlm[tpu]')
+  from jax.experimental import topologies
+
+  for name, value in {'TPU_SKIP_MDS_QUERY': '1', 'TPU_LIBRARY_PATH': libtpu.get_library_path()}.items():
+    os.environ.setdefault(name, value)
+  chip = topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices[0]
+  place = jax.sharding.SingleDeviceSharding(chip)
+  arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arrays)
+  with device('tpu'), no_stored_programs():
+    return jax.jit(f, donate_argnums=donate).trace(*arrays).lower(lowering_platforms=('tpu',)).compile()
+
+
+@contextlib.contextmanager
+def no_stored_programs():
+  """A program for a chip that is not there cannot be loaded from the compilation cache."""
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update('jax_enable_compilation_cache', False)
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+
+
+def copied_shapes(program) -> list[tuple[int, ...]]:
+  """Returns the shapes of the arrays that a compiled program copies."""
+  found = re.findall(r'= \w+\[([\d,]+)\]\S* copy\(', program.as_text())
+  return [tuple(map(int, shape.split(','))) for shape in found]
