@@ -1,9 +1,13 @@
 """python -m benchmarks.generate: speed of greedy decoding compared with transformers' `generate`, with the same weights and tokens.
 
 Decoding reads every weight once per step, so its speed is also shown as memory bandwidth, beside that of one large matrix-vector
-product in the same process.
+product in the same process. If llama-cpp-python is installed, llama.cpp decodes the models that have a GGUF file too: with their
+weights in float32, as jaxlm and transformers do, and as they are in the file.
 """
 
+from __future__ import annotations
+
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -13,8 +17,12 @@ import time
 import numpy as np
 import tyro
 
-from benchmarks import report
+from benchmarks import generate_llama_cpp, report
 from jaxlm import console
+
+FLOAT32 = 'llama.cpp float32'
+LLAMA_CPP = FLOAT32, 'llama.cpp file'
+LLAMA_CPP_RATIOS = 'ratio to llama.cpp float32', 'same as llama.cpp'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Config:
   new_tokens: int = 128
   repeats: int = 5
   threads: int = len(os.sched_getaffinity(0))
-  """Number of PyTorch's threads; XLA uses all cores of the process."""
+  """Number of PyTorch's and llama.cpp's threads; XLA uses all cores of the process."""
 
 
 def main(config: Config) -> None:
@@ -40,8 +48,10 @@ def main(config: Config) -> None:
 
   torch.set_num_threads(config.threads)
   rows = []
+  if not (installed := generate_llama_cpp.available()):
+    print('llama.cpp is not measured: llama-cpp-python is not installed.', flush=True)
   for name in config.models:
-    lm, peer = models(name)
+    lm, peer, gguf = models(name)
     weights = sum(x.nbytes for x in jax.tree.leaves(lm.params))
     if not lm.config.tied_embeddings:  # the input embedding is looked up, not read
       weights -= lm.params['embed']['embedding'].nbytes
@@ -65,15 +75,17 @@ def main(config: Config) -> None:
         out = decoders.generate(lm, prompts.tolist(), max_new_tokens=config.new_tokens, eos_id=None)
         return out.stats['prefill_seconds'], out.stats['decode_seconds'], out.tokens
 
-      runs = report.in_turn(
-        {
-          'ours': ours,
-          'first': lambda: transformers(1),
-          'whole': lambda: transformers(config.new_tokens),
-          'bandwidth': lambda: report.matvec_bandwidth(repeats=3),
-        },
-        config.repeats,
-      )
+      with llama_cpp(gguf, prompts, config) as others:
+        runs = report.in_turn(
+          {
+            'ours': ours,
+            'first': lambda: transformers(1),
+            'whole': lambda: transformers(config.new_tokens),
+            'bandwidth': lambda: report.matvec_bandwidth(repeats=3),
+            **others,
+          },
+          config.repeats,
+        )
       median = lambda values: float(np.median(list(values)))
       decoded = batch * (config.new_tokens - 1)
       peer_prefill = median(t for t, _ in runs['first'])
@@ -81,24 +93,51 @@ def main(config: Config) -> None:
       our_decode = median(d for _, d, _ in runs['ours'])
       bandwidth = median(runs['bandwidth'])
       reached = weights * (config.new_tokens - 1) / our_decode / 1e9
+      decoding = {label: median(run.decode for run in runs[label]) for label in others}
+      speeds = {label: decoded / seconds for label, seconds in decoding.items()}
+      same = lambda tokens, own=runs['ours'][0][2]: float(np.mean(own == tokens))
+      row = {} if not installed else dict.fromkeys((*[f'{x} tok/s' for x in LLAMA_CPP], *LLAMA_CPP_RATIOS), '')
+      if others:
+        row = {f'{label} tok/s': speed for label, speed in speeds.items()}
+        row |= zip(LLAMA_CPP_RATIOS, (decoding[FLOAT32] / our_decode, same(runs[FLOAT32][0].tokens)))
       rows.append({
         'model': name, 'batch': batch,
         'jaxlm tok/s': decoded / our_decode, 'transformers tok/s': decoded / peer_decode, 'ratio': peer_decode / our_decode,
         'prefill s': median(p for p, _, _ in runs['ours']), 'transformers prefill s': peer_prefill,
         'GB/s': reached, 'matvec GB/s': bandwidth, 'of matvec': reached / bandwidth,
-        'same tokens': float(np.mean(runs['ours'][0][2] == runs['whole'][0][1])),
+        'same tokens': same(runs['whole'][0][1]),
+        **row,
       })  # fmt: skip
       print(report.table(rows), flush=True)
   report.write('generate', rows, config=dataclasses.asdict(config))
 
 
+@contextlib.contextmanager
+def llama_cpp(gguf: Path | None, prompts: np.ndarray, config: Config):
+  """Gives functions that decode the prompts with llama.cpp, by label; none without a GGUF file or without the package."""
+  if gguf is None or not generate_llama_cpp.available():
+    yield {}
+    return
+  B, T = prompts.shape
+  with tempfile.TemporaryDirectory() as folder:
+    files = dict(zip(LLAMA_CPP, (generate_llama_cpp.unquantised(gguf, Path(folder) / 'float32.gguf'), gguf)))
+    load = lambda path: generate_llama_cpp.Model(path, batch=B, length=T + config.new_tokens, threads=config.threads)
+    loaded = {label: load(path) for label, path in files.items()}
+    try:
+      yield {label: lambda m=m: m.generate(prompts, config.new_tokens) for label, m in loaded.items()}
+    finally:
+      for model in loaded.values():
+        model.close()
+
+
 def models(name: str):
-  """Returns (our model, transformers' model) with the same float32 weights."""
+  """Returns (our model, transformers' model, GGUF file or None) with the same float32 weights; those of the file may be quantised."""
   import torch
   import transformers
 
   import jaxlm
 
+  gguf = None
   with tempfile.TemporaryDirectory() as folder:
     if name == 'small':
       torch.manual_seed(0)
@@ -113,13 +152,15 @@ def models(name: str):
     elif name == 'smollm2':
       from jaxlm.data import fetch
 
-      lm = jaxlm.load(fetch.fetch('smollm2'), dtype='float32')
+      place = fetch.fetch('smollm2')
+      gguf = place if place.is_file() else next(place.glob('*.gguf'))
+      lm = jaxlm.load(gguf, dtype='float32')
       jaxlm.save_huggingface(lm, Path(folder) / 'hf')
       folder = Path(folder) / 'hf'
     else:
       raise SystemExit(f'Unknown model {name!r}; known: small, smollm2.')
     peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return lm, peer
+    return lm, peer, gguf
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from decoders.programs import Clock
-from decoders.sampling import noise, warped
+from decoders.sampling import first_largest, noise, warped
 from decoders.speculative import trees
 from decoders.state import DecodeState
 from jaxlm.caches.branch import Branch
@@ -125,7 +125,7 @@ def verify(params, state: SpeculativeState, tree: trees.Tree, values, config: Mo
   else:
     if 'temperature' in values:
       scores_RNV += noise_of(state, depth_RN, D + 2, logits_RNV.shape[-1])
-    accepted = trees.match(tree, jnp.argmax(scores_RNV, axis=-1).astype(jnp.int32))
+    accepted = trees.match(tree, first_largest(scores_RNV))
   kept = branch.along(accepted.path)
   finite_RP = jnp.take_along_axis(jnp.isfinite(logits_RNV).all(axis=-1), accepted.path, axis=1)
   broken_RP = ~finite_RP & (jnp.arange(D + 1)[None] <= accepted.count[:, None])

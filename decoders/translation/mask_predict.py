@@ -17,6 +17,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from decoders.sampling import first_largest
 from decoders.translation import collapse
 from jaxlm import caches, losses
 from jaxlm.models import nat, seq2seq
@@ -108,7 +109,7 @@ def predict(params, config: Seq2SeqConfig, hidden_RTD):
     logits_NV = seq2seq.logits(params, config, hidden_ND)
     log_z_N = jax.nn.logsumexp(logits_NV, axis=-1)
     allowed_NV = logits_NV.at[:, config.pad_id].set(-jnp.inf)
-    return jnp.argmax(allowed_NV, axis=-1).astype(jnp.int32), allowed_NV.max(axis=-1) - log_z_N
+    return first_largest(allowed_NV), allowed_NV.max(axis=-1) - log_z_N
 
   R, T, D = hidden_RTD.shape
   size = max(1, min(R * T, losses.slice_logits() // config.vocab_size))

@@ -21,6 +21,14 @@ def test_the_latest_used_are_kept(monkeypatch):
   assert compiled == [1, 2, 3, 4, 2]  # 2 was the longest unused when 4 came.
 
 
+def test_programs_get_the_options_of_the_cpu(monkeypatch):
+  run = lambda: programs.Clock().run('test', jax.jit(lambda x: 3 * x), jnp.ones(2))
+  assert run().tolist() == [3.0, 3.0]
+  monkeypatch.setattr(programs, 'CPU_OPTIONS', {'xla_cpu_no_such_option': 1})
+  with pytest.raises(Exception, match='xla_cpu_no_such_option'):
+    run()
+
+
 MAPS = Path('/proc/self/maps')
 
 

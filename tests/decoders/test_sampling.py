@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import decoders
-from decoders.sampling import choose, keep, warped
+from decoders.sampling import choose, first_largest, keep, warped
 
 
 def brute_force(logits, top_k=0, top_p=1.0, min_p=0.0):
@@ -108,3 +108,15 @@ def test_the_least_top_p_keeps_the_likeliest_tokens_alone():
 def test_bad_settings_name_the_value(bad):
   with pytest.raises(ValueError, match=re.escape(f'{next(iter(bad))}={next(iter(bad.values()))}')):
     decoders.Sampling(**bad)
+
+
+def test_the_first_of_equal_largest_entries_is_chosen():
+  x = np.random.default_rng(0).integers(0, 4, (3, 7, 101)).astype(np.float32)  # many ties
+  x[0, 0], x[0, 1], x[0, 2, :-1], x[0, 3, 1:] = -np.inf, np.inf, -np.inf, -np.inf
+  found = first_largest(jnp.asarray(x))
+  assert found.dtype == jnp.int32
+  np.testing.assert_array_equal(found, x.argmax(axis=-1))
+
+
+def test_the_largest_entry_beside_nan_is_a_token():
+  assert first_largest(jnp.asarray([1.0, jnp.nan, 2.0])) == 2
