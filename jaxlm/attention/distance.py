@@ -50,7 +50,9 @@ def distance_scores(
   """
   if not causal and scheme == 'relative_t5':
     return jnp.moveaxis(table.T[both_sides_bucket(distance)], -1, 1).astype(jnp.float32)
-  if scheme == 'alibi':  # Causal queries see later keys too, if they are in a prefix: these are penalised as earlier ones.
+  if (
+    scheme == 'alibi'
+  ):  # Causal queries see later keys too, if they are in a prefix: these are penalised as earlier ones.
     slopes_N = jnp.asarray(alibi_slopes(num_heads), jnp.float32)
     return -slopes_N[None, :, None, None] * jnp.abs(distance)[:, None].astype(jnp.float32)
   distance = distance if causal else jnp.abs(distance)

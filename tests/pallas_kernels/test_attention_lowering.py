@@ -1,4 +1,4 @@
-"""The kernels lower for TPU and GPU on a machine that has neither: the compilers' front ends, not their back ends."""
+"""The kernels lower for TPU and GPU on a machine that has neither, and compile for a TPU where its compiler is installed."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import flash_attention
-from tests.pallas_kernels.lowering import CALLS, lowered
+from tests.pallas_kernels.lowering import CALLS, compiled_for_tpu, lowered
 
 
 @pytest.mark.parametrize('platform', CALLS)
@@ -37,6 +37,21 @@ def test_the_shapes_of_models_lower_for_a_tpu(model):
   q, k = (jax.ShapeDtypeStruct((1, T, n, H), 'bfloat16') for n in (N, K))
   loss = lambda q, k, v: flash_attention(q, k, v, **options).astype(jnp.float32).sum()
   assert lowered(jax.grad(loss, argnums=(0, 1, 2)), 'tpu', q, k, k).count(CALLS['tpu']) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('model', MODELS)
+def test_the_shapes_of_models_compile_for_a_tpu(model):
+  T, N, K, H, options = MODELS[model]
+  q, k = (jax.ShapeDtypeStruct((1, T, n, H), 'bfloat16') for n in (N, K))
+  key = jax.ShapeDtypeStruct((K, H), 'float32')
+
+  def loss(q, k, v, key, value):
+    return flash_attention(q, k, v, slot_key=key, slot_value=value, **options).astype(jnp.float32).sum()
+
+  program = compiled_for_tpu(jax.grad(loss, argnums=range(5)), q, k, k, key, key)
+  weights = 4 * N * T * T
+  assert program.memory_analysis().temp_size_in_bytes < weights / 4
 
 
 @pytest.mark.parametrize('platform', CALLS)
