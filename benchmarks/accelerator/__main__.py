@@ -21,7 +21,7 @@ PARTS = {
   'peers': 'PyTorch and transformers, if installed; early, while JAX holds little memory',
   'agreement': 'the same tokens and losses as on the CPU',
   'attention': 'flash attention: correctness and speed',
-  'column_mass': 'attention that each key receives: correctness and speed',
+  'column-mass': 'attention that each key receives: correctness and speed',
   'training': 'training steps of 135M and 1B models',
   'decoding': 'a 1B model over full, lazy and quantised caches',
   'speculation': 'cost of drafting and verifying, and the predicted gain',
