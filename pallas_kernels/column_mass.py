@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 OPERATIONS = ('softmax', 'sigmoid')
 DTYPES = ('float32', 'bfloat16', 'float16')
 IMPLEMENTATIONS = ('pallas', 'xla')
+FASTEST = {'tpu': 'pallas', 'cuda': 'xla', 'rocm': 'xla', 'cpu': 'xla'}
+"""Platform -> how a call without an `implementation` runs. On a GPU the kernels have not been run."""
 EPS = 1e-8
 
 
@@ -70,7 +72,7 @@ def column_mass(
     slot_logits: logits of a slot that every query sees, after scale, cap and bias. It takes part in a softmax.
     factors: f_t of `columns` and `proxy`, for example 0 for queries that do not count (None: 1). `rows` do not use them.
     block_q, block_k: block sizes of the kernels: powers of two, at least 16 (128 on a TPU). None: the platform's default.
-    implementation: 'pallas' (TPU, GPU) or 'xla' (everywhere). None: 'pallas' on a TPU or GPU, else 'xla'.
+    implementation: 'pallas' (TPU, GPU) or 'xla' (everywhere). None: FASTEST of the platform.
     interpret: run the kernels as ordinary JAX operations on any platform; slow, for tests. It may be a pltpu.InterpretParams.
 
   Raises:
@@ -106,7 +108,8 @@ def _jitted(q, k, slopes, slot, factors, spec: Spec, implementation: str | None,
   in_xla = functools.partial(call, xla.call)
   if implementation == 'xla':
     return in_xla(q, k, slopes, slot, factors)
-  branches = pallas if implementation == 'pallas' else pallas | {'cpu': in_xla}
+  defaults = {platform: in_xla if how == 'xla' else pallas[platform] for platform, how in FASTEST.items()}
+  branches = pallas if implementation == 'pallas' else defaults
   return jax.lax.platform_dependent(q, k, slopes, slot, factors, **branches)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import column_mass, column_mass_xla
-from tests.pallas_kernels.lowering import CALLS, lowered
+from tests.pallas_kernels.lowering import CALLS, compiled_for_tpu, lowered
 from tests.pallas_kernels.test_attention import shapes_in
 
 BLOCKS = {'block_q': 16, 'block_k': 32, 'interpret': True}
@@ -169,8 +169,17 @@ def test_lowers_without_the_device(platform, dtype, operation):
   mass = lambda q, k, slot, **how: column_mass(
     q, k, operation=operation, window=4000, softcap=30.0, alibi_slopes=jnp.ones(4), slot_logits=slot, **how
   )
-  assert lowered(mass, platform, q, k, slot).count(CALLS[platform]) == 2
-  assert lowered(functools.partial(mass, implementation='xla'), platform, q, k, slot).count(CALLS[platform]) == 0
+  count = lambda **how: lowered(functools.partial(mass, **how), platform, q, k, slot).count(CALLS[platform])
+  assert (count(implementation='pallas'), count(implementation='xla')) == (2, 0)
+  assert count() == (2 if platform == 'tpu' else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('operation', ['softmax', 'sigmoid'])
+def test_compiles_for_a_tpu(operation):
+  q, k = jax.ShapeDtypeStruct((1, 32768, 32, 64), 'bfloat16'), jax.ShapeDtypeStruct((1, 32768, 8, 64), 'bfloat16')
+  program = compiled_for_tpu(functools.partial(column_mass, operation=operation), q, k)
+  assert program.memory_analysis().temp_size_in_bytes < 32 * 32768**2 / 8
 
 
 def test_a_cpu_has_no_kernel_to_compile():
