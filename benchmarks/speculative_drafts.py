@@ -56,8 +56,7 @@ class Setting:
 def smollm2(steps: int, texts: int) -> Setting:
   """Returns the setting for SmolLM2. Its draft has the width of the target, whose embedding and output layer it uses."""
   # At a learning rate of 2e-3 the loss of the first steps rises to three times that of new parameters.
-  # The prompts are up to three times as long as the rows of the training; with a window, no query of the draft sees further than there.
-  model = dataclasses.replace(PRESETS['smollm2'][1].model, window=128)
+  model = PRESETS['smollm2'][1].model
   return Setting(
     'smollm2', model, steps, texts, length=160, prompt_tokens=72, batch_size=4, chat=True, learning_rate=1e-3,
     target_dtype='bfloat16', real_fraction=0.42,
