@@ -48,7 +48,8 @@ def flash_attention(
 ) -> Float[Array, 'B T N H']:
   """Returns sum_j w(s_ij) v_j in q's dtype, s_ij = cap(scale q_i . k_j) + bias - slope d_ij; masked weights are 0.
 
-  Query i has the key position i + S - T, so the last query is at the last key; d_ij = |i + S - T - j|. Products accumulate in float32. The output of a query that sees no key is 0, for softmax too. The
+  Query i has the key position i + S - T, so the last query is at the last key; d_ij = i + S - T - j, or its absolute value if
+  attention is not causal. Products accumulate in float32. The output of a query that sees no key is 0, for softmax too. The
   backward pass recomputes the weights: it keeps q, k and v (and alibi_slopes, segments and the slot's logits [B, N, T]), and for
   softmax also the output and its log-sum-exp.
 

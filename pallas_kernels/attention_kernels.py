@@ -1,7 +1,7 @@
 """What the kernels of flash attention compute for one pair of blocks, as functions on arrays: the sums over blocks are their state.
 
   S = cap(scale Q K^T) + bias - slope D      cap(x) = softcap tanh(x / softcap), if there is a softcap
-  D = |i + offset - j|      offset = keys - queries: the last query is at the last key
+  D = i + offset - j, |D| if not causal      offset = keys - queries: the last query is at the last key
   sigmoid   P = sigmoid(S)         dS = P (1 - P) dP
   softmax   P = exp(S - lse)       dS = P (dP - delta),  delta = rowsum(dO O)
   O = P V    dV = P^T dO    dP = dO V^T    dQ = scale (dS cap') K    dK = scale (dS cap')^T Q
@@ -131,7 +131,7 @@ def _scores(rows, columns, pair: Pair, rule: Rule, *, query_axis: int) -> Scores
   key = pair.first_key + lax.broadcasted_iota(jnp.int32, logits.shape, 1 - query_axis)
   distance = pair.first_query + rule.offset + lax.broadcasted_iota(jnp.int32, logits.shape, query_axis) - key
   if rule.alibi:
-    logits = logits - pair.slope * jnp.abs(distance).astype(jnp.float32)
+    logits = logits - pair.slope * (distance if rule.causal else jnp.abs(distance)).astype(jnp.float32)
   near = []
   if rule.before is not None:
     near.append(distance <= rule.before)

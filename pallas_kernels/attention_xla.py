@@ -96,7 +96,8 @@ def _logits(spec, q_BCKGH, k_BSKH, first, T: int, slopes_BN, segments_BT):
   logits = logits + spec.bias
   distance_CS = (first + jnp.arange(C))[:, None] + (S - T) - jnp.arange(S)[None]
   if spec.alibi:
-    logits = logits - slopes_BN.reshape(B, K, G, 1, 1) * jnp.abs(distance_CS).astype(jnp.float32)[None, None, None]
+    distances_CS = (distance_CS if spec.causal else jnp.abs(distance_CS)).astype(jnp.float32)
+    logits = logits - slopes_BN.reshape(B, K, G, 1, 1) * distances_CS[None, None, None]
   visible_CS = jnp.ones((C, S), bool)
   if spec.causal:
     visible_CS &= distance_CS >= 0

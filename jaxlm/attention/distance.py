@@ -45,17 +45,15 @@ def distance_scores(
   Args:
     distance: query position minus key position.
     table: learned table of relative_t5.
-    causal: whether queries see no later keys, except those of a prefix. If False, relative_t5 uses other buckets for later keys
-      (`both_sides_bucket`), and relative_paper uses |distance|. ALiBi always does.
+    causal: whether queries see no later keys. If False, relative_t5 uses other buckets for later keys
+      (`both_sides_bucket`), and the other schemes use |distance|.
   """
   if not causal and scheme == 'relative_t5':
     return jnp.moveaxis(table.T[both_sides_bucket(distance)], -1, 1).astype(jnp.float32)
-  if (
-    scheme == 'alibi'
-  ):  # Causal queries see later keys too, if they are in a prefix: these are penalised as earlier ones.
-    slopes_N = jnp.asarray(alibi_slopes(num_heads), jnp.float32)
-    return -slopes_N[None, :, None, None] * jnp.abs(distance)[:, None].astype(jnp.float32)
   distance = distance if causal else jnp.abs(distance)
+  if scheme == 'alibi':
+    slopes_N = jnp.asarray(alibi_slopes(num_heads), jnp.float32)
+    return -slopes_N[None, :, None, None] * distance[:, None].astype(jnp.float32)
   if scheme == 'relative_t5':
     return jnp.moveaxis(table.T[bucket(distance)], -1, 1).astype(jnp.float32)
   if scheme == 'relative_paper':  # The term is the bucket's number: it raises distant keys' logits by up to 31.

@@ -33,10 +33,10 @@ def distances(T: int, S: int):
   return np.arange(T)[:, None] + (S - T) - np.arange(S)[None, :]
 
 
-def penalties(B: int, N: int, T: int, S: int, alibi_slopes):
+def penalties(B: int, N: int, T: int, S: int, causal: bool, alibi_slopes):
   """Returns slope x distance, [B, N, T, S] in float64."""
   slopes = np.zeros((B, N)) if alibi_slopes is None else np.broadcast_to(np.asarray(alibi_slopes, np.float64), (B, N))
-  distance_TS = abs(distances(T, S))
+  distance_TS = distances(T, S) if causal else abs(distances(T, S))
   return slopes[:, :, None, None] * distance_TS[None, None]
 
 
@@ -46,7 +46,7 @@ def attention(
 ):  # fmt: skip
   """Every step in the inputs' dtype."""
   (B, T, N, _), S = q.shape, k.shape[1]
-  penalty_BNTS = jnp.asarray(penalties(B, N, T, S, alibi_slopes) - bias, jnp.float32)
+  penalty_BNTS = jnp.asarray(penalties(B, N, T, S, causal, alibi_slopes) - bias, jnp.float32)
   seen_BNTS = jnp.asarray(visible_by_row(B, T, S, causal, window, prefix, segments))
   slots = {'slot_logit': slot_logit, 'slot_key': slot_key, 'slot_value': slot_value, 'bias': bias}
   return from_penalty(q, k, v, penalty_BNTS, seen_BNTS, operation, scale, softcap, **slots)
@@ -118,7 +118,7 @@ def exact(
     damping = 1 - np.tanh(capped / softcap) ** 2
     capped = softcap * np.tanh(capped / softcap)
   logits = capped + bias
-  logits[..., 1:] -= penalties(B, N, T, S, alibi_slopes)
+  logits[..., 1:] -= penalties(B, N, T, S, causal, alibi_slopes)
   if slot_logit is not None:
     logits[..., 0] = slot_logit[None, :, None]
     damping[..., 0] = 0
