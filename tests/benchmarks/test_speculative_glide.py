@@ -7,7 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import report, speculative, speculative_drafts, speculative_glide, speculative_prompts, stochastic_depth
+from benchmarks import (
+  report,
+  speculative,
+  speculative_drafts,
+  speculative_glide,
+  speculative_messages,
+  stochastic_depth,
+)
 import jaxlm
 from jaxlm.data.tokenizers import ByteTokenizer
 from tests.models import TINY, init
@@ -48,21 +55,9 @@ def test_statements_compare_drafts_within_a_kind(capsys):
   assert capsys.readouterr().out.count('MISS') == 4
 
 
-@pytest.mark.slow
-def test_training_messages_are_none_of_the_prompts():
-  class Chatting(ByteTokenizer):
-    def chat(self, messages, **_):
-      return self.encode(messages)
-
-  messages = speculative_drafts.messages()
-  lm = jaxlm.LanguageModel(TINY, None, Chatting())
-  asked = {bytes(ids).decode() for _, ids in speculative_prompts.prompts(lm, 8)}
-  assert len(messages) > 600 and len(set(messages)) == len(messages) and not asked & set(messages)
-
-
 def test_each_draft_has_a_directory_of_its_own_and_drafts_of_one_target_share_its_texts(tmp_path, monkeypatch):
   monkeypatch.setenv('JAXLM_CACHE', str(tmp_path))
-  monkeypatch.setattr(speculative_drafts, 'messages', lambda: ['What is tea?'])
+  monkeypatch.setattr(speculative_messages, 'messages', lambda: ['What is tea?'])
   setting = speculative_drafts.smollm2(10, 20)
   made = [
     speculative_drafts.config(s, kind, data, seed)
