@@ -18,10 +18,12 @@ KNOWN = [
   {'windows': (5, 0)},
   *slow({'position': 'alibi'}, {'causal': False}),
   {'attention': 'sigmoid', 'attention_offset': 'neg_log_n', 'position': 'alibi', 'windows': (0, 7)},
-  {'sink': SinkConfig('token'), 'windows': (0, 7), 'prefix': 1},
-  {'sink': SinkConfig('v'), 'rope': RopeConfig(fraction=0.5)},
+  *slow(
+    {'sink': SinkConfig('token'), 'windows': (0, 7), 'prefix': 1},
+    {'sink': SinkConfig('v'), 'rope': RopeConfig(fraction=0.5)},
+  ),
   {'sink': SinkConfig('logit'), 'attention_softcap': 0.5, 'prefix': 3, 'windows': (5, 0)},
-  {'sink': SinkConfig('kv', shared=True), 'attention': 'sigmoid', 'attention_offset': 'neg_log_n'},
+  *slow({'sink': SinkConfig('kv', shared=True), 'attention': 'sigmoid', 'attention_offset': 'neg_log_n'}),
   {'sink': SinkConfig('k', learned_dims=4), 'attention_softcap': 0.5, 'position': 'alibi', 'prefix': 3},
   {'causal': False, 'attention': 'sigmoid', 'position': 'alibi', 'windows': (3, 0)},
 ]
