@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import attention_kernels as kernels
-from pallas_kernels import attention_looped, attention_streamed, attention_xla
+from pallas_kernels import attention_looped, attention_streamed, attention_xla, blocks
+from pallas_kernels.arithmetic import HIDDEN
 
 FASTEST = {'tpu': 'tpu', 'cuda': 'gpu', 'rocm': 'gpu', 'cpu': 'xla'}
 """Platform -> how a call without an `implementation` runs: the kernels compiled for 'tpu' or 'gpu', or 'xla'."""
@@ -81,7 +82,7 @@ def backward(spec: Spec, form: Form, q, k, v, slopes, segments, dout, stats):
   q_BNTH, dout_BNTH = (_by_head(x, rule.block_q, form) for x in (q, dout))
   k_BKSH, v_BKSH = (_by_head(x, rule.block_k, form) for x in (k, v))
   # The lse of padding rows is huge, so that exp(S - lse) is 0 there.
-  fills = (-kernels.HIDDEN, 0.0)
+  fills = (-HIDDEN, 0.0)
   stats = [_longer(x, rule.block_q, axis=2, fill=fill) for x, fill in zip(stats, fills)]
   arguments = (
     rule, options, slopes, q_BNTH, k_BKSH, v_BKSH, dout_BNTH, stats, _padded_segments(rule, segments)
@@ -101,7 +102,9 @@ def _rule(spec: Spec, form: Form, q, k, segments) -> kernels.Rule:
   (T, N), (S, K) = q.shape[1:3], k.shape[1:3]
   reach = None if spec.window is None else spec.window - 1
   default_q, default_k = DEFAULT_BLOCKS['interpret' if form.interpret else form.name]
-  block_q, block_k = _block(spec.block_q or default_q, T, form), _block(spec.block_k or default_k, S, form)
+  compiled = form == Form('tpu')
+  block_q = blocks.size(spec.block_q or default_q, T, compiled_for_tpu=compiled)
+  block_k = blocks.size(spec.block_k or default_k, S, compiled_for_tpu=compiled)
   return kernels.Rule(
     operation=spec.operation, scale=spec.scale, bias=spec.bias, softcap=spec.softcap, alibi=spec.alibi, causal=spec.causal,
     segments=segments is not None, before=reach, after=0 if spec.causal else reach, prefix=spec.prefix, keys=S, offset=S - T,
@@ -109,19 +112,8 @@ def _rule(spec: Spec, form: Form, q, k, segments) -> kernels.Rule:
   )  # fmt: skip
 
 
-def _block(size: int, length: int, form: Form) -> int:
-  """Returns the block size: at most the padded sequence, at least 128 (lanes) on TPU and 16 (Triton's products) elsewhere."""
-  smallest = 128 if form == Form('tpu') else 16
-  return max(smallest, min(size, 1 << (length - 1).bit_length()))
-
-
 def _by_head(x_BTNH, block: int, form: Form):
-  """Returns [B, N, T', H'], padded with zeros: T' is a multiple of `block`; H' of 128 on TPU, a power of two elsewhere."""
-  if form.name == 'tpu' and x_BTNH.dtype == jnp.float16:
-    x_BTNH = x_BTNH.astype(jnp.float32)  # Mosaic has no float16 loads.
-  T, H = x_BTNH.shape[1], x_BTNH.shape[3]
-  padded_H = -(-H // 128) * 128 if form == Form('tpu') else max(16, 1 << (H - 1).bit_length())
-  return jnp.pad(x_BTNH.swapaxes(1, 2), ((0, 0), (0, 0), (0, -T % block), (0, padded_H - H)))
+  return blocks.by_head(x_BTNH, block, tpu=form.name == 'tpu', compiled_for_tpu=form == Form('tpu'))
 
 
 def _like(x_BNTH, like_BTNH):

@@ -1,4 +1,4 @@
-"""Checks of the arguments of `flash_attention`: which values fit together, and what cuDNN supports."""
+"""Checks of the arguments of `flash_attention` and `column_mass`: which values fit together, and what cuDNN supports."""
 
 import jax
 import jax.numpy as jnp
@@ -11,31 +11,39 @@ def check(
   q, k, v, *, operation, window, prefix, softcap, alibi_slopes, segments, slot_logit, slot_key, slot_value, block_q, block_k
 ) -> None:  # fmt: skip
   """Raises ValueError that names the first argument that does not fit the others."""
-  if operation not in OPERATIONS:
-    raise ValueError(f'{operation=} is not one of {", ".join(OPERATIONS)}.')
-  _check_arrays(q, k, v)
+  check_logits(q, {'k': k, 'v': v}, operation, window, softcap, alibi_slopes, block_q, block_k)
   (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
-  if window is not None and window < 1:
-    raise ValueError(f'{window=} must be at least 1: a query counts itself.')
   if not 0 <= prefix <= S:
     raise ValueError(f'{prefix=} must be within 0 .. {S}, the number of keys.')
-  if softcap is not None and not softcap > 0:
-    raise ValueError(f'{softcap=} must be above 0; None leaves the logits as they are.')
-  if alibi_slopes is not None and jnp.shape(alibi_slopes) not in ((N,), (B, N)):
-    raise ValueError(f'alibi_slopes {jnp.shape(alibi_slopes)}: expected [{N}] or [{B}, {N}].')
   if segments is not None and (segments.shape != (B, T) or T != S):
     shapes = f'q {q.shape}, k {k.shape}'
     raise ValueError(f'segments {segments.shape}: expected [{B}, {T}], and as many keys; {shapes}.')
   _check_slot(N, K, H, slot_logit, slot_key, slot_value)
+
+
+def check_logits(q, stored, operation, window, softcap, alibi_slopes, block_q, block_k) -> None:
+  """Raises ValueError that names what does not fit: `stored` are arrays [B, S, K, H] by name, the others arguments of a kernel."""
+  if operation not in OPERATIONS:
+    raise ValueError(f'{operation=} is not one of {", ".join(OPERATIONS)}.')
+  _check_arrays(q, stored)
+  B, _, N, _ = q.shape
+  if window is not None and window < 1:
+    raise ValueError(f'{window=} must be at least 1: a query counts itself.')
+  if softcap is not None and not softcap > 0:
+    raise ValueError(f'{softcap=} must be above 0; None leaves the logits as they are.')
+  if alibi_slopes is not None and jnp.shape(alibi_slopes) not in ((N,), (B, N)):
+    raise ValueError(f'alibi_slopes {jnp.shape(alibi_slopes)}: expected [{N}] or [{B}, {N}].')
   for name, block in (('block_q', block_q), ('block_k', block_k)):
     if block is not None and (block < 16 or block & (block - 1)):
       raise ValueError(f'{name}={block} must be a power of two, at least 16.')
 
 
-def _check_arrays(q, k, v) -> None:
-  shapes = f'q {q.shape}, k {k.shape}, v {v.shape}'
-  if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
-    raise ValueError(f'{shapes}: expected q [B, T, N, H] and k, v [B, S, K, H].')
+def _check_arrays(q, stored) -> None:
+  arrays = {'q': q} | stored
+  k, *others = stored.values()
+  shapes = ', '.join(f'{name} {x.shape}' for name, x in arrays.items())
+  if q.ndim != 4 or k.ndim != 4 or any(x.shape != k.shape for x in others):
+    raise ValueError(f'{shapes}: expected q [B, T, N, H] and {", ".join(stored)} [B, S, K, H].')
   B, _, N, H = q.shape
   if k.shape[0] != B or k.shape[3] != H:
     raise ValueError(f'{shapes}: batch and head dim must agree.')
@@ -43,8 +51,9 @@ def _check_arrays(q, k, v) -> None:
     raise ValueError(f'{shapes}: no dimension may be 0.')
   if N % k.shape[2]:
     raise ValueError(f'{shapes}: {N} query heads are not a multiple of {k.shape[2]} key heads.')
-  if not q.dtype == k.dtype == v.dtype or q.dtype.name not in DTYPES:
-    raise ValueError(f'q {q.dtype}, k {k.dtype}, v {v.dtype}: expected one dtype of {", ".join(DTYPES)}.')
+  if any(x.dtype != q.dtype for x in arrays.values()) or q.dtype.name not in DTYPES:
+    dtypes = ', '.join(f'{name} {x.dtype}' for name, x in arrays.items())
+    raise ValueError(f'{dtypes}: expected one dtype of {", ".join(DTYPES)}.')
 
 
 def _check_slot(N: int, K: int, H: int, slot_logit, slot_key, slot_value) -> None:

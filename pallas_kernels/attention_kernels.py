@@ -21,7 +21,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-HIDDEN = -1e30  # Finite, so that a row without visible keys does not compute inf - inf.
+from pallas_kernels.arithmetic import HIDDEN, dot, softcapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +111,6 @@ def add_key_gradients(dk_YH, dv_YH, q_XH, k_YH, v_YH, dout_XH, stats, pair: Pair
   return dk_YH + dot(dlogits_YX.astype(q_XH.dtype), q_XH, 0), dv_YH
 
 
-def softcapped(x, softcap: float | None):
-  """Returns (cap(x), tanh(x / softcap)); x and None without a softcap."""
-  if softcap is None:
-    return x, None
-  capped = jnp.tanh(x * (1.0 / softcap))
-  return softcap * capped, capped
-
-
 def same_segment(a, b):
   """Returns which pairs share a segment. A negative number is a position that all segments share."""
   return (a == b) | (jnp.minimum(a, b) < 0)
@@ -155,13 +147,3 @@ def _dlogits(scores: Scores, weights, dweights, stats):
   """Returns the gradient of scale Q K^T."""
   dlogits = weights * (dweights - stats[1]) if stats else weights * (1.0 - weights) * dweights
   return dlogits if scores.capped is None else dlogits * (1.0 - scores.capped * scores.capped)
-
-
-def dot(a, b, axis: int):
-  """Contracts a's last axis with b's `axis`."""
-  # Explicit, because by default a GPU rounds float32 to TF32 and a TPU to bfloat16, and because a global setting must not change
-  # products of bfloat16.
-  precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-  return lax.dot_general(
-    a, b, (((1,), (axis,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
-  )  # fmt: skip

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import attention_kernels as kernels
 from pallas_kernels import attention_visits as visits
+from pallas_kernels import blocks
 
 
 def forward(rule: kernels.Rule, options, slopes_BN, q_BNTH, k_BKSH, v_BKSH, segments):
@@ -91,7 +92,7 @@ def _key_gradients(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kernel
     slope = slope_ref[batch, first_head + g]
 
     def add(i, sums):
-      at = _block_at(i, rule.block_q)
+      at = blocks.at(i, rule.block_q)
       segments = segments_refs and (segments_refs[0][...], segments_refs[1][:, at])
       pair = kernels.Pair(i * rule.block_q, key_block * rule.block_k, slope, segments)
       stats = [ref[g, :, at] for ref in stats_refs]
@@ -112,7 +113,7 @@ def _keys(slope_ref, segments_refs, rule: kernels.Rule):
 
   def keys_at(step):
     block = visits.visited_key_block(step, whole, low)
-    at = _block_at(block, rule.block_k)
+    at = blocks.at(block, rule.block_k)
     segments = segments_refs and (segments_refs[0][...], segments_refs[1][:, at])
     return at, kernels.Pair(query_block * rule.block_q, block * rule.block_k, slope, segments)
 
@@ -122,10 +123,6 @@ def _keys(slope_ref, segments_refs, rule: kernels.Rule):
 def _stats_and_segments(refs, rule: kernels.Rule):
   count = 2 if rule.operation == 'softmax' else 0
   return refs[:count], refs[count:] if rule.segments else None
-
-
-def _block_at(i, block: int):
-  return pl.ds(pl.multiple_of(i * block, block), block)
 
 
 def _blocks_by_query(rule: kernels.Rule, keys_SH: tuple[int, int]):

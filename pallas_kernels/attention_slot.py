@@ -13,8 +13,7 @@ Array names carry shapes: B batch, T queries, N query heads, K key heads, G = N/
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention_kernels import HIDDEN, softcapped
-from pallas_kernels.attention_xla import einsum
+from pallas_kernels.arithmetic import HIDDEN, einsum, softcapped
 
 
 def logits(spec, q_BTNH, logit_N, key_KH):

@@ -6,10 +6,9 @@ block of queries.
 """
 
 import jax
-from jax import lax
 import jax.numpy as jnp
-import numpy as np
 
+from pallas_kernels import blocks
 from pallas_kernels.attention_kernels import Rule
 
 
@@ -28,7 +27,7 @@ def query_steps(rule: Rule) -> int:
 def keys_seen(query_block: jax.Array, rule: Rule):
   """Returns (whole, low, high), with whole <= low; whole is a Python number."""
   first, whole = query_block * rule.block_q + rule.offset, prefix_blocks(rule)
-  low, high = _within(first, rule.block_q, rule.before, rule.after, rule.block_k, rule.key_blocks)
+  low, high = blocks.within(first, rule.block_q, rule.before, rule.after, rule.block_k, rule.key_blocks)
   return whole, jnp.maximum(low, whole) if whole else low, high
 
 
@@ -52,7 +51,7 @@ def query_blocks(key_block: jax.Array, rule: Rule):
   """Returns (low, high): the query blocks that a block of keys visits are low .. high - 1."""
   first = key_block * rule.block_k
   # Key j is seen by the queries at positions j - after .. j + before.
-  low, high = _within(first - rule.offset, rule.block_k, rule.after, rule.before, rule.block_q, rule.query_blocks)
+  low, high = blocks.within(first - rule.offset, rule.block_k, rule.after, rule.before, rule.block_q, rule.query_blocks)
   if not rule.prefix:
     return low, high
   all_see = first < rule.prefix
@@ -73,11 +72,3 @@ def _most_within(span: int, before: int | None, after: int | None, block: int):
   """Returns the largest number of blocks that a span of positions reaches; infinity if it reaches all on a side."""
   # A span of L positions overlaps one block, and one more for each started `block` of the other L - 1 positions.
   return float('inf') if None in (before, after) else -(-(span + before + after - 1) // block) + 1
-
-
-def _within(first, span: int, before: int | None, after: int | None, block: int, blocks: int):
-  """Returns (low, high): the blocks 0 .. blocks - 1 that overlap positions first - before .. first + span - 1 + after."""
-  index = lambda n: lax.div(jnp.maximum(n, 0), np.int32(block))
-  low = 0 if before is None else index(first - before)
-  high = blocks if after is None else jnp.minimum(index(first + span + after + block - 1), blocks)
-  return low, high

@@ -9,7 +9,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from pallas_kernels.attention_kernels import HIDDEN, same_segment, softcapped
+from pallas_kernels.arithmetic import HIDDEN, einsum, softcapped
+from pallas_kernels.attention_kernels import same_segment
 
 PIECE_WEIGHTS = 2**24  # Largest number of weights in one piece, over all rows and heads: 64 MiB in float32.
 
@@ -121,9 +122,3 @@ def _log_sum_exp(logits, visible):
 def _weights(logits, visible, lse):
   weights = jax.nn.sigmoid(logits) if lse is None else jnp.exp(logits - lse)
   return jnp.where(visible, weights, 0.0)
-
-
-def einsum(equation: str, a, b):
-  # As in the kernels, float32 inputs are not rounded to TF32 or bfloat16.
-  precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-  return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 
 from pallas_kernels import column_mass_kernels as kernels
 from pallas_kernels import column_mass_xla as xla
+from pallas_kernels.arithmetic import HIDDEN
+from pallas_kernels.attention_checks import check_logits
 from pallas_kernels.column_mass_kernels import Spec
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float
 
-OPERATIONS = ('softmax', 'sigmoid')
-DTYPES = ('float32', 'bfloat16', 'float16')
 IMPLEMENTATIONS = ('pallas', 'xla')
 FASTEST = {'tpu': 'pallas', 'cuda': 'xla', 'rocm': 'xla', 'cpu': 'xla'}
 """Platform -> how a call without an `implementation` runs. On a GPU the kernels have not been run."""
@@ -79,10 +79,13 @@ def column_mass(
     ValueError: arguments do not fit together.
     NotImplementedError: 'pallas' on a CPU without `interpret`, when the program is compiled.
   """
-  _check(q, k, operation, window, softcap, alibi_slopes, slot_logits, factors, block_q, block_k)
+  check_logits(q, {'k': k}, operation, window, softcap, alibi_slopes, block_q, block_k)
   if implementation not in (None, *IMPLEMENTATIONS):
     raise ValueError(f'{implementation=} is not one of {", ".join(IMPLEMENTATIONS)}, or None.')
   (B, T, N, H), f32 = q.shape, jnp.float32
+  for name, x, shape in (('slot_logits', slot_logits, (B, N, T)), ('factors', factors, (B, T))):
+    if x is not None and jnp.shape(x) != shape:
+      raise ValueError(f'{name} {jnp.shape(x)}: expected {list(shape)}.')
   spec = Spec(
     operation=operation, causal=bool(causal), window=window, scale=H**-0.5 if scale is None else float(scale),
     softcap=None if softcap is None else float(softcap), bias=float(bias), alibi=alibi_slopes is not None,
@@ -121,7 +124,7 @@ def _mass(spec: Spec, call, q, k, slopes, slot_BNT, factors_BT) -> Mass:
   factors_BNT = jnp.broadcast_to(factors_BT[:, None], (B, N, T))
   if softmax:
     lse_BNT = total_BNT if slot_BNT is None else jnp.logaddexp(total_BNT, slot_BNT)
-    seen_BNT = lse_BNT > kernels.HIDDEN / 2
+    seen_BNT = lse_BNT > HIDDEN / 2
     rows_BNT = seen_BNT.astype(jnp.float32)
     slot_weights = None if slot_BNT is None else jnp.exp(slot_BNT - lse_BNT)
     (columns,) = columns_pass(lse_BNT, (factors_BNT,))
@@ -137,31 +140,3 @@ def _mass(spec: Spec, call, q, k, slopes, slot_BNT, factors_BT) -> Mass:
     sums = [jnp.concatenate(pair, axis=-1) for pair in zip(received, sums)]
   # Rows of softmax sum to 1, so its proxy is the same number in float32.
   return Mass(sums[0], sums[-1], rows_BNT)
-
-
-def _check(q, k, operation, window, softcap, alibi_slopes, slot_logits, factors, block_q, block_k) -> None:
-  if operation not in OPERATIONS:
-    raise ValueError(f'{operation=} is not one of {", ".join(OPERATIONS)}.')
-  shapes = f'q {q.shape}, k {k.shape}'
-  if q.ndim != 4 or k.ndim != 4 or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
-    raise ValueError(f'{shapes}: expected q [B, T, N, H] and k [B, S, K, H].')
-  B, T, N, _ = q.shape
-  if 0 in (*q.shape, *k.shape):
-    raise ValueError(f'{shapes}: no dimension may be 0.')
-  if N % k.shape[2]:
-    raise ValueError(f'{shapes}: {N} query heads are not a multiple of {k.shape[2]} key heads.')
-  if q.dtype != k.dtype or q.dtype.name not in DTYPES:
-    raise ValueError(f'q {q.dtype}, k {k.dtype}: expected one dtype of {", ".join(DTYPES)}.')
-  if window is not None and window < 1:
-    raise ValueError(f'{window=} must be at least 1: a query counts itself.')
-  if softcap is not None and not softcap > 0:
-    raise ValueError(f'{softcap=} must be above 0; None is no cap.')
-  if alibi_slopes is not None and jnp.shape(alibi_slopes) not in ((N,), (B, N)):
-    raise ValueError(f'alibi_slopes {jnp.shape(alibi_slopes)}: expected [{N}] or [{B}, {N}].')
-  if slot_logits is not None and jnp.shape(slot_logits) != (B, N, T):
-    raise ValueError(f'slot_logits {jnp.shape(slot_logits)}: expected [{B}, {N}, {T}].')
-  if factors is not None and jnp.shape(factors) != (B, T):
-    raise ValueError(f'factors {jnp.shape(factors)}: expected [{B}, {T}].')
-  for name, block in (('block_q', block_q), ('block_k', block_k)):
-    if block is not None and (block < 16 or block & (block - 1)):
-      raise ValueError(f'{name}={block} must be a power of two, at least 16.')

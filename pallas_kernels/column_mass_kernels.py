@@ -21,9 +21,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 import jax.numpy as jnp
-import numpy as np
 
-HIDDEN = -1e30  # Finite, so that a query without visible keys does not compute inf - inf.
+from pallas_kernels import blocks
+from pallas_kernels.arithmetic import HIDDEN, dot, softcapped
+
 DEFAULT_BLOCKS = {'tpu': (256, 512), 'gpu': (64, 64), 'interpret': (128, 128)}  # (queries, keys), not tuned
 
 
@@ -64,9 +65,12 @@ def call(platform: str, spec: Spec, q, k, slopes_BN, interpret=False):
   (B, T, N, _), (S, K) = q.shape, k.shape[1:3]
   G, reach = N // K, None if spec.window is None else spec.window - 1
   default_q, default_k = DEFAULT_BLOCKS[platform]
-  block_q, block_k = _block(spec.block_q or default_q, T, platform), _block(spec.block_k or default_k, S, platform)
+  on_tpu = platform == 'tpu'
+  block_q = blocks.size(spec.block_q or default_q, T, compiled_for_tpu=on_tpu)
+  block_k = blocks.size(spec.block_k or default_k, S, compiled_for_tpu=on_tpu)
   rule = Rule(spec, reach, 0 if spec.causal else reach, S, S - T, block_q, block_k)
-  q_BNTH, k_BKSH = _padded(q, block_q, platform), _padded(k, block_k, platform)
+  pad = functools.partial(blocks.by_head, tpu=on_tpu, compiled_for_tpu=on_tpu)
+  q_BNTH, k_BKSH = pad(q, block_q), pad(k, block_k)
   (padded_T, H), padded_S = q_BNTH.shape[2:], k_BKSH.shape[2]
   queries, keys = padded_T // block_q, padded_S // block_k
   query_block = pl.BlockSpec((None, None, block_q, H), lambda b, n, i: (b, n, i, 0))
@@ -99,7 +103,7 @@ def row_totals(slope_ref, q_ref, k_ref, total_ref, *, rule: Rule):
   q_XH = q_ref[...]
   first_query = pl.program_id(2) * rule.block_q
   slope = slope_ref[pl.program_id(0), pl.program_id(1)]
-  block = lambda j: _logits(k_ref[_at(j, rule.block_k), :], q_XH, first_query, j * rule.block_k, slope, rule)
+  block = lambda j: _logits(k_ref[blocks.at(j, rule.block_k), :], q_XH, first_query, j * rule.block_k, slope, rule)
 
   def add_sigmoid(j, sum_1X):
     logits_YX, visible_YX = block(j)
@@ -113,7 +117,9 @@ def row_totals(slope_ref, q_ref, k_ref, total_ref, *, rule: Rule):
     return highest_1X, sum_1X * jnp.exp(max_1X - highest_1X) + jnp.sum(w_YX, axis=0, keepdims=True)
 
   position = first_query + rule.offset
-  low, high = _blocks_within(position, rule.block_q, rule.before, rule.after, rule.block_k, k_ref.shape[0])
+  low, high = blocks.within(
+    position, rule.block_q, rule.before, rule.after, rule.block_k, k_ref.shape[0] // rule.block_k
+  )
   zeros_1X = jnp.zeros((1, rule.block_q), jnp.float32)
   if rule.spec.operation == 'sigmoid':
     total_ref[...] = lax.fori_loop(low, high, add_sigmoid, zeros_1X)
@@ -132,14 +138,14 @@ def column_sums(slope_ref, q_ref, k_ref, *refs, rule: Rule):
   slope = slope_ref[pl.program_id(0), pl.program_id(1)]
 
   def add(i, sums):
-    q_XH = q_ref[_at(i, rule.block_q), :]
+    q_XH = q_ref[blocks.at(i, rule.block_q), :]
     logits_YX, visible_YX = _logits(k_YH, q_XH, i * rule.block_q, first_key, slope, rule)
     w_YX = _weights(logits_YX, visible_YX, None if lse_ref is None else lse_ref[i])
     return tuple(sum_YX + w_YX * ref[i] for sum_YX, ref in zip(sums, factor_refs))
 
   # Key j is seen by the queries at positions j - after .. j + before.
   first = first_key - rule.offset
-  low, high = _blocks_within(first, rule.block_k, rule.after, rule.before, rule.block_q, q_ref.shape[0])
+  low, high = blocks.within(first, rule.block_k, rule.after, rule.before, rule.block_q, q_ref.shape[0] // rule.block_q)
   zeros_YX = jnp.zeros((rule.block_k, rule.block_q), jnp.float32)
   sums = lax.fori_loop(low, high, add, (zeros_YX,) * len(sum_refs))
   for ref, sum_YX in zip(sum_refs, sums):
@@ -149,14 +155,7 @@ def column_sums(slope_ref, q_ref, k_ref, *refs, rule: Rule):
 def _logits(k_YH, q_XH, first_query, first_key, slope, rule: Rule):
   """Returns the logits [Y, X] and which of them are visible."""
   spec = rule.spec
-  # Explicit, because by default a GPU rounds float32 to TF32 and a TPU to bfloat16, and because a global setting must not change
-  # products of bfloat16.
-  precision = lax.Precision.HIGHEST if k_YH.dtype == jnp.float32 else lax.Precision.DEFAULT
-  logits = spec.scale * lax.dot_general(
-    k_YH, q_XH, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
-  )  # fmt: skip
-  if spec.softcap is not None:
-    logits = spec.softcap * jnp.tanh(logits / spec.softcap)
+  logits, _ = softcapped(spec.scale * dot(k_YH, q_XH, 1), spec.softcap)
   key = first_key + lax.broadcasted_iota(jnp.int32, logits.shape, 0)
   distance = first_query + rule.offset + lax.broadcasted_iota(jnp.int32, logits.shape, 1) - key
   logits = logits + spec.bias
@@ -175,39 +174,13 @@ def _weights(logits, visible, shift_1X):
   return jnp.where(visible, jax.nn.sigmoid(logits) if shift_1X is None else jnp.exp(logits - shift_1X), 0.0)
 
 
-def _blocks_within(first, count: int, before: int | None, after: int | None, block: int, length: int):
-  """Returns (low, high): the blocks of 0 .. length that overlap positions first - before .. first + count - 1 + after."""
-  index = lambda n: lax.div(jnp.maximum(n, 0), np.int32(block))
-  low = 0 if before is None else index(first - before)
-  high = length // block if after is None else jnp.minimum(index(first + count + after + block - 1), length // block)
-  return low, high
-
-
-def _at(i, block: int):
-  return pl.ds(pl.multiple_of(i * block, block), block)
-
-
-def _block(size: int, length: int, platform: str) -> int:
-  """Returns the block size: at most the padded sequence, at least 128 (lanes) on a TPU and 16 (Triton's products) elsewhere."""
-  return max(128 if platform == 'tpu' else 16, min(size, 1 << (length - 1).bit_length()))
-
-
-def _padded(x_BTNH, block: int, platform: str):
-  """Returns [B, N, T', H'] padded with zeros: T' is a multiple of `block`; H' one of 128 on TPU, a power of two elsewhere."""
-  if platform == 'tpu' and x_BTNH.dtype == jnp.float16:
-    x_BTNH = x_BTNH.astype(jnp.float32)  # Mosaic has no float16 loads.
-  T, H = x_BTNH.shape[1], x_BTNH.shape[3]
-  padded_H = -(-H // 128) * 128 if platform == 'tpu' else max(16, 1 << (H - 1).bit_length())
-  return jnp.pad(x_BTNH.swapaxes(1, 2), ((0, 0), (0, 0), (0, -T % block), (0, padded_H - H)))
-
-
 def _call(rule: Rule, platform: str, interpret, slopes_BN, kernel, grid, ins, outs):
   arrays, in_specs = zip(*ins)
   shapes, out_specs = zip(*outs)
   size = lambda spec, dtype: math.prod(d or 1 for d in spec.block_shape) * jnp.dtype(dtype).itemsize
-  blocks = sum(size(spec, x.dtype) for x, spec in ins) + sum(size(spec, jnp.float32) for _, spec in outs)
+  read_and_written = sum(size(spec, x.dtype) for x, spec in ins) + sum(size(spec, jnp.float32) for _, spec in outs)
   # Blocks are buffered twice, and a row of one block takes eight. Below 16 MiB the default is enough.
-  vmem = 2 * blocks + 16 * 4 * rule.block_q * rule.block_k + 2**22
+  vmem = 2 * read_and_written + 16 * 4 * rule.block_q * rule.block_k + 2**22
   options = {
     'tpu': lambda: pltpu.CompilerParams(
       dimension_semantics=('parallel', 'parallel', 'arbitrary'), vmem_limit_bytes=vmem if vmem > 2**24 else None

@@ -9,11 +9,10 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from pallas_kernels.column_mass_kernels import HIDDEN, Spec
+from pallas_kernels.arithmetic import HIDDEN, einsum, softcapped
+from pallas_kernels.column_mass_kernels import Spec
 
-PIECE_WEIGHTS = (
-  2**20
-)  # Largest number of weights in one piece, over all rows and heads, which the cache of a CPU holds.
+PIECE_WEIGHTS = 2**20  # Weights of a piece at most, over all rows and heads: 4 MiB, which the cache of a CPU holds.
 
 
 def call(spec: Spec, q, k, slopes_BN):
@@ -28,14 +27,8 @@ def call(spec: Spec, q, k, slopes_BN):
 
   def logits_of(q_BCKGH, first):
     """Returns the logits [B, N, C, S] and which of them are visible, [C, S]."""
-    # As in the kernels, float32 inputs are not rounded to TF32 or bfloat16.
-    precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else lax.Precision.DEFAULT
-    logits = spec.scale * jnp.einsum(
-      'BCKGH,BSKH->BKGCS', q_BCKGH, k, precision=precision, preferred_element_type=jnp.float32
-    )
-    logits = logits.reshape(B, N, C, S)
-    if spec.softcap is not None:
-      logits = spec.softcap * jnp.tanh(logits / spec.softcap)
+    products = einsum('BCKGH,BSKH->BKGCS', q_BCKGH, k).reshape(B, N, C, S)
+    logits, _ = softcapped(spec.scale * products, spec.softcap)
     distance_CS = (first + jnp.arange(C))[:, None] + (S - T) - jnp.arange(S)[None]
     logits = logits + spec.bias
     if spec.alibi:

@@ -20,7 +20,8 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 import numpy as np
 
-HIDDEN = -1e30  # Finite, so that a query without visible keys does not compute inf - inf.
+from pallas_kernels.arithmetic import HIDDEN, dot, softcapped
+
 UNUSED = 1 << 30  # Slots whose positions are at least this hold no token.
 
 
@@ -63,10 +64,7 @@ def visible(rule: Rule, position_R1, key_position_1S):
 
 def scored(rule: Rule, products, distance, slope):
   """Returns the logits of products q . k."""
-  logits = products * rule.scale
-  if rule.softcap is not None:
-    logits = rule.softcap * jnp.tanh(logits / rule.softcap)
-  logits = logits + rule.bias
+  logits = softcapped(products * rule.scale, rule.softcap)[0] + rule.bias
   return logits - slope * jnp.abs(distance).astype(jnp.float32) if rule.alibi else logits
 
 
@@ -174,14 +172,3 @@ def _values(refs, h, channels: int):
     [jnp.broadcast_to(ref[h, g : g + 1].astype(jnp.float32), (size, block)) for g in range(groups)], axis=0
   )
   return _fields(codes_ref[h], channels) * spread(scale_ref) + spread(minimum_ref)
-
-
-def dot(a, b, axis: int, a_axis: int = 1):
-  """Contracts an axis of each of two matrices, a's last one by default. Accumulates in float32."""
-  dtype = jnp.promote_types(a.dtype, b.dtype)
-  # Explicit, because by default a TPU rounds float32 to bfloat16, and because a global setting must not change products of bfloat16.
-  precision = lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
-  numbers = (((a_axis,), (axis,)), ((), ()))
-  return lax.dot_general(
-    a.astype(dtype), b.astype(dtype), numbers, precision=precision, preferred_element_type=jnp.float32
-  )

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import decoding_kernels as kernels
+from pallas_kernels.arithmetic import HIDDEN, einsum
 from pallas_kernels.decoding_calls import Codes, Stored
 
 
@@ -31,7 +32,7 @@ def sums(rule: kernels.Rule, q, keys, values, positions_BR, key_positions_BKS, m
   mix = lambda w_BKRS: einsum('BKRS,BKSH->BKRH', w_BKRS.astype(values.dtype), values)
   if rule.operation == 'sigmoid':
     return (mix(jnp.where(seen_BKRS, jax.nn.sigmoid(logits_BKRS), 0.0)),)
-  top_BKR1 = jnp.max(jnp.where(seen_BKRS, logits_BKRS, kernels.HIDDEN), axis=-1, keepdims=True)
+  top_BKR1 = jnp.max(jnp.where(seen_BKRS, logits_BKRS, HIDDEN), axis=-1, keepdims=True)
   w_BKRS = jnp.where(seen_BKRS, jnp.exp(logits_BKRS - top_BKR1), 0.0)
   return mix(w_BKRS), top_BKR1, w_BKRS.sum(axis=-1, keepdims=True)
 
@@ -50,10 +51,3 @@ def dequantized(x: jax.Array | Codes, is_key: bool, H: int, dtype=None) -> jax.A
   spread = lambda y: jnp.repeat(y.astype(jnp.float32), times, axis=axis)
   dtype = dtype or (jnp.bfloat16 if scale.dtype == jnp.bfloat16 else jnp.float32)
   return (channels * spread(scale) + spread(minimum)).astype(dtype)
-
-
-def einsum(equation: str, a, b):
-  dtype = jnp.promote_types(a.dtype, b.dtype)
-  # As in the kernel, float32 is not rounded to TF32 or bfloat16.
-  precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-  return jnp.einsum(equation, a.astype(dtype), b.astype(dtype), precision=precision, preferred_element_type=jnp.float32)

@@ -114,3 +114,11 @@ def forget_programs():
 
   programs.forget()
   jax.clear_caches()
+
+
+@pytest.fixture(scope='module')
+def compile_quickly():
+  """For modules whose time goes to compiling: programs are not optimised."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)

@@ -72,7 +72,7 @@ def weigh(
   B, K, R, S = logits.shape
   T = q_positions.shape[1]
   G = R // T
-  logits_BKGTS = scaled(logits.reshape(B, K, G, T, S), rule)
+  logits_BKGTS = _scaled(logits.reshape(B, K, G, T, S), rule)
   if rule.position in ('alibi', 'relative_t5', 'relative_paper'):
     logits_BKGTS = logits_BKGTS + _by_distance(rule, distances(q_positions, k_positions), K, G)
   visible = rule.visible(q_positions, k_positions)
@@ -97,7 +97,7 @@ def slot_logits(q: Float[Array, 'B K R H'], T: int, rule: AttentionRule) -> Floa
   if rule.slot_key is None:
     return jnp.broadcast_to(rule.slot_logit.astype(jnp.float32).reshape(1, K, R // T, 1), (B, K, R // T, T))
   slot_BKR = jnp.einsum('BKRH,KH->BKR', q, rule.slot_key.astype(q.dtype), preferred_element_type=jnp.float32)
-  return scaled(slot_BKR.reshape(B, K, R // T, T), rule)
+  return _scaled(slot_BKR.reshape(B, K, R // T, T), rule)
 
 
 def _by_distance(rule: AttentionRule, distance, K: int, G: int):
@@ -111,7 +111,7 @@ def _by_distance(rule: AttentionRule, distance, K: int, G: int):
   return scores.reshape(-1, K, K, G, *rows.shape[1:])[:, head_K, head_K]
 
 
-def scaled(logits, rule: AttentionRule):
+def _scaled(logits, rule: AttentionRule):
   """Returns products q . k scaled, capped and shifted, as the rule says."""
   logits = logits * rule.scale
   if rule.softcap is not None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.attention.attend import scaled
+from jaxlm.attention import flash
+from jaxlm.attention.attend import by_key_head, slot_logits
 from jaxlm.attention.distance import alibi_slopes
-from jaxlm.attention.flash import on_one_device
 from jaxlm.attention.rule import AttentionRule
 from pallas_kernels import decode_attention
 from pallas_kernels.decoding import Beside, Slot
@@ -42,9 +42,7 @@ def through(**options):
 
 def knows(rule: AttentionRule) -> bool:
   """Returns whether `decode_attention` computes the rule."""
-  plain = rule.power == rule.row_sum == 1.0 and not rule.prefix and not rule.dropout
-  seen = rule.causal or rule.window is None
-  return plain and seen and rule.operation in ('softmax', 'sigmoid') and not rule.position.startswith('relative')
+  return flash.knows(rule) and not rule.prefix and (rule.causal or rule.window is None)
 
 
 def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
@@ -54,7 +52,7 @@ def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
   if _options.get() is not None:
     return True
   platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
-  return FASTEST.get(platform) == 'pallas' and on_one_device() and q.dtype == jnp.bfloat16
+  return FASTEST.get(platform) == 'pallas' and flash.on_one_device() and q.dtype == jnp.bfloat16
 
 
 def attend(
@@ -82,12 +80,9 @@ def slot_of(q: Float[Array, 'B T N H'], rule: AttentionRule) -> Slot | None:
     return None
   if rule.slot_key is None:
     return Slot(rule.slot_logit, rule.slot_value)
-  B, T, N, H = q.shape
-  K = rule.slot_key.shape[0]
-  products_BTKG = jnp.einsum(
-    'BTKGH,KH->BTKG', q.reshape(B, T, K, N // K, H), rule.slot_key.astype(q.dtype), preferred_element_type=jnp.float32
-  )
-  return Slot(scaled(products_BTKG, rule).reshape(B, T, N), rule.slot_value)
+  B, T, N, _ = q.shape
+  logits_BKGT = slot_logits(by_key_head(q, rule.slot_key.shape[0]), T, rule)
+  return Slot(logits_BKGT.reshape(B, N, T).swapaxes(1, 2), rule.slot_value)
 
 
 def tokens(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jaxlm.attention import flash
 from jaxlm.attention.attend import by_key_head, slot_logits
 from jaxlm.attention.distance import alibi_slopes
-from jaxlm.attention.flash import SHORTEST, has_kernels
 from jaxlm.attention.rule import AttentionRule
 from pallas_kernels import column_mass
 from pallas_kernels.column_mass import Mass
@@ -17,15 +17,12 @@ if TYPE_CHECKING:
 
 def knows(rule: AttentionRule) -> bool:
   """Returns whether the kernels support the rule, for queries and keys in order of position."""
-  plain = (
-    rule.power == rule.row_sum == 1.0 and not rule.dropout and not (rule.prefix or rule.position.startswith('relative'))
-  )
-  return plain and rule.operation in ('softmax', 'sigmoid')
+  return flash.knows(rule) and not rule.prefix
 
 
 def is_default(rule: AttentionRule, length: int) -> bool:
   """Returns whether to use the kernels for a sequence: on accelerators. A CPU sums the weights of pieces, which is exact."""
-  return has_kernels() and length >= SHORTEST and knows(rule)
+  return flash.has_kernels() and length >= flash.SHORTEST and knows(rule)
 
 
 def received(

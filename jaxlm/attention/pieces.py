@@ -2,8 +2,9 @@
 
   o_t = sum_s w_ts v_s        for every rule without dropout, by `jaxlm.attention.attend`
 
-A piece has C queries. The backward pass computes its weights again (`jax.checkpoint`), so that only q, k and v are kept. For a
-causal rule, the pieces are in eight groups, each of which reads the keys up to its end: 9/16 of the products.
+A piece has C queries: on a CPU as many as its cache has room for, elsewhere an eighth of the sequence. The backward pass computes its
+weights again (`jax.checkpoint`), so that only q, k and v are kept. For a causal rule, the pieces are in eight groups, each of which
+reads the keys up to its end: 9/16 of the products.
 
 Letters: C queries of a piece, P pieces.
 """
@@ -30,8 +31,13 @@ FEWEST = 64  # Queries of a piece at least: each piece adds to the gradients of 
 GROUPS = 8
 
 
+def knows(rule: AttentionRule) -> bool:
+  """Returns whether pieces compute the rule: not dropout, whose mask would differ."""
+  return not rule.dropout
+
+
 def is_default(rule: AttentionRule, length: int) -> bool:
-  """Returns whether to compute a sequence in pieces: on a CPU from 1024 tokens on, without dropout, whose mask would differ.
+  """Returns whether to compute a training sequence in pieces: on a CPU from 1024 tokens on.
 
   Speed of the dense form and of pieces on two CPU cores, 4 heads of 64, one causal float32 sequence, in milliseconds:
 
@@ -42,7 +48,7 @@ def is_default(rule: AttentionRule, length: int) -> bool:
 
   Accelerators were not measured; `jaxlm.attention.flash` serves them.
   """
-  return length >= SHORTEST and not rule.dropout and jax.default_backend() == 'cpu'
+  return length >= SHORTEST and knows(rule) and jax.default_backend() == 'cpu'
 
 
 def beat_bands(rule: AttentionRule, length: int) -> bool:
@@ -70,7 +76,7 @@ def attend(
   """
   B, T, N, _ = q.shape
   keys, values = heads_first(k), heads_first(v)
-  C = min(T, max(FEWEST, PIECE_WEIGHTS // (B * N * T)))
+  C = min(T, max(FEWEST, PIECE_WEIGHTS // (B * N * T))) if jax.default_backend() == 'cpu' else -(-T // GROUPS)
   P = -(-T // C)
   q_PBCNH = jnp.pad(q, ((0, 0), (0, P * C - T), (0, 0), (0, 0))).reshape(B, P, C, *q.shape[2:]).swapaxes(0, 1)
   index_PC = jnp.arange(P * C).reshape(P, C)

@@ -118,11 +118,10 @@ class FullCache:
   def attend(self, layer: int, q, k, v, positions, rule: AttentionRule):
     k, v = (x.astype(self.keys[layer].dtype) for x in (k, v))
     in_prompt = self.empty[layer]  # The cache holds no older tokens, so attention reads only the new ones.
-    out = flash.attend(q, k, v, rule) if in_prompt and flash.is_default(rule, q) and q.dtype == k.dtype else None
+    out = of_prompt(q, k, v, rule) if in_prompt else None
     k, v = heads_first(k), heads_first(v)
     if in_prompt:
       write = lambda slots, new: jax.lax.dynamic_update_slice(slots, new, (0, 0, 0, 0))
-      out = in_order(q, k, v, rule) if out is None else out
     else:
       write = lambda slots, new: write_rows(slots, new, positions[:, 0])
     keys, values = write(self.keys[layer], k), write(self.values[layer], v)
@@ -169,19 +168,11 @@ class FullCache:
     )
 
 
-def in_order(q, k_BKTH, v_BKTH, rule: AttentionRule):
-  """Returns causal or full attention of a whole sequence, from its first token on.
-
-  A long causal sequence is computed in eight pieces, each over the keys up to its end: about half the work and an eighth of
-  the memory. With dropout it is computed whole, because the pieces would share a dropout mask.
-  """
-  T, pieces = q.shape[1], 8
-  index_1T = jnp.arange(T)[None]
-  if T < 1024 or not rule.causal or rule.dropout:
-    return attend(q, k_BKTH, v_BKTH, index_1T, index_1T, rule)
-  size, out = -(-T // pieces), []
-  for start in range(0, T, size):
-    at = slice(start, min(start + size, T))
-    seen = slice(max(at.stop, rule.prefix))
-    out.append(attend(q[:, at], k_BKTH[:, :, seen], v_BKTH[:, :, seen], index_1T[:, at], index_1T[:, seen], rule))
-  return jnp.concatenate(out, axis=1)
+def of_prompt(q, k_BTKH, v_BTKH, rule: AttentionRule):
+  """Returns attention of a whole sequence, from its first token on. A long causal one is computed in pieces if it can be."""
+  if flash.is_default(rule, q) and q.dtype == k_BTKH.dtype:
+    return flash.attend(q, k_BTKH, v_BTKH, rule)
+  if pieces.knows(rule) and rule.causal and q.shape[1] >= pieces.SHORTEST:
+    return pieces.attend(q, k_BTKH, v_BTKH, rule)
+  index_1T = jnp.arange(q.shape[1])[None]
+  return attend(q, heads_first(k_BTKH), heads_first(v_BTKH), index_1T, index_1T, rule)

@@ -15,17 +15,11 @@ from pallas_kernels.attention import attend_forward
 from pallas_kernels.attention_calls import Spec
 from tests.pallas_kernels import dense
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 BLOCKS = {'block_q': 32, 'block_k': 64, 'interpret': True}
 NAMES = ('out', 'dq', 'dk', 'dv')
 SLOPES = {n: tuple(np.linspace(0.02, 0.3, n)) for n in (2, 3, 4)}
-
-
-@pytest.fixture(autouse=True, scope='module')
-def compile_quickly():
-  """Compiling is what these tests' time goes to."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def inputs(T, S, N, K, H, dtype=np.float32, B=2):

@@ -13,6 +13,8 @@ import pytest
 from pallas_kernels import attention_xla, flash_attention
 from tests.pallas_kernels import dense
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 BLOCKS = {'block_q': 32, 'block_k': 64}
 IMPLEMENTATIONS = {
   'tpu': {'interpret': True, **BLOCKS},
@@ -59,14 +61,6 @@ SLOW = [
 def small_pieces(monkeypatch):
   """The XLA form takes 16 queries at a time."""
   monkeypatch.setattr(attention_xla, 'PIECE_WEIGHTS', 1)
-
-
-@pytest.fixture(autouse=True, scope='module')
-def compile_quickly():
-  """Compiling is what these tests' time goes to."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def drawn(lengths, heads, H, dtype, slot, options, operation):

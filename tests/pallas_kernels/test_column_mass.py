@@ -13,6 +13,8 @@ from pallas_kernels import column_mass, column_mass_xla
 from tests.pallas_kernels.lowering import CALLS, compiled_for_tpu, lowered
 from tests.pallas_kernels.test_attention import shapes_in
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 BLOCKS = {'block_q': 16, 'block_k': 32, 'interpret': True}
 HOW = {'kernel': BLOCKS, 'xla': {'implementation': 'xla'}}
 NAMES = ('columns', 'proxy', 'rows')
@@ -85,14 +87,6 @@ def summed(q, k, options, **how):
 def small_pieces(monkeypatch):
   """Takes 16 queries at a time."""
   monkeypatch.setattr(column_mass_xla, 'PIECE_WEIGHTS', 1)
-
-
-@pytest.fixture(autouse=True, scope='module')
-def compile_quickly():
-  """Compiling is what these tests' time goes to."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.mark.parametrize('how', HOW)
@@ -211,7 +205,7 @@ def test_no_array_has_the_size_of_the_weights(how, monkeypatch):
     ({'slot_logits': np.ones((2, 4))}, r'slot_logits \(2, 4\): expected \[2, 4, 8\]'),
     ({'factors': np.ones((2, 7))}, r'factors \(2, 7\): expected \[2, 8\]'),
     ({'k': jnp.ones((2, 8, 3, 16))}, '4 query heads are not a multiple of 3'),
-    ({'q': jnp.ones((2, 8, 4, 32))}, 'expected q'),
+    ({'q': jnp.ones((2, 8, 4, 32))}, 'batch and head dim must agree'),
     ({'q': jnp.ones((2, 0, 4, 16))}, 'may be 0'),
     ({'q': jnp.ones((2, 8, 4, 16), jnp.bfloat16)}, 'expected one dtype'),
   ],

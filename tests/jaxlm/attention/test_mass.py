@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.attention import mass
+from jaxlm.attention import flash, mass
 from jaxlm.attention.attend import attention_weights, heads_first
 from jaxlm.attention.rule import AttentionRule
 
@@ -66,7 +66,7 @@ def test_other_rules_are_not_known(fields):
 def test_a_cpu_sums_the_weights_of_pieces(monkeypatch):
   rule = AttentionRule('softmax', 1.0)
   assert not mass.is_default(rule, 4096)
-  monkeypatch.setattr(mass, 'has_kernels', lambda: True)
+  monkeypatch.setattr(flash, 'has_kernels', lambda: True)
   assert (
     mass.is_default(rule, 4096) and not mass.is_default(rule, 64) and not mass.is_default(rule.replace(power=2.0), 4096)
   )

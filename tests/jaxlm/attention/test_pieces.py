@@ -12,6 +12,8 @@ from jaxlm.attention.operations import KERNELS, OPERATIONS
 from jaxlm.attention.rule import AttentionRule
 from tests.pallas_kernels.test_attention import shapes_in
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 B, T, N, K, H = 2, 37, 4, 2, 8
 
 
@@ -34,14 +36,6 @@ RULES = {
 }
 
 
-@pytest.fixture(autouse=True, scope='module')
-def compile_quickly():
-  """Compiling is what these tests' time goes to."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture
 def small(monkeypatch):
   """Seven pieces of 5 or 6 queries in three groups, from the first token on."""
@@ -56,7 +50,7 @@ def qkv(positive=False, dtype='float32'):
 
 
 def output_and_gradients(arrays, rule, segments=None):
-  """Of q, k, v and of the rule's parameters, in the way that the cache chooses."""
+  """Returns the gradients by (q, k, v) and by the rule's parameters, and the output, of attention as the cache chooses it."""
 
   def loss(arrays, rule):
     out, _ = caches.Sequence(segments).attend(0, *arrays, None, rule)

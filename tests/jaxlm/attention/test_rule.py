@@ -8,7 +8,7 @@ from jaxlm import caches
 from jaxlm.attention import distance as schemes
 from jaxlm.attention.attend import attend
 from jaxlm.attention.rule import AttentionRule, layer_rule
-from jaxlm.caches.full import in_order
+from jaxlm.caches.full import of_prompt
 from tests.jaxlm.attention.test_operations import H, N, oracle, ours, qkv, t5_bucket
 from tests.models import TINY
 
@@ -91,14 +91,15 @@ def test_a_long_sequence_in_pieces_is_the_whole(causal):
   length = 1024
   rng = np.random.default_rng(0)
   q = rng.normal(size=(1, length, 1, 4)).astype(np.float32)
-  k, v = rng.normal(size=(2, 1, 1, length, 4)).astype(np.float32)
+  k, v = rng.normal(size=(2, 1, length, 1, 4)).astype(np.float32)
   at = np.arange(length)[None]
   rule = AttentionRule('softmax', 0.5, causal=causal)
-  whole, pieces = jax.jit(attend), jax.jit(in_order)
-  np.testing.assert_allclose(pieces(q, k, v, rule), whole(q, k, v, at, at, rule), atol=1e-5)
+  whole = jax.jit(lambda q, k, v, rule: attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), at, at, rule))
+  pieces = jax.jit(of_prompt)
+  np.testing.assert_allclose(pieces(q, k, v, rule), whole(q, k, v, rule), atol=1e-5)
   # Under dropout all queries have masks of their own, whichever piece they would be in.
   dropping = rule.replace(dropout=0.5, dropout_key=jax.random.key(2))
-  np.testing.assert_allclose(pieces(q, k, v, dropping), whole(q, k, v, at, at, dropping), atol=1e-5)
+  np.testing.assert_allclose(pieces(q, k, v, dropping), whole(q, k, v, dropping), atol=1e-5)
 
 
 def test_a_cache_that_grows_needs_causality():
