@@ -1,6 +1,6 @@
 """Drafts for the part glide of `benchmarks.speculative`: each is trained once, by trainers.glide, and kept in the cache folder.
 
-  GliDe      one layer that reads the keys and values of the target's last layer
+  GliDe      one layer that reads the keys and values of one layer of the target
   vanilla    the same layer without the cross-attention
   parallel   one that predicts a whole block in one call
 
