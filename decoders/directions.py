@@ -16,10 +16,10 @@ from jaxlm.data.text_stream import TextStream
 from jaxlm.errors import unknown
 from jaxlm.language_model import LanguageModel
 
-Way = Literal['forward', 'reverse']
+Direction = Literal['forward', 'reverse']
 
 
-def resolve(config: ModelConfig, direction: Way | None) -> Way:
+def resolve(config: ModelConfig, direction: Direction | None) -> Direction:
   """Returns the direction to generate in: `direction`, or for None the model's own (forward for a model of both).
 
   Raises:
@@ -34,7 +34,7 @@ def resolve(config: ModelConfig, direction: Way | None) -> Way:
   return direction
 
 
-def in_model_order(lm: LanguageModel, ids: Sequence[int], direction: Way, *, text: bool) -> list[int]:
+def in_model_order(lm: LanguageModel, ids: Sequence[int], direction: Direction, *, text: bool) -> list[int]:
   """Returns the ids that the model reads for a prompt: BOS and the direction signal, then the prompt in the model's order.
 
   `text`: whether the prompt was given as text. A forward prompt for a model without a signal is returned unchanged, unless
@@ -49,7 +49,7 @@ def in_model_order(lm: LanguageModel, ids: Sequence[int], direction: Way, *, tex
 
 
 def generated_text(
-  lm: LanguageModel, prompt: Sequence[int], ids: Sequence[int], direction: Way, skip_special: bool = True
+  lm: LanguageModel, prompt: Sequence[int], ids: Sequence[int], direction: Direction, skip_special: bool = True
 ) -> str:
   """Returns the text that generated ids add to a prompt: after it, or in reverse before it.
 
@@ -65,7 +65,7 @@ def generated_text(
   return whole.removesuffix(end) if whole.endswith(end) else decode(new)
 
 
-def cut(text: str, stop: Sequence[str], direction: Way) -> str:
+def cut(text: str, stop: Sequence[str], direction: Direction) -> str:
   """Returns the text before the first stop string; in reverse, the text after the last stop string."""
   if direction == 'forward':
     return text[: min([len(text), *(at for s in stop if (at := text.find(s)) >= 0)])]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from decoders.directions import Way, cut
+from decoders.directions import Direction, cut
 from jaxlm.errors import shown
 from jaxlm.language_model import LanguageModel
 
@@ -88,7 +88,7 @@ def stopped(text: Text, ids: Sequence[int], stop: Sequence[str]) -> bool:
   return any(any(s in text(ids, skip_special) for s in stop) for skip_special in (True, False))
 
 
-def before_stop(text: Text, ids: Sequence[int], stop: Sequence[str], direction: Way) -> str:
+def before_stop(text: Text, ids: Sequence[int], stop: Sequence[str], direction: Direction) -> str:
   """Returns the text of generated ids without special tokens, before the first stop string; in reverse, after the last."""
   plain = text(ids, True)
   if not stop:

@@ -21,8 +21,8 @@ class Output:
   target_calls. With simlayerkv also: lazy_layers, lazy_ratios (per row), kv_bytes_full, compression. With drafting also: rounds
   (summed over rows), drafted, accepted, verified (nodes), tokens_per_round (M), acceptance (alpha). With swift also: skipped,
   skip_ratio, draft_cost (bytes of a draft step over those of a full one), matchness, predicted_speedup, search_seconds,
-  searched_sets, search_ended. With swift and glide also: plain_steps, seconds_per_token (of each way to decode: see
-  decoders.speculative.ways). With glide also: drafted_at, accepted_at and acceptance_by_position, lists with a number for each place
+  searched_sets, search_ended. With swift and glide also: plain_steps, seconds_per_token (of each mode of decoding: see
+  decoders.speculative.modes). With glide also: drafted_at, accepted_at and acceptance_by_position, lists with a number for each place
   in a chain."""
 
   def __repr__(self) -> str:

@@ -44,7 +44,7 @@ def generate(
   capacity: int | None = None,
   memory: WholeMemory | None = None,
   loop: PlainLoop | None = None,
-  direction: directions.Way | None = None,
+  direction: directions.Direction | None = None,
 ) -> Output:
   """Continues each prompt; in reverse, generates what comes before it.
 

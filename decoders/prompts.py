@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from decoders.directions import Way, in_model_order, resolve
+from decoders.directions import Direction, in_model_order, resolve
 from jaxlm.language_model import LanguageModel
 from jaxlm.lengths import bucket
 
@@ -17,7 +17,7 @@ class PaddedPrompts:
 
 
 def encode(
-  lm: LanguageModel, prompts: Sequence[str] | Sequence[Sequence[int]], direction: Way | None = None
+  lm: LanguageModel, prompts: Sequence[str] | Sequence[Sequence[int]], direction: Direction | None = None
 ) -> list[list[int]]:
   """Returns token ids of each prompt, in the order in which the model reads them.
 

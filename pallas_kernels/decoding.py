@@ -122,14 +122,14 @@ def decode_attention(
     parts.append(xla.sums(rule, call.q, *tokens, call.slopes))
   if slot is not None:
     parts.append(_slot(rule, slot, call.q.shape, T))
-  out_BKRH = _together(parts).astype(q.dtype)
+  out_BKRH = _output(parts).astype(q.dtype)
   return out_BKRH.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 def _stored(rule, call: calls.Stored, block_s, splits: int, implementation, interpret, *, supported: bool):
   def kernel(call):
     sums = calls.stored(rule, call, block_s, splits, interpret)
-    return _added([tuple(x[p] for x in sums) for p in range(sums[0].shape[0])])
+    return _summed([tuple(x[p] for x in sums) for p in range(sums[0].shape[0])])
 
   branch = {'pallas': kernel, 'xla': functools.partial(xla.stored, rule)}
   if interpret:
@@ -152,7 +152,7 @@ def _slot(rule: kernels.Rule, slot: Slot, shape: tuple[int, ...], T: int) -> tup
   return jnp.broadcast_to(values, shape), logits_BKR1, jnp.ones_like(logits_BKR1)
 
 
-def _added(parts: list[tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
+def _summed(parts: list[tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
   """Returns the sums over all tokens of several parts."""
   if len(parts) == 1:
     return parts[0]
@@ -165,9 +165,9 @@ def _added(parts: list[tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
   return sum(s * x for s, x in zip(shrunk, outs)), top, sum(s * x for s, x in zip(shrunk, totals))
 
 
-def _together(parts: list[tuple[jax.Array, ...]]) -> jax.Array:
+def _output(parts: list[tuple[jax.Array, ...]]) -> jax.Array:
   """Returns the output of the sums over all parts."""
-  out, *stats = _added(parts)
+  out, *stats = _summed(parts)
   if not stats:
     return out
   return out / jnp.where(stats[1] == 0.0, 1.0, stats[1])

@@ -123,7 +123,7 @@ def _drafted(
   room = (steps - 1) * N
   own_1NS = (jnp.arange(before + room)[None] == before + jnp.arange(N)[:, None])[None]
   sees_of = lambda sees_BXS, at_BN: take(sees_BXS, at_BN // M)
-  branch = widened(branch, room).replace(seen=jnp.pad(sees_of(sees_BWS, first[1]), ((0, 0), (0, 0), (0, room))))
+  branch = with_room(branch, room).replace(seen=jnp.pad(sees_of(sees_BWS, first[1]), ((0, 0), (0, 0), (0, room))))
 
   def step(carry, j):
     beams, branch = carry
@@ -153,7 +153,7 @@ def nested(found: Candidates, kept: int, width: int) -> tuple[Prefixes, Int[Arra
   return found.at(at_BN, jnp.concatenate([there_BK, there_BN], axis=1)), at_BN
 
 
-def widened(branch, room: int):
+def with_room(branch, room: int):
   """Returns a branch with `room` more slots."""
   more = lambda x: jnp.pad(x, ((0, 0), (0, room), *((0, 0),) * (x.ndim - 2)))
   return branch.replace(

@@ -14,9 +14,9 @@ from decoders.speculative import trees
 from decoders.speculative.combined import CombinedDrafter
 from decoders.speculative.guard import CHUNK, Account
 from decoders.speculative.loop import SpeculativeLoop
+from decoders.speculative.modes import Call, DraftRounds, LookupRounds, Mode, OutputText, PlainSteps
 from decoders.speculative.prompt_lookup import PromptLookup
 from decoders.speculative.rounds import Drafter, SpeculativeState
-from decoders.speculative.ways import Call, DraftRounds, LookupRounds, OutputText, PlainSteps, Way
 from jaxlm.language_model import LanguageModel
 
 FIRST_ROUNDS = 2  # Rounds of the first try of drafting, whose cost is not known yet.
@@ -26,10 +26,10 @@ MOST_CALLS, LONGEST_CHUNK = 256, 0.5
 
 
 class GuardedLoop(SpeculativeLoop):
-  """The loop of one request. Subclasses may change the ways to choose from, and act between chunks.
+  """The loop of one request. Subclasses may change the modes to choose from, and act between chunks.
 
   Args:
-    drafter: drafts in the rounds of the way `draft`.
+    drafter: drafts in the rounds of the mode `draft`.
     account: the guard's measurements, which the requests of a stream share.
     rule: as for `SpeculativeLoop`.
     sampling: whether tokens are sampled; False: greedy.
@@ -46,7 +46,7 @@ class GuardedLoop(SpeculativeLoop):
 
   def clear(self) -> None:
     super().clear()
-    self.calls_taken: Counter[str] = Counter()  # by way
+    self.calls_taken: Counter[str] = Counter()  # by mode
 
   def begin(self, clock, lm, prompts, state, plan):
     state = super().begin(clock, lm, prompts, state, plan)
@@ -57,10 +57,10 @@ class GuardedLoop(SpeculativeLoop):
   def advance(self, clock: Clock, lm: LanguageModel, state: SpeculativeState, steps: int, eos_E, values):
     call, taken = Call(clock, lm, eos_E, values), 0
     while taken < steps and not bool(jnp.all(state.done)):
-      name, started, compiled = self.account.decides(self.ways()), self.now(clock), clock.compile_seconds
+      name, started, compiled = self.account.decides(self.modes()), self.now(clock), clock.compile_seconds
       unfinished, lengths_R = np.flatnonzero(~np.asarray(state.done)), np.array(state.lengths)
       most = self.most_calls(name, int(lengths_R[unfinished].max()))
-      state, calls, tokens = self.all_ways()[name].advance(call, self.text, state, min(most, steps - taken))
+      state, calls, tokens = self.all_modes()[name].advance(call, self.text, state, min(most, steps - taken))
       taken, first = taken + calls, clock.compile_seconds > compiled
       self.account.note(name, self.now(clock) - started, tokens, max(calls, 1), first)
       self.calls_taken[name] += calls
@@ -71,17 +71,17 @@ class GuardedLoop(SpeculativeLoop):
     """Returns the state to go on with after a chunk of `calls` calls. `new_U`: new tokens of each row that had not ended."""
     return state
 
-  def all_ways(self) -> dict[str, Way]:
-    """Returns the ways by name, from the safest to the most speculative one."""
+  def all_modes(self) -> dict[str, Mode]:
+    """Returns the modes by name, from the safest to the most speculative one."""
     lookup = [] if self.lookup is None else [LookupRounds(self.lookup, self.rule)]
-    return {way.name: way for way in (PlainSteps(), *lookup, DraftRounds(self.drafter, self.rule))}
+    return {mode.name: mode for mode in (PlainSteps(), *lookup, DraftRounds(self.drafter, self.rule))}
 
-  def ways(self) -> list[str]:
-    """Returns the names of the ways that the guard may choose now, in the same order."""
-    return list(self.all_ways())
+  def modes(self) -> list[str]:
+    """Returns the names of the modes that the guard may choose now, in the same order."""
+    return list(self.all_modes())
 
   def most_calls(self, name: str, longest: int) -> int:
-    """Returns how many calls of the model to make in this way until the next decision.
+    """Returns how many calls of the model to make in this mode until the next decision.
 
     Args:
       longest: number of tokens generated so far in the longest row that has not ended.
@@ -91,7 +91,7 @@ class GuardedLoop(SpeculativeLoop):
       return MOST_CALLS
     if name == DraftRounds.name and name not in account.call and name not in account.worst:
       return FIRST_ROUNDS
-    if name not in account.call or name != account.best(self.ways()):
+    if name not in account.call or name != account.best(self.modes()):
       return CHUNK
     return min(max(int(LONGEST_CHUNK / account.call[name]), CHUNK), MOST_CALLS)
 

@@ -13,9 +13,9 @@ from decoders.speculative import trees
 from decoders.speculative.combined import CombinedDrafter
 from decoders.speculative.guard import CHUNK, Account
 from decoders.speculative.guarded import GuardedLoop
+from decoders.speculative.modes import Call, DraftRounds
 from decoders.speculative.prompt_lookup import PromptLookup
 from decoders.speculative.rounds import SpeculativeState
-from decoders.speculative.ways import Call, DraftRounds
 from decoders.swift import skipping
 from decoders.swift.config import SwiftConfig
 from decoders.swift.drafter import SkipDrafter
@@ -101,8 +101,8 @@ class SwiftLoop(GuardedLoop):
       state, self.calls_since_search = self.search_step(call, state), 0
     return state
 
-  def ways(self) -> list[str]:
-    *surer, draft = self.all_ways()
+  def modes(self) -> list[str]:
+    *surer, draft = self.all_modes()
     account, search = self.account, self.search
     # A set is tried only if the expected acceptance of a drafted token exceeds its cost. A given set has no score, so it is tried.
     untried = draft not in account.call and account.best([*surer, draft]) != draft

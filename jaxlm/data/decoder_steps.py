@@ -24,7 +24,7 @@ class Settling:
   least: int = 0
   """A text of at most this many characters may be replaced as a whole."""
 
-  def settled(self, text: str) -> int:
+  def stable_length(self, text: str) -> int:
     """Returns how many first characters of a text are final. The caller must check `byte_runs` and `last` before."""
     if self.tail is None or len(text) <= self.least:
       return 0

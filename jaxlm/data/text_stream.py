@@ -17,7 +17,7 @@ class TextStream:
   def __init__(self, tokenizer: Any, *, prompt: Sequence[int] = (), skip_special: bool = True):
     """`prompt`: ids before the first pushed ones. Their text is not emitted, and a space after it is kept."""
     self._tokenizer, self._skip = tokenizer, skip_special
-    # If decoding is more than joining bytes (WordPiece), all ids are decoded again at each push, and `settled` tells how much
+    # If decoding is more than joining bytes (WordPiece), all ids are decoded again at each push, and `stable_length` tells how much
     # of the text is final.
     self._joins = getattr(tokenizer, '_joins_bytes', hasattr(tokenizer, 'token_bytes'))
     self._strip = getattr(tokenizer, 'strips_first_space', False)
@@ -45,13 +45,13 @@ class TextStream:
     # A later token may change the end of the text (missing bytes of a character, a space). The common prefix of two successive
     # decodings is likely final.
     agreed = next((i for i, (a, b) in enumerate(zip(before, self._text)) if a != b), min(len(before), len(self._text)))
-    settled = max(min(agreed, self._settled()), len(self._sent))
-    new, self._sent = self._text[len(self._sent) : settled], self._text[:settled]
+    stable = max(min(agreed, self._stable_length()), len(self._sent))
+    new, self._sent = self._text[len(self._sent) : stable], self._text[:stable]
     return new
 
-  def _settled(self) -> int:
-    if hasattr(self._tokenizer, 'settled'):
-      return self._tokenizer.settled(self._ids, self._text, skip_special=self._skip)
+  def _stable_length(self) -> int:
+    if hasattr(self._tokenizer, 'stable_length'):
+      return self._tokenizer.stable_length(self._ids, self._text, skip_special=self._skip)
     return len(self._text.rstrip('\ufffd'))
 
   def flush(self) -> str:

@@ -139,7 +139,7 @@ class HuggingFaceTokenizer(ByteTable):
     with _rules_that_end():
       return self._plain.decode([int(i) for i in ids if i >= 0], skip_special_tokens=skip_special)
 
-  def settled(self, ids: Sequence[int], text: str, *, skip_special: bool = True) -> int:
+  def stable_length(self, ids: Sequence[int], text: str, *, skip_special: bool = True) -> int:
     """Returns how many first characters of `text` are final whatever ids follow. `text` is `decode(ids)`."""
     steps, n = self._settling, len(ids)
     piece = lambda id: None if id < 0 or (skip_special and id in self.special_ids) else self._plain.id_to_token(id)
@@ -149,7 +149,7 @@ class HuggingFaceTokenizer(ByteTable):
     if n == 0:
       return 0
     before = self.decode(ids[:n], skip_special=skip_special)
-    return steps.settled(os.path.commonprefix([before, text]))
+    return steps.stable_length(os.path.commonprefix([before, text]))
 
   def save(self, directory: str | Path) -> None:
     directory = Path(directory)

@@ -19,8 +19,8 @@ class Scale(Account):
     super().__init__(on)
     self.slower = slower
 
-  def note(self, way, seconds, tokens, calls=1, first=False):
-    super().note(way, calls * (self.slower if way == 'draft' else 1.0), tokens, calls, first)
+  def note(self, mode, seconds, tokens, calls=1, first=False):
+    super().note(mode, calls * (self.slower if mode == 'draft' else 1.0), tokens, calls, first)
 
 
 def test_tokens_are_plain_decodings_and_the_faster_way_is_taken():
@@ -43,6 +43,6 @@ def test_tokens_are_plain_decodings_and_the_faster_way_is_taken():
 
 def test_lookup_goes_before_the_drafter_and_is_a_way_of_its_own():
   loop = GuardedLoop(PromptLookup(2), Account(True), 'match', False, PromptLookup(4))
-  assert loop.ways() == ['plain', 'lookup', 'draft'] and loop.drafter.first == PromptLookup(4)
+  assert loop.modes() == ['plain', 'lookup', 'draft'] and loop.drafter.first == PromptLookup(4)
   with pytest.raises(ValueError, match="Unknown rule 'greedy'"):
     GuardedLoop(PromptLookup(2), Account(True), 'greedy', False, None)

@@ -1,4 +1,4 @@
-"""The guard: what searching and trying cost stays within its share, and the fastest way wins."""
+"""The guard: what searching and trying cost stays within its share, and the fastest mode wins."""
 
 import numpy as np
 import pytest
@@ -15,16 +15,16 @@ from decoders.swift.search_base import SearchBase
 from decoders.swift.sets import SkipSet
 from tests.models import TINY, tiny_model
 
-WAYS = ['plain', 'lookup', 'draft']
+MODES = ['plain', 'lookup', 'draft']
 
 
-def decode(account, pace, chunks, rng, ways=WAYS):
-  """Decodes chunks of 8 tokens at about these seconds a token; returns how often each way was taken."""
-  taken = dict.fromkeys(ways, 0)
+def decode(account, pace, chunks, rng, modes=MODES):
+  """Decodes chunks of 8 tokens at about these seconds a token; returns how often each mode was taken."""
+  taken = dict.fromkeys(modes, 0)
   for _ in range(chunks):
-    way = account.decides(ways)
-    taken[way] += 1
-    account.note(way, 8 * pace[way] * rng.uniform(0.8, 1.2), 8, calls=8)
+    mode = account.decides(modes)
+    taken[mode] += 1
+    account.note(mode, 8 * pace[mode] * rng.uniform(0.8, 1.2), 8, calls=8)
   return taken
 
 
@@ -37,9 +37,9 @@ def test_it_never_lends_more_than_its_share():
   assert account.lost <= 0.05 * account.spent and account.spent > 100
 
 
-@pytest.mark.parametrize('fastest', WAYS)
+@pytest.mark.parametrize('fastest', MODES)
 def test_the_fastest_way_wins(fastest):
-  pace = {way: 0.01 if way == fastest else 0.02 for way in WAYS}
+  pace = {mode: 0.01 if mode == fastest else 0.02 for mode in MODES}
   account = Account(True)
   taken = decode(account, pace, 400, np.random.default_rng(0))
   assert taken[fastest] > 360 and min(taken.values()) > 0
@@ -74,7 +74,7 @@ def test_tries_leave_time_for_the_search():
 def test_the_first_run_of_a_program_is_paid_and_not_believed():
   account = Account(True)
   account.note('plain', 1.0, 8, first=True)
-  assert account.lost == 0 and not account.pace  # There was no other way.
+  assert account.lost == 0 and not account.pace  # There was no other mode.
   account.note('plain', 1.0, 100)
   account.note('draft', 0.5, 8, calls=8, first=True)
   assert account.lost == pytest.approx(0.5 - 0.08)
@@ -88,17 +88,17 @@ def test_other_conditions_are_measured_anew():
   account.turn('short')
   decode(account, {'plain': 0.01, 'lookup': 0.02, 'draft': 0.02}, 100, rng)
   account.turn('short')
-  assert set(account.pace) == set(WAYS)
+  assert set(account.pace) == set(MODES)
   account.turn('long')
-  assert not account.pace and account.decides(WAYS) == 'plain'
+  assert not account.pace and account.decides(MODES) == 'plain'
   account.turn('short')
-  assert set(account.pace) == set(WAYS)  # and remembered
+  assert set(account.pace) == set(MODES)  # and remembered
 
 
 def test_a_way_that_has_changed_is_taken_for_what_it_was_until_it_is_measured():
   account = Account(True)
-  for way, seconds in (('plain', 8.0), ('draft', 4.0)):
-    account.note(way, seconds, 8)
+  for mode, seconds in (('plain', 8.0), ('draft', 4.0)):
+    account.note(mode, seconds, 8)
   account.lost = account.spent  # The step of the search that changed it was dear: there is time for nothing more.
   account.changed('draft')
   assert account.decides(['plain', 'draft']) == 'draft' and 'draft' not in account.call
@@ -108,23 +108,23 @@ def test_a_way_that_has_changed_is_taken_for_what_it_was_until_it_is_measured():
 
 def test_without_a_guard_the_most_daring_way_is_taken():
   account = Account(False)
-  assert account.decides(WAYS) == 'draft' and account.affords(1e9)
+  assert account.decides(MODES) == 'draft' and account.affords(1e9)
 
 
 def test_drafts_that_cost_more_than_they_may_bring_are_not_tried():
   lm = tiny_model(TINY.replace(num_layers=6))
   stream = Stream(lm, SwiftConfig())
-  ways = lambda lookup=None: SwiftLoop(stream, 'match', False, lookup).ways()
-  assert ways() == ['plain'] and ways(PromptLookup()) == ['plain', 'lookup']  # Nothing is scored yet.
+  modes = lambda lookup=None: SwiftLoop(stream, 'match', False, lookup).modes()
+  assert modes() == ['plain'] and modes(PromptLookup()) == ['plain', 'lookup']  # Nothing is scored yet.
   cost = stream.search.cost(stream.search.best)
   for score, expected in ((cost - 0.01, ['plain']), (cost + 0.01, ['plain', 'draft'])):
     stream.search._best_total, stream.search._best_windows = np.array([score, score]), 1
-    assert ways() == expected
+    assert modes() == expected
   stream.search._best_total = np.full(2, cost - 0.01)
   stream.account.note('draft', 1.0, 8)  # What was tried is judged by its time.
-  assert ways() == ['plain', 'draft']
+  assert modes() == ['plain', 'draft']
   given = SwiftConfig(search=False)
-  assert SwiftLoop(Stream(lm, given), 'match', False, None).ways() == ['plain', 'draft']  # Nothing will be known.
+  assert SwiftLoop(Stream(lm, given), 'match', False, None).modes() == ['plain', 'draft']  # Nothing will be known.
 
 
 @pytest.fixture

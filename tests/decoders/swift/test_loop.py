@@ -22,7 +22,7 @@ def test_plain_steps_between_rounds(monkeypatch):
   """The guard may change its mind at any time."""
   lm = tiny_model(MODEL)
   plain = decoders.generate(lm, PROMPTS, max_new_tokens=60)
-  monkeypatch.setattr(Account, 'decides', lambda self, ways: ways[int(self.spent * 1e9) % len(ways)])
+  monkeypatch.setattr(Account, 'decides', lambda self, modes: modes[int(self.spent * 1e9) % len(modes)])
   monkeypatch.setattr(loop, 'CHUNK', 3)
   out = Stream(lm, SMALL).generate(PROMPTS, max_new_tokens=60, lookup=speculative.PromptLookup(4))
   np.testing.assert_array_equal(out.tokens, plain.tokens)

@@ -1,4 +1,4 @@
-"""The ways of decoding that the guard chooses from: plain steps, rounds of prompt lookup, and rounds of a drafter."""
+"""The modes of decoding that the guard chooses from: plain steps, rounds of prompt lookup, and rounds of a drafter."""
 
 import dataclasses
 from typing import Any, NamedTuple, Protocol
@@ -47,15 +47,15 @@ class OutputText:
 
 
 class Progress(NamedTuple):
-  """The result of `Way.advance`."""
+  """The result of `Mode.advance`."""
 
   state: SpeculativeState
   calls: int  # number of calls of the model
   tokens: float  # number of new tokens in a row that did not end
 
 
-class Way(Protocol):
-  """One way to decode. The guard knows it by its `name`."""
+class Mode(Protocol):
+  """A mode of decoding. The guard knows it by its `name`."""
 
   name: str
 

@@ -1,4 +1,4 @@
-"""The ways to go on: each continues the rows of any other, and tells what it made of them."""
+"""The modes of decoding: each continues the rows of any other, and tells what it made of them."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import pytest
 import decoders
 from decoders import speculative
 from decoders.speculative import CombinedDrafter, PromptLookup
-from decoders.speculative.ways import Call, DraftRounds, LookupRounds, OutputText, PlainSteps
+from decoders.speculative.modes import Call, DraftRounds, LookupRounds, OutputText, PlainSteps
 from decoders.swift.drafter import SkipDrafter
 from decoders.swift.sets import SkipSet
 from tests.models import TINY, tiny_model
@@ -16,14 +16,14 @@ from tests.models import TINY, tiny_model
 MODEL = TINY.replace(num_layers=5, max_length=128)
 LOOKUP = PromptLookup(4)
 BOTH = CombinedDrafter(LOOKUP, SkipDrafter(SkipSet((1,), (2,)), max_draft=4, threshold=0.0))
-WAYS = (PlainSteps(), LookupRounds(LOOKUP, 'match'), DraftRounds(BOTH, 'match'))
+MODES = (PlainSteps(), LookupRounds(LOOKUP, 'match'), DraftRounds(BOTH, 'match'))
 
 
 class InTurn(speculative.SpeculativeLoop):
-  """Takes three calls in each way, in turn."""
+  """Takes three calls in each mode, in turn."""
 
-  def __init__(self, ways):
-    self.ways, self.told = itertools.cycle(ways), []
+  def __init__(self, modes):
+    self.modes, self.told = itertools.cycle(modes), []
     super().__init__(BOTH)
 
   def begin(self, clock, lm, prompts, state, plan):
@@ -31,9 +31,9 @@ class InTurn(speculative.SpeculativeLoop):
     return super().begin(clock, lm, prompts, state, plan)
 
   def advance(self, clock, lm, state, steps, eos_E, values):
-    way = next(self.ways)
-    state, calls, tokens = way.advance(Call(clock, lm, eos_E, values), self.text, state, 3)
-    self.told.append((way.name, calls, tokens))
+    mode = next(self.modes)
+    state, calls, tokens = mode.advance(Call(clock, lm, eos_E, values), self.text, state, 3)
+    self.told.append((mode.name, calls, tokens))
     return state, calls
 
   def finished(self, rows_R, state):
@@ -47,7 +47,7 @@ class InTurn(speculative.SpeculativeLoop):
 def test_each_way_goes_on_where_another_stopped(first):
   lm, prompt, most = tiny_model(MODEL), [4, 5, 6, 4, 5], 40
   plain = decoders.generate(lm, [prompt], max_new_tokens=most, eos_id=None)
-  loop = InTurn(WAYS[first:] + WAYS[:first])
+  loop = InTurn(MODES[first:] + MODES[:first])
   out = decoders.generate(lm, [prompt], max_new_tokens=most, eos_id=None, loop=loop)
   np.testing.assert_array_equal(out.tokens, plain.tokens)
   assert {name for name, _, _ in loop.told} == {'plain', 'lookup', 'draft'}
