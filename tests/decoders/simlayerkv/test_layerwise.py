@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import decoders
+from decoders.programs import Clock
 from decoders.simlayerkv import KiviConfig, LazyConfig, compress, generate, layerwise
 from tests.lazy_models import MODEL, PROMPTS
 from tests.models import TINY, living_cache_bytes, tiny_model
@@ -64,22 +65,14 @@ def test_layer_by_layer_never_holds_more_than_is_kept_and_one_layer(monkeypatch)
   lm = tiny_model(config)
   prompt = [np.random.default_rng(0).integers(0, 50, 480).tolist()]
   lazy = SMALL.replace(layout='static', n_full=2, prefill='layerwise')
-  live, one_layer, before = [], layerwise.one_layer, living_cache_bytes()
+  live, run, before = [], Clock.run, living_cache_bytes()
 
-  class Looking:
-    def lower(self, *args, **static):
-      compiled = one_layer.lower(*args, **static).compile()
+  def looking(clock, part, function, *args, **static):
+    if function is layerwise.one_layer:
+      live.append(living_cache_bytes() - before)
+    return run(clock, part, function, *args, **static)
 
-      def run(*args):
-        live.append(living_cache_bytes() - before)
-        return compiled(*args)
-
-      return type('Lowered', (), {'compile': lambda self: run})()
-
-    def clear_cache(self):
-      one_layer.clear_cache()
-
-  monkeypatch.setattr(layerwise, 'one_layer', Looking())
+  monkeypatch.setattr(Clock, 'run', looking)
   context = compress(lm, prompt, lazy=lazy, room=16)
   layer = 2 * 2 * 512 * 8 * 4
   assert len(live) == 8
