@@ -25,6 +25,8 @@ from jaxlm.lengths import bucket
 MAX_DRAFT = 4
 SHAPES = {'chain': (1,), 'width 2': (2,), 'width 4': (4,), 'width 8': (8,), 'CaPE': PAPER_BINS}
 """Candidates in place of each drafted token: a chain, the same number everywhere, and the paper's numbers by confidence."""
+SURE = 0.4
+"""A sure chain ends after a token that the draft finds less probable."""
 WIDENED = ('GliDe', 'own')
 """The draft whose trees of all shapes are compared; the others draft chains, and CaPE's trees for the vanilla draft."""
 
@@ -86,10 +88,14 @@ def methods(
       stream = decoders.glide.Stream(lm, draft, GlideDecoding(max_draft=MAX_DRAFT, bins=bins, guard=False))
       ways[f'{kind}, {data}, {shape}'] = lambda stream=stream: ss.ours(stream.generate, **options)
   if WIDENED in drafts:
-    guarded = GlideDecoding(max_draft=MAX_DRAFT, bins=(1,))
-    ways['GliDe, own, guarded'] = lambda: ss.ours(
-      decoders.glide.Stream(lm, drafts[WIDENED], guarded).generate, **options
-    )
+    chain = GlideDecoding(max_draft=MAX_DRAFT, bins=(1,))
+    for name, decoding, more in (
+      ('guarded', chain, {}),
+      ('sure chain', chain.replace(threshold=SURE, guard=False), {}),
+      ('after lookup', chain.replace(threshold=SURE, guard=False), {'lookup': lookup}),
+    ):
+      stream = decoders.glide.Stream(lm, drafts[WIDENED], decoding)
+      ways[f'GliDe, own, {name}'] = lambda stream=stream, more=more: ss.ours(stream.generate, **options, **more)
   return ways
 
 
@@ -144,9 +150,10 @@ def checks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
       )
     if mine and cape:
       add(f'{kind}: CaPE adds tokens per round', cape['M'] > mine['M'], cape['M'] - mine['M'])
-  # A guarded stream drafts in a few rounds only.
+  # A guarded stream drafts in a few rounds only, and prompt lookup has a part in the last one.
+  others = ('GliDe, own, guarded', 'GliDe, own, after lookup')
   drafted = [
-    row for row in rows if row['kind'] == 'all' and row['method'].startswith('GliDe') and 'guarded' not in row['method']
+    row for row in rows if row['kind'] == 'all' and row['method'].startswith('GliDe') and row['method'] not in others
   ]
   best = max(drafted, key=lambda row: row['M'], default=None)
   if best:

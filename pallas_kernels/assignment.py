@@ -15,6 +15,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 import jax.numpy as jnp
 
 from pallas_kernels import assignment_calls as calls
+from pallas_kernels import platforms
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Int, Num
@@ -46,8 +47,8 @@ def linear_assignment(
     interpret: run the kernel as ordinary JAX operations on any platform; slow, for tests.
 
   Raises:
-    ValueError: shapes do not fit together, or the dtype or T is not for the kernel.
-    NotImplementedError: 'pallas' on a CPU or GPU without `interpret`, when the program is compiled.
+    ValueError: shapes do not fit together, or the dtype, T or platform is not for the kernel.
+    NotImplementedError: 'pallas' within a program that is compiled for a CPU or GPU, without `interpret`.
   """
   cost = jnp.asarray(cost)
   sizes = jnp.full(cost.shape[:1], cost.shape[-1]) if sizes is None else jnp.asarray(sizes)
@@ -71,6 +72,7 @@ def _kinds(cost, sizes, implementation, interpret) -> dict[str, str]:
   if interpret:
     return {'default': 'interpret'}
   if implementation == 'pallas':
+    platforms.require(('tpu',), cost)
     return {'tpu': 'kernel'}
   return XLA | ({'tpu': 'kernel'} if implementation is None and fits else {})
 

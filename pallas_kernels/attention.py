@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import attention_calls as calls
-from pallas_kernels import attention_slot
+from pallas_kernels import attention_slot, platforms
 from pallas_kernels.attention_checks import check, cudnn_cannot
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def flash_attention(
 
   Raises:
     ValueError: arguments do not fit together, or `implementation` does not support them.
-    NotImplementedError: 'pallas' on a CPU without `interpret`, when the program is compiled.
+    NotImplementedError: 'pallas' within a program that is compiled for a CPU, without `interpret`.
   """
   check(
     q, k, v, operation=operation, window=window, prefix=prefix, softcap=softcap, alibi_slopes=alibi_slopes,
@@ -95,6 +95,8 @@ def flash_attention(
     alibi_slopes = jnp.broadcast_to(alibi_slopes if alibi_slopes.ndim == 2 else alibi_slopes[None], (B, N))
   if interpret is not False:
     implementation = _interpreted(interpret)
+  elif implementation == 'pallas':
+    platforms.require(('tpu', 'gpu'), q, k, v)
   elif implementation is None:
     implementation = default_implementation(spec, q, k, segments)
   if implementation == 'cudnn':

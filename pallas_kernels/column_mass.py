@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import column_mass_kernels as kernels
 from pallas_kernels import column_mass_xla as xla
+from pallas_kernels import platforms
 from pallas_kernels.arithmetic import HIDDEN
 from pallas_kernels.attention_checks import check_logits
 from pallas_kernels.column_mass_kernels import Spec
@@ -76,8 +77,8 @@ def column_mass(
     interpret: run the kernels as ordinary JAX operations on any platform; slow, for tests. It may be a pltpu.InterpretParams.
 
   Raises:
-    ValueError: arguments do not fit together.
-    NotImplementedError: 'pallas' on a CPU without `interpret`, when the program is compiled.
+    ValueError: arguments do not fit together, or the arrays are on a platform without the kernel.
+    NotImplementedError: 'pallas' within a program that is compiled for a CPU, without `interpret`.
   """
   check_logits(q, {'k': k}, operation, window, softcap, alibi_slopes, block_q, block_k)
   if implementation not in (None, *IMPLEMENTATIONS):
@@ -95,6 +96,8 @@ def column_mass(
   slopes = jnp.broadcast_to(slopes if slopes.ndim == 2 else slopes[None], (B, N))
   factors = jnp.ones((B, T), f32) if factors is None else jnp.asarray(factors, f32)
   slot = None if slot_logits is None else jnp.asarray(slot_logits, f32)
+  if implementation == 'pallas' and not interpret:
+    platforms.require(('tpu', 'gpu'), q, k)
   arrays = jax.lax.stop_gradient((q, k, slopes, slot, factors))
   return _jitted(*arrays, spec, implementation, interpret)
 

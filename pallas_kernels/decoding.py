@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from pallas_kernels import decoding_calls as calls
 from pallas_kernels import decoding_kernels as kernels
 from pallas_kernels import decoding_xla as xla
+from pallas_kernels import platforms
 from pallas_kernels.decoding_calls import Codes
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def decode_attention(
 
   Raises:
     ValueError: arguments do not fit together, or `implementation` does not support them.
-    NotImplementedError: 'pallas' on a CPU or GPU without `interpret`, when the program is compiled.
+    NotImplementedError: 'pallas' within a program that is compiled for a CPU or GPU, without `interpret`.
   """
   _check(q, keys, values, positions, key_positions, lengths, rows, beside, alibi_slopes)
   _check_options(operation, causal, window, block_s, splits, implementation)
@@ -135,6 +136,7 @@ def _stored(rule, call: calls.Stored, block_s, splits: int, implementation, inte
   if interpret:
     return kernel(call)
   if implementation == 'pallas':
+    platforms.require(('tpu',), call.q)
     return jax.lax.platform_dependent(call, tpu=kernel)
   if implementation == 'xla' or not supported or call.q.dtype == jnp.float32 or 'pallas' not in calls.FASTEST.values():
     return branch['xla'](call)

@@ -11,6 +11,8 @@ import numpy as np
 from decoders.glide.config import GlideDecoding
 from decoders.speculative.draft_loop import DraftPolicy
 
+SHORT = (1, 2)  # Lengths of chains that the threshold ended for which smaller programs are compiled.
+
 
 def policy(glide: GlideDecoding) -> DraftPolicy:
   """Returns the draft policy of these settings."""
@@ -26,6 +28,8 @@ def policy(glide: GlideDecoding) -> DraftPolicy:
 
 
 def sizes(policy: DraftPolicy) -> tuple[tuple[int, int], ...]:
-  """Returns (depth, most leaves) of the trees for which programs are compiled: all leaves, and half of them if there are many."""
-  ((depth, most),) = policy.sizes([policy.max_draft])
-  return tuple((depth, leaves) for leaves in sorted({most // 2 if most > depth else most, most}))
+  """Returns (depth, most leaves) of the trees for which programs are compiled: the largest tree, the one with half of its leaves if
+  these are many, and with a threshold those of short chains."""
+  short = [depth for depth in SHORT if policy.threshold and depth < policy.max_draft]
+  *smaller, (depth, most) = policy.sizes([*short, policy.max_draft])
+  return (*smaller, *((depth, leaves) for leaves in sorted({most // 2 if most > depth else most, most})))

@@ -84,6 +84,8 @@ def divergence(
     raise unknown('divergence', kind, DIVERGENCES)
   if not temperature > 0:
     raise ValueError(f'{temperature=} must be above 0: logits are divided by it.')
+  if kind == 'kl':
+    target_matrix = target_matrix[:, : output_matrix.shape[1]]
   of = lambda q, p: (DIVERGENCES[kind](q / temperature, p / temperature),)
   softcaps = softcap, target_softcap
   (total,), weight = _sums(of, hidden, output_matrix, target_hidden, target_matrix, mask, softcaps, chunk)

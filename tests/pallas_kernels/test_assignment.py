@@ -187,6 +187,8 @@ def test_lowers_for_a_gpu_in_xla_alone():
   assert CALLS['cuda'] not in lowered(linear_assignment, 'cuda', cost)
   with pytest.raises(NotImplementedError):
     lowered(functools.partial(linear_assignment, implementation='pallas'), 'cuda', cost)
+  with pytest.raises(ValueError, match="'pallas' runs on tpu, and the arrays are on cpu"):
+    linear_assignment(jnp.zeros((1, 4, 4)), implementation='pallas')
 
 
 def test_nothing_to_assign():

@@ -76,5 +76,8 @@ def test_segments_lower_too(platform):
 
 def test_a_cpu_has_no_kernel_to_compile():
   x = jnp.ones((1, 16, 1, 16))
+  call = functools.partial(flash_attention, implementation='pallas')
+  with pytest.raises(ValueError, match="'pallas' runs on tpu and gpu, and the arrays are on cpu"):
+    call(x, x, x)
   with pytest.raises(NotImplementedError):
-    flash_attention(x, x, x, implementation='pallas')
+    jax.jit(call)(x, x, x)

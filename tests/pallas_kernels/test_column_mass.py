@@ -178,7 +178,7 @@ def test_compiles_for_a_tpu(operation):
 
 def test_a_cpu_has_no_kernel_to_compile():
   x = jnp.ones((1, 16, 1, 16))
-  with pytest.raises(NotImplementedError):
+  with pytest.raises(ValueError, match="'pallas' runs on tpu and gpu, and the arrays are on cpu"):
     column_mass(x, x, implementation='pallas')
 
 

@@ -303,5 +303,5 @@ def test_codes_that_do_not_fit_are_named(wrong):
 
 def test_a_cpu_has_no_kernel_to_compile():
   q, keys, values = drawn(1, 1, 2, 1, 16, 20)
-  with pytest.raises(NotImplementedError):
+  with pytest.raises(ValueError, match="'pallas' runs on tpu, and the arrays are on cpu"):
     decode_attention(q, keys, values, positions=np.zeros((1, 1), np.int32), implementation='pallas')

@@ -38,6 +38,14 @@ def test_no_tree_is_larger_than_the_largest_program(glide, most):
   assert 1 + sum(sizes[-1]) <= 33
 
 
+def test_chains_that_a_threshold_ends_are_verified_by_smaller_programs():
+  sizes = lambda **options: cape.sizes(cape.policy(GlideDecoding(threshold=0.4, **options)))
+  assert sizes(bins=(1,)) == ((1, 0), (2, 0), (4, 0))
+  assert sizes(bins=(1,), max_draft=2) == ((1, 0), (2, 0))
+  # The last token of a chain may be improbable, and then has seven candidates beside it; those before it have at most five.
+  assert sizes() == ((1, 7), (2, 12), (4, 11), (4, 22))
+
+
 def logits_of(probabilities, V=20):
   """Returns logits whose likeliest token has each of these probabilities."""
   p = np.full((len(probabilities), V), 0.0)
