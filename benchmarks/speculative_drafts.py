@@ -45,21 +45,21 @@ class Setting:
   batch_size: int = 8
   chat: bool = False
   learning_rate: float = 2e-3
+  cross_learning_rate: float = 0.1
+  """Learning rate of the cross-attention's output matrices, divided by `learning_rate`."""
   target_dtype: str = 'float32'
   """Type in which the target runs in training. It decodes in float32."""
   distill: float = 0.0
   """Share of the target's distribution in the loss."""
-  real_fraction: float = 1.0
-  """Share of the rows of real text that is used, so that there are about as many as texts that the target writes."""
 
 
 def smollm2(steps: int, texts: int) -> Setting:
   """Returns the setting for SmolLM2. Its draft has the width of the target, whose embedding and output layer it uses."""
   # At a learning rate of 2e-3 the loss of the first steps rises to three times that of new parameters.
-  model = PRESETS['smollm2'][1].model
+  preset = PRESETS['smollm2'][1]
   return Setting(
-    'smollm2', model, steps, texts, length=160, prompt_tokens=72, batch_size=4, chat=True, learning_rate=1e-3,
-    target_dtype='bfloat16', real_fraction=0.42,
+    'smollm2', preset.model, steps, texts, length=160, prompt_tokens=72, batch_size=4, chat=True, learning_rate=1e-3,
+    cross_learning_rate=preset.cross_learning_rate, target_dtype='bfloat16',
   )  # fmt: skip
 
 
@@ -78,12 +78,11 @@ def config(setting: Setting, kind: str, data: str, seed: int = 0) -> glide.Glide
     target=setting.target, target_dtype=setting.target_dtype, model=dataclasses.replace(setting.model, **KINDS[kind]),
     data=glide.TextConfig(
       source=str(write_messages()) if own and setting.chat else 'embedded', batch_size=setting.batch_size, length=setting.length, seed=seed,
-      fraction=1.0 if own else setting.real_fraction,
     ),
     self_generate=setting.texts if own else 0,
     generation=glide.GenerationConfig(chat=setting.chat and own, prompt_tokens=setting.prompt_tokens, batch_size=64),
     # The target's distribution tells more of each token than the token, in prompts too, which are real text.
-    distill=glide.DistillConfig(setting.distill, prompts=True),
+    distill=glide.DistillConfig(setting.distill, prompts=True), cross_learning_rate=setting.cross_learning_rate,
     keep_outputs=str(cache_folder() / 'trained' / 'glide-outputs'),
     optimizer=OptimizerConfig(
       learning_rate=setting.learning_rate, schedule='cosine', warmup_steps=max(1, setting.steps // 10), weight_decay=0.0

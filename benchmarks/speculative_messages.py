@@ -1,32 +1,17 @@
 """Users' messages to which the target writes answers, the training texts of `benchmarks.speculative_drafts`.
 
-They are of the kinds of `benchmarks.speculative_prompts`, and none is among its prompts. A topic is asked about three times, so
-that a draft cannot learn the answers by heart.
+They are of the kinds of `benchmarks.speculative_prompts`, and none is among its prompts. There are thousands, so that a draft cannot
+learn the answers by heart.
 """
 
-import argparse
-import ast
-import calendar
 from collections.abc import Iterator
-import configparser
-import csv
-import dataclasses
-import difflib
-import fractions
 import hashlib
-import heapq
+import importlib
 import inspect
 import json
-import pathlib
 from pathlib import Path
-import random
-import shutil
-import statistics
-import string
-import tarfile
 import textwrap
-import tokenize
-import zipfile
+import types
 
 from benchmarks import speculative_prompts
 from jaxlm.data.corpus import cache_folder
@@ -71,10 +56,12 @@ PHRASES = (
     made; glasses help us to see; a compass finds north; a clock keeps time; a microwave heats food; rain forms; a bridge carries weight"""),
 )  # fmt: skip
 """Pairs of a question and what may fill it."""
-MODULES = (
-  shutil, statistics, textwrap, random, inspect, json, dataclasses, argparse, ast, calendar, configparser, csv, difflib, fractions, heapq,
-  pathlib, string, tarfile, tokenize, zipfile,
-)  # fmt: skip
+MODULES = """argparse ast base64 bisect calendar codecs configparser contextlib copy csv dataclasses datetime difflib fnmatch fractions
+functools getpass gettext glob gzip heapq html inspect json locale logging mimetypes ntpath optparse os pathlib pickletools pkgutil platform
+posixpath pprint pstats pyclbr pydoc random shlex shutil socket statistics string subprocess tarfile tempfile textwrap timeit tokenize trace
+traceback types typing unittest uuid warnings webbrowser zipfile""".split()
+PASSAGES = 700
+"""Number of passages of each length that are read from the embedded text; some occur twice."""
 
 
 def messages() -> list[str]:
@@ -84,21 +71,25 @@ def messages() -> list[str]:
 
 def _messages() -> Iterator[str]:
   clean = lambda text: ' '.join(text.split())
-  for i, topic in enumerate(map(clean, TOPICS)):
-    yield from (ASKED[(i + step) % len(ASKED)].format(topic) for step in (0, 5, 10))
+  for topic in map(clean, TOPICS):
+    yield from (question.format(topic) for question in ASKED)
   for question, fillings in PHRASES:
     yield from (question.format(filling) for filling in map(clean, fillings.split(';')))
   used = {*speculative_prompts.passages(50, 110), *speculative_prompts.passages(12, 25)}
-  for least, most, asked in ((50, 110, 'Summarise this in one sentence'), (12, 25, 'Translate into French')):
-    yield from (f'{asked}:\n\n{p}' for p in speculative_prompts.passages(least, most, 240) if p not in used)
-  for module in MODULES:
-    for name, function in sorted(vars(module).items()):
-      if inspect.isfunction(function) and function.__module__ == module.__name__:
-        if function in speculative_prompts.FUNCTIONS or name.startswith('_'):
-          continue
-        source = '\n'.join(textwrap.dedent(inspect.getsource(function)).splitlines()[:24])
-        yield f'Complete this function:\n\n```python\n{source[: len(source) // 2]}'
-        yield f'Write this function again, and name it `other`:\n\n```python\n{source}\n```'
+  for least, most, asked in ((30, 110, 'Summarise this in one sentence'), (12, 25, 'Translate into French')):
+    yield from (f'{asked}:\n\n{p}' for p in speculative_prompts.passages(least, most, PASSAGES) if p not in used)
+  for module in map(importlib.import_module, MODULES):
+    for source in _functions(module):
+      yield f'Complete this function:\n\n```python\n{source[: len(source) // 2]}'
+      yield f'Write this function again, and name it `other`:\n\n```python\n{source}\n```'
+
+
+def _functions(module: types.ModuleType) -> Iterator[str]:
+  """Returns the beginnings of the sources of a module's public functions that are not among the prompts."""
+  for name, function in sorted(vars(module).items()):
+    public = inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith('_')
+    if public and function.__code__.co_filename == module.__file__ and function not in speculative_prompts.FUNCTIONS:
+      yield '\n'.join(textwrap.dedent(inspect.getsource(function)).splitlines()[:24])
 
 
 def write_messages() -> Path:

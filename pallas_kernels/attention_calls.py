@@ -83,7 +83,7 @@ def backward(spec: Spec, form: Form, q, k, v, slopes, segments, dout, stats):
   k_BKSH, v_BKSH = (_by_head(x, rule.block_k, form) for x in (k, v))
   # The lse of padding rows is huge, so that exp(S - lse) is 0 there.
   fills = (-HIDDEN, 0.0)
-  stats = [_longer(x, rule.block_q, axis=2, fill=fill) for x, fill in zip(stats, fills)]
+  stats = [_longer(x, rule.block_q, axis=2, constant_values=fill) for x, fill in zip(stats, fills)]
   arguments = (
     rule, options, slopes, q_BNTH, k_BKSH, v_BKSH, dout_BNTH, stats, _padded_segments(rule, segments)
   )  # fmt: skip
@@ -125,11 +125,12 @@ def _padded_segments(rule: kernels.Rule, segments_BT):
   """Returns the segments of all queries and of all keys, padded like them; None for None."""
   if segments_BT is None:
     return None
-  return tuple(_longer(segments_BT, block, axis=1) for block in (rule.block_q, rule.block_k))
+  # Padding repeats the last segment, so that it reaches no block that the last token does not reach.
+  return tuple(_longer(segments_BT, block, axis=1, mode='edge') for block in (rule.block_q, rule.block_k))
 
 
-def _longer(x, block: int, *, axis: int, fill=0):
-  """Returns x with its length along `axis` padded to a multiple of `block`."""
+def _longer(x, block: int, *, axis: int, **options):
+  """Returns x with its length along `axis` padded to a multiple of `block`; options are those of `jnp.pad`."""
   widths = [(0, 0)] * x.ndim
   widths[axis] = (0, -x.shape[axis] % block)
-  return jnp.pad(x, widths, constant_values=fill)
+  return jnp.pad(x, widths, **options)

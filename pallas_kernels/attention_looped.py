@@ -3,8 +3,6 @@
 Array names carry shapes: B batch, T queries, S keys, N query heads, K key heads, G = N/K, H head dim.
 """
 
-import functools
-
 import jax
 from jax import lax
 from jax.experimental import pallas as pl
@@ -19,19 +17,21 @@ from pallas_kernels import blocks
 def forward(rule: kernels.Rule, options, slopes_BN, q_BNTH, k_BKSH, v_BKSH, segments):
   """Returns [out] or, for softmax, [out, lse [B, N, T, 1]]. segments: those of queries [B, T] and of keys [B, S], or None."""
   (B, N, T, H), query, keys, column = q_BNTH.shape, *_blocks_by_query(rule, k_BKSH.shape[2:])
-  ins = [(q_BNTH, query), (k_BKSH, keys), (v_BKSH, keys), *_segments_by_query(rule, segments)]
+  of_segments, reach = _segments_by_query(rule, segments)
+  ins = [(q_BNTH, query), (k_BKSH, keys), (v_BKSH, keys), *of_segments]
   outs = [((B, N, T, H), q_BNTH.dtype, query), ((B, N, T, 1), jnp.float32, column)]
   outs = outs[: 1 + (rule.operation == 'softmax')]
-  return _call(_forward, rule, options, slopes_BN, (B, N, rule.query_blocks), ins, outs)
+  return _call(_forward, rule, options, reach, slopes_BN, (B, N, rule.query_blocks), ins, outs)
 
 
 def query_gradient(rule: kernels.Rule, options, slopes_BN, q_BNTH, k_BKSH, v_BKSH, dout_BNTH, stats, segments):
   """Returns dq. stats: lse and delta [B, N, T], or ()."""
   (B, N, _, _), query, keys, column = q_BNTH.shape, *_blocks_by_query(rule, k_BKSH.shape[2:])
   ins = [(q_BNTH, query), (k_BKSH, keys), (v_BKSH, keys), (dout_BNTH, query)]
-  ins += [(x[..., None], column) for x in stats] + _segments_by_query(rule, segments)
+  of_segments, reach = _segments_by_query(rule, segments)
+  ins += [(x[..., None], column) for x in stats] + of_segments
   outs = [(q_BNTH.shape, q_BNTH.dtype, query)]
-  return _call(_query_gradient, rule, options, slopes_BN, (B, N, rule.query_blocks), ins, outs)[0]
+  return _call(_query_gradient, rule, options, reach, slopes_BN, (B, N, rule.query_blocks), ins, outs)[0]
 
 
 def key_gradients(rule: kernels.Rule, options, slopes_BN, q_BNTH, k_BKSH, v_BKSH, dout_BNTH, stats, segments):
@@ -41,19 +41,21 @@ def key_gradients(rule: kernels.Rule, options, slopes_BN, q_BNTH, k_BKSH, v_BKSH
   group = pl.BlockSpec((None, G, T, H), lambda b, k, j: (b, k, 0, 0))
   rows = pl.BlockSpec((None, G, 1, T), lambda b, k, j: (b, k, 0, 0))
   ins = [(q_BNTH, group), (k_BKSH, key), (v_BKSH, key), (dout_BNTH, group)] + [(x[:, :, None], rows) for x in stats]
+  reach = ()
   if segments is not None:
+    reach = visits.in_segments(*segments[::-1], rule.block_k, rule.block_q)
     of_keys = pl.BlockSpec((None, rule.block_k, 1), lambda b, k, j: (b, j, 0))
     of_queries = pl.BlockSpec((None, 1, T), lambda b, k, j: (b, 0, 0))
     ins += [(segments[1][:, :, None], of_keys), (segments[0][:, None], of_queries)]
   outs = [(k_BKSH.shape, k_BKSH.dtype, key), (v_BKSH.shape, v_BKSH.dtype, key)]
-  return _call(_key_gradients, rule, options, slopes_BN, (B, K, rule.key_blocks), ins, outs)
+  return _call(_key_gradients, rule, options, reach, slopes_BN, (B, K, rule.key_blocks), ins, outs)
 
 
-def _forward(slope_ref, q_ref, k_ref, v_ref, *refs, rule: kernels.Rule):
+def _forward(reach_refs, slope_ref, q_ref, k_ref, v_ref, *refs, rule: kernels.Rule):
   """refs: segments of the queries as a column and of the keys as a row, if there are any; O; for softmax, lse."""
   segments_refs, out_refs = (refs[:2], refs[2:]) if rule.segments else (None, refs)
   q_XH = q_ref[...]
-  visits_to_keys, keys_at = _keys(slope_ref, segments_refs, rule)
+  visits_to_keys, keys_at = _keys(reach_refs, slope_ref, segments_refs, rule)
 
   def add(step, state):
     at, pair = keys_at(step)
@@ -65,12 +67,12 @@ def _forward(slope_ref, q_ref, k_ref, v_ref, *refs, rule: kernels.Rule):
     ref[...] = value.astype(ref.dtype)
 
 
-def _query_gradient(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kernels.Rule):
+def _query_gradient(reach_refs, slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kernels.Rule):
   """refs: for softmax, lse and delta as columns; segments as in `_forward`; dQ."""
   *refs, dq_ref = refs
   stats_refs, segments_refs = _stats_and_segments(refs, rule)
   q_XH, dout_XH, stats = q_ref[...], dout_ref[...], [ref[...] for ref in stats_refs]
-  visits_to_keys, keys_at = _keys(slope_ref, segments_refs, rule)
+  visits_to_keys, keys_at = _keys(reach_refs, slope_ref, segments_refs, rule)
 
   def add(step, dq_XH):
     at, pair = keys_at(step)
@@ -80,13 +82,13 @@ def _query_gradient(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kerne
   dq_ref[...] = (rule.scale * dq_XH).astype(dq_ref.dtype)
 
 
-def _key_gradients(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kernels.Rule):
+def _key_gradients(reach_refs, slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kernels.Rule):
   """refs: for softmax, lse and delta as rows; segments of the keys as a column and of the queries as a row; dK, dV."""
   *refs, dk_ref, dv_ref = refs
   stats_refs, segments_refs = _stats_and_segments(refs, rule)
   k_YH, v_YH, key_block = k_ref[...], v_ref[...], pl.program_id(2)
   batch, first_head = pl.program_id(0), pl.program_id(1) * rule.group
-  low, high = visits.query_blocks(key_block, rule)
+  low, high = visits.query_blocks(key_block, rule, visits.reach(reach_refs, batch, key_block))
 
   def add_head(g, sums):
     slope = slope_ref[batch, first_head + g]
@@ -106,10 +108,10 @@ def _key_gradients(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kernel
   dv_ref[...] = dv_YH.astype(dv_ref.dtype)
 
 
-def _keys(slope_ref, segments_refs, rule: kernels.Rule):
+def _keys(reach_refs, slope_ref, segments_refs, rule: kernels.Rule):
   """Returns how many key blocks the program visits, and a function from a step to their index and the pair of blocks."""
   slope, query_block = slope_ref[pl.program_id(0), pl.program_id(1)], pl.program_id(2)
-  whole, low, high = visits.keys_seen(query_block, rule)
+  whole, low, high = visits.keys_seen(query_block, rule, visits.reach(reach_refs, pl.program_id(0), query_block))
 
   def keys_at(step):
     block = visits.visited_key_block(step, whole, low)
@@ -135,21 +137,25 @@ def _blocks_by_query(rule: kernels.Rule, keys_SH: tuple[int, int]):
 
 
 def _segments_by_query(rule: kernels.Rule, segments):
+  """Returns the segments with their blocks, and the blocks of keys that they let each block of queries see."""
   if segments is None:
-    return []
+    return [], ()
   column = pl.BlockSpec((None, rule.block_q, 1), lambda b, n, i: (b, i, 0))
   row = pl.BlockSpec((None, 1, segments[1].shape[1]), lambda b, n, i: (b, 0, 0))
-  return [(segments[0][:, :, None], column), (segments[1][:, None], row)]
+  reach = visits.in_segments(*segments, rule.block_q, rule.block_k)
+  return [(segments[0][:, :, None], column), (segments[1][:, None], row)], reach
 
 
-def _call(kernel, rule: kernels.Rule, options, slopes_BN, grid, ins, outs):
+def _call(kernel, rule: kernels.Rule, options, reach, slopes_BN, grid, ins, outs):
+  """reach: what `visits.in_segments` returns for the blocks of the grid's third axis, or ()."""
   arrays, in_specs = zip(*ins)
   shapes, dtypes, out_specs = zip(*outs)
   return pl.pallas_call(
-    functools.partial(kernel, rule=rule), grid=grid, in_specs=[pl.BlockSpec(), *in_specs], out_specs=list(out_specs),
+    lambda *refs: kernel(refs[: len(reach)], *refs[len(reach) :], rule=rule), grid=grid,
+    in_specs=[*[pl.BlockSpec()] * (len(reach) + 1), *in_specs], out_specs=list(out_specs),
     out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, dtypes)],
     name=f'{rule.operation}_attention{kernel.__name__}', **options,
-  )(slopes_BN, *arrays)  # fmt: skip
+  )(*reach, slopes_BN, *arrays)  # fmt: skip
 
 
 def launch(interpret: bool, num_warps: int, num_stages: int) -> dict:

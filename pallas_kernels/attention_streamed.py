@@ -24,21 +24,23 @@ from pallas_kernels import attention_visits as visits
 def forward(rule: kernels.Rule, interpret, slopes_BN, q_BNTH, k_BKSH, v_BKSH, segments):
   """Returns [out] or, for softmax, [out, lse [B, N, T, 1]]. segments: those of queries [B, T] and of keys [B, S], or None."""
   (B, N, T, H), query, key, column = q_BNTH.shape, *_blocks_by_query(rule, q_BNTH.shape[3])
-  ins = [(q_BNTH, query), (k_BKSH, key), (v_BKSH, key), *_segments_by_query(rule, segments)]
+  of_segments, reach = _segments_by_query(rule, segments)
+  ins = [(q_BNTH, query), (k_BKSH, key), (v_BKSH, key), *of_segments]
   outs = [((B, N, T, H), q_BNTH.dtype, query), ((B, N, T, 1), jnp.float32, column)]
   state = kernels.forward_state(rule, H)
   grid = (B, N, rule.query_blocks, visits.key_steps(rule))
-  return _call(_forward, rule, interpret, slopes_BN, grid, ins, outs[: 1 + (rule.operation == 'softmax')], state)
+  return _call(_forward, rule, interpret, reach, slopes_BN, grid, ins, outs[: 1 + (rule.operation == 'softmax')], state)
 
 
 def query_gradient(rule: kernels.Rule, interpret, slopes_BN, q_BNTH, k_BKSH, v_BKSH, dout_BNTH, stats, segments):
   """Returns dq. stats: lse and delta [B, N, T], or ()."""
   (B, N, _, H), query, key, column = q_BNTH.shape, *_blocks_by_query(rule, q_BNTH.shape[3])
   ins = [(q_BNTH, query), (k_BKSH, key), (v_BKSH, key), (dout_BNTH, query)]
-  ins += [(x[..., None], column) for x in stats] + _segments_by_query(rule, segments)
+  of_segments, reach = _segments_by_query(rule, segments)
+  ins += [(x[..., None], column) for x in stats] + of_segments
   outs = [(q_BNTH.shape, q_BNTH.dtype, query)]
   grid = (B, N, rule.query_blocks, visits.key_steps(rule))
-  return _call(_query_gradient, rule, interpret, slopes_BN, grid, ins, outs, [((rule.block_q, H), 0.0)])[0]
+  return _call(_query_gradient, rule, interpret, reach, slopes_BN, grid, ins, outs, [((rule.block_q, H), 0.0)])[0]
 
 
 def key_gradients(rule: kernels.Rule, interpret, slopes_BN, q_BNTH, k_BKSH, v_BKSH, dout_BNTH, stats, segments):
@@ -48,20 +50,26 @@ def key_gradients(rule: kernels.Rule, interpret, slopes_BN, q_BNTH, k_BKSH, v_BK
   if 0 < (whole := visits.prefix_blocks(rule)) < rule.key_blocks and visits.query_steps(beyond) < rule.query_blocks:
     return _key_gradients_in_two(rule, beyond, whole, interpret, *arrays)
   (B, K, _, H), G, steps = k_BKSH.shape, rule.group, visits.query_steps(rule)
-  block = lambda j, step: visits.query_block(j, lax.rem(step, np.int32(steps)), rule)[0]
+
+  def block(b, j, step, reach):
+    return visits.query_block(j, lax.rem(step, np.int32(steps)), rule, visits.reach(reach, b, j))[0]
+
   head = lambda k, step: k * G + lax.div(step, np.int32(steps))
-  key = pl.BlockSpec((None, None, rule.block_k, H), lambda b, k, j, s: (b, k, j, 0))
-  query = pl.BlockSpec((None, None, rule.block_q, H), lambda b, k, j, s: (b, head(k, s), block(j, s), 0))
-  row = pl.BlockSpec((None, None, 1, rule.block_q), lambda b, k, j, s: (b, head(k, s), 0, block(j, s)))
+  key = pl.BlockSpec((None, None, rule.block_k, H), lambda b, k, j, s, *_: (b, k, j, 0))
+  query = pl.BlockSpec((None, None, rule.block_q, H), lambda b, k, j, s, *r: (b, head(k, s), block(b, j, s, r), 0))
+  row = pl.BlockSpec((None, None, 1, rule.block_q), lambda b, k, j, s, *r: (b, head(k, s), 0, block(b, j, s, r)))
   ins = [(q_BNTH, query), (k_BKSH, key), (v_BKSH, key), (dout_BNTH, query)]
   ins += [(x[:, :, None], row) for x in stats]
+  reach = ()
   if segments is not None:
-    of_keys = pl.BlockSpec((None, rule.block_k, 1), lambda b, k, j, s: (b, j, 0))
-    of_queries = pl.BlockSpec((None, 1, rule.block_q), lambda b, k, j, s: (b, 0, block(j, s)))
+    reach = visits.in_segments(*segments[::-1], rule.block_k, rule.block_q)
+    of_keys = pl.BlockSpec((None, rule.block_k, 1), lambda b, k, j, s, *_: (b, j, 0))
+    of_queries = pl.BlockSpec((None, 1, rule.block_q), lambda b, k, j, s, *r: (b, 0, block(b, j, s, r)))
     ins += [(segments[1][:, :, None], of_keys), (segments[0][:, None], of_queries)]
   outs = [(k_BKSH.shape, k_BKSH.dtype, key), (v_BKSH.shape, v_BKSH.dtype, key)]
   state = [((rule.block_k, H), 0.0)] * 2
-  return _call(_key_gradients, rule, interpret, slopes_BN, (B, K, rule.key_blocks, G * steps), ins, outs, state)
+  grid = (B, K, rule.key_blocks, G * steps)
+  return _call(_key_gradients, rule, interpret, reach, slopes_BN, grid, ins, outs, state)
 
 
 def _key_gradients_in_two(
@@ -84,12 +92,12 @@ def _key_gradients_in_two(
   return [jnp.concatenate(pair, axis=2) for pair in zip(*parts)]
 
 
-def _forward(slope_ref, q_ref, k_ref, v_ref, *refs, rule: kernels.Rule):
+def _forward(reach_refs, slope_ref, q_ref, k_ref, v_ref, *refs, rule: kernels.Rule):
   """refs: segments of the queries as a column and of the keys as a row, if there are any; O; for softmax, lse; the sums."""
   segments_refs, refs = _segments_first(refs, rule)
   softmax = rule.operation == 'softmax'
   out_refs, sum_refs = refs[: 1 + softmax], refs[1 + softmax :]
-  pair_at, seen = _pair_by_query(slope_ref, rule)
+  pair_at, seen = _pair_by_query(reach_refs, slope_ref, rule)
   _at_first_step(sum_refs, kernels.forward_state(rule, q_ref.shape[1]))
 
   @pl.when(seen)
@@ -103,10 +111,10 @@ def _forward(slope_ref, q_ref, k_ref, v_ref, *refs, rule: kernels.Rule):
     _write(out_refs, kernels.attended(_values(sum_refs)))
 
 
-def _query_gradient(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kernels.Rule):
+def _query_gradient(reach_refs, slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kernels.Rule):
   """refs: for softmax, lse and delta as columns; segments as in `_forward`; dQ; its sum."""
   stats_refs, (*segments_refs, dq_ref, sum_ref) = _stats_first(refs, rule)
-  pair_at, seen = _pair_by_query(slope_ref, rule)
+  pair_at, seen = _pair_by_query(reach_refs, slope_ref, rule)
   _at_first_step([sum_ref], [(sum_ref.shape, 0.0)])
 
   @pl.when(seen)
@@ -120,11 +128,12 @@ def _query_gradient(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kerne
     _write([dq_ref], [rule.scale * sum_ref[...]])
 
 
-def _key_gradients(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kernels.Rule):
+def _key_gradients(reach_refs, slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kernels.Rule):
   """refs: for softmax, lse and delta as rows; segments of the keys as a column and of the queries as a row; dK, dV; their sums."""
   stats_refs, (*segments_refs, dk_ref, dv_ref, dk_sum_ref, dv_sum_ref) = _stats_first(refs, rule)
   steps, step = np.int32(visits.query_steps(rule)), pl.program_id(3)
-  block, seen = visits.query_block(pl.program_id(2), lax.rem(step, steps), rule)
+  reach = visits.reach(reach_refs, pl.program_id(0), pl.program_id(2))
+  block, seen = visits.query_block(pl.program_id(2), lax.rem(step, steps), rule, reach)
   slope = slope_ref[pl.program_id(0), pl.program_id(1) * rule.group + lax.div(step, steps)]
   pair_at = functools.partial(kernels.Pair, block * rule.block_q, pl.program_id(2) * rule.block_k, slope)
   sum_refs = [dk_sum_ref, dv_sum_ref]
@@ -141,9 +150,10 @@ def _key_gradients(slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kernel
     _write([dk_ref, dv_ref], [rule.scale * dk_sum_ref[...], dv_sum_ref[...]])
 
 
-def _pair_by_query(slope_ref, rule: kernels.Rule):
+def _pair_by_query(reach_refs, slope_ref, rule: kernels.Rule):
   """Returns a function from segments to the Pair of a step's blocks, and whether the step has a block of keys."""
-  block, seen = visits.key_block(pl.program_id(2), pl.program_id(3), rule)
+  reach = visits.reach(reach_refs, pl.program_id(0), pl.program_id(2))
+  block, seen = visits.key_block(pl.program_id(2), pl.program_id(3), rule, reach)
   slope = slope_ref[pl.program_id(0), pl.program_id(1)]
   return functools.partial(kernels.Pair, pl.program_id(2) * rule.block_q, block * rule.block_k, slope), seen
 
@@ -178,36 +188,44 @@ def _is_last_step():
 
 def _blocks_by_query(rule: kernels.Rule, H: int):
   """Returns the blocks of a grid (batch, query head, query block, step): of queries, keys and columns."""
-  key_block = lambda i, step: visits.key_block(i, step, rule)[0]
-  query = pl.BlockSpec((None, None, rule.block_q, H), lambda b, n, i, s: (b, n, i, 0))
-  key = pl.BlockSpec((None, None, rule.block_k, H), lambda b, n, i, s: (b, n // rule.group, key_block(i, s), 0))
-  column = pl.BlockSpec((None, None, rule.block_q, 1), lambda b, n, i, s: (b, n, i, 0))
+  key_block = lambda b, i, step, reach: visits.key_block(i, step, rule, visits.reach(reach, b, i))[0]
+  query = pl.BlockSpec((None, None, rule.block_q, H), lambda b, n, i, s, *_: (b, n, i, 0))
+  key = pl.BlockSpec(
+    (None, None, rule.block_k, H), lambda b, n, i, s, *r: (b, n // rule.group, key_block(b, i, s, r), 0)
+  )
+  column = pl.BlockSpec((None, None, rule.block_q, 1), lambda b, n, i, s, *_: (b, n, i, 0))
   return query, key, column
 
 
 def _segments_by_query(rule: kernels.Rule, segments):
+  """Returns the segments with their blocks, and the blocks of keys that they let each block of queries see."""
   if segments is None:
-    return []
-  column = pl.BlockSpec((None, rule.block_q, 1), lambda b, n, i, s: (b, i, 0))
-  row = pl.BlockSpec((None, 1, rule.block_k), lambda b, n, i, s: (b, 0, visits.key_block(i, s, rule)[0]))
-  return [(segments[0][:, :, None], column), (segments[1][:, None], row)]
+    return [], ()
+  key_block = lambda b, i, step, reach: visits.key_block(i, step, rule, visits.reach(reach, b, i))[0]
+  column = pl.BlockSpec((None, rule.block_q, 1), lambda b, n, i, s, *_: (b, i, 0))
+  row = pl.BlockSpec((None, 1, rule.block_k), lambda b, n, i, s, *r: (b, 0, key_block(b, i, s, r)))
+  reach = visits.in_segments(*segments, rule.block_q, rule.block_k)
+  return [(segments[0][:, :, None], column), (segments[1][:, None], row)], reach
 
 
-def _call(kernel, rule: kernels.Rule, interpret, slopes_BN, grid, ins, outs, state):
+def _call(kernel, rule: kernels.Rule, interpret, reach, slopes_BN, grid, ins, outs, state):
+  """reach: what `visits.in_segments` returns for the blocks of the grid's third axis, or ()."""
   arrays, in_specs = zip(*ins)
   shapes, dtypes, out_specs = zip(*outs)
   blocks = [(spec.block_shape, x.dtype) for x, spec in ins] + [(spec.block_shape, dtype) for _, dtype, spec in outs]
   return pl.pallas_call(
-    functools.partial(kernel, rule=rule), grid=grid,
-    in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *in_specs], out_specs=list(out_specs),
+    lambda *refs: kernel(refs[: len(reach)], *refs[len(reach) :], rule=rule),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=len(reach), grid=grid, in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *in_specs],
+      out_specs=list(out_specs), scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape, _ in state],
+    ),
     out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, dtypes)],
-    scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape, _ in state],
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'parallel', 'parallel', 'arbitrary'),
       vmem_limit_bytes=_vmem_limit(blocks, state, rule),
     ),
     interpret=interpret, name=f'{rule.operation}_attention{kernel.__name__}',
-  )(slopes_BN, *arrays)  # fmt: skip
+  )(*reach, slopes_BN, *arrays)  # fmt: skip
 
 
 def _vmem_limit(blocks, state, rule: kernels.Rule) -> int | None:

@@ -17,4 +17,4 @@ def test_training_messages_are_none_of_the_prompts():
   messages = speculative_messages.messages()
   lm = jaxlm.LanguageModel(TINY, None, Chatting())
   asked = {bytes(ids).decode() for _, ids in speculative_prompts.prompts(lm, 8)}
-  assert len(messages) > 1280 and len(set(messages)) == len(messages) and not asked & set(messages)
+  assert len(messages) > 4000 and len(set(messages)) == len(messages) and not asked & set(messages)

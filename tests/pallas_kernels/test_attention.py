@@ -206,6 +206,23 @@ def test_segments_are_sequences_of_their_own(operation, options, how):
     all_close([x[:, start:stop] for x in whole], apart, 1e-5)
 
 
+@pytest.mark.parametrize('kernels', [True, pytest.param('gpu', marks=pytest.mark.slow)], ids=['tpu', 'gpu'])
+def test_blocks_of_other_segments_are_not_even_read(kernels):
+  """A hidden pair has the weight 0, and 0 times nan is nan; blocks that are left out have no part in the sum."""
+  q, k, v, dout = inputs(64, 64, 4, 2, 32)
+  segments = np.broadcast_to(np.repeat(np.int32([1, 2]), 32), (len(q), 64))
+  broken = np.where(np.arange(64)[:, None, None] < 32, np.float32('nan'), np.float32(1))
+  blocks = {'block_q': 32, 'block_k': 32, 'interpret': kernels}
+  gradients = jax.jit(
+    functools.partial(
+      dense.with_gradients, functools.partial(flash_attention, segments=segments, causal=False, **blocks)
+    )
+  )
+  sound, found = gradients(q, k, v, dout), gradients(*(x * broken for x in (q, k, v, dout)))
+  all_close([x[:, 32:] for x in found], [x[:, 32:] for x in sound], 0)
+  assert np.isnan(found[0][:, :32]).all()
+
+
 def test_a_negative_segment_is_shared_by_all():
   q, k, v, _ = inputs(40, 40, 2, 1, 32)
   segments = np.repeat(np.int32([-1, 1, 2]), (1, 19, 20))

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pallas_kernels import flash_attention
@@ -23,9 +24,10 @@ def test_lowers_without_the_device(platform, dtype, operation, kernels):
   assert lowered(gradients, platform, q, k, k).count(CALLS[platform]) == kernels
 
 
-# Llama 1B, Gemma 3, and a context of 128k tokens.
+# Llama 1B, also on packed documents, Gemma 3, and a context of 128k tokens.
 MODELS = {
   'llama': (8192, 32, 8, 64, {}),
+  'packed': (8192, 32, 8, 64, {'segments': np.repeat(np.arange(8, dtype=np.int32), 1024)[None]}),
   'gemma': (8192, 8, 4, 256, {'softcap': 50.0, 'window': 1024}),
   'long': (131072, 32, 8, 128, {}),
 }

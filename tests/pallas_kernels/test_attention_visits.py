@@ -8,6 +8,7 @@ import pytest
 
 from pallas_kernels import attention_visits as visits
 from pallas_kernels.attention_calls import Form, Spec, _rule
+from pallas_kernels.attention_kernels import same_segment
 from tests.pallas_kernels import dense
 
 # T, S, block of queries, block of keys, causal, window, prefix
@@ -60,6 +61,29 @@ def test_visits_are_the_blocks_with_visible_pairs(by, T, S, block_q, block_k, ca
     assert not row_seen[np.argmin(row_seen) :].any() or row_seen.all()
     assert len(set(row[~row_seen]) | set(row[row_seen][-1:])) <= 1
     assert ((row >= 0) & (row < len(row_expected))).all()
+
+
+@pytest.mark.parametrize(
+  'segments', [np.repeat(np.int32([3, 4, 9, 10]), [10, 70, 30, 18]), np.repeat(np.int32([-1, 0, 5]), [1, 57, 70])]
+)
+def test_a_block_visits_the_blocks_of_its_segments(segments):
+  rule, shape = rule_of(128, 128, 16, 32, True, None, 0), (8, 16, 4, 32)
+  pairs = same_segment(segments[:, None], segments[None]) & (np.arange(128)[:, None] >= np.arange(128))
+  pairs = np.asarray(pairs).reshape(shape).any(axis=(1, 3))
+  reach = [np.asarray(x)[0] for x in visits.in_segments(segments[None], segments[None], 16, 32)]
+  from_keys = [np.asarray(x)[0] for x in visits.in_segments(segments[None], segments[None], 32, 16)]
+  for i, row in enumerate(pairs):
+    _, low, high = visits.keys_seen(np.int32(i), rule, [x[i] for x in reach])
+    # A negative segment is at the front, and keeps the blocks after it within the range.
+    assert (low, high) == (np.flatnonzero(row)[0], np.flatnonzero(row)[-1] + 1)
+  for j, row in enumerate(pairs.T):
+    low, high = visits.query_blocks(np.int32(j), rule, [x[j] for x in from_keys])
+    assert (low, high) == (np.flatnonzero(row)[0], np.flatnonzero(row)[-1] + 1)
+
+
+def test_blocks_without_a_shared_segment_are_not_visited():
+  (first,), (end,) = visits.in_segments(np.int32([[1] * 16 + [2] * 16]), np.int32([[5] * 32]), 16, 16)
+  assert first.tolist() == end.tolist() == [0, 0]
 
 
 def test_a_window_takes_as_many_steps_as_it_has_blocks():

@@ -38,7 +38,8 @@ def draft_terms(
   *,
   compare: bool = False,
 ) -> dict[str, Term]:
-  """Returns the terms of the loss: 'ce', and with distillation 'kl' or 'tv'. No gradient flows into the target's parameters.
+  """Returns the terms of the loss that have a weight: 'ce', and with distillation 'kl' or 'tv'. No gradient flows into the target's
+  parameters.
 
   Args:
     params: parameters of the draft.
@@ -47,7 +48,7 @@ def draft_terms(
       the target's outputs, see `trainers.glide.outputs`. Otherwise the target runs.
     config: of the draft.
     distill: how much is learned from the target's distribution.
-    compare: adds terms that are not trained on: 'agreement' and 'overlap', see `losses.agreement`.
+    compare: adds terms that are not trained on: 'agreement' and 'overlap', see `losses.agreement`, and 'ce' if it is not there.
   """
   target: ModelConfig = config.target.model
   needs_distribution = compare or distill.weight > 0
@@ -63,11 +64,12 @@ def draft_terms(
   )
   matrix_DV = glide.output_matrix(config, params, target_params)
   targets, mask, softcap = batch['targets'], batch['mask'], config.logit_softcap
-  # Tokens that the draft cannot predict are no targets.
-  predicted = mask * (targets < config.num_predicted) if config.vocabulary else mask
-  ce = losses.chunked_cross_entropy(hidden_BTD, matrix_DV, targets, predicted, softcap=softcap)
-  # Without weight, a term is reported but not trained on.
-  terms = {'ce': Term(*ce, 1 - distill.weight if distill.weight < 1 else None)}
+  terms = {}
+  if compare or distill.weight < 1:
+    # Tokens that the draft cannot predict are no targets.
+    predicted = mask * (targets < config.num_predicted) if config.vocabulary else mask
+    ce = losses.chunked_cross_entropy(hidden_BTD, matrix_DV, targets, predicted, softcap=softcap)
+    terms['ce'] = Term(*ce, 1 - distill.weight if distill.weight < 1 else None)
   if not needs_distribution:
     return terms
   pair = hidden_BTD, matrix_DV, target_hidden_BTE, functions.output_matrix(target_params, target)

@@ -100,7 +100,8 @@ def test_distillation_takes_its_share_of_the_loss():
     return {name: term.factor for name, term in found.items()}
 
   assert factors() == {'ce': 1.0} and factors(0.25, 'tv') == {'ce': 0.75, 'tv': 0.25}
-  assert factors(1.0) == {'ce': None, 'kl': 1.0}
+  assert factors(1.0) == {'kl': 1.0}
+  assert factors(1.0, compare=True) == {'ce': None, 'kl': 1.0, 'agreement': None, 'overlap': None}
   assert factors(compare=True) == {'ce': 1.0, 'agreement': None, 'overlap': None}
 
 
