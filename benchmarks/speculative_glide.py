@@ -2,7 +2,8 @@
 
 For each target, the drafts of `benchmarks.speculative_drafts` are trained if they are not there, each by itself. Then every method
 decodes every prompt. M is the number of tokens per round, the accepted ones and the target's own; its error is one standard error over
-prompts. 'by position' has the acceptance of the first, second, ... token of a chain, given that those before it were accepted.
+prompts. 'by position' has the acceptance of the first, second, ... token of a chain, given that those before it were accepted. Trees have
+no such column, since a round may end with a token beside the chain.
 """
 
 from collections.abc import Sequence
@@ -110,7 +111,7 @@ def rows_of(found: dict[str, list[tuple[str, ss.Run]]]) -> list[dict[str, Any]]:
     rounds, accepted = (np.array([stats[name] for stats in runs], float) for name in ('rounds', 'accepted'))
     row['error'] = ratio_error(accepted, rounds)
     row['nodes'] = sum(stats['verified'] for stats in runs) / rounds.sum()
-    if 'drafted_at' in runs[0]:
+    if 'drafted_at' in runs[0] and row['nodes'] <= 1 + MAX_DRAFT:
       row['by position'] = by_position(runs)
   return rows
 

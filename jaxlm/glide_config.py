@@ -68,7 +68,8 @@ class GlideConfig:
   tokens and itself, as in the authors' code; drafting never sees that much."""
   eval_mask: Literal['strict', 'paper'] = 'strict'
   """What tokens of the text see of the target when tokens are drafted. strict: earlier tokens, as in training. paper: all verified
-  tokens, later ones too, as in the authors' code."""
+  tokens, later ones too, as in the authors' code. This changes the proposals of drafts with several layers alone: what a first layer keeps
+  of a token does not depend on the target."""
   window: int = 0
   """Number of latest tokens that the draft's self-attention and cross-attention see (0: all). With a window, the cost of drafting does
   not grow with the length of the text."""

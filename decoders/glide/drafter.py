@@ -194,10 +194,14 @@ class GlideDrafter(Drafter):
       )
       return tree, memory.replace(cache=own)
     target = narrowed(c, state.cache, last_R, self.at_once)
+    # In a ring, what an idle row would write takes the place of tokens that it has yet to read from.
+    written = active_R[:, None] if c.window and c.num_layers > 1 else None
 
     def step(tokens_R1, positions_R1, own):
-      states_R1E, own = hidden(tokens_R1, positions_R1, self.seen(positions_R1, last_R), own, target)
-      return logits(states_R1E[:, 0]), own
+      states_R1E, own = hidden(
+        tokens_R1, positions_R1, self.seen(positions_R1, last_R), own.with_valid(written), target
+      )
+      return logits(states_R1E[:, 0]), own.with_valid(None)
 
     tree, own = draft(step, own, state, values, rule, self.policy, V, idle=idle_R, first_logits=first_RPV[:, 0])
     return tree, memory.replace(cache=own)

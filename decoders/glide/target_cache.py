@@ -26,8 +26,8 @@ def check_cache(config: GlideConfig, cache: Any, reread: int) -> None:
     for memory, rows in _memories(cache, layer):
       if reason := _missing(config, memory, rows, reread):
         raise ValueError(
-          f'The draft reads layer {layer} of its target, and the cache {reason}. Keep this layer whole (for lazy layers: lower '
-          'their number, or name other ones), or use a draft that reads another layer.'
+          f'The draft reads layer {layer} of its target, and the cache {reason}. Keep this layer whole (for lazy layers: name '
+          'it in LazyConfig.exempt_layers), or use a draft that reads another layer.'
         )
 
 
@@ -56,7 +56,8 @@ def _missing(config: GlideConfig, memory: Any, rows: Any, reread: int) -> str:
   if not isinstance(memory, Slots):
     return f'is a {type(memory).__name__} there, which the draft cannot read'
   if memory.recent is not None:
-    if config.window and memory.recent >= config.window + reread:
+    # Each of several layers needs tokens before those that the layer above it needs, however long the draft has not read on.
+    if config.num_layers == 1 and config.window and memory.recent >= config.window + reread:
       return ''
     return f'holds only the first {memory.initial} and the latest {memory.recent} tokens there'
   evicted = np.asarray(memory.evicted if rows is None else memory.evicted[rows])

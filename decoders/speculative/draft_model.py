@@ -142,8 +142,20 @@ class DraftModel(Drafter):
 
 def same_tokens(ours: Any, theirs: Any) -> bool:
   """Returns whether two tokenizers have the same tokens under the same ids."""
-  if ours is theirs or getattr(ours, 'fingerprint', None) == getattr(theirs, 'fingerprint', ''):
+  prints = getattr(ours, 'fingerprint', None), getattr(theirs, 'fingerprint', '')
+  if ours is theirs or prints[0] == prints[1]:
     return True
+  if not all(prints):
+    return _same_texts(ours, theirs)
+  if prints not in _compared:  # Comparing all tokens takes longer than a short answer.
+    _compared[prints] = _same_texts(ours, theirs)
+  return _compared[prints]
+
+
+_compared: dict[tuple[str, str], bool] = {}
+
+
+def _same_texts(ours: Any, theirs: Any) -> bool:
   text = lambda tokenizer, id: tokenizer.decode([id], skip_special=False)
   return ours.vocab_size == theirs.vocab_size and all(
     text(ours, id) == text(theirs, id) for id in range(ours.vocab_size)

@@ -51,6 +51,7 @@ class TextConfig:
       raise ConfigError(f'data.valid_fraction={self.valid_fraction} must be between 0 and 1.')
     if not 0 < self.fraction <= 1:
       raise ConfigError(f'data.fraction={self.fraction} must be within (0, 1].')
+    errors.check_seed('data.seed', self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,8 @@ class GenerationConfig:
   prompt_tokens: int = 32
   """Number of tokens of each prompt, a piece of the training text; with chat, the largest number of tokens of a message."""
   chat: bool = False
-  """Put each prompt, the beginning of a document, through the target's chat template as a user's message. For targets that answer."""
+  """Put each prompt, the beginning of a document, through the target's chat template as a user's message. For targets that answer. If
+  there are fewer documents than prompts, later pieces of them are messages too."""
   temperature: float = 0.0
   """0: the target's likeliest tokens, for drafts of greedy decoding. 1: samples of its distribution."""
   batch_size: int = 32

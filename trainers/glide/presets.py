@@ -43,14 +43,14 @@ PRESETS = {
         dtype='float32',
       ),
       data=TextConfig(batch_size=4, length=160),
-      self_generate=1280,
+      self_generate=4000,
       generation=GenerationConfig(chat=True, prompt_tokens=72, batch_size=64),
       distill=DistillConfig(weight=1.0, prompts=True),
       # After 300 steps the held-out loss is 1.521, and 1.536 with a tenth and 1.657 with the whole learning rate.
       cross_learning_rate=0.3,
       keep_outputs='runs/glide-outputs',
       optimizer=OptimizerConfig(learning_rate=1e-3, schedule='cosine', warmup_steps=100, weight_decay=0.0),
-      run=RunConfig(steps=2000, eval_every=500, save_every=200),
+      run=RunConfig(steps=3000, eval_every=1000, save_every=250),
     ),
   ),
   'paper': (

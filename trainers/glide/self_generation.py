@@ -38,37 +38,40 @@ def prompts(
   Args:
     corpus: documents tokenized by `tokenizer`.
     tokens: number of tokens of each prompt; in chats, the largest number of a document's tokens that become the message.
-    chat: whether a prompt is the beginning of a document as a user's message in the tokenizer's chat format. Otherwise it is a piece
-      of text, after BOS if the tokenizer adds it.
+    chat: whether a prompt is the beginning of a document as a user's message in the tokenizer's chat format; if there are fewer
+      documents than prompts, later pieces of them are messages too. Otherwise it is a piece of text, after BOS if the tokenizer adds it.
     seed: seed of the choice.
 
   Raises:
-    DataError: the corpus has fewer prompts, or the tokenizer has no chat template.
+    DataError: the corpus has fewer pieces, or the tokenizer has no chat template.
   """
   special = {tokenizer.bos_id, tokenizer.eos_id}
   text = lambda i: [t for t in corpus.document(i).tolist() if t not in special]
-  if chat:
-    pieces = np.ones(corpus.num_documents, np.int64)
-  else:  # A piece lies within one document, and does not overlap with another piece. A document may have EOS at its end.
-    pieces = np.maximum(np.diff(corpus.offsets) - tokenizer.adds_bos - (tokenizer.eos_id is not None), 0) // tokens
-  ends = np.cumsum(pieces)
-  if count > ends[-1]:
-    kind = 'documents' if chat else f'pieces of {tokens} tokens within a document'
+  # A piece lies within one document, and does not overlap with another piece. A document may have EOS at its end.
+  pieces = np.maximum(np.diff(corpus.offsets) - tokenizer.adds_bos - (tokenizer.eos_id is not None), 0) // tokens
+  if chat:  # A short document is a message too.
+    pieces = np.maximum(pieces, 1)
+  if count > pieces.sum():
     raise DataError(
-      f'{count} prompts are wanted, but the text has only {ends[-1]} {kind}: give more text, or ask for fewer prompts.'
+      f'{count} prompts are wanted, but the text has only {pieces.sum()} pieces of {tokens} tokens within a document: give more text, or '
+      'ask for fewer prompts.'
     )
+  if chat:
+    most = next(n for n in range(1, count + 2) if np.minimum(pieces, n).sum() >= count)
+    pieces = np.minimum(pieces, most)
+  ends = np.cumsum(pieces)
   if not count:
     return []
   import grain  # takes a second to import
 
   chosen = [int(i) for i in grain.MapDataset.range(int(ends[-1])).shuffle(seed=seed)[:count]]
-  documents = np.searchsorted(ends, chosen, side='right')
+  documents, first = np.searchsorted(ends, chosen, side='right'), ends - pieces
+  cuts = [text(i)[(piece - first[i]) * tokens :][:tokens] for i, piece in zip(documents, chosen)]
   if not chat:
-    bos, first = [tokenizer.bos_id] if tokenizer.adds_bos else [], ends - pieces
-    cut = lambda i, piece: text(i)[piece * tokens : (piece + 1) * tokens]
-    return [bos + cut(i, piece - first[i]) for i, piece in zip(documents, chosen)]
+    bos = [tokenizer.bos_id] if tokenizer.adds_bos else []
+    return [bos + ids for ids in cuts]
   try:
-    return [tokenizer.chat(tokenizer.decode(text(i)[:tokens])) for i in documents]
+    return [tokenizer.chat(tokenizer.decode(ids)) for ids in cuts]
   except ValueError as e:
     raise DataError(f'Prompts cannot be put through the chat template: {e}') from e
 

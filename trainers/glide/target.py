@@ -60,6 +60,11 @@ def load(config: GlideTrainConfig, directory: str | Path, mesh: Any = None) -> L
       f'--target {name} has causal={c.causal}, prefix={c.prefix} and direction={c.direction!r}; a draft needs a model that reads '
       'texts forward, and whose tokens see only earlier ones.'
     )
+  if c.direction_signal != 'none':
+    raise ConfigError(
+      f'--target {name} marks the direction of a text with direction_signal={c.direction_signal!r}, which the training of drafts does not '
+      'know; a draft needs a model without it.'
+    )
   if lm.tokenizer is None:
     raise ConfigError(
       f'--target {name} has no tokenizer, which a draft shares: put its tokenizer files into that folder.'

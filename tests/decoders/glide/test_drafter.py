@@ -36,14 +36,14 @@ def state_of(lm: LanguageModel, cache, positions, memory):
 
 
 @functools.partial(jax.jit, static_argnames=('drafter', 'config'))
-def propose(params, draft_params, state, *, drafter, config):
+def propose(params, draft_params, state, idle, *, drafter, config):
   # Drawn tokens come with the distributions that they were drawn from.
   values = {'temperature': jnp.float32(1.0)}
-  return drafter.propose(params, draft_params, state, values, 'residual', config)
+  return drafter.propose(params, draft_params, state, values, 'residual', config, idle)
 
 
-def drafted(draft, target=TARGET, chunk=None, rounds=ROUNDS):
-  """Returns for each round (its position, the chain, the probabilities at its D places).
+def drafted(draft, target=TARGET, chunk=None, rounds=ROUNDS, prompts=PROMPTS, idle=((False, False),) * len(ROUNDS)):
+  """Returns for each round (its position, the chain, the probabilities at its D places). idle: rows of each round that need no draft.
 
   The cache holds the whole text, so a draft that saw unverified tokens would give itself away.
   """
@@ -51,11 +51,11 @@ def drafted(draft, target=TARGET, chunk=None, rounds=ROUNDS):
   lengths = jnp.full(R, S)
   _, cache = prefill(lm.params, jnp.asarray(TEXT), lengths, lengths, config=target, capacity=S + 8)
   drafter = GlideDrafter.of(draft, cape.policy(GlideDecoding(max_draft=D, bins=(1,))))
-  prompts = [row[:n].tolist() for row, n in zip(TEXT, PROMPTS)]
+  prompts = [row[:n].tolist() for row, n in zip(TEXT, prompts)]
   memory, found = drafter.begin(Clock(), lm, prompts, state_of(lm, cache, rounds[0], None), chunk), []
-  for positions in rounds:
+  for positions, idle_R in zip(rounds, idle):
     state = state_of(lm, cache, positions, memory)
-    tree, memory = propose(lm.params, draft.params, state, drafter=drafter.traced, config=target)
+    tree, memory = propose(lm.params, draft.params, state, jnp.asarray(idle_R), drafter=drafter.traced, config=target)
     found.append((positions, np.asarray(tree.chain), np.asarray(tree.odds)))
   return found
 
@@ -117,6 +117,13 @@ def test_for_every_kind_of_target(changes):
   target = TARGET.replace(**changes)
   # A draft with one layer, whose training is one pass over the text.
   check(tiny_draft(target, block=D, window=4), target, rounds=ROUNDS[1:4])
+
+
+def test_a_row_that_others_draft_for_loses_no_tokens_that_it_needs():
+  draft = tiny_draft(**DEEP, window=4)
+  idle = (False, True), (False, False)
+  _, (positions, chain, odds) = drafted(draft, rounds=([21, 28], [22, 29]), prompts=[20, 20], idle=idle)
+  np.testing.assert_allclose(odds, trained(draft, positions, chain), atol=1e-5)
 
 
 @pytest.mark.slow

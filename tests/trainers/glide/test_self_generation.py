@@ -123,8 +123,13 @@ def test_prompts_are_pieces_of_text_or_messages_and_never_repeat():
   )
   chats = self_generation.prompts(corpus, Chatting(), 20, 11, chat=True)
   assert {bytes(p[1:]).decode() for p in chats} == {f'document {i:02}?' for i in range(20)}
-  with pytest.raises(DataError, match='21 prompts are wanted, but the text has only 20 documents'):
-    self_generation.prompts(corpus, Chatting(), 21, 11, chat=True)
+  # Fewer documents than messages: the next piece of each document is a message too.
+  pieces = {bytes(p[1:]).decode() for p in self_generation.prompts(corpus, Chatting(), 40, 11, chat=True)}
+  assert pieces == {f'{text[i : i + 11]}?' for text in texts for i in (0, 11)}
+  with pytest.raises(
+    DataError, match='41 prompts are wanted, but the text has only 40 pieces of 11 tokens within a doc'
+  ):
+    self_generation.prompts(corpus, Chatting(), 41, 11, chat=True)
   with pytest.raises(DataError, match='only 60 pieces of 9 tokens within a document'):
     self_generation.prompts(corpus, BYTES, 61, 9)
   with pytest.raises(DataError, match='chat template'):

@@ -29,6 +29,10 @@ def test_what_cannot_be_a_target_is_named_before_anything_is_written(target, tex
       dataclasses.replace(lm, config=TARGET.replace(direction='reverse')),
       "direction='reverse'; a draft needs a model that",
     ),
+    (
+      dataclasses.replace(lm, config=TARGET.replace(direction='both', direction_signal='token')),
+      "direction_signal='token', which the training of drafts does not know",
+    ),
     (tiny_model(), 'has no tokenizer, which a draft shares'),
     (
       dataclasses.replace(lm, config=TARGET.replace(max_length=20)),
