@@ -60,7 +60,7 @@ class Config:
   """glide: kinds of drafts. vanilla has no cross-attention, and parallel predicts a block in one call."""
   glide_data: tuple[Literal['own', 'real'], ...] = ('own', 'real')
   """glide: what drafts are trained on, texts that the target writes itself or real text; the second is for the kind GliDe alone."""
-  glide_steps: int = 3000
+  glide_steps: int = 2400
   """glide: number of training steps of each draft of SmolLM2; a third of it for those of the redundant model."""
   glide_texts: int = 4000
   """glide: number of texts that each target writes for the training."""

@@ -83,12 +83,13 @@ class Probe(SpeculativeLoop):
       return decode_state.decode(params, state, steps, none, {}, config=config)[0]
 
     @functools.partial(jax.jit, static_argnames='depth')
-    def draft(params, state, steps, depth):
+    def draft(params, state, steps, weights, depth):
       """Takes a draft and a plain step in turn. Each begins with the last token of the other, so that XLA cannot remove one."""
-      cut = dataclasses.replace(drafter, max_draft=depth)
+      cut = shortened(drafter, depth)
 
       def both(_, s):
-        s = s.replace(last=cut.propose(params, (), s, {}, 'match', config)[0].chain[:, -1])
+        tree, memory = cut.propose(params, weights, s, {}, 'match', config)
+        s = s.replace(last=tree.chain[:, -1], memory=memory)
         return decode_state.decode(params, s, 1, none, {}, config=config)[0]
 
       return jax.lax.fori_loop(0, steps, both, state)
@@ -116,10 +117,18 @@ class Probe(SpeculativeLoop):
       return lambda: run(n) / n
 
     runs = {'plain': timed(step), **{d: timed(verified, d) for d in depths}}
-    drafts = tuple(sorted({1, 2, drafter.max_draft})) if self.drafts else ()
-    runs |= {f'draft {d}': timed(draft, d) for d in drafts}
+    drafts = tuple(sorted({1, 2, deepest})) if self.drafts else ()
+    weights = drafter.weights() if drafts else None
+    runs |= {f'draft {d}': timed(draft, weights, d) for d in drafts}
     taken = {name: float(np.median(t)) for name, t in report.in_turn(runs, self.repeats).items()}
     of_plain = lambda name: taken[name] / taken['plain']
     c = tuple(max(of_plain(f'draft {d}') - 1, 0.0) / d for d in drafts)
     self.costs = Costs(taken['plain'], drafts, c, tuple(1 + d for d in depths), tuple(map(of_plain, depths)))
     return state
+
+
+def shortened(drafter: Drafter, depth: int) -> Drafter:
+  """Returns a drafter whose chains have at most `depth` tokens."""
+  if any(field.name == 'policy' for field in dataclasses.fields(drafter)):
+    return dataclasses.replace(drafter, policy=dataclasses.replace(drafter.policy, max_draft=depth))
+  return dataclasses.replace(drafter, max_draft=depth)

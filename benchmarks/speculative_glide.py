@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks import report, speculative_drafts, speculative_prompts, stochastic_depth
 from benchmarks import speculative_streams as ss
+from benchmarks.speculative_costs import Costs, measure
 import decoders
 from decoders.glide import PAPER_BINS, GlideDecoding
 from decoders.speculative.prompt_lookup import PromptLookup
@@ -53,12 +54,14 @@ def run(target: str, config: Any) -> None:
   else:
     pieces = stochastic_depth.prompts(config.prompts, config.prompt_bytes)
     prompts, new_tokens = [('held out', ids) for ids in pieces], config.new_bytes
+  costs = costs_of(lm, drafts, prompts, new_tokens, config)
   found = ss.run_all(prompts, methods(lm, drafts, prompts, new_tokens, config))
-  rows = rows_of(found)
+  rows = rows_of(found, costs)
   verdicts = checks(rows)
   name = f'speculative_glide_{target}'
   report.write(
     name, rows, trainings=trainings, checks=verdicts, config=dataclasses.asdict(config),
+    costs={name: dataclasses.asdict(c) for name, c in costs.items()},
     flips={way: gaps for way in found if (gaps := ss.flips(lm, prompts, found, way))},
   )  # fmt: skip
   draw(rows, report.RESULTS / f'{name}.png')
@@ -72,10 +75,7 @@ def methods(
   config: Any,
 ) -> dict[str, ss.Maker]:
   """Returns plain decoding, prompt lookup, SWIFT, and each draft with its trees."""
-  longest, swift = max(len(ids) for _, ids in prompts), SwiftConfig(max_draft=config.max_draft)
-  # The cache has one size for prompts of all lengths, so that each method is one program.
-  most = max(MAX_DRAFT * (1 + max(PAPER_BINS)), config.max_draft) + 1
-  options = dict(max_new_tokens=new_tokens, capacity=bucket(longest + new_tokens + most))
+  options, swift = options_of(prompts, new_tokens, config), SwiftConfig(max_draft=config.max_draft)
   lookup = PromptLookup(max_draft=config.lookup_draft)
   look = lambda prompts, **o: decoders.speculative.generate(lm, prompts, drafter=lookup, **o)
   ways = {
@@ -100,9 +100,27 @@ def methods(
   return ways
 
 
-def rows_of(found: dict[str, list[tuple[str, ss.Run]]]) -> list[dict[str, Any]]:
+def costs_of(lm, drafts, prompts, new_tokens: int, config: Any) -> dict[str, Costs]:
+  """Returns the costs of the parts of a round of each draft's chain."""
+  costs = {}
+  for (kind, data), draft in drafts.items():
+    drafter = decoders.glide.Stream(lm, draft, GlideDecoding(max_draft=MAX_DRAFT, bins=(1,))).drafter
+    costs[f'{kind}, {data}, chain'] = measure(
+      lm, prompts[0][1], drafter, config.repeats, **options_of(prompts, new_tokens, config)
+    )
+  return costs
+
+
+def options_of(prompts: Sequence[tuple[str, list[int]]], new_tokens: int, config: Any) -> dict[str, int]:
+  """Returns the options of `decoders.generate`. The cache has one size for prompts of all lengths, so that each method is one program."""
+  longest = max(len(ids) for _, ids in prompts)
+  most = max(MAX_DRAFT * (1 + max(PAPER_BINS)), config.max_draft) + 1
+  return dict(max_new_tokens=new_tokens, capacity=bucket(longest + new_tokens + most))
+
+
+def rows_of(found: dict[str, list[tuple[str, ss.Run]]], costs: dict[str, Costs]) -> list[dict[str, Any]]:
   """Returns the rows of `speculative_streams.rows_of`, with the error of M, the size of trees, and the acceptance by position."""
-  rows = ss.rows_of(found, {})
+  rows = ss.rows_of(found, costs)
   for row in rows:
     runs = [r.stats for kind, r in found[row['method']] if row['kind'] in (kind, 'all') and r.stats.get('rounds')]
     row |= {'error': '', 'nodes': '', 'by position': ''}

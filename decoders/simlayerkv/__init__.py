@@ -26,6 +26,7 @@ if TYPE_CHECKING:
   from decoders.simlayerkv.decode import calibrate_threshold as calibrate_threshold
   from decoders.simlayerkv.decode import generate as generate
   from decoders.simlayerkv.decode import lazy_scores as lazy_scores
+  from decoders.simlayerkv.memory import LazyMemory as LazyMemory
   from jaxlm.cache_config import KiviConfig as KiviConfig
 
 _PUBLIC = {
@@ -35,6 +36,7 @@ _PUBLIC = {
   ),
   **dict.fromkeys(('Context', 'compress'), 'decoders.simlayerkv.context'),
   **dict.fromkeys(('calibrate_threshold', 'generate', 'lazy_scores'), 'decoders.simlayerkv.decode'),
+  **dict.fromkeys(('LazyMemory',), 'decoders.simlayerkv.memory'),
   **dict.fromkeys(('KiviConfig',), 'jaxlm.cache_config'),
 }
 __getattr__, __dir__ = lazily(__name__, _PUBLIC)

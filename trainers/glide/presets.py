@@ -50,7 +50,7 @@ PRESETS = {
       cross_learning_rate=0.3,
       keep_outputs='runs/glide-outputs',
       optimizer=OptimizerConfig(learning_rate=1e-3, schedule='cosine', warmup_steps=100, weight_decay=0.0),
-      run=RunConfig(steps=3000, eval_every=1000, save_every=250),
+      run=RunConfig(steps=2400, eval_every=800, save_every=200),
     ),
   ),
   'paper': (

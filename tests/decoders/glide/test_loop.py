@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import decoders
+from decoders import simlayerkv
 from decoders.glide import GlideDecoding, GlideDrafter, GlideLoop, Stream, cape
 from decoders.programs import _programs, forget
+from decoders.simlayerkv import LazyConfig, LazyMemory
 from decoders.speculative import PromptLookup, rounds
 from decoders.speculative.guard import Account
 from decoders.strategies import WholeMemory
@@ -314,6 +316,17 @@ def test_layers_that_the_draft_does_not_read_may_be_lazy():
   np.testing.assert_array_equal(out.tokens, plain.tokens)
   with pytest.raises(ValueError, match='reads layer 0 of its target, and the cache has evicted 21 tokens there'):
     decoders.glide.generate(lm, tiny_draft(layers=(0,)), LONG, max_new_tokens=20, memory=memory(), glide=ALWAYS)
+
+
+@pytest.mark.parametrize('glide', [ALWAYS, *slow(CHAIN)], ids=['tree', 'chain'])
+def test_the_memory_of_simlayerkv_keeps_the_layers_of_the_draft(glide):
+  lm, draft = tiny_model(TARGET), tiny_draft(**DEEP)
+  lazy = LazyConfig(threshold=0.0, n_initial=1, n_recent=3, stage='prefill', exempt_layers=(1, 2))
+  expected = simlayerkv.generate(lm, LONG, max_new_tokens=20, lazy=lazy)
+  memory = LazyMemory(lazy, lm.config)
+  out = decoders.glide.generate(lm, draft, LONG, max_new_tokens=20, memory=memory, glide=glide)
+  np.testing.assert_array_equal(out.tokens, expected.tokens)
+  assert out.stats['lazy_layers'] == expected.stats['lazy_layers'] == [[0], [0]]
 
 
 @pytest.mark.slow
