@@ -8,6 +8,7 @@ smollm2   SmolLM2 on a stream of prompts of five kinds, greedy and sampled: plai
           with prompt lookup, and transformers' assisted generation with the same weights
 glide     drafts that read the target's cache, trained for SmolLM2 and for the redundant model (at most 40 minutes each on two cores,
           kept in the cache folder), beside drafts of equal size that do not, and the methods above; only if it is asked for
+ablations choices of these drafts changed one by one, on the redundant model; only if it is asked for
 
 Each part writes a file speculative_PART.json, glide one for each target. Batch size 1, float32.
 """
@@ -28,7 +29,7 @@ from jaxlm import console
 class Config:
   """Speculative decoding on a redundant model and on SmolLM2-135M."""
 
-  parts: tuple[Literal['gain', 'frontier', 'smollm2', 'glide'], ...] = ('gain', 'frontier', 'smollm2')
+  parts: tuple[Literal['gain', 'frontier', 'smollm2', 'glide', 'ablations'], ...] = ('gain', 'frontier', 'smollm2')
   ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.85)
   """gain: shares of sub-layers skipped."""
   sets: int = 400
@@ -87,6 +88,10 @@ def main(config: Config) -> None:
 
     for target in config.glide_targets:
       speculative_glide.run(target, config)
+  if 'ablations' in config.parts:
+    from benchmarks import speculative_ablations
+
+    speculative_ablations.run(config)
   if {'frontier', 'smollm2'} & set(config.parts):
     import jaxlm
     from jaxlm.data import fetch

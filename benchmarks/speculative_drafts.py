@@ -26,6 +26,19 @@ from trainers.glide.presets import PRESETS
 VERSION = 1
 """Raise it when training changes in a way that settings do not show: then no draft that was kept before is used."""
 KINDS = {'GliDe': {}, 'vanilla': {'cross': False}, 'parallel': {'draft': 'parallel'}}
+ABLATIONS = {
+  'reads the first layer': {'layers': (0,)},
+  'reads the middle layer': {'layers': (12,)},
+  'norm before the cross-attention': {'cross_norm': True},
+  'output of the cross-attention begins at random': {'cross_start': 'random'},
+  'blocks of 2': {'block': 2},
+  'blocks of 8': {'block': 8},
+  'first block causal': {'first_block': 'causal'},
+  'embedding of the target': {'embedding': 'target'},
+  'two layers': {'num_layers': 2},
+  'two layers, mask of the paper': {'num_layers': 2, 'eval_mask': 'paper'},
+}
+"""Changes to the GliDe draft of the redundant model."""
 DATA = ('own', 'real')
 """own: texts that the target writes. real: the text that ships with Python."""
 
@@ -75,7 +88,8 @@ def config(setting: Setting, kind: str, data: str, seed: int = 0) -> glide.Glide
   """Returns the config of one training. Its run directory is named after all settings, so that others do not use its draft."""
   own = data == 'own'
   made = glide.GlideTrainConfig(
-    target=setting.target, target_dtype=setting.target_dtype, model=dataclasses.replace(setting.model, **KINDS[kind]),
+    target=setting.target, target_dtype=setting.target_dtype,
+    model=dataclasses.replace(setting.model, **(KINDS | ABLATIONS)[kind]),
     data=glide.TextConfig(
       source=str(write_messages()) if own and setting.chat else 'embedded', batch_size=setting.batch_size, length=setting.length, seed=seed,
     ),
@@ -101,7 +115,7 @@ def config(setting: Setting, kind: str, data: str, seed: int = 0) -> glide.Glide
   facts = dataclasses.asdict(made)
   # The trainer fills it in. Here it is a model's defaults, and a new field there is no other training.
   del facts['model']['target']
-  name = f'glide-{kind}-{data}-{digest(facts)}'.lower()
+  name = f'glide-{kind}-{data}-{digest(facts)}'.lower().replace(' ', '-').replace(',', '')
   return dataclasses.replace(
     made,
     run=dataclasses.replace(made.run, directory=str(folder / name)),

@@ -70,16 +70,20 @@ def test_each_draft_has_a_directory_of_its_own_and_drafts_of_one_target_share_it
   assert speculative_drafts.config(setting, 'GliDe', 'own') == made[0]
 
 
+def tiny_setting(folder):
+  """Returns a function that gives the setting of a tiny target, which it saves in the folder."""
+  config = TINY.replace(vocab_size=264, num_layers=4, max_length=256)
+  lm = jaxlm.LanguageModel(config, init(config, jax.random.key(0)), ByteTokenizer())
+  jaxlm.save_huggingface(lm, folder / 'target')
+  model = speculative_drafts.DraftFlags(model_dim=12, num_heads=2, mlp_dim=20, dtype='float32')
+  return lambda steps, texts: speculative_drafts.Setting(str(folder / 'target'), model, steps, texts, 24, 5)
+
+
 @pytest.mark.slow
 def test_the_part_trains_decodes_and_writes_its_results(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(report, 'RESULTS', tmp_path)
   monkeypatch.setenv('JAXLM_CACHE', str(tmp_path / 'cache'))
-  place, config = tmp_path / 'target', TINY.replace(vocab_size=264, num_layers=4, max_length=256)
-  lm = jaxlm.LanguageModel(config, init(config, jax.random.key(0)), ByteTokenizer())
-  jaxlm.save_huggingface(lm, place)
-  model = speculative_drafts.DraftFlags(model_dim=12, num_heads=2, mlp_dim=20, dtype='float32')
-  tiny = lambda steps, texts: speculative_drafts.Setting(str(place), model, steps, texts, 24, 5)
-  monkeypatch.setattr(speculative_drafts, 'redundant', tiny)
+  monkeypatch.setattr(speculative_drafts, 'redundant', tiny_setting(tmp_path))
   monkeypatch.setattr(
     stochastic_depth, 'prompts', lambda count, length: [[*range(40 + i, 60 + i)] for i in range(count)]
   )
@@ -97,7 +101,18 @@ def test_the_part_trains_decodes_and_writes_its_results(tmp_path, monkeypatch, c
     'vanilla, own, CaPE',
     'GliDe, real, chain',
     'parallel, own, chain',
+    'GliDe, own, sure chain',
+    'GliDe, own, after lookup',
   } < set(rows)
+  for way in ('GliDe, own, chain', 'vanilla, own, chain', 'parallel, own, chain'):
+    costs = written['costs'][way]
+    assert (
+      rows[way]['predicted'] > 0
+      and rows[way]['c'] >= 0
+      and costs['drafts'] == [1, 2, 4]
+      and costs['nodes'] == [1, 2, 3, 5]
+    )
+  assert rows['GliDe, own, CaPE']['by position'] == ''
   assert all(row['same'] == '2/2' for row in rows.values()) and written['flips'] == {}
   assert rows['GliDe, own, width 4']['nodes'] > rows['GliDe, own, chain']['nodes'] > 1
   assert len(written['trainings']) == 4 and all(t['targets/s'] > 0 for t in written['trainings'])
@@ -105,3 +120,25 @@ def test_the_part_trains_decodes_and_writes_its_results(tmp_path, monkeypatch, c
   assert (tmp_path / 'speculative_glide_redundant.png').stat().st_size > 10_000
   monkeypatch.setattr('trainers.glide.task.DraftTraining.batch', None)  # Nothing is trained again.
   speculative.main(dataclasses.replace(settings, glide_drafts=('GliDe',)))
+
+
+@pytest.mark.slow
+def test_ablations_change_one_choice_of_a_draft(tmp_path, monkeypatch):
+  monkeypatch.setattr(report, 'RESULTS', tmp_path)
+  monkeypatch.setenv('JAXLM_CACHE', str(tmp_path / 'cache'))
+  monkeypatch.setattr(speculative_drafts, 'redundant', tiny_setting(tmp_path))
+  monkeypatch.setattr(stochastic_depth, 'prompts', lambda count, _: [[*range(40 + i, 60 + i)] for i in range(count)])
+  few = {name: speculative_drafts.ABLATIONS[name] for name in ('blocks of 2', 'two layers, mask of the paper')}
+  monkeypatch.setattr(speculative_drafts, 'ABLATIONS', few)
+  speculative.main(speculative.Config(parts=('ablations',), glide_steps=2, glide_texts=20, prompts=2, new_bytes=12))
+  rows = json.loads((tmp_path / 'speculative_glide_ablations.json').read_text())['rows']
+  assert [row['draft'] for row in rows] == ['GliDe', 'vanilla', *few]
+  assert all(row['same'] == '2/2, 2/2' and row['CaPE'] >= row['chain'] >= 1 for row in rows)
+  assert rows[3]['parameters'] > rows[0]['parameters'] > rows[1]['parameters']
+
+
+def test_each_ablation_is_a_draft_of_its_own():
+  assert all(
+    speculative_drafts.DraftFlags(**changes) != speculative_drafts.DraftFlags()
+    for changes in speculative_drafts.ABLATIONS.values()
+  )
