@@ -25,7 +25,8 @@ from jaxlm.attention.rule import AttentionRule
 if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int
 
-SHORTEST = 1024  # In tokens; see `is_default`.
+SHORTEST = 1024  # In tokens, on a CPU; see `is_default`.
+SHORTEST_ELSEWHERE = 4096
 PIECE_WEIGHTS = 2**19  # Weights of a piece, over all rows and heads: 2 MiB, which the cache of a CPU holds.
 FEWEST = 64  # Queries of a piece at least: each piece adds to the gradients of all its keys.
 GROUPS = 8
@@ -37,7 +38,7 @@ def knows(rule: AttentionRule) -> bool:
 
 
 def is_default(rule: AttentionRule, length: int) -> bool:
-  """Returns whether to compute a training sequence in pieces: on a CPU from 1024 tokens on.
+  """Returns whether to compute a training sequence in pieces: on a CPU from 1024 tokens on, elsewhere from 4096.
 
   Speed of the dense form and of pieces on two CPU cores, 4 heads of 64, one causal float32 sequence, in milliseconds:
 
@@ -46,9 +47,11 @@ def is_default(rule: AttentionRule, length: int) -> bool:
     1024   28 / 10        109 / 53
     2048   108 / 22       830 / 177
 
-  Accelerators were not measured; `jaxlm.attention.flash` serves them.
+  Accelerators were not measured. `jaxlm.attention.flash` serves them where it can; in float32, and in programs for several devices, the
+  weights of longer sequences would not fit into their memory.
   """
-  return length >= SHORTEST and knows(rule) and jax.default_backend() == 'cpu'
+  least = SHORTEST if jax.default_backend() == 'cpu' else SHORTEST_ELSEWHERE
+  return length >= least and knows(rule)
 
 
 def beat_bands(rule: AttentionRule, length: int) -> bool:

@@ -98,10 +98,12 @@ def test_half_precision(small, monkeypatch):
   check(qkv(dtype=jnp.bfloat16), AttentionRule('softmax', H**-0.5), None, monkeypatch, 4e-2)
 
 
-def test_short_sequences_dropout_and_narrow_windows_are_left_to_the_other_forms():
+def test_short_sequences_dropout_and_narrow_windows_are_left_to_the_other_forms(monkeypatch):
   rule = AttentionRule('softmax', 1.0)
   assert [pieces.is_default(rule, length) for length in (1, 512, 1023, 1024, 8192)] == [False] * 3 + [True] * 2
   assert not pieces.is_default(rule.replace(dropout=0.1), 8192)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  assert [pieces.is_default(rule, length) for length in (1024, 4095, 4096)] == [False, False, True]
   widths = [pieces.beat_bands(rule.replace(window=w), 2048) for w in (1, 128, 129, 2048)]
   assert widths == [False, False, True, True]
   assert pieces.beat_bands(rule.replace(window=1, prefix=2), 2048)
