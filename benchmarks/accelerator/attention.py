@@ -29,14 +29,22 @@ CHECKS = (
   ('bfloat16', 64, 'causal'),
   ('bfloat16', 64, 'window of 100'),
   ('bfloat16', 64, 'all at once'),
+  ('bfloat16', 80, 'causal'),
+  ('bfloat16', 96, 'causal'),
   ('bfloat16', 128, 'causal'),
   ('bfloat16', 128, 'all at once'),
   ('bfloat16', 128, 'prefix, cap and slot'),
+  ('bfloat16', 256, 'causal'),
   ('float32', 64, 'all at once'),
   ('float32', 64, 'prefix, cap and slot'),
 )
+DOCUMENTS = 8
+"""Number of documents in a sequence, where attention within documents is timed."""
 LIMITS = {'bfloat16': 1e-2, 'float32': 1e-5}
 """Largest allowed error |x - exact| / |exact|, with norms over all numbers of a result."""
+
+
+PACKED = f'pallas, {DOCUMENTS} documents'
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -156,6 +164,9 @@ def times(setting: Setting) -> Iterator[Case]:
         del attends['xla']
       elif operation == 'softmax':
         attends['jax.nn, xla'] = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation='xla')
+      if 'pallas' in attends and (T == 4096 or setting.tiny):
+        segments = np.broadcast_to(np.arange(T, dtype=np.int32) * DOCUMENTS // T, (B, T))
+        attends[PACKED] = functools.partial(attends['pallas'], segments=segments)
       default = chosen_implementation(Spec(operation, True, None, H**-0.5, 0.0, False, None, None), *arrays[:2])
       for name, attend in attends.items():
         row = B, T, N, K, H, operation, name
@@ -172,9 +183,9 @@ def times(setting: Setting) -> Iterator[Case]:
 
 
 def time_of(programs: Compiled, row: tuple, setting: Setting) -> dict[str, float]:
-  B, T, N, K, H, *_ = row
-  arrays = drawn(T, N, K, H, 'bfloat16', B)
-  flops = 2 * B * N * T * (T + 1) / 2 * H  # of one product
+  B, T, N, K, H, *_, name = row
+  arrays, documents = drawn(T, N, K, H, 'bfloat16', B), DOCUMENTS if name == PACKED else 1
+  flops = 2 * B * N * T * (T / documents + 1) / 2 * H  # of one product
   found = {}
   for way, products, args in (('forward', 2, arrays[:3]), ('both', 7, arrays)):
     program = programs[(*row, way)]
