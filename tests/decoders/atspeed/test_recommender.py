@@ -154,12 +154,24 @@ def test_excluded_items_are_not_recommended_with_a_draft(models, trie, histories
   check_equal(run(*models, trie, histories, exclude=exclude), run(models[0], None, trie, histories, exclude=exclude))
 
 
+@pytest.mark.parametrize('verify', ['relaxed', 'relaxed_exact'])
+def test_drawn_items_do_not_depend_on_the_batch(models, trie, verify):
+  """Histories of one batch need different numbers of rounds, so some have fewer steps left than the draft drafts."""
+  lm, rng = models[1], np.random.default_rng(0)
+  near = lm.params['head'] + 0.15 * rng.standard_normal(lm.params['head'].shape).astype(np.float32)
+  draft = dataclasses.replace(lm, params=lm.params | {'head': near})
+  many = [rng.integers(4, 22, 5).tolist() for _ in range(48)]
+  together = run(lm, draft, trie, many, verify=verify, seed=3, batch_size=64)
+  alone = run(lm, draft, trie, many, verify=verify, seed=3, batch_size=1)
+  assert len(set(alone.stats['target_calls'])) > 1
+  assert together.items == alone.items and together.stats['target_calls'] == alone.stats['target_calls']
+  np.testing.assert_allclose(together.scores, alone.scores, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('verify', ['relaxed', 'relaxed_exact'])
-def test_drawn_items_depend_on_the_seed_and_not_on_the_batch(models, trie, histories, verify):
+def test_drawn_items_depend_on_the_seed(models, trie, histories, verify):
   found = run(*models, trie, histories, verify=verify, seed=3)
-  if verify == 'relaxed_exact':
-    assert run(*models, trie, histories, verify=verify, seed=3, batch_size=2).items == found.items
   assert found.items != run(*models, trie, histories, verify=verify, seed=4).items
   assert (np.diff(found.scores, axis=1) <= 0).all() and all(len(set(row)) >= K for row in found.items)
   if verify == 'relaxed':
