@@ -15,7 +15,7 @@ from decoders.beam import constrained
 from decoders.beam.reader import ModelReader
 from decoders.programs import Clock
 from jaxlm.data.item_trie import ItemTrie
-from jaxlm.errors import NotFiniteError, check_seed
+from jaxlm.errors import NotFiniteError, check_seed, shown
 from jaxlm.language_model import LanguageModel
 
 BATCH_SIZE = 32
@@ -36,6 +36,7 @@ def recommend(
   select: Select = 'uniform',
   exclude: Sequence[Collection[int]] | None = None,
   seed: int = 0,
+  numbers: Sequence[int] | None = None,
   batch_size: int | None = None,
   progress: Callable[[int], object] | None = None,
 ) -> Recommendations:
@@ -62,13 +63,15 @@ def recommend(
     exclude: items that must not be recommended after each history, such as those it holds; None: none. Numbers that are not in the
       trie have no effect.
     seed: for the relaxed rules; the same seed gives a history the same items at any batch size.
+    numbers: for the relaxed rules: the number of each history, from which, with the seed, its random numbers come; None: 0, 1, 2, ... Pass
+      the places in the whole list if the histories are a part of it; otherwise all parts draw with the same random numbers.
     batch_size: histories read together; None: 32.
     progress: called with the number of histories of each batch when it is done.
 
   Raises:
     ValueError: a history is empty, longer than a model reads or has ids outside the vocabulary; the trie has tokens outside the
-      vocabulary; the draft has another vocabulary; `exclude` has another length; a number is out of range; or a
-      model is no decoder-only model that reads forward.
+      vocabulary; the draft has another vocabulary; `exclude` or `numbers` has another length; a number is out of range; or a model
+      is no decoder-only model that reads forward.
     NotFiniteError: logits are not finite.
   """
   config = AtSpeedConfig(k, max(beam, k) if draft is None else beam, gamma, verify, order, select)
@@ -78,6 +81,7 @@ def recommend(
   ids = _checked(lm, draft, trie, histories)
   if exclude is not None and len(exclude) != len(ids):
     raise ValueError(f'`exclude` has {len(exclude)} lists of items; expected one for each of {len(ids)} histories.')
+  numbers = _checked_numbers(numbers, len(ids))
   size = min(batch_size or BATCH_SIZE, 1 << (len(ids) - 1).bit_length())
   by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
   clock = Clock()
@@ -89,7 +93,7 @@ def recommend(
     filled = np.append(rows, np.repeat(rows[-1:], size - n))  # Rows that only fill the batch repeat the last history.
     padded = prompt_lib.pad([ids[i] for i in filled], lm.config.max_length - trie.depth)
     closed = None if exclude is None else jnp.asarray(trie.closed([exclude[i] for i in filled]))
-    keys = _keys(jax.random.key(seed), jnp.asarray(filled)) if config.drawn else None
+    keys = _keys(jax.random.key(seed), jnp.asarray(numbers[filled])) if config.drawn else None
     arrays = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths)
     if draft is None or trie.depth == 1:
       found = clock.run(
@@ -215,6 +219,16 @@ def _checked(lm, draft, trie: ItemTrie, histories) -> list[list[int]]:
     prompt_lib.check_room(max(map(len, ids)), trie.depth, model.config.max_length)
     prompt_lib.check_prefix(min(map(len, ids)), model.config.prefix)
   return ids
+
+
+def _checked_numbers(numbers: Sequence[int] | None, count: int) -> np.ndarray:
+  """Returns the numbers of `count` histories, uint32. Raises ValueError for another length, or what are no numbers below 2**32."""
+  found = np.arange(count) if numbers is None else np.asarray(numbers)
+  if found.shape != (count,):
+    raise ValueError(f'`numbers` has shape {found.shape}; expected one number for each of {count} histories.')
+  if not np.issubdtype(found.dtype, np.integer) or found.min() < 0 or found.max() >= 2**32:
+    raise ValueError(f'`numbers` must be whole numbers from 0 to 2**32 - 1, not {shown(found.tolist())}.')
+  return found.astype(np.uint32)
 
 
 def _check_finite(lm: LanguageModel, rows: np.ndarray, finite: np.ndarray) -> None:

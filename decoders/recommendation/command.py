@@ -55,7 +55,7 @@ class RecommendFlags:
   batch_size: int = 32
   """Number of histories that are searched together. Fewer need less memory."""
   seed: int = 0
-  """Seed for relaxed and relaxed_exact."""
+  """Seed for relaxed and relaxed_exact. With --input, what a line draws depends on the seed and the number of the line."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
   """Type of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
   stats: bool = True
@@ -87,16 +87,16 @@ class Recommender:
     return found
 
   def __call__(
-    self, histories: list[list[int]], progress: Any = None
+    self, histories: list[list[int]], numbers: list[int] | None = None, progress: Any = None
   ) -> tuple[list[list[dict[str, Any]]], dict[str, Any]]:
-    """Returns (the items of each history with ids, titles and scores; the stats of the search)."""
+    """Returns (the items of each history with ids, titles and scores; the stats of the search). `numbers`: see `recommend`."""
     from decoders import atspeed
 
     c, items = self.config, self.lm.tokenizer
     out = atspeed.recommend(
       self.lm, self.draft, self.trie, [items.prompt(history) for history in histories], k=c.k, beam=c.beam, gamma=c.gamma,
-      verify=c.verify, select=c.select, exclude=histories if c.exclude_seen else None, seed=c.seed, batch_size=c.batch_size,
-      progress=progress,
+      verify=c.verify, select=c.select, exclude=histories if c.exclude_seen else None, seed=c.seed, numbers=numbers,
+      batch_size=c.batch_size, progress=progress,
     )  # fmt: skip
     named = lambda i, score: {'id': items.item_ids[i], 'title': items.titles[i], 'score': round(float(score), 6)}
     rows = zip(out.items, out.item_scores)
@@ -186,15 +186,16 @@ def write_lines(
       raise DataError(f'{where} is not JSON: {e}. Expected a list of ids or titles, such as ["42", "Heat"].') from e
     return one.find(names, where)
 
-  lines, stats = iter(lines), []
+  # A history is numbered by its line, so that its random numbers depend neither on the batch size nor on where an earlier run stopped.
+  lines, stats = enumerate(lines, done), []
   with tqdm.tqdm(desc='recommending', unit=' histories', total=total, initial=done, disable=None) as bar:
     while block := list(itertools.islice(lines, BATCHES * config.batch_size)):
-      known = [history(where, text) for where, text in block if text.strip()]
+      known = {number: history(where, text) for number, (where, text) in block if text.strip()}
       found = iter(())
       if known:
-        rows, of_block = one(known, bar.update)
+        rows, of_block = one(list(known.values()), list(known), bar.update)
         found, stats = iter(rows), [*stats, of_block]
-      write([json.dumps(next(found), ensure_ascii=False) if text.strip() else '' for _, text in block])
+      write([json.dumps(next(found), ensure_ascii=False) if text.strip() else '' for _, (_, text) in block])
       bar.update(len(block) - len(known))
   if config.stats and stats:
     print(summary(merged(stats)), file=sys.stderr)

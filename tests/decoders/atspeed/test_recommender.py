@@ -234,6 +234,8 @@ def test_logits_that_are_no_numbers_are_told(models, trie, histories):
     ({'histories': [[50]]}, 'token id 50'),
     ({'histories': [[5] * 62]}, 'the model reads 64'),
     ({'exclude': [[1]]}, 'one for each of 4 histories'),
+    ({'numbers': [1]}, 'one number for each of 4 histories'),
+    ({'numbers': [0, 1, 2, -1]}, r'whole numbers from 0 to 2\*\*32 - 1'),
     ({'exclude': [['a'], [], [], []]}, 'no list of item numbers'),
     ({'trie': ItemTrie.from_ids([[4, 9, 50]])}, 'it was made for another model'),
     ({'trie': [[4, 9, 5]]}, 'make one with ItemTrie.from_ids'),

@@ -109,6 +109,29 @@ def test_a_file_is_answered_line_by_line_and_continued(tmp_path, monkeypatch):
   assert json.loads(rows[0])[0].keys() == {'id', 'title', 'score'}
 
 
+def test_drawn_items_depend_on_the_line_and_not_on_the_batch(tmp_path, monkeypatch, capsys):
+  source, output = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
+  source.write_text('["i1"]\n' * 9 + '\n' + '["i1"]\n' * 6)
+  flags = RecommendFlags('run', input=str(source), k=3, verify='relaxed_exact', stats=False)
+
+  def found(**changes):
+    command.main(dataclasses.replace(flags, **changes))
+    return ids_of(capsys.readouterr().out)
+
+  def ids_of(text):
+    return [tuple(item['id'] for item in json.loads(line)) if line else () for line in text.splitlines()]
+
+  monkeypatch.setattr(command, 'BATCHES', 2)
+  lines = found(batch_size=1)
+  assert found(batch_size=2) == lines == found(batch_size=8) and lines[9] == ()
+  # 12 identifiers in lists of three: blocks that draw the same would repeat.
+  assert len(set(lines)) > 8 and not any(lines[:n] == lines[n : 2 * n] for n in (2, 4))
+  with interrupted_at(monkeypatch, atspeed, 'recommend', 2):
+    found(batch_size=2, output=str(output))
+  found(batch_size=8, output=str(output))
+  assert ids_of(output.read_text()) == lines
+
+
 @pytest.mark.parametrize(
   'flags, message',
   [
