@@ -83,6 +83,8 @@ def recommend(
     raise ValueError(f'`exclude` has {len(exclude)} lists of items; expected one for each of {len(ids)} histories.')
   numbers = _checked_numbers(numbers, len(ids))
   size = min(batch_size or BATCH_SIZE, 1 << (len(ids) - 1).bit_length())
+  # Padding must stay within the positions of both models: states beyond a table of learned positions are no numbers.
+  room = min(model.config.max_length for model in (lm, draft) if model is not None) - trie.depth
   by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
   clock = Clock()
   leaves, scores = np.zeros((len(ids), k), np.int32), np.zeros((len(ids), k), np.float32)
@@ -91,7 +93,7 @@ def recommend(
     rows = np.array(by_length[first : first + size])
     n = len(rows)
     filled = np.append(rows, np.repeat(rows[-1:], size - n))  # Rows that only fill the batch repeat the last history.
-    padded = prompt_lib.pad([ids[i] for i in filled], lm.config.max_length - trie.depth)
+    padded = prompt_lib.pad([ids[i] for i in filled], room)
     closed = None if exclude is None else jnp.asarray(trie.closed([exclude[i] for i in filled]))
     keys = _keys(jax.random.key(seed), jnp.asarray(numbers[filled])) if config.drawn else None
     arrays = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths)

@@ -127,6 +127,19 @@ def test_a_result_does_not_depend_on_the_other_histories(models, trie, histories
   assert more.items == [found.items[i % 4] for i in range(7)] and seen == [4, 3]
 
 
+def test_a_draft_may_read_fewer_positions_than_the_target(models, trie):
+  """Histories of 17 tokens are padded to 32, beyond a draft's 24 learned positions."""
+  wide = sharp(DRAFT.replace(position='learned'), 3)
+  table = {'position_embed': jax.tree.map(lambda x: x[:24], wide.params['position_embed'])}
+  narrow = LanguageModel(wide.config.replace(max_length=24), wide.params | table)
+  histories = [np.random.default_rng(n).integers(4, 22, n).tolist() for n in (17, 21)]
+  expected = recommend(wide, wide, trie, histories, K, beam=K, gamma=GAMMA)
+  found = recommend(wide, narrow, trie, histories, K, beam=K, gamma=GAMMA)
+  assert found.items == expected.items and found.stats['target_calls'] == [1, 1]
+  with pytest.raises(ValueError, match='reads 24'):
+    recommend(wide, narrow, trie, [[5] * 22], K, beam=K, gamma=GAMMA)
+
+
 def test_items_that_share_an_identifier_stand_side_by_side(models, trie, histories):
   found = run(*models, trie.allowed([0, 1, 58, 59]), histories)
   assert {tuple(row) for row in found.items} <= {(59, 0, 58, 1), (58, 1, 59, 0)}  # the more popular first
