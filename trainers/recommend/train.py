@@ -67,12 +67,26 @@ def _before(config: Any, stage: str) -> str:
   return str(place)
 
 
+def _check_start(config: TargetConfig | DraftConfig, items: Any, ids_run: str) -> None:
+  """Raises DataError if a new run would begin with the parameters of a run (--start) that has other identifiers."""
+  from jaxlm.data import catalogue
+  from jaxlm.io import checkpoint
+  from trainers.recommend import target_task
+
+  if config.start is None or checkpoint.steps(Path(config.run.directory) / 'checkpoints'):
+    return
+  if checkpoint.run_config(config.start).get('trainer') == target_task.TRAINER:  # `trainers.start` refuses others.
+    theirs = catalogue.load(Path(config.start) / 'tokenizer')
+    theirs.check_same(items, f'--start {config.start}', f'--ids {ids_run}')
+
+
 def _target(config: TargetConfig):
   from trainers import loop
   from trainers.recommend import ids, target_task
 
   config = dataclasses.replace(config, ids=_before(config, 'ids'))
   data = ids.load(config.ids)
+  _check_start(config, data.catalogue, config.ids)
   config = dataclasses.replace(config, model=ids.fitted(config.model, data.catalogue))
   return loop.fit(target_task.NextItem(config, data), config)
 
@@ -87,6 +101,7 @@ def _draft(config: DraftConfig):
   place = config.ids or teacher.ids_of(config.target)
   data = ids.load(place)
   lm.tokenizer.check_same(data.catalogue, f'--target {config.target}', f'--ids {place}')
+  _check_start(config, data.catalogue, place)
   config = dataclasses.replace(config, model=ids.fitted(config.model, data.catalogue))
   rows = draft_task.rows_of(config, data)
   written = beams.of(config, lm, data.catalogue, rows, layout)
