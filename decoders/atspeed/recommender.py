@@ -14,6 +14,7 @@ from decoders.atspeed.output import Recommendations
 from decoders.beam import constrained
 from decoders.beam.reader import ModelReader
 from decoders.programs import Clock
+from jaxlm.data.catalogue import Catalogue
 from jaxlm.data.item_trie import ItemTrie
 from jaxlm.errors import NotFiniteError, check_seed, shown
 from jaxlm.language_model import LanguageModel
@@ -69,6 +70,7 @@ def recommend(
     progress: called with the number of histories of each batch when it is done.
 
   Raises:
+    DataError: the model and the draft have catalogues with other identifiers.
     ValueError: a history is empty, longer than a model reads or has ids outside the vocabulary; the trie has tokens outside the
       vocabulary; the draft has another vocabulary; `exclude` or `numbers` has another length; a number is out of range; or a model
       is no decoder-only model that reads forward.
@@ -215,6 +217,8 @@ def _checked(lm, draft, trie: ItemTrie, histories) -> list[list[int]]:
     raise ValueError(
       f'The draft has {draft.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a vocabulary.'
     )
+  if draft is not None and isinstance(lm.tokenizer, Catalogue) and isinstance(draft.tokenizer, Catalogue):
+    draft.tokenizer.check_same(lm.tokenizer, 'The draft', 'the model')
   ids = prompt_lib.encode(lm, histories, 'forward')
   for _, model in models:
     model.config.check_causal('Reading a history to recommend what follows')

@@ -151,6 +151,13 @@ def test_what_is_wrong_is_said(flags, message):
     command.main(RecommendFlags('run', **flags))
 
 
+def test_the_identifiers_of_a_draft_are_compared_from_python_too():
+  with pytest.raises(
+    DataError, match=f'The draft and the model have other identifiers.*{OTHER.digest}.*{ITEMS.digest}'
+  ):
+    atspeed.recommend(model(), model(OTHER), ITEMS.trie(), [ITEMS.prompt([1])], k=2, beam=2)
+
+
 def test_lines_that_are_no_histories_are_named_and_unknown_items_can_be_skipped(tmp_path, capsys):
   for line, message in (
     ('{"a": 1}', r"line 1: found {'a': 1}; expected a list of items"),
