@@ -51,7 +51,8 @@ class RecommendFlags:
   allow: Annotated[str | None, tyro.conf.arg(metavar='FILE')] = None
   """A file with an id or a title on each line: only these items are recommended (none: all)."""
   unknown: Literal['error', 'skip'] = 'error'
-  """What to do with an item of a history that the catalogue does not have: stop and name it, or leave it out."""
+  """What to do with an item of a history that the catalogue does not have: stop and name it, or leave it out. A title that several items
+  have always stops."""
   batch_size: int = 32
   """Number of histories that are searched together. Fewer need less memory."""
   seed: int = 0
@@ -73,14 +74,17 @@ class Recommender:
 
   def find(self, names: Any, where: str) -> list[int]:
     """Returns the numbers of a history's items. Raises DataError, which begins with `where`, for items that are not known."""
+    from jaxlm.data.catalogue import SeveralItemsError
     from jaxlm.errors import DataError, shown
 
     if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
       raise DataError(f'{where}: found {shown(names)}; expected a list of items, each by its id or title.')
     found = []
-    for name in (name for name in map(str, names) if name.strip()):
+    for name in map(str, names):
       try:
         found += self.lm.tokenizer.find([name])
+      except SeveralItemsError as e:
+        raise DataError(f'{where}: {e}') from e
       except DataError as e:
         if self.config.unknown == 'error':
           raise DataError(f'{where}: {e} To leave out such items: --unknown skip.') from e
@@ -163,7 +167,8 @@ def _model(path: str, dtype: str | None, name: str) -> Any:
 
 def recommend_one(config: RecommendFlags) -> None:
   one = load(config)
-  (items,), stats = one([one.find(list(config.history), '--history')])
+  names = [] if [name.strip() for name in config.history] == [''] else list(config.history)
+  (items,), stats = one([one.find(names, '--history')])
   for i, item in enumerate(items, 1):
     name = item['title'] if item['title'] == item['id'] else f'{item["title"]}  ({item["id"]})'
     print(f'{i:3d}  {item["score"]:8.3f}  {name}')

@@ -142,6 +142,7 @@ def test_drawn_items_depend_on_the_line_and_not_on_the_batch(tmp_path, monkeypat
     (dict(history=('i1',), draft='draft', k=50), 'beam=40 must be at least k=50'),
     (dict(history=('i1',), select='score'), "select='score' is for verify='relaxed'"),
     (dict(history=('i1', 'i77')), "--history: Unknown item 'i77'.* To leave out such items: --unknown skip"),
+    (dict(history=('i1', '')), "--history: Unknown item ''.* To leave out such items: --unknown skip"),
     (dict(history=('i1',), draft='other'), '--draft other and run have other identifiers'),
     (dict(history=('i1',), draft='lm'), '--draft lm is no recommender'),
   ],
@@ -149,6 +150,18 @@ def test_drawn_items_depend_on_the_line_and_not_on_the_batch(tmp_path, monkeypat
 def test_what_is_wrong_is_said(flags, message):
   with pytest.raises(ValueError, match=message):
     command.main(RecommendFlags('run', **flags))
+
+
+@pytest.mark.parametrize('unknown', ['error', 'skip'])
+def test_a_title_of_several_items_is_never_left_out(tmp_path, monkeypatch, unknown):
+  import jaxlm
+
+  same = dataclasses.replace(ITEMS, titles=('Film', 'film', *ITEMS.titles[2:]))
+  monkeypatch.setattr(jaxlm, 'load', lambda path, dtype: model(same))
+  (tmp_path / 'in.jsonl').write_text('["Film 3", "FILM"]\n')
+  message = r"in.jsonl, line 1: 2 items have the title 'FILM'. Give one of their ids instead: i0, i1.$"
+  with pytest.raises(DataError, match=message):
+    command.main(RecommendFlags('run', input=str(tmp_path / 'in.jsonl'), unknown=unknown))
 
 
 def test_the_identifiers_of_a_draft_are_compared_from_python_too():
@@ -162,6 +175,7 @@ def test_lines_that_are_no_histories_are_named_and_unknown_items_can_be_skipped(
   for line, message in (
     ('{"a": 1}', r"line 1: found {'a': 1}; expected a list of items"),
     ('i1', 'line 1 is not JSON'),
+    ('["i1", ""]', "line 1: Unknown item ''"),
     ('["i1", "nowhere"]', "line 1: Unknown item 'nowhere'"),
   ):
     (tmp_path / 'in.jsonl').write_text(line + '\n')
