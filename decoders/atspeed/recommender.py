@@ -15,7 +15,7 @@ from decoders.beam import constrained
 from decoders.beam.reader import ModelReader
 from decoders.programs import Clock
 from jaxlm.data.catalogue import Catalogue
-from jaxlm.data.item_trie import ItemTrie
+from jaxlm.data.item_trie import ItemTrie, item_numbers
 from jaxlm.errors import NotFiniteError, check_seed, shown
 from jaxlm.language_model import LanguageModel
 
@@ -81,8 +81,7 @@ def recommend(
   if batch_size is not None and batch_size < 1:
     raise ValueError(f'{batch_size=} must be at least 1.')
   ids = _checked(lm, draft, trie, histories)
-  if exclude is not None and len(exclude) != len(ids):
-    raise ValueError(f'`exclude` has {len(exclude)} lists of items; expected one for each of {len(ids)} histories.')
+  exclude = None if exclude is None else _checked_exclude(exclude, len(ids))
   numbers = _checked_numbers(numbers, len(ids))
   size = min(batch_size or BATCH_SIZE, 1 << (len(ids) - 1).bit_length())
   # Padding must stay within the positions of both models: states beyond a table of learned positions are no numbers.
@@ -219,12 +218,38 @@ def _checked(lm, draft, trie: ItemTrie, histories) -> list[list[int]]:
     )
   if draft is not None and isinstance(lm.tokenizer, Catalogue) and isinstance(draft.tokenizer, Catalogue):
     draft.tokenizer.check_same(lm.tokenizer, 'The draft', 'the model')
+  for i, history in enumerate(() if isinstance(histories, str) else histories):
+    text = isinstance(history, str) and isinstance(lm.tokenizer, Catalogue)
+    if text or (isinstance(history, list | tuple) and any(isinstance(token, str) for token in history)):
+      raise ValueError(
+        f'History {i} is {shown(history)}; expected token ids, which lm.tokenizer.prompt(lm.tokenizer.find([...])) makes of titles or ids '
+        'of items.'
+      )
   ids = prompt_lib.encode(lm, histories, 'forward')
-  for _, model in models:
+  longest = max(range(len(ids)), key=lambda i: len(ids[i]))
+  for name, model in models:
     model.config.check_causal('Reading a history to recommend what follows')
-    prompt_lib.check_room(max(map(len, ids)), trie.depth, model.config.max_length)
+    n, room = len(ids[longest]), model.config.max_length - trie.depth
+    if n > room:
+      raise ValueError(
+        f'History {longest} has {n} tokens and an identifier {trie.depth}, together {n + trie.depth}; {name.lower()} reads '
+        f'{model.config.max_length}: keep at most the last {room} tokens.'
+      )
     prompt_lib.check_prefix(min(map(len, ids)), model.config.prefix)
   return ids
+
+
+def _checked_exclude(exclude: Sequence[Collection[int]], count: int) -> list[list[int]]:
+  """Returns the excluded items of `count` histories. Raises ValueError for another length, or what are no item numbers."""
+  if len(exclude) != count:
+    raise ValueError(f'`exclude` has {len(exclude)} lists of items; expected one for each of {count} histories.')
+  found = []
+  for i, items in enumerate(exclude):
+    try:
+      found.append(item_numbers(items).tolist())
+    except ValueError as e:
+      raise ValueError(f'`exclude` of history {i}: {e}') from e
+  return found
 
 
 def _checked_numbers(numbers: Sequence[int] | None, count: int) -> np.ndarray:

@@ -157,6 +157,8 @@ def test_excluded_items_are_not_recommended(models, trie, histories):
   assert found.items[1] == whole.items[1] and found.items[3] == []
   best = run(models[0], None, trie.allowed(set(range(60)) - set(exclude[0])), histories)
   assert found.items[0] == best.items[0]
+  arrays = [jnp.asarray(row, jnp.int32) for row in exclude]
+  assert run(models[0], None, trie, histories, exclude=arrays).items == found.items
   one_of_two = run(models[0], None, trie.allowed([0, 1, 58, 59]), histories, exclude=[[0], [58], [], [0, 59]])
   assert [sorted(row) for row in one_of_two.items] == [[1, 58, 59], [0, 1, 59], [0, 1, 58, 59], [1, 58]]
 
@@ -245,15 +247,17 @@ def test_logits_that_are_no_numbers_are_told(models, trie, histories):
     ({'histories': []}, 'empty'),
     ({'histories': [[5], []]}, 'Prompt 1 is empty'),
     ({'histories': [[50]]}, 'token id 50'),
-    ({'histories': [[5] * 62]}, 'the model reads 64'),
+    ({'histories': [[5] * 62]}, 'has 62 tokens and an identifier 3, .* the model reads 64: keep at most the last 61'),
+    ({'histories': [[5], ['Heat', 7]]}, r"History 1 is \['Heat', 7\]; expected token ids"),
     ({'exclude': [[1]]}, 'one for each of 4 histories'),
     ({'numbers': [1]}, 'one number for each of 4 histories'),
     ({'numbers': [0, 1, 2, -1]}, r'whole numbers from 0 to 2\*\*32 - 1'),
-    ({'exclude': [['a'], [], [], []]}, 'no list of item numbers'),
+    ({'exclude': [[], [], ['a'], []]}, r"`exclude` of history 2: \['a'\] is no list of item numbers"),
+    ({'exclude': [3, [], [], []]}, '`exclude` of history 0: 3 is no list of item numbers'),
     ({'trie': ItemTrie.from_ids([[4, 9, 50]])}, 'it was made for another model'),
     ({'trie': [[4, 9, 5]]}, 'make one with ItemTrie.from_ids'),
     ({'draft': LanguageModel(TINY.replace(vocab_size=49), {})}, 'must share a vocabulary'),
-    ({'draft': LanguageModel(TINY.replace(max_length=14), {})}, 'the model reads 14'),
+    ({'draft': LanguageModel(TINY.replace(max_length=14), {})}, 'the draft reads 14'),
     ({'draft': 'a path'}, 'The draft must be a decoder-only model'),
     ({'lm': None}, 'The model must be a decoder-only model'),
     ({'lm': LanguageModel(TINY.replace(causal=False), {})}, 'causal'),

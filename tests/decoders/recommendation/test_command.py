@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+import decoders
 from decoders import atspeed
 from decoders.recommendation import command
 from decoders.recommendation.command import RecommendFlags
@@ -162,6 +163,13 @@ def test_a_title_of_several_items_is_never_left_out(tmp_path, monkeypatch, unkno
   message = r"in.jsonl, line 1: 2 items have the title 'FILM'. Give one of their ids instead: i0, i1.$"
   with pytest.raises(DataError, match=message):
     command.main(RecommendFlags('run', input=str(tmp_path / 'in.jsonl'), unknown=unknown))
+
+
+def test_titles_and_other_decoders_are_refused_with_what_to_do():
+  with pytest.raises(ValueError, match="History 0 is 'Film 2'; expected token ids"):
+    atspeed.recommend(model(), None, ITEMS.trie(), ['Film 2'], k=2)
+  with pytest.raises(ValueError, match='This model is a recommender.*Use decoders.atspeed.recommend'):
+    decoders.generate(model(), [[1, 2]])
 
 
 def test_the_identifiers_of_a_draft_are_compared_from_python_too():
