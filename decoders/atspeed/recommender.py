@@ -60,7 +60,7 @@ def recommend(
     gamma: largest number of steps that the draft runs ahead.
     verify: 'strict', 'relaxed' or 'relaxed_exact'; see `AtSpeedConfig`.
     order: 'score' or 'nested'; see `AtSpeedConfig`.
-    select: 'uniform' or 'score'; see `AtSpeedConfig`.
+    select: 'uniform' or 'score', for verify='relaxed' with a draft; see `AtSpeedConfig`.
     exclude: items that must not be recommended after each history, such as those it holds; None: none. Numbers that are not in the
       trie have no effect.
     seed: for the relaxed rules; the same seed gives a history the same items at any batch size.

@@ -45,7 +45,7 @@ class RecommendFlags:
   """With a draft: strict gives the target's own lists. relaxed and relaxed_exact draw items at random, with fewer target calls; see
   docs/recommendation.md. Without a draft, relaxed and relaxed_exact draw from the target."""
   select: Select = 'uniform'
-  """For relaxed: which of more than k accepted prefixes are kept."""
+  """For relaxed with a draft: which of more than k accepted prefixes are kept, a random choice or those with the best scores."""
   exclude_seen: bool = False
   """Do not recommend items of the history."""
   allow: Annotated[str | None, tyro.conf.arg(metavar='FILE')] = None

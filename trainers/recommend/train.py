@@ -67,13 +67,31 @@ def _before(config: Any, stage: str) -> str:
   return str(place)
 
 
+def _is_new(config: TargetConfig | DraftConfig) -> bool:
+  from jaxlm.io import checkpoint
+
+  return not checkpoint.steps(Path(config.run.directory) / 'checkpoints')
+
+
+def _check_depth(config: TargetConfig, depth: int) -> None:
+  """Raises ConfigError if a new run of a preset for single items, which is SASRec, gets identifiers of several tokens."""
+  from trainers.recommend.presets import PRESETS
+
+  preset = PRESETS.get(config.ids_preset, ('', None))[1]
+  if isinstance(preset, IdsConfig) and preset.ids.method == 'items' and depth > 1 and _is_new(config):
+    raise ConfigError(
+      f'--ids {config.ids} has identifiers of {depth} tokens, and this preset is for one token per item. Make such identifiers of the same '
+      f'data: python -m trainers.recommend {config.ids_preset} --run.directory RUN, with the --data flags of {config.ids}. Then pass --ids RUN.'
+    )
+
+
 def _check_start(config: TargetConfig | DraftConfig, items: Any, ids_run: str) -> None:
   """Raises DataError if a new run would begin with the parameters of a run (--start) that has other identifiers."""
   from jaxlm.data import catalogue
   from jaxlm.io import checkpoint
   from trainers.recommend import target_task
 
-  if config.start is None or checkpoint.steps(Path(config.run.directory) / 'checkpoints'):
+  if config.start is None or not _is_new(config):
     return
   if checkpoint.run_config(config.start).get('trainer') == target_task.TRAINER:  # `trainers.start` refuses others.
     theirs = catalogue.load(Path(config.start) / 'tokenizer')
@@ -86,6 +104,7 @@ def _target(config: TargetConfig):
 
   config = dataclasses.replace(config, ids=_before(config, 'ids'))
   data = ids.load(config.ids)
+  _check_depth(config, data.catalogue.depth)
   _check_start(config, data.catalogue, config.ids)
   config = dataclasses.replace(config, model=ids.fitted(config.model, data.catalogue))
   return loop.fit(target_task.NextItem(config, data), config)

@@ -141,6 +141,13 @@ def test_a_run_starts_from_the_parameters_of_another_with_the_same_identifiers(t
   chex.assert_trees_all_close(jax.device_get(params), checkpoint.load_run(directory, 'float32')[1], atol=1e-5)
 
 
+def test_sasrec_is_not_trained_on_identifiers_of_several_tokens(ids_run, tmp_path):
+  flags = '--ids', str(ids_run), '--run.directory', str(tmp_path / 'sasrec')
+  with pytest.raises(ConfigError, match='has identifiers of 2 tokens.* python -m trainers.recommend ids-sasrec'):
+    recommend.main(parse('sasrec', *flags))
+  assert not (tmp_path / 'sasrec').exists()
+
+
 def test_targets_that_are_none_are_refused(ids_run, target_run, tmp_path):
   with pytest.raises(CheckpointError, match='--target .*x-ids'):
     recommend.main(draft(ids_run, tmp_path / 'draft'))
