@@ -27,7 +27,8 @@ class RecommendFlags:
   model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='RUN')]
   """Run directory of trainers.recommend: a target."""
   history: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar='ITEM ...')] = None
-  """Items of one user in order of time, each by its id or title. '' alone is an empty history, after which popular items come first."""
+  """Items of one user in order of time, each by its id or title. '' alone is an empty history: the list is what users begin with,
+  unless the target was trained with --data.predict last, which does not teach it."""
   input: Annotated[str | None, tyro.conf.arg(metavar='FILE')] = None
   """A file with a history on each line, instead of --history: a JSON list of ids or titles. A blank line stays blank."""
   output: Annotated[str | None, tyro.conf.arg(metavar='FILE')] = None
