@@ -183,6 +183,50 @@ def test_drawn_items_do_not_depend_on_the_batch(models, trie, verify):
   np.testing.assert_allclose(together.scores, alone.scores, atol=1e-4)
 
 
+def test_a_draft_finds_the_few_items_that_are_left(models, trie, histories):
+  """Row by row, 0, 1, 3 and 60 items are left for lists of 4."""
+  exclude = [set(range(60)) - set(left) for left in ([], [7], [20, 33, 46], range(60))]
+  found = run(*models, trie, histories, exclude=exclude)
+  check_equal(found, run(models[0], None, trie, histories, exclude=exclude))
+  assert [sorted(row) for row in found.items[:3]] == [[], [7], [20, 33, 46]]
+
+
+@pytest.mark.parametrize('verify', ['relaxed', 'relaxed_exact'])
+def test_drawn_items_are_legal_also_if_few_are_left(models, trie, histories, verify):
+  drawn = lambda trie, **options: run(*models, trie, histories, verify=verify, seed=3, **options)
+  exclude = [[i for i in range(60) if i % 3 == b % 3] for b in range(3)] + [set(range(60)) - {20, 33}]
+  found = drawn(trie, exclude=exclude)
+  assert not any(set(row) & set(gone) for row, gone in zip(found.items, exclude))
+  assert all(len(set(row)) >= K for row in found.items[:3]) and sorted(found.items[3]) == [20, 33]
+  # K above the number of identifiers: whatever is drawn, all of them are found, with the target's scores.
+  few = trie.allowed([20, 33, 46])
+  found, best = drawn(few, exclude=[[]] * 4), run(models[0], None, few, histories)
+  assert found.items == best.items and all(len(row) == 3 for row in found.items)
+  np.testing.assert_allclose(found.scores, best.scores, atol=1e-4)
+
+
+def test_calls_are_those_of_the_targets_programs_which_never_call_the_host(models, trie, histories, monkeypatch):
+  calls, clocked = [], programs.Clock.run
+
+  def noted(clock, part, function, *args, **static):
+    calls.append((part, function, args, static))
+    return clocked(clock, part, function, *args, **static)
+
+  monkeypatch.setattr(programs.Clock, 'run', noted)
+  # With as few beams of the draft as of the target, steps are refused from the first one on.
+  one = lambda history, beam: recommend(*models, trie, [history], K, beam=beam, gamma=GAMMA)
+  found = [one(history, beam) for history in histories for beam in (K, BEAM)]
+  counted = [n for out in found for n in out.stats['target_calls']]
+  assert len(calls) > len(counted) and sum(part == 'target' for part, *_ in calls) == sum(counted)
+  assert len(set(counted)) > 1 and 3 in counted
+  one_each = {function: (args, static) for _, function, args, static in calls}
+  assert len(one_each) == 4
+  for function, (args, static) in one_each.items():
+    assert 'callback' not in function.lower(*args, **static).as_text(), function
+  for control in (lambda x: jax.debug.print('{}', x), lambda x: jax.pure_callback(np.sin, x, x)):
+    assert 'callback' in jax.jit(control).lower(jnp.float32(1)).as_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('verify', ['relaxed', 'relaxed_exact'])
 def test_drawn_items_depend_on_the_seed(models, trie, histories, verify):
