@@ -218,7 +218,9 @@ def _checked(lm, draft, trie: ItemTrie, histories) -> list[list[int]]:
     )
   if draft is not None and isinstance(lm.tokenizer, Catalogue) and isinstance(draft.tokenizer, Catalogue):
     draft.tokenizer.check_same(lm.tokenizer, 'The draft', 'the model')
-  for i, history in enumerate(() if isinstance(histories, str) else histories):
+  if isinstance(histories, str) or (len(histories) and isinstance(histories[0], int | np.integer)):
+    raise ValueError('`histories` is a list of histories: wrap a single one in a list.')
+  for i, history in enumerate(histories):
     text = isinstance(history, str) and isinstance(lm.tokenizer, Catalogue)
     if text or (isinstance(history, list | tuple) and any(isinstance(token, str) for token in history)):
       raise ValueError(

@@ -289,6 +289,8 @@ def test_logits_that_are_no_numbers_are_told(models, trie, histories):
     ({'seed': -1}, 'seed=-1'),
     ({'batch_size': 0}, 'batch_size=0'),
     ({'histories': []}, 'empty'),
+    ({'histories': [5, 9]}, '`histories` is a list of histories'),
+    ({'histories': 'Heat'}, '`histories` is a list of histories'),
     ({'histories': [[5], []]}, 'Prompt 1 is empty'),
     ({'histories': [[50]]}, 'token id 50'),
     ({'histories': [[5] * 62]}, 'has 62 tokens and an identifier 3, .* the model reads 64: keep at most the last 61'),
