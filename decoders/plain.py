@@ -20,6 +20,7 @@ from decoders.programs import Clock
 from decoders.state import DecodeState, fan_out, row_keys, start
 from decoders.strategies import PlainLoop, Plan, WholeMemory
 from decoders.watch import Watch
+from jaxlm.data.catalogue import Catalogue
 from jaxlm.errors import NotFiniteError, check_seed
 from jaxlm.language_model import LanguageModel
 from jaxlm.lengths import bucket
@@ -71,11 +72,16 @@ def generate(
       tokenizer no BOS is known, and none is put in front.
 
   Raises:
-    ValueError: for an empty prompt, ids outside the vocabulary, prompts that with max_new_tokens exceed the model's
+    ValueError: for a recommender, an empty prompt, ids outside the vocabulary, prompts that with max_new_tokens exceed the model's
       context, an empty stop string, an eos_id that is no token, a seed beyond 32 bits, or a direction that the model was not
       trained for.
     NotFiniteError: for logits that are not finite.
   """
+  if isinstance(lm.tokenizer, Catalogue):
+    raise ValueError(
+      'This model is a recommender: its tokens are identifiers of items, not text. Use decoders.atspeed.recommend, or python -m '
+      'decoders.recommend.'
+    )
   direction = directions.resolve(lm.config, direction)
   if num_samples < 1 or (batch_size is not None and batch_size < 1):
     raise ValueError(f'{num_samples=} and {batch_size=} must be at least 1.')

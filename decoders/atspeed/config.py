@@ -29,7 +29,8 @@ class AtSpeedConfig:
   """Which prefixes the draft keeps with verify='strict'. score: its best ones. nested: first those of its own search with k beams,
   then its best others; a draft equal to the target is then always accepted."""
   select: Select = 'uniform'
-  """Which k prefixes are kept with verify='relaxed' if more are accepted. uniform: a random choice. score: those with the best scores."""
+  """Which k prefixes are kept with verify='relaxed' if more are accepted. uniform: a random choice. score: those
+  with the best scores. Without a draft nothing is accepted, and it has no effect."""
 
   def __post_init__(self):
     if self.k < 1:

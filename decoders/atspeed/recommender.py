@@ -14,8 +14,9 @@ from decoders.atspeed.output import Recommendations
 from decoders.beam import constrained
 from decoders.beam.reader import ModelReader
 from decoders.programs import Clock
-from jaxlm.data.item_trie import ItemTrie
-from jaxlm.errors import NotFiniteError, check_seed
+from jaxlm.data.catalogue import Catalogue
+from jaxlm.data.item_trie import ItemTrie, item_numbers
+from jaxlm.errors import NotFiniteError, check_seed, shown
 from jaxlm.language_model import LanguageModel
 
 BATCH_SIZE = 32
@@ -36,6 +37,7 @@ def recommend(
   select: Select = 'uniform',
   exclude: Sequence[Collection[int]] | None = None,
   seed: int = 0,
+  numbers: Sequence[int] | None = None,
   batch_size: int | None = None,
   progress: Callable[[int], object] | None = None,
 ) -> Recommendations:
@@ -58,17 +60,20 @@ def recommend(
     gamma: largest number of steps that the draft runs ahead.
     verify: 'strict', 'relaxed' or 'relaxed_exact'; see `AtSpeedConfig`.
     order: 'score' or 'nested'; see `AtSpeedConfig`.
-    select: 'uniform' or 'score'; see `AtSpeedConfig`.
+    select: 'uniform' or 'score', for verify='relaxed' with a draft; see `AtSpeedConfig`.
     exclude: items that must not be recommended after each history, such as those it holds; None: none. Numbers that are not in the
       trie have no effect.
     seed: for the relaxed rules; the same seed gives a history the same items at any batch size.
+    numbers: for the relaxed rules: the number of each history, from which, with the seed, its random numbers come; None: 0, 1, 2, ... Pass
+      the places in the whole list if the histories are a part of it; otherwise all parts draw with the same random numbers.
     batch_size: histories read together; None: 32.
     progress: called with the number of histories of each batch when it is done.
 
   Raises:
+    DataError: the model and the draft have catalogues with other identifiers.
     ValueError: a history is empty, longer than a model reads or has ids outside the vocabulary; the trie has tokens outside the
-      vocabulary; the draft has another vocabulary; `exclude` has another length; a number is out of range; or a
-      model is no decoder-only model that reads forward.
+      vocabulary; the draft has another vocabulary; `exclude` or `numbers` has another length; a number is out of range; or a model
+      is no decoder-only model that reads forward.
     NotFiniteError: logits are not finite.
   """
   config = AtSpeedConfig(k, max(beam, k) if draft is None else beam, gamma, verify, order, select)
@@ -76,9 +81,11 @@ def recommend(
   if batch_size is not None and batch_size < 1:
     raise ValueError(f'{batch_size=} must be at least 1.')
   ids = _checked(lm, draft, trie, histories)
-  if exclude is not None and len(exclude) != len(ids):
-    raise ValueError(f'`exclude` has {len(exclude)} lists of items; expected one for each of {len(ids)} histories.')
+  exclude = None if exclude is None else _checked_exclude(exclude, len(ids))
+  numbers = _checked_numbers(numbers, len(ids))
   size = min(batch_size or BATCH_SIZE, 1 << (len(ids) - 1).bit_length())
+  # Padding must stay within the positions of both models: states beyond a table of learned positions are no numbers.
+  room = min(model.config.max_length for model in (lm, draft) if model is not None) - trie.depth
   by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
   clock = Clock()
   leaves, scores = np.zeros((len(ids), k), np.int32), np.zeros((len(ids), k), np.float32)
@@ -87,9 +94,9 @@ def recommend(
     rows = np.array(by_length[first : first + size])
     n = len(rows)
     filled = np.append(rows, np.repeat(rows[-1:], size - n))  # Rows that only fill the batch repeat the last history.
-    padded = prompt_lib.pad([ids[i] for i in filled], lm.config.max_length - trie.depth)
+    padded = prompt_lib.pad([ids[i] for i in filled], room)
     closed = None if exclude is None else jnp.asarray(trie.closed([exclude[i] for i in filled]))
-    keys = _keys(jax.random.key(seed), jnp.asarray(filled)) if config.drawn else None
+    keys = _keys(jax.random.key(seed), jnp.asarray(numbers[filled])) if config.drawn else None
     arrays = jnp.asarray(padded.tokens), jnp.asarray(padded.lengths)
     if draft is None or trie.depth == 1:
       found = clock.run(
@@ -209,12 +216,52 @@ def _checked(lm, draft, trie: ItemTrie, histories) -> list[list[int]]:
     raise ValueError(
       f'The draft has {draft.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a vocabulary.'
     )
+  if draft is not None and isinstance(lm.tokenizer, Catalogue) and isinstance(draft.tokenizer, Catalogue):
+    draft.tokenizer.check_same(lm.tokenizer, 'The draft', 'the model')
+  if isinstance(histories, str) or (len(histories) and isinstance(histories[0], int | np.integer)):
+    raise ValueError('`histories` is a list of histories: wrap a single one in a list.')
+  for i, history in enumerate(histories):
+    text = isinstance(history, str) and isinstance(lm.tokenizer, Catalogue)
+    if text or (isinstance(history, list | tuple) and any(isinstance(token, str) for token in history)):
+      raise ValueError(
+        f'History {i} is {shown(history)}; expected token ids, which lm.tokenizer.prompt(lm.tokenizer.find([...])) makes of titles or ids '
+        'of items.'
+      )
   ids = prompt_lib.encode(lm, histories, 'forward')
-  for _, model in models:
+  longest = max(range(len(ids)), key=lambda i: len(ids[i]))
+  for name, model in models:
     model.config.check_causal('Reading a history to recommend what follows')
-    prompt_lib.check_room(max(map(len, ids)), trie.depth, model.config.max_length)
+    n, room = len(ids[longest]), model.config.max_length - trie.depth
+    if n > room:
+      raise ValueError(
+        f'History {longest} has {n} tokens and an identifier {trie.depth}, together {n + trie.depth}; {name.lower()} reads '
+        f'{model.config.max_length}: keep at most the last {room} tokens.'
+      )
     prompt_lib.check_prefix(min(map(len, ids)), model.config.prefix)
   return ids
+
+
+def _checked_exclude(exclude: Sequence[Collection[int]], count: int) -> list[list[int]]:
+  """Returns the excluded items of `count` histories. Raises ValueError for another length, or what are no item numbers."""
+  if len(exclude) != count:
+    raise ValueError(f'`exclude` has {len(exclude)} lists of items; expected one for each of {count} histories.')
+  found = []
+  for i, items in enumerate(exclude):
+    try:
+      found.append(item_numbers(items).tolist())
+    except ValueError as e:
+      raise ValueError(f'`exclude` of history {i}: {e}') from e
+  return found
+
+
+def _checked_numbers(numbers: Sequence[int] | None, count: int) -> np.ndarray:
+  """Returns the numbers of `count` histories, uint32. Raises ValueError for another length, or what are no numbers below 2**32."""
+  found = np.arange(count) if numbers is None else np.asarray(numbers)
+  if found.shape != (count,):
+    raise ValueError(f'`numbers` has shape {found.shape}; expected one number for each of {count} histories.')
+  if not np.issubdtype(found.dtype, np.integer) or found.min() < 0 or found.max() >= 2**32:
+    raise ValueError(f'`numbers` must be whole numbers from 0 to 2**32 - 1, not {shown(found.tolist())}.')
+  return found.astype(np.uint32)
 
 
 def _check_finite(lm: LanguageModel, rows: np.ndarray, finite: np.ndarray) -> None:

@@ -148,10 +148,15 @@ def advanced(
   steps = end if drafted is None else jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), drafted, end)
   roots = states_BXD.shape[1] - g * N
   active_B = state.depth < L
+  over_rows = lambda mask_B, x, y: jnp.where(mask_B.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
+  nothing = jax.tree.map(lambda x: x[:, 0], end)
 
   def step(carry, xs):
     beams, depth, at_BK, draft_BK, parent_BK, goes_on_B, accepted, finite_B = carry
     j, new = xs
+    # The last token is the target's alone. Drafts of it exist only where another history of the batch has more steps left, and to verify
+    # them would let the relaxed rules draw something else than they draw for the history alone.
+    new = jax.tree.map(functools.partial(over_rows, depth + 1 == L), nothing, new)
     logits_BKV = reader.logits(params, take(states_BXD, at_BK))
     found = candidates(logits_BKV, beams, trie, closed)
     drafts = as_candidates(new, draft_BK, beams, M)
@@ -160,7 +165,7 @@ def advanced(
     same_BKN = place_BK[:, :, None] == drafts.place[:, None, :]
     which_BK = jnp.argmax(same_BKN, axis=2).astype(jnp.int32)
     accepted_B = goes_on_B & all_drafted_B & (j < g) & (depth + 1 < L)
-    change = lambda new, old: jnp.where(goes_on_B.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+    change = functools.partial(over_rows, goes_on_B)
     carry = (
       jax.tree.map(change, found.at(place_BK, there_BK), beams), depth + goes_on_B, change(roots + j * N + which_BK, at_BK),
       change(which_BK, draft_BK), change(take(at_BK, place_BK // M), parent_BK), accepted_B, accepted + accepted_B,

@@ -27,7 +27,8 @@ class RecommendFlags:
   model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='RUN')]
   """Run directory of trainers.recommend: a target."""
   history: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar='ITEM ...')] = None
-  """Items of one user in order of time, each by its id or title. '' alone is an empty history, after which popular items come first."""
+  """Items of one user in order of time, each by its id or title. '' alone is an empty history: the list is what users begin with,
+  unless the target was trained with --data.predict last, which does not teach it."""
   input: Annotated[str | None, tyro.conf.arg(metavar='FILE')] = None
   """A file with a history on each line, instead of --history: a JSON list of ids or titles. A blank line stays blank."""
   output: Annotated[str | None, tyro.conf.arg(metavar='FILE')] = None
@@ -45,17 +46,18 @@ class RecommendFlags:
   """With a draft: strict gives the target's own lists. relaxed and relaxed_exact draw items at random, with fewer target calls; see
   docs/recommendation.md. Without a draft, relaxed and relaxed_exact draw from the target."""
   select: Select = 'uniform'
-  """For relaxed: which of more than k accepted prefixes are kept."""
+  """For relaxed with a draft: which of more than k accepted prefixes are kept, a random choice or those with the best scores."""
   exclude_seen: bool = False
   """Do not recommend items of the history."""
   allow: Annotated[str | None, tyro.conf.arg(metavar='FILE')] = None
   """A file with an id or a title on each line: only these items are recommended (none: all)."""
   unknown: Literal['error', 'skip'] = 'error'
-  """What to do with an item of a history that the catalogue does not have: stop and name it, or leave it out."""
+  """What to do with an item of a history that the catalogue does not have: stop and name it, or leave it out. A title that several items
+  have always stops."""
   batch_size: int = 32
   """Number of histories that are searched together. Fewer need less memory."""
   seed: int = 0
-  """Seed for relaxed and relaxed_exact."""
+  """Seed for relaxed and relaxed_exact. With --input, what a line draws depends on the seed and the number of the line."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
   """Type of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
   stats: bool = True
@@ -73,30 +75,33 @@ class Recommender:
 
   def find(self, names: Any, where: str) -> list[int]:
     """Returns the numbers of a history's items. Raises DataError, which begins with `where`, for items that are not known."""
+    from jaxlm.data.catalogue import SeveralItemsError
     from jaxlm.errors import DataError, shown
 
     if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
       raise DataError(f'{where}: found {shown(names)}; expected a list of items, each by its id or title.')
     found = []
-    for name in (name for name in map(str, names) if name.strip()):
+    for name in map(str, names):
       try:
         found += self.lm.tokenizer.find([name])
+      except SeveralItemsError as e:
+        raise DataError(f'{where}: {e}') from e
       except DataError as e:
         if self.config.unknown == 'error':
           raise DataError(f'{where}: {e} To leave out such items: --unknown skip.') from e
     return found
 
   def __call__(
-    self, histories: list[list[int]], progress: Any = None
+    self, histories: list[list[int]], numbers: list[int] | None = None, progress: Any = None
   ) -> tuple[list[list[dict[str, Any]]], dict[str, Any]]:
-    """Returns (the items of each history with ids, titles and scores; the stats of the search)."""
+    """Returns (the items of each history with ids, titles and scores; the stats of the search). `numbers`: see `recommend`."""
     from decoders import atspeed
 
     c, items = self.config, self.lm.tokenizer
     out = atspeed.recommend(
       self.lm, self.draft, self.trie, [items.prompt(history) for history in histories], k=c.k, beam=c.beam, gamma=c.gamma,
-      verify=c.verify, select=c.select, exclude=histories if c.exclude_seen else None, seed=c.seed, batch_size=c.batch_size,
-      progress=progress,
+      verify=c.verify, select=c.select, exclude=histories if c.exclude_seen else None, seed=c.seed, numbers=numbers,
+      batch_size=c.batch_size, progress=progress,
     )  # fmt: skip
     named = lambda i, score: {'id': items.item_ids[i], 'title': items.titles[i], 'score': round(float(score), 6)}
     rows = zip(out.items, out.item_scores)
@@ -163,7 +168,8 @@ def _model(path: str, dtype: str | None, name: str) -> Any:
 
 def recommend_one(config: RecommendFlags) -> None:
   one = load(config)
-  (items,), stats = one([one.find(list(config.history), '--history')])
+  names = [] if [name.strip() for name in config.history] == [''] else list(config.history)
+  (items,), stats = one([one.find(names, '--history')])
   for i, item in enumerate(items, 1):
     name = item['title'] if item['title'] == item['id'] else f'{item["title"]}  ({item["id"]})'
     print(f'{i:3d}  {item["score"]:8.3f}  {name}')
@@ -186,15 +192,16 @@ def write_lines(
       raise DataError(f'{where} is not JSON: {e}. Expected a list of ids or titles, such as ["42", "Heat"].') from e
     return one.find(names, where)
 
-  lines, stats = iter(lines), []
+  # A history is numbered by its line, so that its random numbers depend neither on the batch size nor on where an earlier run stopped.
+  lines, stats = enumerate(lines, done), []
   with tqdm.tqdm(desc='recommending', unit=' histories', total=total, initial=done, disable=None) as bar:
     while block := list(itertools.islice(lines, BATCHES * config.batch_size)):
-      known = [history(where, text) for where, text in block if text.strip()]
+      known = {number: history(where, text) for number, (where, text) in block if text.strip()}
       found = iter(())
       if known:
-        rows, of_block = one(known, bar.update)
+        rows, of_block = one(list(known.values()), list(known), bar.update)
         found, stats = iter(rows), [*stats, of_block]
-      write([json.dumps(next(found), ensure_ascii=False) if text.strip() else '' for _, text in block])
+      write([json.dumps(next(found), ensure_ascii=False) if text.strip() else '' for _, (_, text) in block])
       bar.update(len(block) - len(known))
   if config.stats and stats:
     print(summary(merged(stats)), file=sys.stderr)

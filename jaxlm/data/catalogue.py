@@ -34,6 +34,10 @@ SPECIAL = ('<pad>', '<bos>')
 FILE, TOKENS = 'catalogue.json', 'tokens.npy'
 
 
+class SeveralItemsError(errors.DataError):
+  """Several items have a title, so that it names none of them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
   """Items and their identifiers.
@@ -168,7 +172,8 @@ class Catalogue:
     """Returns the numbers of items, each given by its id, or by its title in upper or lower case.
 
     Raises:
-      DataError: no item or several items have a name; the message suggests the nearest.
+      DataError: no item has a name; the message suggests the nearest.
+      SeveralItemsError: several items have a name; the message lists their ids.
     """
     return [self._find(str(name).strip()) for name in names]
 
@@ -180,7 +185,7 @@ class Catalogue:
       return there[0]
     if there:
       ids = ', '.join(self.item_ids[i] for i in there[:5])
-      raise errors.DataError(f'{len(there)} items have the title {name!r}. Give one of their ids instead: {ids}.')
+      raise SeveralItemsError(f'{len(there)} items have the title {name!r}. Give one of their ids instead: {ids}.')
     near = difflib.get_close_matches(name, [*self.item_ids, *self.titles], n=1, cutoff=0.5)
     hint = f' Did you mean {near[0]!r}?' if near else ''
     raise errors.DataError(f'Unknown item {errors.shown(name)}.{hint} The catalogue has {len(self):,} items.')

@@ -158,6 +158,8 @@ def _time(example: dict[str, Any], name: str, where: str) -> float:
   value = example.get(name)
   if isinstance(value, datetime.datetime):
     return value.timestamp()
+  if isinstance(value, datetime.date):  # As an ISO date: the midnight with which the day begins.
+    return datetime.datetime(value.year, value.month, value.day).timestamp()
   if isinstance(value, str) and not value.strip().replace('.', '', 1).lstrip('-').isdigit():
     try:
       return datetime.datetime.fromisoformat(value.strip()).timestamp()

@@ -9,7 +9,7 @@ Letters: C capacity in nodes, P capacity in items, M largest number of children,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 import dataclasses
 import functools
 from typing import TYPE_CHECKING
@@ -94,7 +94,7 @@ class ItemTrie:
     Raises:
       ValueError: there are no items, or the trie has no such item.
     """
-    items = _numbers(items)
+    items = item_numbers(items)
     if not len(items):
       raise ValueError('No item is allowed: name at least one.')
     if len(unknown := np.setdiff1d(items, self._pairs[1])):
@@ -111,7 +111,7 @@ class ItemTrie:
     """
     closed = np.zeros((len(excluded), len(self.token)), bool)
     for row, items in zip(closed, excluded):
-      items = np.intersect1d(_numbers(items), self._pairs[1])
+      items = np.intersect1d(item_numbers(items), self._pairs[1])
       node_n, gone_C = self._leaf_of_item[items], np.zeros(len(row), np.int32)
       for _ in range(self.depth + 1):
         np.add.at(gone_C, node_n, 1)
@@ -194,9 +194,11 @@ class ItemTrie:
     return found
 
 
-def _numbers(items) -> np.ndarray:
+def item_numbers(items: Collection[int] | Int[Array, ' n']) -> np.ndarray:
   """Returns item numbers as an array, each once, in rising order. Raises ValueError for what is no list of whole numbers."""
-  items = np.asarray(items if isinstance(items, (np.ndarray, jax.Array)) else list(items))
+  if not isinstance(items, (np.ndarray, jax.Array)):
+    items = list(items) if isinstance(items, Iterable) else items
+  items = np.asarray(items)
   if items.ndim != 1 or (items.size and not np.issubdtype(items.dtype, np.integer)):
     raise ValueError(f'{shown(items.tolist())} is no list of item numbers.')
   return np.unique(items.astype(np.int64))

@@ -5,7 +5,7 @@
   python -m trainers.recommend target --ids runs/films-ids --run.directory runs/films-target
   python -m trainers.recommend draft --target runs/films-target --run.directory runs/films-draft
   python -m trainers.recommend draft --loss.name atspeed-r     for relaxed verification
-  python -m trainers.recommend sasrec --ids ...                SASRec, to compare with
+  python -m trainers.recommend sasrec                          SASRec, to compare with; its identifiers are those of preset ids-sasrec
 
 Each stage has a run directory of its own. Without --target or --ids, the run of the stage before lies beside this one: runs/X-draft
 needs runs/X-target and that one runs/X-ids, and what is missing is made first with the preset of the same name. So --run.directory is

@@ -201,9 +201,9 @@ class LossConfig:
   alpha: float = 0.5
   """Share of the alignment in the loss (for sft it is 0)."""
   tau: float | None = None
-  """atspeed-s, atspeed-r: temperature of the compared distributions (none: 0.1 for s, 1 for r)."""
+  """atspeed-s, atspeed-r: temperature of the compared distributions (none: 0.1 for s, 1 for r). Other losses have none and ignore it."""
   top_k: int = 20
-  """atspeed-s: number of the draft's likeliest tokens that are compared."""
+  """atspeed-s, atspeed-s-clean: number of the draft's likeliest tokens that are compared. Other losses ignore it."""
 
   def __post_init__(self):
     check_choices(self)
@@ -222,7 +222,8 @@ class BeamConfig:
   count: int = 20
   """Number of beams of each history."""
   examples: int | None = 4000
-  """Number of histories: a random choice of all beginnings of the users' histories (none: all)."""
+  """Number of histories: a random choice of all beginnings of the users' histories (none: all). A draft learns from these rows alone,
+  also with a loss that reads no beams, so that drafts of different losses learn from the same data."""
   batch_size: int = 64
   """Number of histories that are searched together. Fewer need less memory."""
   seed: int = 0

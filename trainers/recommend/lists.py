@@ -55,7 +55,8 @@ def recommend(
     if stop():
       return None
     prompts = [items.prompt(history) for history in histories[first : first + batch_size]]
-    out = atspeed.recommend(lm, draft, trie, prompts, k=k, batch_size=batch_size, **settings)
+    numbers = range(first, first + len(prompts))
+    out = atspeed.recommend(lm, draft, trie, prompts, k=k, numbers=numbers, batch_size=batch_size, **settings)
     found += out.items
     accepted += out.stats['accept_steps']
   return found, accepted

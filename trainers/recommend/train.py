@@ -67,12 +67,45 @@ def _before(config: Any, stage: str) -> str:
   return str(place)
 
 
+def _is_new(config: TargetConfig | DraftConfig) -> bool:
+  from jaxlm.io import checkpoint
+
+  return not checkpoint.steps(Path(config.run.directory) / 'checkpoints')
+
+
+def _check_depth(config: TargetConfig, depth: int) -> None:
+  """Raises ConfigError if a new run of a preset for single items, which is SASRec, gets identifiers of several tokens."""
+  from trainers.recommend.presets import PRESETS
+
+  preset = PRESETS.get(config.ids_preset, ('', None))[1]
+  if isinstance(preset, IdsConfig) and preset.ids.method == 'items' and depth > 1 and _is_new(config):
+    raise ConfigError(
+      f'--ids {config.ids} has identifiers of {depth} tokens, and this preset is for one token per item. Make such identifiers of the same '
+      f'data: python -m trainers.recommend {config.ids_preset} --run.directory RUN, with the --data flags of {config.ids}. Then pass --ids RUN.'
+    )
+
+
+def _check_start(config: TargetConfig | DraftConfig, items: Any, ids_run: str) -> None:
+  """Raises DataError if a new run would begin with the parameters of a run (--start) that has other identifiers."""
+  from jaxlm.data import catalogue
+  from jaxlm.io import checkpoint
+  from trainers.recommend import target_task
+
+  if config.start is None or not _is_new(config):
+    return
+  if checkpoint.run_config(config.start).get('trainer') == target_task.TRAINER:  # `trainers.start` refuses others.
+    theirs = catalogue.load(Path(config.start) / 'tokenizer')
+    theirs.check_same(items, f'--start {config.start}', f'--ids {ids_run}')
+
+
 def _target(config: TargetConfig):
   from trainers import loop
   from trainers.recommend import ids, target_task
 
   config = dataclasses.replace(config, ids=_before(config, 'ids'))
   data = ids.load(config.ids)
+  _check_depth(config, data.catalogue.depth)
+  _check_start(config, data.catalogue, config.ids)
   config = dataclasses.replace(config, model=ids.fitted(config.model, data.catalogue))
   return loop.fit(target_task.NextItem(config, data), config)
 
@@ -87,6 +120,7 @@ def _draft(config: DraftConfig):
   place = config.ids or teacher.ids_of(config.target)
   data = ids.load(place)
   lm.tokenizer.check_same(data.catalogue, f'--target {config.target}', f'--ids {place}')
+  _check_start(config, data.catalogue, place)
   config = dataclasses.replace(config, model=ids.fitted(config.model, data.catalogue))
   rows = draft_task.rows_of(config, data)
   written = beams.of(config, lm, data.catalogue, rows, layout)

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+import decoders
 from decoders import atspeed
 from decoders.recommendation import command
 from decoders.recommendation.command import RecommendFlags
@@ -109,6 +110,29 @@ def test_a_file_is_answered_line_by_line_and_continued(tmp_path, monkeypatch):
   assert json.loads(rows[0])[0].keys() == {'id', 'title', 'score'}
 
 
+def test_drawn_items_depend_on_the_line_and_not_on_the_batch(tmp_path, monkeypatch, capsys):
+  source, output = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
+  source.write_text('["i1"]\n' * 9 + '\n' + '["i1"]\n' * 6)
+  flags = RecommendFlags('run', input=str(source), k=3, verify='relaxed_exact', stats=False)
+
+  def found(**changes):
+    command.main(dataclasses.replace(flags, **changes))
+    return ids_of(capsys.readouterr().out)
+
+  def ids_of(text):
+    return [tuple(item['id'] for item in json.loads(line)) if line else () for line in text.splitlines()]
+
+  monkeypatch.setattr(command, 'BATCHES', 2)
+  lines = found(batch_size=1)
+  assert found(batch_size=2) == lines == found(batch_size=8) and lines[9] == ()
+  # 12 identifiers in lists of three: blocks that draw the same would repeat.
+  assert len(set(lines)) > 8 and not any(lines[:n] == lines[n : 2 * n] for n in (2, 4))
+  with interrupted_at(monkeypatch, atspeed, 'recommend', 2):
+    found(batch_size=2, output=str(output))
+  found(batch_size=8, output=str(output))
+  assert ids_of(output.read_text()) == lines
+
+
 @pytest.mark.parametrize(
   'flags, message',
   [
@@ -119,6 +143,7 @@ def test_a_file_is_answered_line_by_line_and_continued(tmp_path, monkeypatch):
     (dict(history=('i1',), draft='draft', k=50), 'beam=40 must be at least k=50'),
     (dict(history=('i1',), select='score'), "select='score' is for verify='relaxed'"),
     (dict(history=('i1', 'i77')), "--history: Unknown item 'i77'.* To leave out such items: --unknown skip"),
+    (dict(history=('i1', '')), "--history: Unknown item ''.* To leave out such items: --unknown skip"),
     (dict(history=('i1',), draft='other'), '--draft other and run have other identifiers'),
     (dict(history=('i1',), draft='lm'), '--draft lm is no recommender'),
   ],
@@ -128,10 +153,37 @@ def test_what_is_wrong_is_said(flags, message):
     command.main(RecommendFlags('run', **flags))
 
 
+@pytest.mark.parametrize('unknown', ['error', 'skip'])
+def test_a_title_of_several_items_is_never_left_out(tmp_path, monkeypatch, unknown):
+  import jaxlm
+
+  same = dataclasses.replace(ITEMS, titles=('Film', 'film', *ITEMS.titles[2:]))
+  monkeypatch.setattr(jaxlm, 'load', lambda path, dtype: model(same))
+  (tmp_path / 'in.jsonl').write_text('["Film 3", "FILM"]\n')
+  message = r"in.jsonl, line 1: 2 items have the title 'FILM'. Give one of their ids instead: i0, i1.$"
+  with pytest.raises(DataError, match=message):
+    command.main(RecommendFlags('run', input=str(tmp_path / 'in.jsonl'), unknown=unknown))
+
+
+def test_titles_and_other_decoders_are_refused_with_what_to_do():
+  with pytest.raises(ValueError, match="History 0 is 'Film 2'; expected token ids"):
+    atspeed.recommend(model(), None, ITEMS.trie(), ['Film 2'], k=2)
+  with pytest.raises(ValueError, match='This model is a recommender.*Use decoders.atspeed.recommend'):
+    decoders.generate(model(), [[1, 2]])
+
+
+def test_the_identifiers_of_a_draft_are_compared_from_python_too():
+  with pytest.raises(
+    DataError, match=f'The draft and the model have other identifiers.*{OTHER.digest}.*{ITEMS.digest}'
+  ):
+    atspeed.recommend(model(), model(OTHER), ITEMS.trie(), [ITEMS.prompt([1])], k=2, beam=2)
+
+
 def test_lines_that_are_no_histories_are_named_and_unknown_items_can_be_skipped(tmp_path, capsys):
   for line, message in (
     ('{"a": 1}', r"line 1: found {'a': 1}; expected a list of items"),
     ('i1', 'line 1 is not JSON'),
+    ('["i1", ""]', "line 1: Unknown item ''"),
     ('["i1", "nowhere"]', "line 1: Unknown item 'nowhere'"),
   ):
     (tmp_path / 'in.jsonl').write_text(line + '\n')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlm.data import catalogue
-from jaxlm.data.catalogue import BOS, Catalogue
+from jaxlm.data.catalogue import BOS, Catalogue, SeveralItemsError
 from jaxlm.errors import CheckpointError, DataError
 
 CODES = np.array([[0, 1], [2, 1], [0, 0], [2, 1]])
@@ -45,7 +45,7 @@ def test_items_that_share_an_identifier_are_in_one_leaf_with_popular_ones_first(
 def test_items_are_found_by_id_and_by_title():
   found = made()
   assert found.find(['i2', ' heat', 'ALIEN']) == [2, 0, 1]
-  with pytest.raises(DataError, match="2 items have the title 'Up'. Give one of their ids instead: i2, i3"):
+  with pytest.raises(SeveralItemsError, match="2 items have the title 'Up'. Give one of their ids instead: i2, i3"):
     found.find(['Up'])
   with pytest.raises(DataError, match="Unknown item 'Allien'. Did you mean 'Alien'"):
     found.find(['Allien'])

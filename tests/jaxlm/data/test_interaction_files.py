@@ -1,5 +1,6 @@
 """Logs and item tables of all kinds of files give the same rows; bad rows are named with file and line."""
 
+import datetime
 import json
 
 import pyarrow as pa
@@ -55,6 +56,15 @@ def test_columns_can_be_named_and_several_files_are_one_log(files, tmp_path):
   with pytest.raises(DataError, match="Unknown column of --data.user, .*'wo'. Did you mean 'who'"):
     interaction_files.read_log(str(tmp_path / 'x.csv'), Columns(user='wo', item='what'))
   assert len(interaction_files.read_log(f'{spec},{spec}')) == 6
+
+
+def test_dates_and_moments_of_parquet_are_the_times_of_iso_dates(tmp_path):
+  (tmp_path / 'x.csv').write_text('user,item,date\nu,a,2024-01-02\nu,b,2024-01-03\n')
+  expected = interaction_files.read_log(str(tmp_path / 'x.csv')).times
+  days = [datetime.date(2024, 1, 2), datetime.date(2024, 1, 3)]
+  for times in (days, [datetime.datetime(day.year, day.month, day.day) for day in days]):
+    pq.write_table(pa.table({'user': ['u', 'u'], 'item': ['a', 'b'], 'date': times}), tmp_path / 'x.parquet')
+    assert interaction_files.read_log(str(tmp_path / 'x.parquet')).times == expected
 
 
 def test_without_times_the_lines_are_in_order(tmp_path):

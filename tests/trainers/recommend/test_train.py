@@ -1,5 +1,6 @@
 """The stages follow each other, resume bit for bit, and leave recommenders that know their items."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import jaxlm
+from jaxlm.data import catalogue
 from jaxlm.data.catalogue import Catalogue
 from jaxlm.errors import CheckpointError, DataError
 from jaxlm.io import checkpoint
@@ -113,6 +115,37 @@ def test_a_run_is_not_resumed_with_other_identifiers_or_histories(target_run, id
     recommend.main(target(other, tmp_path / 'copy'))
   with pytest.raises(DataError, match=r'--target .* and --ids .* have other identifiers'):
     recommend.main(draft(target_run[0], tmp_path / 'draft', '--ids', str(other)))
+
+
+def test_a_run_does_not_start_from_the_parameters_of_other_identifiers(target_run, draft_run, ids_run, tmp_path):
+  """The items are the same, in another order, so that only the digests tell the two apart."""
+  shutil.copytree(target_run[0], tmp_path / 'start')
+  items = catalogue.load(ids_run / 'tokenizer')
+  other = dataclasses.replace(items, tokens=items.tokens[::-1])
+  shutil.rmtree(tmp_path / 'start' / 'tokenizer')
+  other.save(tmp_path / 'start' / 'tokenizer')
+  start = '--start', str(tmp_path / 'start')
+  message = rf'--start .*start and --ids .*x-ids have other identifiers: .*{other.digest}.*{items.digest}'
+  with pytest.raises(DataError, match=message):
+    recommend.main(target(ids_run, tmp_path / 'new', *start))
+  with pytest.raises(DataError, match=message):
+    recommend.main(draft(target_run[0], tmp_path / 'draft', *start))
+  assert not (tmp_path / 'new').exists() and not (tmp_path / 'draft').exists()
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_the_parameters_of_another_with_the_same_identifiers(target_run, ids_run, tmp_path):
+  directory, state = target_run
+  recommend.main(target(ids_run, tmp_path / 'new', '--start', str(directory), '--optimizer.learning-rate', '1e-9'))
+  params = checkpoint.load_run(tmp_path / 'new', 'float32', step=2)[1]
+  chex.assert_trees_all_close(jax.device_get(params), checkpoint.load_run(directory, 'float32')[1], atol=1e-5)
+
+
+def test_sasrec_is_not_trained_on_identifiers_of_several_tokens(ids_run, tmp_path):
+  flags = '--ids', str(ids_run), '--run.directory', str(tmp_path / 'sasrec')
+  with pytest.raises(ConfigError, match='has identifiers of 2 tokens.* python -m trainers.recommend ids-sasrec'):
+    recommend.main(parse('sasrec', *flags))
+  assert not (tmp_path / 'sasrec').exists()
 
 
 def test_targets_that_are_none_are_refused(ids_run, target_run, tmp_path):
