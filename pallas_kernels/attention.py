@@ -71,6 +71,7 @@ def flash_attention(
     block_q, block_k: block sizes of the kernels: powers of two, at least 16 (128 on a TPU). None: the platform's default.
     implementation: 'pallas' (TPU, GPU), 'xla' (everywhere), 'cudnn' (NVIDIA GPU; softmax without ALiBi, segments, prefix,
       softcap or slot, 16 bits, T = S if causal). None chooses the fastest for the platform: see `default_implementation`.
+      On NVIDIA GPUs before Ampere (compute capability 8.0) only 'xla' runs, and None chooses it.
     interpret: run kernels as ordinary JAX operations on any platform, whatever `implementation` says; slow, for tests. True: the
       kernels of a TPU; 'gpu': those of a GPU; `pltpu.InterpretParams`: those of a TPU in JAX's simulation of its memory.
 
@@ -102,21 +103,27 @@ def flash_attention(
   if implementation == 'cudnn':
     if reason := cudnn_cannot(spec, q, k, segments):
       raise ValueError(f"implementation='cudnn' does not support this call: {reason}. Leave it out, or pass 'xla'.")
+    platforms.require(('gpu',), q, k, v, implementation='cudnn')
     return _cudnn(q, k, v, spec)
   slot = (slot_logit, slot_key, slot_value) if spec.slot else None
   return _jitted(q, k, v, alibi_slopes, segments, spec, implementation, slot)
 
 
 def default_implementation(spec: calls.Spec, q: jax.Array, k: jax.Array, segments=None) -> str | None:
-  """Returns 'cudnn' on an NVIDIA GPU if cuDNN supports the arguments; otherwise None, which means attention_calls.FASTEST."""
-  device = jax.devices()[0]
-  nvidia = device.platform == 'gpu' and device.device_kind.startswith('NVIDIA')
+  """Returns 'cudnn' on an NVIDIA GPU if cuDNN supports the arguments; otherwise None, which means attention_calls.FASTEST.
+
+  GPUs that are too old for both get 'xla'.
+  """
+  gpus = platforms.gpus()
+  if platforms.too_old(gpus):
+    return 'xla'
+  nvidia = bool(gpus) and gpus[0].device_kind.startswith('NVIDIA')
   return 'cudnn' if nvidia and cudnn_cannot(spec, q, k, segments) is None else None
 
 
 def chosen_implementation(spec: calls.Spec, q: jax.Array, k: jax.Array, segments=None) -> str:
-  """Returns the implementation that a call without one uses on this process's devices; q and k may be abstract."""
-  platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
+  """Returns the implementation that a call without one uses on this process's default device; q and k may be abstract."""
+  platform = {'gpu': 'cuda'}.get(platforms.default_platform(), platforms.default_platform())
   kernels = 'xla' if calls.FASTEST[platform] == 'xla' else 'pallas'
   return default_implementation(spec, q, k, segments) or kernels
 

@@ -73,7 +73,7 @@ def column_mass(
     slot_logits: logits of a slot that every query sees, after scale, cap and bias. It takes part in a softmax.
     factors: f_t of `columns` and `proxy`, for example 0 for queries that do not count (None: 1). `rows` do not use them.
     block_q, block_k: block sizes of the kernels: powers of two, at least 16 (128 on a TPU). None: the platform's default.
-    implementation: 'pallas' (TPU, GPU) or 'xla' (everywhere). None: FASTEST of the platform.
+    implementation: 'pallas' (TPU, GPU; NVIDIA's from Ampere on) or 'xla' (everywhere). None: FASTEST of the platform.
     interpret: run the kernels as ordinary JAX operations on any platform; slow, for tests. It may be a pltpu.InterpretParams.
 
   Raises:
