@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import attention_calls as calls
 from pallas_kernels import attention_slot, platforms
-from pallas_kernels.attention_checks import check, cudnn_cannot
+from pallas_kernels.attention_checks import check, cudnn_cannot, cudnn_missing
 
 if TYPE_CHECKING:
   from jax.experimental.pallas import tpu as pltpu
@@ -100,32 +100,38 @@ def flash_attention(
     platforms.require(('tpu', 'gpu'), q, k, v)
   elif implementation is None:
     implementation = default_implementation(spec, q, k, segments)
-  if implementation == 'cudnn':
+    if implementation == 'cudnn':
+      return _cudnn_on_nvidia(q, k, v, spec)
+  elif implementation == 'cudnn':
     if reason := cudnn_cannot(spec, q, k, segments):
       raise ValueError(f"implementation='cudnn' does not support this call: {reason}. Leave it out, or pass 'xla'.")
     platforms.require(('gpu',), q, k, v, implementation='cudnn')
+    if reason := cudnn_missing():
+      raise ValueError(f"implementation='cudnn' does not run in this process: {reason} Leave it out, or pass 'xla'.")
     return _cudnn(q, k, v, spec)
   slot = (slot_logit, slot_key, slot_value) if spec.slot else None
   return _jitted(q, k, v, alibi_slopes, segments, spec, implementation, slot)
 
 
 def default_implementation(spec: calls.Spec, q: jax.Array, k: jax.Array, segments=None) -> str | None:
-  """Returns 'cudnn' on an NVIDIA GPU if cuDNN supports the arguments; otherwise None, which means attention_calls.FASTEST.
+  """Returns how a call without an implementation runs in a process with these GPUs.
 
-  GPUs that are too old for both get 'xla'.
+  'cudnn': cuDNN in programs for an NVIDIA GPU, and attention_calls.FASTEST in programs for other devices, such as the CPU.
+  None: FASTEST, also if cuDNN is missing or does not support the arguments. 'xla': on GPUs that are too old for cuDNN and the kernels.
   """
   gpus = platforms.gpus()
   if platforms.too_old(gpus):
     return 'xla'
   nvidia = bool(gpus) and gpus[0].device_kind.startswith('NVIDIA')
-  return 'cudnn' if nvidia and cudnn_cannot(spec, q, k, segments) is None else None
+  return 'cudnn' if nvidia and not (cudnn_cannot(spec, q, k, segments) or cudnn_missing()) else None
 
 
 def chosen_implementation(spec: calls.Spec, q: jax.Array, k: jax.Array, segments=None) -> str:
   """Returns the implementation that a call without one uses on this process's default device; q and k may be abstract."""
-  platform = {'gpu': 'cuda'}.get(platforms.default_platform(), platforms.default_platform())
-  kernels = 'xla' if calls.FASTEST[platform] == 'xla' else 'pallas'
-  return default_implementation(spec, q, k, segments) or kernels
+  platform = platforms.default_platform()
+  if platform == 'gpu' and (default := default_implementation(spec, q, k, segments)):
+    return default
+  return 'xla' if calls.FASTEST[{'gpu': 'cuda'}.get(platform, platform)] == 'xla' else 'pallas'
 
 
 def _interpreted(interpret) -> calls.Form:
@@ -140,6 +146,18 @@ def _cudnn(q, k, v, spec: calls.Spec):
   return jax.nn.dot_product_attention(
     q, k, v, scale=spec.scale, is_causal=spec.causal, local_window_size=window, implementation='cudnn'
   )
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _cudnn_on_nvidia(q, k, v, spec: calls.Spec):
+  """Returns the attention by cuDNN in a program for an NVIDIA GPU, and by attention_calls.FASTEST elsewhere.
+
+  The choice is made when the program is lowered, because a process with GPUs also has programs for its CPU.
+  """
+  ours = lambda form, q, k, v: _attend(q, k, v, None, None, None, None, spec, form)
+  branches = {platform: functools.partial(ours, calls.Form(kind)) for platform, kind in calls.FASTEST.items()}
+  branches['cuda'] = functools.partial(_cudnn, spec=spec)
+  return jax.lax.platform_dependent(q, k, v, **branches)
 
 
 def _with_slot(q, k, v, slopes, segments, spec: calls.Spec, how, slot=None):

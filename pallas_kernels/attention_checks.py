@@ -1,5 +1,7 @@
 """Checks of the arguments of `flash_attention` and `column_mass`: which values fit together, and what cuDNN supports."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -65,6 +67,17 @@ def _check_slot(N: int, K: int, H: int, slot_logit, slot_key, slot_value) -> Non
   for name, (array, shape) in expected.items():
     if array is not None and jnp.shape(array) != shape:
       raise ValueError(f'{name} {jnp.shape(array)}: expected {list(shape)}.')
+
+
+@functools.cache
+def cudnn_missing() -> str | None:
+  """Returns why this process cannot call cuDNN's flash attention at all, in JAX's words, or None if it can."""
+  x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
+  try:
+    jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation='cudnn'), x, x, x)
+  except RuntimeError as error:
+    return str(error)
+  return None
 
 
 def cudnn_cannot(spec, q: jax.Array, k: jax.Array, segments) -> str | None:
