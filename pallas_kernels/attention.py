@@ -94,6 +94,10 @@ def flash_attention(
   if alibi_slopes is not None:
     alibi_slopes = jnp.asarray(alibi_slopes, jnp.float32)
     alibi_slopes = jnp.broadcast_to(alibi_slopes if alibi_slopes.ndim == 2 else alibi_slopes[None], (B, N))
+  if segments is not None:
+    segments = jnp.asarray(
+      segments, jnp.int32
+    )  # One type for the kernels: uint32 overflows in them.
   if interpret is not False:
     implementation = _interpreted(interpret)
   elif implementation == 'pallas':

@@ -20,6 +20,8 @@ def check(
   if segments is not None and (segments.shape != (B, T) or T != S):
     shapes = f'q {q.shape}, k {k.shape}'
     raise ValueError(f'segments {segments.shape}: expected [{B}, {T}], and as many keys; {shapes}.')
+  if segments is not None and not jnp.issubdtype(segments.dtype, jnp.integer):
+    raise ValueError(f'segments {segments.dtype}: expected integers, such as int32.')
   _check_slot(N, K, H, slot_logit, slot_key, slot_value)
 
 
