@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import attention_calls as calls
 from pallas_kernels import attention_slot, platforms
-from pallas_kernels.attention_checks import check, cudnn_cannot, cudnn_missing
+from pallas_kernels.attention_checks import check, cudnn_cannot, cudnn_missing, hiding
 
 if TYPE_CHECKING:
   from jax.experimental.pallas import tpu as pltpu
@@ -85,9 +85,9 @@ def flash_attention(
   )  # fmt: skip
   if implementation not in (None, *IMPLEMENTATIONS):
     raise ValueError(f'{implementation=} is not one of {", ".join(IMPLEMENTATIONS)}, or None.')
-  B, _, N, H = q.shape
+  (B, T, N, H), S = q.shape, k.shape[1]
   spec = calls.Spec(
-    operation=operation, causal=bool(causal), window=window, scale=H**-0.5 if scale is None else float(scale),
+    operation=operation, causal=bool(causal), window=hiding(window, T, S), scale=H**-0.5 if scale is None else float(scale),
     bias=float(bias), alibi=alibi_slopes is not None, block_q=block_q, block_k=block_k, prefix=int(prefix),
     softcap=None if softcap is None else float(softcap), slot=slot_logit is not None or slot_key is not None,
   )  # fmt: skip
@@ -95,9 +95,7 @@ def flash_attention(
     alibi_slopes = jnp.asarray(alibi_slopes, jnp.float32)
     alibi_slopes = jnp.broadcast_to(alibi_slopes if alibi_slopes.ndim == 2 else alibi_slopes[None], (B, N))
   if segments is not None:
-    segments = jnp.asarray(
-      segments, jnp.int32
-    )  # One type for the kernels: uint32 overflows in them.
+    segments = jnp.asarray(segments, jnp.int32)  # One type for the kernels: uint32 overflows in them.
   if interpret is not False:
     implementation = _interpreted(interpret)
   elif implementation == 'pallas':

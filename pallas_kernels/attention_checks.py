@@ -42,6 +42,11 @@ def check_logits(q, stored, operation, window, softcap, alibi_slopes, block_q, b
       raise ValueError(f'{name}={block} must be a power of two, at least 16.')
 
 
+def hiding(window: int | None, T: int, S: int) -> int | None:
+  """Returns the window, or None for one that reaches every key: a large number would overflow int32 in sums with positions."""
+  return None if window is None or window >= max(T, S) else int(window)
+
+
 def _check_arrays(q, stored) -> None:
   arrays = {'q': q} | stored
   k, *others = stored.values()

@@ -19,7 +19,7 @@ from pallas_kernels import column_mass_kernels as kernels
 from pallas_kernels import column_mass_xla as xla
 from pallas_kernels import platforms
 from pallas_kernels.arithmetic import HIDDEN
-from pallas_kernels.attention_checks import check_logits
+from pallas_kernels.attention_checks import check_logits, hiding
 from pallas_kernels.column_mass_kernels import Spec
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def column_mass(
     if x is not None and jnp.shape(x) != shape:
       raise ValueError(f'{name} {jnp.shape(x)}: expected {list(shape)}.')
   spec = Spec(
-    operation=operation, causal=bool(causal), window=window, scale=H**-0.5 if scale is None else float(scale),
+    operation=operation, causal=bool(causal), window=hiding(window, T, k.shape[1]), scale=H**-0.5 if scale is None else float(scale),
     softcap=None if softcap is None else float(softcap), bias=float(bias), alibi=alibi_slopes is not None,
     block_q=block_q, block_k=block_k,
   )  # fmt: skip

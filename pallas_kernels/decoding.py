@@ -105,7 +105,8 @@ def decode_attention(
   (B, T, N, H), K, S = q.shape, _heads(keys), calls.slots_of(keys)
   rule = kernels.Rule(
     operation=operation, scale=H**-0.5 if scale is None else float(scale), bias=float(bias), softcap=softcap,
-    alibi=alibi_slopes is not None, causal=bool(causal), window=window, initial=initial,
+    alibi=alibi_slopes is not None, causal=bool(causal), initial=initial,
+    window=None if window is None else min(window, kernels.UNUSED),  # Larger numbers would overflow int32 in sums with positions.
   )  # fmt: skip
   by_query = lambda x: jnp.tile(x, (1, N // K, *(1,) * (x.ndim - 2)))  # [B, T, ...] -> [B, R, ...]
   call = calls.Stored(

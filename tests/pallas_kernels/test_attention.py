@@ -18,6 +18,7 @@ from tests.pallas_kernels import dense
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 BLOCKS = {'block_q': 32, 'block_k': 64, 'interpret': True}
+FORMS = {'tpu': BLOCKS, 'gpu': {**BLOCKS, 'interpret': 'gpu'}, 'xla': {'implementation': 'xla'}}
 NAMES = ('out', 'dq', 'dk', 'dv')
 SLOPES = {n: tuple(np.linspace(0.02, 0.3, n)) for n in (2, 3, 4)}
 
@@ -161,6 +162,18 @@ def test_padded_keys_weigh_nothing():
   q, k, v = (np.full((1, 70, n, 32), x, np.float32) for n, x in ((2, 0), (1, 1), (1, 1)))
   out = attended(q, k, v, operation='sigmoid', causal=False, **BLOCKS)
   np.testing.assert_array_equal(out, np.full(out.shape, 35.0))
+
+
+@pytest.mark.parametrize('window', [65, 2**31 - 1, 2**31, 2**40])
+@pytest.mark.parametrize('how', FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize(
+  'options', [{}, {'causal': False, 'operation': 'sigmoid', 'prefix': 3}], ids=['softmax', 'sigmoid']
+)
+def test_a_window_that_reaches_all_keys_is_none(options, how, window):
+  arrays = inputs(40, 65, 2, 1, 16)
+  attend = functools.partial(flash_attention, **options, **how)
+  plain = dense.with_gradients(attend, *arrays)
+  all_close(dense.with_gradients(functools.partial(attend, window=window), *arrays), plain, 0)
 
 
 @pytest.mark.parametrize('how', [BLOCKS, {'implementation': 'xla'}], ids=['kernel', 'xla'])

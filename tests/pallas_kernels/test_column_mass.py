@@ -192,6 +192,16 @@ def test_no_array_has_the_size_of_the_weights(how, monkeypatch):
   assert largest <= length * heads * 128 < heads * length**2 // 100
 
 
+@pytest.mark.parametrize('window', [70, 2**31 - 1, 2**40])
+@pytest.mark.parametrize('how', HOW)
+@pytest.mark.parametrize('causal', [True, False])
+def test_a_window_that_reaches_all_keys_is_none(how, window, causal):
+  q, k, _ = inputs((33, 70), 2, 1, 16, {})
+  plain, wide = (column_mass(q, k, causal=causal, window=w, **HOW[how]) for w in (None, window))
+  for p, w in zip(plain, wide):
+    np.testing.assert_array_equal(w, p)
+
+
 @pytest.mark.parametrize(
   'change, message',
   [

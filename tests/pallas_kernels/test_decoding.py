@@ -239,6 +239,14 @@ def test_splits_and_blocks_do_not_change_the_sums(options):
   np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
+@implementations
+@pytest.mark.parametrize('window', [2**31 - 1, 2**40])
+def test_a_window_that_reaches_all_tokens_is_none(how, window):
+  arrays, where = drawn(2, 3, 4, 2, 16, 40), {'positions': latest((40, 1), 3)}  # Row 1 has positions below 0.
+  plain, wide = (attended(arrays, where, window=w, **HOW[how]) for w in (None, window))
+  np.testing.assert_array_equal(wide, plain)
+
+
 def test_the_kernel_reads_nothing_after_the_slots_in_use():
   q, keys, values = drawn(2, 1, 4, 2, 32, 300)
   lengths = np.int32([130, 7])
