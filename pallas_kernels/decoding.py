@@ -87,6 +87,7 @@ def decode_attention(
     window: number of positions that a query sees, its own included. Needs `causal`.
     initial: tokens at positions below this are seen from outside the window too (https://arxiv.org/abs/2309.17453).
     scale: factor of the dot products (None: H ** -0.5).
+    softcap: bound of the scaled products, above 0. None: no bound.
     block_s: slots of a block, a multiple of 128 unless it is at least S; None: about 2 MiB of the cache.
     splits: parts of a row whose sums are computed apart and then added, for a chip with several cores.
     implementation: 'pallas' (TPU; float32 or bfloat16) or 'xla' (everywhere). None: `decoding_calls.FASTEST` of the platform,
@@ -97,8 +98,8 @@ def decode_attention(
     ValueError: arguments do not fit together, or `implementation` does not support them.
     NotImplementedError: 'pallas' within a program that is compiled for a CPU or GPU, without `interpret`.
   """
-  _check(q, keys, values, positions, key_positions, lengths, rows, beside, alibi_slopes)
-  _check_options(operation, causal, window, block_s, splits, implementation)
+  _check(q, keys, values, positions, key_positions, lengths, rows, beside, slot, alibi_slopes)
+  _check_options(operation, causal, window, softcap, block_s, calls.slots_of(keys), splits, implementation)
   reason = calls.cannot(q, keys, values)
   if (interpret or implementation == 'pallas') and reason:
     raise ValueError(f"implementation='pallas' does not support this call: {reason}. Leave it out, or pass 'xla'.")
@@ -185,7 +186,7 @@ def _heads(keys) -> int:
   return (keys.codes if isinstance(keys, Codes) else keys).shape[1]
 
 
-def _check(q, keys, values, positions, key_positions, lengths, rows, beside, alibi_slopes) -> None:
+def _check(q, keys, values, positions, key_positions, lengths, rows, beside, slot, alibi_slopes) -> None:
   if isinstance(keys, Codes) != isinstance(values, Codes):
     raise ValueError('keys and values must both be arrays, or both be Codes.')
   if q.ndim != 4:
@@ -216,6 +217,8 @@ def _check(q, keys, values, positions, key_positions, lengths, rows, beside, ali
       'beside.keys': (beside.keys, [(B, K, M, H)]), 'beside.values': (beside.values, [(B, K, M, H)]),
       'beside.positions': (beside.positions, [(B, M), (B, K, M)]), 'beside.mask': (beside.mask, [(B, T, M), (1, T, M)]),
     }  # fmt: skip
+  if slot is not None:
+    wanted |= {'slot.logits': (slot.logits, [(B, T, N), (N,)]), 'slot.values': (slot.values, [(K, H)])}
   for name, (x, shapes) in wanted.items():
     if x is not None and jnp.shape(x) not in shapes:
       raise ValueError(f'{name} {jnp.shape(x)}: expected {" or ".join(str(list(s)) for s in shapes)}.')
@@ -236,7 +239,7 @@ def _check_codes(H: int, keys: Codes, values: Codes) -> None:
       )
 
 
-def _check_options(operation, causal, window, block_s, splits, implementation) -> None:
+def _check_options(operation, causal, window, softcap, block_s, S: int, splits, implementation) -> None:
   if operation not in OPERATIONS:
     raise ValueError(f'{operation=} is not one of {", ".join(OPERATIONS)}.')
   if implementation not in (None, *IMPLEMENTATIONS):
@@ -245,5 +248,9 @@ def _check_options(operation, causal, window, block_s, splits, implementation) -
     raise ValueError(
       f'{window=} must be at least 1, because a query counts itself, and needs causal=True, not {causal}.'
     )
-  if splits < 1 or (block_s is not None and (block_s < 1 or block_s % calls.LANES)):
-    raise ValueError(f'{splits=} must be at least 1, and {block_s=} a multiple of {calls.LANES}.')
+  if softcap is not None and not softcap > 0:
+    raise ValueError(f'{softcap=} must be above 0; None leaves the logits as they are.')
+  if splits < 1:
+    raise ValueError(f'{splits=} must be at least 1, which keeps a row in one part.')
+  if block_s is not None and block_s < S and (block_s < 1 or block_s % calls.LANES):
+    raise ValueError(f'{block_s=} must be a multiple of {calls.LANES}, or at least the number of slots, {S}.')

@@ -247,6 +247,13 @@ def test_a_window_that_reaches_all_tokens_is_none(how, window):
   np.testing.assert_array_equal(wide, plain)
 
 
+def test_a_block_may_be_larger_than_the_cache():
+  arrays, where = drawn(2, 1, 4, 2, 16, 150), {'positions': latest((150, 20), 1)}
+  expected = attended(arrays, where, implementation='xla')
+  for block in (150, 200):
+    np.testing.assert_allclose(attended(arrays, where, interpret=True, block_s=block), expected, rtol=0, atol=1e-5)
+
+
 def test_the_kernel_reads_nothing_after_the_slots_in_use():
   q, keys, values = drawn(2, 1, 4, 2, 32, 300)
   lengths = np.int32([130, 7])
@@ -277,8 +284,14 @@ def test_no_races_and_no_use_of_memory_that_was_not_written(name):
     ({'implementation': 'triton'}, "implementation='triton' is not one of pallas, xla"),
     ({'window': 0}, 'window=0'),
     ({'window': 4, 'causal': False}, 'needs causal=True'),
-    ({'block_s': 100}, 'block_s=100'),
+    ({'block_s': 4}, 'block_s=4 must be a multiple of 128, or at least the number of slots, 8'),
     ({'splits': 0}, 'splits=0'),
+    ({'softcap': 0.0}, 'softcap=0.0 must be above 0'),
+    ({'softcap': -2.0}, 'softcap=-2.0 must be above 0'),
+    ({'softcap': float('nan')}, 'softcap=nan must be above 0'),
+    ({'slot': Slot(np.ones(2))}, r'slot.logits \(2,\): expected \[2, 1, 4\] or \[4\]'),
+    ({'slot': Slot(np.ones((1, 1, 4)))}, r'slot.logits \(1, 1, 4\)'),
+    ({'slot': Slot(np.ones(4), np.ones((1, 16)))}, r'slot.values \(1, 16\): expected \[2, 16\]'),
     ({'positions': np.zeros((2, 3), np.int32)}, r'positions \(2, 3\): expected \[2, 1\]'),
     ({'lengths': np.zeros(3, np.int32)}, r'lengths \(3,\): expected \[2\]'),
     ({'values': np.ones((2, 2, 9, 16), np.float32)}, 'expected q'),
