@@ -68,7 +68,8 @@ def flash_attention(
     slot_logit, slot_key, slot_value: a slot beside the keys, which every query sees, with gradients (the attention sink of
       https://arxiv.org/abs/2410.10781). Its logit is slot_logit as it is, or cap(scale q_i . slot_key) + bias, and its value
       slot_value (None: 0). For softmax it takes weight from the keys; for sigmoid it does not.
-    block_q, block_k: block sizes of the kernels: powers of two, at least 16 (128 on a TPU). None: the platform's default.
+    block_q, block_k: block sizes of the kernels: powers of two, at least 16 (128 on a TPU). None: the platform's default. 'xla' and
+      'cudnn' do not use them.
     implementation: 'pallas' (TPU, GPU), 'xla' (everywhere), 'cudnn' (NVIDIA GPU; softmax without ALiBi, segments, prefix,
       softcap or slot, 16 bits, T = S if causal). None chooses the fastest for the platform: see `default_implementation`.
       On NVIDIA GPUs before Ampere (compute capability 8.0) only 'xla' runs, and None chooses it.

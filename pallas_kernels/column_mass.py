@@ -72,9 +72,11 @@ def column_mass(
     bias, alibi_slopes: constants that are added after the cap; bias is a Python number.
     slot_logits: logits of a slot that every query sees, after scale, cap and bias. It takes part in a softmax.
     factors: f_t of `columns` and `proxy`, for example 0 for queries that do not count (None: 1). `rows` do not use them.
-    block_q, block_k: block sizes of the kernels: powers of two, at least 16 (128 on a TPU). None: the platform's default.
+    block_q, block_k: block sizes of the kernels: powers of two, at least 16 (128 on a TPU). None: the platform's default. 'xla' does
+      not use them.
     implementation: 'pallas' (TPU, GPU; NVIDIA's from Ampere on) or 'xla' (everywhere). None: FASTEST of the platform.
-    interpret: run the kernels as ordinary JAX operations on any platform; slow, for tests. It may be a pltpu.InterpretParams.
+    interpret: run the kernels as ordinary JAX operations on any platform, whatever `implementation` says; slow, for tests. It may be
+      a pltpu.InterpretParams.
 
   Raises:
     ValueError: arguments do not fit together, or the arrays are on a platform without the kernel.
@@ -115,7 +117,8 @@ def _jitted(q, k, slopes, slot, factors, spec: Spec, implementation: str | None,
   if implementation == 'xla':
     return in_xla(q, k, slopes, slot, factors)
   defaults = {platform: in_xla if how == 'xla' else pallas[platform] for platform, how in FASTEST.items()}
-  branches = pallas if implementation == 'pallas' else defaults
+  refused = lambda *arrays: platforms.refused(in_xla(*arrays), kernels=('tpu', 'gpu'))
+  branches = pallas | {'default': refused} if implementation == 'pallas' else defaults
   return jax.lax.platform_dependent(q, k, slopes, slot, factors, **branches)
 
 

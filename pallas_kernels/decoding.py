@@ -92,7 +92,8 @@ def decode_attention(
     splits: parts of a row whose sums are computed apart and then added, for a chip with several cores.
     implementation: 'pallas' (TPU; float32 or bfloat16) or 'xla' (everywhere). None: `decoding_calls.FASTEST` of the platform,
       and 'xla' for float32 or where the kernel does not support the arguments.
-    interpret: run the kernel as ordinary JAX operations on any platform; slow, for tests. May be `pltpu.InterpretParams`.
+    interpret: run the kernel as ordinary JAX operations on any platform, whatever `implementation` says; slow, for tests. May be
+      `pltpu.InterpretParams`.
 
   Raises:
     ValueError: arguments do not fit together, or `implementation` does not support them.
@@ -139,7 +140,8 @@ def _stored(rule, call: calls.Stored, block_s, splits: int, implementation, inte
     return kernel(call)
   if implementation == 'pallas':
     platforms.require(('tpu',), call.q)
-    return jax.lax.platform_dependent(call, tpu=kernel)
+    elsewhere = lambda call: platforms.refused(branch['xla'](call), kernels=('tpu',))
+    return jax.lax.platform_dependent(call, tpu=kernel, default=elsewhere)
   if implementation == 'xla' or not supported or call.q.dtype == jnp.float32 or 'pallas' not in calls.FASTEST.values():
     return branch['xla'](call)
   return jax.lax.platform_dependent(call, **{platform: branch[name] for platform, name in calls.FASTEST.items()})

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 import re
 
 import jax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 
 AMPERE = (8, 0)
 """Lowest compute capability of an NVIDIA GPU for which Pallas Triton and JAX's cuDNN attention are compiled (A100: 8.0, T4: 7.5)."""
@@ -35,6 +37,28 @@ def require(platforms: Sequence[str], *arrays, implementation: str = 'pallas') -
       f'{implementation=} needs compute capability {_dotted(AMPERE)}, and {old.device_kind} has '
       f"{_dotted(compute_capability(old))}. Leave it out, or pass 'xla'."
     )
+
+
+def refused(results, *, kernels: Sequence[str]):
+  """Returns the results; lowering a program that uses them raises NotImplementedError.
+
+  For the branches of platforms without a kernel in `jax.lax.platform_dependent`: whatever traces the branch, such as vmap or a
+  program for another platform, is unaffected. kernels: the platforms with a kernel, of 'tpu' and 'gpu'.
+  """
+  return jax.tree.map(lambda x: _refused.bind(x, kernels=tuple(kernels)), results)
+
+
+def _refuse(ctx, *_, kernels: tuple[str, ...]):
+  raise NotImplementedError(
+    f"implementation='pallas' runs on {' and '.join(kernels)}, and this program is compiled for "
+    f"{' and '.join(ctx.module_context.platforms)}. Leave it out, or pass 'xla'."
+  )
+
+
+_refused = Primitive('refused')
+_refused.def_abstract_eval(lambda x, *, kernels: x)
+batching.defvectorized(_refused)
+mlir.register_lowering(_refused, _refuse)
 
 
 def gpus() -> Sequence[jax.Device]:

@@ -81,5 +81,9 @@ def test_a_cpu_has_no_kernel_to_compile():
   call = functools.partial(flash_attention, implementation='pallas')
   with pytest.raises(ValueError, match="'pallas' runs on tpu and gpu, and the arrays are on cpu"):
     call(x, x, x)
-  with pytest.raises(NotImplementedError):
-    jax.jit(call)(x, x, x)
+  gradient = jax.grad(lambda *qkv: call(*qkv).sum())
+  batched = jax.vmap(lambda x: call(x[None], x[None], x[None]))
+  for program, arrays in ((call, (x, x, x)), (gradient, (x, x, x)), (batched, (x,))):
+    with pytest.raises(NotImplementedError, match="'pallas' runs on tpu and gpu, and this program is compiled for cpu"):
+      jax.jit(program)(*arrays)
+    assert CALLS['tpu'] in lowered(program, 'tpu', *arrays)

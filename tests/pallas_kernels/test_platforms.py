@@ -135,6 +135,14 @@ def test_without_cudnn_the_default_is_the_kernels(process_with, monkeypatch):
     jax.make_jaxpr(lambda x: flash_attention(x, x, x, implementation='cudnn'))(X)
 
 
+def test_cudnn_is_not_for_a_cpu():
+  attend = functools.partial(flash_attention, implementation='cudnn')
+  with pytest.raises(ValueError, match="implementation='cudnn' runs on gpu, and the arrays are on cpu"):
+    attend(X, X, X)
+  with pytest.raises(ValueError, match='does not run in this process: cuDNN is not detected'):
+    jax.jit(attend)(X, X, X)
+
+
 def test_the_cpu_of_the_process_is_no_gpu():
   assert platforms.compute_capability(jax.devices('cpu')[0]) is None
   assert not platforms.gpus() and platforms.default_platform() == 'cpu'
