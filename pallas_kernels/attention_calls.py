@@ -73,7 +73,7 @@ def forward(spec: Spec, form: Form, q, k, v, slopes, segments):
   rule, (kernel, options) = _rule(spec, form, q, k, segments), _kernels(spec, form)
   arrays = _by_head(q, rule.block_q, form), *(_by_head(x, rule.block_k, form) for x in (k, v))
   out, *lse = kernel.forward(rule, options, slopes, *arrays, _padded_segments(rule, segments))
-  return _like(out, q), lse[0][:, :, : q.shape[1], 0] if lse else None
+  return _like(out, q), lse[0][:, :, : q.shape[1]] if lse else None
 
 
 def backward(spec: Spec, form: Form, q, k, v, slopes, segments, dout, stats):

@@ -52,8 +52,9 @@ def test_the_shapes_of_models_compile_for_a_tpu(model):
     return flash_attention(q, k, v, slot_key=key, slot_value=value, **options).astype(jnp.float32).sum()
 
   program = compiled_for_tpu(jax.grad(loss, argnums=range(5)), q, k, k, key, key)
-  weights = 4 * N * T * T
-  assert program.memory_analysis().temp_size_in_bytes < weights / 4
+  # Far below the weights, 4 N T T. With lse and delta as columns it would be more than 4 of these.
+  column = 4 * N * T * 128
+  assert program.memory_analysis().temp_size_in_bytes < 3 * column
 
 
 @pytest.mark.parametrize('platform', CALLS)
