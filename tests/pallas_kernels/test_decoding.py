@@ -214,6 +214,8 @@ def quantised(keys, values, config):
     (4, 8, 16, 1216, np.float32),  # Several blocks of codes share a block of scales, and the last is not whole.
     (4, 32, 64, 320, jnp.bfloat16),
     (4, 16, 48, 160, np.float32),
+    (8, 8, 128, 1216, np.float32),  # The codes of a token fill whole lanes.
+    pytest.param(4, 32, 256, 320, jnp.bfloat16, marks=pytest.mark.slow),
     pytest.param(4, 32, 128, 320, jnp.bfloat16, marks=pytest.mark.slow),
     pytest.param(2, 32, 32, 320, np.float32, marks=pytest.mark.slow),
     pytest.param(8, 16, 16, 320, np.float32, marks=pytest.mark.slow),
