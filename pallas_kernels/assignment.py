@@ -44,7 +44,7 @@ def linear_assignment(
     sizes: number of rows and columns of each problem, 0 .. T; None: T.
     implementation: 'pallas' (TPU, T up to 1024, not float64) or 'xla' (everywhere, without a call of the host). None chooses the
       kernel on a TPU, if it is possible, and 'xla' otherwise.
-    interpret: run the kernel as ordinary JAX operations on any platform; slow, for tests.
+    interpret: run the kernel as ordinary JAX operations on any platform, whatever `implementation` says; slow, for tests.
 
   Raises:
     ValueError: shapes do not fit together, or the dtype, T or platform is not for the kernel.
@@ -73,7 +73,7 @@ def _kinds(cost, sizes, implementation, interpret) -> dict[str, str]:
     return {'default': 'interpret'}
   if implementation == 'pallas':
     platforms.require(('tpu',), cost)
-    return {'tpu': 'kernel'}
+    return {'tpu': 'kernel', 'default': 'refused'}
   return XLA | ({'tpu': 'kernel'} if implementation is None and fits else {})
 
 

@@ -11,6 +11,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 import jax.numpy as jnp
 
 from pallas_kernels import assignment_paths as paths
+from pallas_kernels import platforms
 
 LARGEST_IN_VMEM = 1024
 """Largest T of the kernel: 4 MiB of costs, of two problems at a time. A TPU core has at least 16 MiB."""
@@ -102,5 +103,12 @@ def kernel(cost_BTT, sizes_B, interpret: bool = False):
   )(sizes_B, cost_BTT)[:, 0, :T]
 
 
-KINDS = {'each': each, 'lockstep': lockstep, 'kernel': kernel, 'interpret': functools.partial(kernel, interpret=True)}
+def refused(cost_BTT, sizes_B):
+  return platforms.refused(each(cost_BTT, sizes_B), kernels=('tpu',))
+
+
+KINDS = {
+  'each': each, 'lockstep': lockstep, 'kernel': kernel, 'interpret': functools.partial(kernel, interpret=True),
+  'refused': refused,
+}  # fmt: skip
 """How a batch may be solved: functions of float costs [B, T, T] and sizes [B], int32."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import attention_calls as calls
 from pallas_kernels import attention_slot, platforms
-from pallas_kernels.attention_checks import check, cudnn_cannot
+from pallas_kernels.attention_checks import check, cudnn_cannot, cudnn_missing, hiding
 
 if TYPE_CHECKING:
   from jax.experimental.pallas import tpu as pltpu
@@ -68,9 +68,11 @@ def flash_attention(
     slot_logit, slot_key, slot_value: a slot beside the keys, which every query sees, with gradients (the attention sink of
       https://arxiv.org/abs/2410.10781). Its logit is slot_logit as it is, or cap(scale q_i . slot_key) + bias, and its value
       slot_value (None: 0). For softmax it takes weight from the keys; for sigmoid it does not.
-    block_q, block_k: block sizes of the kernels: powers of two, at least 16 (128 on a TPU). None: the platform's default.
+    block_q, block_k: block sizes of the kernels: powers of two, at least 16 (128 on a TPU). None: the platform's default. 'xla' and
+      'cudnn' do not use them.
     implementation: 'pallas' (TPU, GPU), 'xla' (everywhere), 'cudnn' (NVIDIA GPU; softmax without ALiBi, segments, prefix,
       softcap or slot, 16 bits, T = S if causal). None chooses the fastest for the platform: see `default_implementation`.
+      On NVIDIA GPUs before Ampere (compute capability 8.0) only 'xla' runs, and None chooses it.
     interpret: run kernels as ordinary JAX operations on any platform, whatever `implementation` says; slow, for tests. True: the
       kernels of a TPU; 'gpu': those of a GPU; `pltpu.InterpretParams`: those of a TPU in JAX's simulation of its memory.
 
@@ -84,41 +86,55 @@ def flash_attention(
   )  # fmt: skip
   if implementation not in (None, *IMPLEMENTATIONS):
     raise ValueError(f'{implementation=} is not one of {", ".join(IMPLEMENTATIONS)}, or None.')
-  B, _, N, H = q.shape
+  (B, T, N, H), S = q.shape, k.shape[1]
   spec = calls.Spec(
-    operation=operation, causal=bool(causal), window=window, scale=H**-0.5 if scale is None else float(scale),
+    operation=operation, causal=bool(causal), window=hiding(window, T, S), scale=H**-0.5 if scale is None else float(scale),
     bias=float(bias), alibi=alibi_slopes is not None, block_q=block_q, block_k=block_k, prefix=int(prefix),
     softcap=None if softcap is None else float(softcap), slot=slot_logit is not None or slot_key is not None,
   )  # fmt: skip
   if alibi_slopes is not None:
     alibi_slopes = jnp.asarray(alibi_slopes, jnp.float32)
     alibi_slopes = jnp.broadcast_to(alibi_slopes if alibi_slopes.ndim == 2 else alibi_slopes[None], (B, N))
+  if segments is not None:
+    segments = jnp.asarray(segments, jnp.int32)  # One type for the kernels: uint32 overflows in them.
   if interpret is not False:
     implementation = _interpreted(interpret)
   elif implementation == 'pallas':
     platforms.require(('tpu', 'gpu'), q, k, v)
   elif implementation is None:
     implementation = default_implementation(spec, q, k, segments)
-  if implementation == 'cudnn':
+    if implementation == 'cudnn':
+      return _cudnn_on_nvidia(q, k, v, spec)
+  elif implementation == 'cudnn':
     if reason := cudnn_cannot(spec, q, k, segments):
       raise ValueError(f"implementation='cudnn' does not support this call: {reason}. Leave it out, or pass 'xla'.")
+    platforms.require(('gpu',), q, k, v, implementation='cudnn')
+    if reason := cudnn_missing():
+      raise ValueError(f"implementation='cudnn' does not run in this process: {reason} Leave it out, or pass 'xla'.")
     return _cudnn(q, k, v, spec)
   slot = (slot_logit, slot_key, slot_value) if spec.slot else None
   return _jitted(q, k, v, alibi_slopes, segments, spec, implementation, slot)
 
 
 def default_implementation(spec: calls.Spec, q: jax.Array, k: jax.Array, segments=None) -> str | None:
-  """Returns 'cudnn' on an NVIDIA GPU if cuDNN supports the arguments; otherwise None, which means attention_calls.FASTEST."""
-  device = jax.devices()[0]
-  nvidia = device.platform == 'gpu' and device.device_kind.startswith('NVIDIA')
-  return 'cudnn' if nvidia and cudnn_cannot(spec, q, k, segments) is None else None
+  """Returns how a call without an implementation runs in a process with these GPUs.
+
+  'cudnn': cuDNN in programs for an NVIDIA GPU, and attention_calls.FASTEST in programs for other devices, such as the CPU.
+  None: FASTEST, also if cuDNN is missing or does not support the arguments. 'xla': on GPUs that are too old for cuDNN and the kernels.
+  """
+  gpus = platforms.gpus()
+  if platforms.too_old(gpus):
+    return 'xla'
+  nvidia = bool(gpus) and gpus[0].device_kind.startswith('NVIDIA')
+  return 'cudnn' if nvidia and not (cudnn_cannot(spec, q, k, segments) or cudnn_missing()) else None
 
 
 def chosen_implementation(spec: calls.Spec, q: jax.Array, k: jax.Array, segments=None) -> str:
-  """Returns the implementation that a call without one uses on this process's devices; q and k may be abstract."""
-  platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
-  kernels = 'xla' if calls.FASTEST[platform] == 'xla' else 'pallas'
-  return default_implementation(spec, q, k, segments) or kernels
+  """Returns the implementation that a call without one uses on this process's default device; q and k may be abstract."""
+  platform = platforms.default_platform()
+  if platform == 'gpu' and (default := default_implementation(spec, q, k, segments)):
+    return default
+  return 'xla' if calls.FASTEST[{'gpu': 'cuda'}.get(platform, platform)] == 'xla' else 'pallas'
 
 
 def _interpreted(interpret) -> calls.Form:
@@ -133,6 +149,18 @@ def _cudnn(q, k, v, spec: calls.Spec):
   return jax.nn.dot_product_attention(
     q, k, v, scale=spec.scale, is_causal=spec.causal, local_window_size=window, implementation='cudnn'
   )
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _cudnn_on_nvidia(q, k, v, spec: calls.Spec):
+  """Returns the attention by cuDNN in a program for an NVIDIA GPU, and by attention_calls.FASTEST elsewhere.
+
+  The choice is made when the program is lowered, because a process with GPUs also has programs for its CPU.
+  """
+  ours = lambda form, q, k, v: _attend(q, k, v, None, None, None, None, spec, form)
+  branches = {platform: functools.partial(ours, calls.Form(kind)) for platform, kind in calls.FASTEST.items()}
+  branches['cuda'] = functools.partial(_cudnn, spec=spec)
+  return jax.lax.platform_dependent(q, k, v, **branches)
 
 
 def _with_slot(q, k, v, slopes, segments, spec: calls.Spec, how, slot=None):

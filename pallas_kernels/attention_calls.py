@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import attention_kernels as kernels
-from pallas_kernels import attention_looped, attention_streamed, attention_xla, blocks
+from pallas_kernels import attention_looped, attention_streamed, attention_xla, blocks, platforms
 from pallas_kernels.arithmetic import HIDDEN
 
 FASTEST = {'tpu': 'tpu', 'cuda': 'gpu', 'rocm': 'gpu', 'cpu': 'xla'}
@@ -61,6 +61,8 @@ def platform_dependent(call, how: str | Form | None, *arrays):
     return call(fixed, *arrays)
   kinds = {'tpu': 'tpu', 'cuda': 'gpu', 'rocm': 'gpu'} if how == 'pallas' else FASTEST
   branches = {platform: functools.partial(call, Form(kind)) for platform, kind in kinds.items()}
+  if how == 'pallas':
+    branches['default'] = lambda *arrays: platforms.refused(call(Form('xla'), *arrays), kernels=('tpu', 'gpu'))
   return jax.lax.platform_dependent(*arrays, **branches)
 
 
@@ -71,7 +73,7 @@ def forward(spec: Spec, form: Form, q, k, v, slopes, segments):
   rule, (kernel, options) = _rule(spec, form, q, k, segments), _kernels(spec, form)
   arrays = _by_head(q, rule.block_q, form), *(_by_head(x, rule.block_k, form) for x in (k, v))
   out, *lse = kernel.forward(rule, options, slopes, *arrays, _padded_segments(rule, segments))
-  return _like(out, q), lse[0][:, :, : q.shape[1], 0] if lse else None
+  return _like(out, q), lse[0][:, :, : q.shape[1]] if lse else None
 
 
 def backward(spec: Spec, form: Form, q, k, v, slopes, segments, dout, stats):

@@ -1,5 +1,7 @@
 """Checks of the arguments of `flash_attention` and `column_mass`: which values fit together, and what cuDNN supports."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -18,6 +20,8 @@ def check(
   if segments is not None and (segments.shape != (B, T) or T != S):
     shapes = f'q {q.shape}, k {k.shape}'
     raise ValueError(f'segments {segments.shape}: expected [{B}, {T}], and as many keys; {shapes}.')
+  if segments is not None and not jnp.issubdtype(segments.dtype, jnp.integer):
+    raise ValueError(f'segments {segments.dtype}: expected integers, such as int32.')
   _check_slot(N, K, H, slot_logit, slot_key, slot_value)
 
 
@@ -36,6 +40,11 @@ def check_logits(q, stored, operation, window, softcap, alibi_slopes, block_q, b
   for name, block in (('block_q', block_q), ('block_k', block_k)):
     if block is not None and (block < 16 or block & (block - 1)):
       raise ValueError(f'{name}={block} must be a power of two, at least 16.')
+
+
+def hiding(window: int | None, T: int, S: int) -> int | None:
+  """Returns the window, or None for one that reaches every key: a large number would overflow int32 in sums with positions."""
+  return None if window is None or window >= max(T, S) else int(window)
 
 
 def _check_arrays(q, stored) -> None:
@@ -65,6 +74,17 @@ def _check_slot(N: int, K: int, H: int, slot_logit, slot_key, slot_value) -> Non
   for name, (array, shape) in expected.items():
     if array is not None and jnp.shape(array) != shape:
       raise ValueError(f'{name} {jnp.shape(array)}: expected {list(shape)}.')
+
+
+@functools.cache
+def cudnn_missing() -> str | None:
+  """Returns why this process cannot call cuDNN's flash attention at all, in JAX's words, or None if it can."""
+  x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
+  try:
+    jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation='cudnn'), x, x, x)
+  except RuntimeError as error:
+    return str(error)
+  return None
 
 
 def cudnn_cannot(spec, q: jax.Array, k: jax.Array, segments) -> str | None:

@@ -15,13 +15,14 @@ from pallas_kernels import blocks
 
 
 def forward(rule: kernels.Rule, options, slopes_BN, q_BNTH, k_BKSH, v_BKSH, segments):
-  """Returns [out] or, for softmax, [out, lse [B, N, T, 1]]. segments: those of queries [B, T] and of keys [B, S], or None."""
+  """Returns [out] or, for softmax, [out, lse [B, N, T]]. segments: those of queries [B, T] and of keys [B, S], or None."""
   (B, N, T, H), query, keys, column = q_BNTH.shape, *_blocks_by_query(rule, k_BKSH.shape[2:])
   of_segments, reach = _segments_by_query(rule, segments)
   ins = [(q_BNTH, query), (k_BKSH, keys), (v_BKSH, keys), *of_segments]
   outs = [((B, N, T, H), q_BNTH.dtype, query), ((B, N, T, 1), jnp.float32, column)]
   outs = outs[: 1 + (rule.operation == 'softmax')]
-  return _call(_forward, rule, options, reach, slopes_BN, (B, N, rule.query_blocks), ins, outs)
+  out, *lse = _call(_forward, rule, options, reach, slopes_BN, (B, N, rule.query_blocks), ins, outs)
+  return out, *(x[..., 0] for x in lse)
 
 
 def query_gradient(rule: kernels.Rule, options, slopes_BN, q_BNTH, k_BKSH, v_BKSH, dout_BNTH, stats, segments):

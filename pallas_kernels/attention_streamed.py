@@ -3,6 +3,8 @@
 VMEM holds one block of each array (two while the next one is fetched), whatever the lengths and the number of heads in a group are.
 A step without a visible block computes nothing and fetches nothing new.
 
+Numbers of queries, such as lse, are rows in memory: a column takes 128 times its size there. The kernels turn them once per block.
+
 Array names carry shapes: B batch, T queries, S keys, N query heads, K key heads, H head dim.
 """
 
@@ -22,25 +24,28 @@ from pallas_kernels import attention_visits as visits
 
 
 def forward(rule: kernels.Rule, interpret, slopes_BN, q_BNTH, k_BKSH, v_BKSH, segments):
-  """Returns [out] or, for softmax, [out, lse [B, N, T, 1]]. segments: those of queries [B, T] and of keys [B, S], or None."""
-  (B, N, T, H), query, key, column = q_BNTH.shape, *_blocks_by_query(rule, q_BNTH.shape[3])
+  """Returns [out] or, for softmax, [out, lse [B, N, T]]. segments: those of queries [B, T] and of keys [B, S], or None."""
+  (B, N, T, H), query, key, row = q_BNTH.shape, *_blocks_by_query(rule, q_BNTH.shape[3])
   of_segments, reach = _segments_by_query(rule, segments)
   ins = [(q_BNTH, query), (k_BKSH, key), (v_BKSH, key), *of_segments]
-  outs = [((B, N, T, H), q_BNTH.dtype, query), ((B, N, T, 1), jnp.float32, column)]
+  outs = [((B, N, T, H), q_BNTH.dtype, query), ((B, N, 1, T), jnp.float32, row)]
   state = kernels.forward_state(rule, H)
   grid = (B, N, rule.query_blocks, visits.key_steps(rule))
-  return _call(_forward, rule, interpret, reach, slopes_BN, grid, ins, outs[: 1 + (rule.operation == 'softmax')], state)
+  outs = outs[: 1 + (rule.operation == 'softmax')]
+  out, *lse = _call(_forward, rule, interpret, reach, slopes_BN, grid, ins, outs, state)
+  return out, *(x[:, :, 0] for x in lse)
 
 
 def query_gradient(rule: kernels.Rule, interpret, slopes_BN, q_BNTH, k_BKSH, v_BKSH, dout_BNTH, stats, segments):
   """Returns dq. stats: lse and delta [B, N, T], or ()."""
-  (B, N, _, H), query, key, column = q_BNTH.shape, *_blocks_by_query(rule, q_BNTH.shape[3])
+  (B, N, _, H), query, key, row = q_BNTH.shape, *_blocks_by_query(rule, q_BNTH.shape[3])
   ins = [(q_BNTH, query), (k_BKSH, key), (v_BKSH, key), (dout_BNTH, query)]
   of_segments, reach = _segments_by_query(rule, segments)
-  ins += [(x[..., None], column) for x in stats] + of_segments
+  ins += [(x[:, :, None], row) for x in stats] + of_segments
   outs = [(q_BNTH.shape, q_BNTH.dtype, query)]
   grid = (B, N, rule.query_blocks, visits.key_steps(rule))
-  return _call(_query_gradient, rule, interpret, reach, slopes_BN, grid, ins, outs, [((rule.block_q, H), 0.0)])[0]
+  state = [((rule.block_q, H), 0.0), *[((rule.block_q, 1), 0.0)] * len(stats)]
+  return _call(_query_gradient, rule, interpret, reach, slopes_BN, grid, ins, outs, state)[0]
 
 
 def key_gradients(rule: kernels.Rule, interpret, slopes_BN, q_BNTH, k_BKSH, v_BKSH, dout_BNTH, stats, segments):
@@ -108,14 +113,21 @@ def _forward(reach_refs, slope_ref, q_ref, k_ref, v_ref, *refs, rule: kernels.Ru
 
   @pl.when(_is_last_step())
   def _():
-    _write(out_refs, kernels.attended(_values(sum_refs)))
+    out, *lse_X1 = kernels.attended(_values(sum_refs))
+    _write(out_refs, [out, *map(_row, lse_X1)])
 
 
 def _query_gradient(reach_refs, slope_ref, q_ref, k_ref, v_ref, dout_ref, *refs, rule: kernels.Rule):
-  """refs: for softmax, lse and delta as columns; segments as in `_forward`; dQ; its sum."""
-  stats_refs, (*segments_refs, dq_ref, sum_ref) = _stats_first(refs, rule)
+  """refs: for softmax, lse and delta as rows; segments as in `_forward`; dQ; its sum; lse and delta as columns."""
+  row_refs, refs = _stats_first(refs, rule)
+  *segments_refs, dq_ref, sum_ref = refs[: len(refs) - len(row_refs)]
+  stats_refs = refs[len(refs) - len(row_refs) :]
   pair_at, seen = _pair_by_query(reach_refs, slope_ref, rule)
   _at_first_step([sum_ref], [(sum_ref.shape, 0.0)])
+
+  @pl.when(pl.program_id(3) == 0)
+  def _():
+    _write(stats_refs, [_column(ref[...]) for ref in row_refs])
 
   @pl.when(seen)
   def _():
@@ -175,6 +187,16 @@ def _write(refs, values) -> None:
     ref[...] = value.astype(ref.dtype)
 
 
+def _row(x_X1):
+  """Returns a column as a row [1, X], by transposing whole tiles of 128 lanes."""
+  return jnp.broadcast_to(x_X1, (x_X1.shape[0], 128)).T[:1]
+
+
+def _column(x_1X):
+  """Returns a row as a column [X, 1]."""
+  return jnp.broadcast_to(x_1X, (128, x_1X.shape[1])).T[:, :1]
+
+
 def _at_first_step(refs, state) -> None:
   @pl.when(pl.program_id(3) == 0)
   def _():
@@ -187,14 +209,14 @@ def _is_last_step():
 
 
 def _blocks_by_query(rule: kernels.Rule, H: int):
-  """Returns the blocks of a grid (batch, query head, query block, step): of queries, keys and columns."""
+  """Returns the blocks of a grid (batch, query head, query block, step): of queries, keys and rows of numbers of queries."""
   key_block = lambda b, i, step, reach: visits.key_block(i, step, rule, visits.reach(reach, b, i))[0]
   query = pl.BlockSpec((None, None, rule.block_q, H), lambda b, n, i, s, *_: (b, n, i, 0))
   key = pl.BlockSpec(
     (None, None, rule.block_k, H), lambda b, n, i, s, *r: (b, n // rule.group, key_block(b, i, s, r), 0)
   )
-  column = pl.BlockSpec((None, None, rule.block_q, 1), lambda b, n, i, s, *_: (b, n, i, 0))
-  return query, key, column
+  row = pl.BlockSpec((None, None, 1, rule.block_q), lambda b, n, i, s, *_: (b, n, 0, i))
+  return query, key, row
 
 
 def _segments_by_query(rule: kernels.Rule, segments):

@@ -19,7 +19,7 @@ from pallas_kernels import column_mass_kernels as kernels
 from pallas_kernels import column_mass_xla as xla
 from pallas_kernels import platforms
 from pallas_kernels.arithmetic import HIDDEN
-from pallas_kernels.attention_checks import check_logits
+from pallas_kernels.attention_checks import check_logits, hiding
 from pallas_kernels.column_mass_kernels import Spec
 
 if TYPE_CHECKING:
@@ -72,9 +72,11 @@ def column_mass(
     bias, alibi_slopes: constants that are added after the cap; bias is a Python number.
     slot_logits: logits of a slot that every query sees, after scale, cap and bias. It takes part in a softmax.
     factors: f_t of `columns` and `proxy`, for example 0 for queries that do not count (None: 1). `rows` do not use them.
-    block_q, block_k: block sizes of the kernels: powers of two, at least 16 (128 on a TPU). None: the platform's default.
-    implementation: 'pallas' (TPU, GPU) or 'xla' (everywhere). None: FASTEST of the platform.
-    interpret: run the kernels as ordinary JAX operations on any platform; slow, for tests. It may be a pltpu.InterpretParams.
+    block_q, block_k: block sizes of the kernels: powers of two, at least 16 (128 on a TPU). None: the platform's default. 'xla' does
+      not use them.
+    implementation: 'pallas' (TPU, GPU; NVIDIA's from Ampere on) or 'xla' (everywhere). None: FASTEST of the platform.
+    interpret: run the kernels as ordinary JAX operations on any platform, whatever `implementation` says; slow, for tests. It may be
+      a pltpu.InterpretParams.
 
   Raises:
     ValueError: arguments do not fit together, or the arrays are on a platform without the kernel.
@@ -88,7 +90,7 @@ def column_mass(
     if x is not None and jnp.shape(x) != shape:
       raise ValueError(f'{name} {jnp.shape(x)}: expected {list(shape)}.')
   spec = Spec(
-    operation=operation, causal=bool(causal), window=window, scale=H**-0.5 if scale is None else float(scale),
+    operation=operation, causal=bool(causal), window=hiding(window, T, k.shape[1]), scale=H**-0.5 if scale is None else float(scale),
     softcap=None if softcap is None else float(softcap), bias=float(bias), alibi=alibi_slopes is not None,
     block_q=block_q, block_k=block_k,
   )  # fmt: skip
@@ -115,7 +117,8 @@ def _jitted(q, k, slopes, slot, factors, spec: Spec, implementation: str | None,
   if implementation == 'xla':
     return in_xla(q, k, slopes, slot, factors)
   defaults = {platform: in_xla if how == 'xla' else pallas[platform] for platform, how in FASTEST.items()}
-  branches = pallas if implementation == 'pallas' else defaults
+  refused = lambda *arrays: platforms.refused(in_xla(*arrays), kernels=('tpu', 'gpu'))
+  branches = pallas | {'default': refused} if implementation == 'pallas' else defaults
   return jax.lax.platform_dependent(q, k, slopes, slot, factors, **branches)
 
 

@@ -87,25 +87,28 @@ def decode_attention(
     window: number of positions that a query sees, its own included. Needs `causal`.
     initial: tokens at positions below this are seen from outside the window too (https://arxiv.org/abs/2309.17453).
     scale: factor of the dot products (None: H ** -0.5).
+    softcap: bound of the scaled products, above 0. None: no bound.
     block_s: slots of a block, a multiple of 128 unless it is at least S; None: about 2 MiB of the cache.
     splits: parts of a row whose sums are computed apart and then added, for a chip with several cores.
     implementation: 'pallas' (TPU; float32 or bfloat16) or 'xla' (everywhere). None: `decoding_calls.FASTEST` of the platform,
       and 'xla' for float32 or where the kernel does not support the arguments.
-    interpret: run the kernel as ordinary JAX operations on any platform; slow, for tests. May be `pltpu.InterpretParams`.
+    interpret: run the kernel as ordinary JAX operations on any platform, whatever `implementation` says; slow, for tests. May be
+      `pltpu.InterpretParams`.
 
   Raises:
     ValueError: arguments do not fit together, or `implementation` does not support them.
     NotImplementedError: 'pallas' within a program that is compiled for a CPU or GPU, without `interpret`.
   """
-  _check(q, keys, values, positions, key_positions, lengths, rows, beside, alibi_slopes)
-  _check_options(operation, causal, window, block_s, splits, implementation)
+  _check(q, keys, values, positions, key_positions, lengths, rows, beside, slot, alibi_slopes)
+  _check_options(operation, causal, window, softcap, block_s, calls.slots_of(keys), splits, implementation)
   reason = calls.cannot(q, keys, values)
   if (interpret or implementation == 'pallas') and reason:
     raise ValueError(f"implementation='pallas' does not support this call: {reason}. Leave it out, or pass 'xla'.")
   (B, T, N, H), K, S = q.shape, _heads(keys), calls.slots_of(keys)
   rule = kernels.Rule(
     operation=operation, scale=H**-0.5 if scale is None else float(scale), bias=float(bias), softcap=softcap,
-    alibi=alibi_slopes is not None, causal=bool(causal), window=window, initial=initial,
+    alibi=alibi_slopes is not None, causal=bool(causal), initial=initial,
+    window=None if window is None else min(window, kernels.UNUSED),  # Larger numbers would overflow int32 in sums with positions.
   )  # fmt: skip
   by_query = lambda x: jnp.tile(x, (1, N // K, *(1,) * (x.ndim - 2)))  # [B, T, ...] -> [B, R, ...]
   call = calls.Stored(
@@ -137,7 +140,8 @@ def _stored(rule, call: calls.Stored, block_s, splits: int, implementation, inte
     return kernel(call)
   if implementation == 'pallas':
     platforms.require(('tpu',), call.q)
-    return jax.lax.platform_dependent(call, tpu=kernel)
+    elsewhere = lambda call: platforms.refused(branch['xla'](call), kernels=('tpu',))
+    return jax.lax.platform_dependent(call, tpu=kernel, default=elsewhere)
   if implementation == 'xla' or not supported or call.q.dtype == jnp.float32 or 'pallas' not in calls.FASTEST.values():
     return branch['xla'](call)
   return jax.lax.platform_dependent(call, **{platform: branch[name] for platform, name in calls.FASTEST.items()})
@@ -184,7 +188,7 @@ def _heads(keys) -> int:
   return (keys.codes if isinstance(keys, Codes) else keys).shape[1]
 
 
-def _check(q, keys, values, positions, key_positions, lengths, rows, beside, alibi_slopes) -> None:
+def _check(q, keys, values, positions, key_positions, lengths, rows, beside, slot, alibi_slopes) -> None:
   if isinstance(keys, Codes) != isinstance(values, Codes):
     raise ValueError('keys and values must both be arrays, or both be Codes.')
   if q.ndim != 4:
@@ -215,6 +219,8 @@ def _check(q, keys, values, positions, key_positions, lengths, rows, beside, ali
       'beside.keys': (beside.keys, [(B, K, M, H)]), 'beside.values': (beside.values, [(B, K, M, H)]),
       'beside.positions': (beside.positions, [(B, M), (B, K, M)]), 'beside.mask': (beside.mask, [(B, T, M), (1, T, M)]),
     }  # fmt: skip
+  if slot is not None:
+    wanted |= {'slot.logits': (slot.logits, [(B, T, N), (N,)]), 'slot.values': (slot.values, [(K, H)])}
   for name, (x, shapes) in wanted.items():
     if x is not None and jnp.shape(x) not in shapes:
       raise ValueError(f'{name} {jnp.shape(x)}: expected {" or ".join(str(list(s)) for s in shapes)}.')
@@ -235,7 +241,7 @@ def _check_codes(H: int, keys: Codes, values: Codes) -> None:
       )
 
 
-def _check_options(operation, causal, window, block_s, splits, implementation) -> None:
+def _check_options(operation, causal, window, softcap, block_s, S: int, splits, implementation) -> None:
   if operation not in OPERATIONS:
     raise ValueError(f'{operation=} is not one of {", ".join(OPERATIONS)}.')
   if implementation not in (None, *IMPLEMENTATIONS):
@@ -244,5 +250,9 @@ def _check_options(operation, causal, window, block_s, splits, implementation) -
     raise ValueError(
       f'{window=} must be at least 1, because a query counts itself, and needs causal=True, not {causal}.'
     )
-  if splits < 1 or (block_s is not None and (block_s < 1 or block_s % calls.LANES)):
-    raise ValueError(f'{splits=} must be at least 1, and {block_s=} a multiple of {calls.LANES}.')
+  if softcap is not None and not softcap > 0:
+    raise ValueError(f'{softcap=} must be above 0; None leaves the logits as they are.')
+  if splits < 1:
+    raise ValueError(f'{splits=} must be at least 1, which keeps a row in one part.')
+  if block_s is not None and block_s < S and (block_s < 1 or block_s % calls.LANES):
+    raise ValueError(f'{block_s=} must be a multiple of {calls.LANES}, or at least the number of slots, {S}.')

@@ -73,14 +73,15 @@ def stored(rule: kernels.Rule, call: Stored, block: int | None, splits: int, int
   """Returns sums over the stored tokens, float32: out [splits, B, K, R, H], and for softmax top and total [splits, B, K, R, 1]."""
   (B, K, R, H), S = call.q.shape, slots_of(call.keys)
   quantised = isinstance(call.keys, Codes)
-  tokens_last = quantised or H % LANES != 0
+  keys_last = (call.keys.codes if quantised else call.keys).shape[3] % LANES != 0
+  values_last = quantised or H % LANES != 0
   group = S // call.keys.scale.shape[2] if quantised else None
   block = block or _block(call, quantised)
   # Blocks of the last axis are whole lanes, or the whole axis.
   block = S if block >= S else max(LANES, block // LANES * LANES)
   if group is not None and LANES * group % block:
     block = S if S <= LANES * group else LANES * group
-  layout = kernels.Layout(S, block, tokens_last, call.key_positions is not None, group, H % LANES != 0)
+  layout = kernels.Layout(S, block, keys_last, values_last, call.key_positions is not None, group, H % LANES != 0)
   splits = min(splits, pl.cdiv(S, block))
   plan_4B = _plan(rule, call, block)
   # Queries are padded to whole tiles; the results of the padding are cut off.
@@ -153,7 +154,7 @@ def _parts(x: jax.Array | Codes, is_key: bool, layout: kernels.Layout, along):
   """Returns the arrays of keys or values with their blocks."""
   if not isinstance(x, Codes):
     K, H = x.shape[1], x.shape[3]
-    if layout.tokens_last:
+    if layout.values_last:  # Keys that are not quantised lie like values.
       return [(x.swapaxes(2, 3), along((K, H), layout.block))]
     return [(x, along((K, H), layout.block, token_axis=-2))]
   to_float = lambda s: s.astype(jnp.float32) if s.dtype == jnp.float16 else s  # Mosaic has no float16.
@@ -161,7 +162,11 @@ def _parts(x: jax.Array | Codes, is_key: bool, layout: kernels.Layout, along):
   K = arrays[0].shape[1]
   if not is_key:
     return [(a, along((K, a.shape[2]), layout.block)) for a in arrays]
-  codes = arrays[0].swapaxes(2, 3)
+  P = arrays[0].shape[3]
+  if layout.keys_last:
+    codes = arrays[0].swapaxes(2, 3), along((K, P), layout.block)
+  else:
+    codes = arrays[0], along((K, P), layout.block, token_axis=-2)
   groups, H = arrays[1].shape[2:]
   # A block of scales is whole lanes too, so that several blocks of codes share it.
   whole = groups <= LANES or layout.block == layout.slots
@@ -169,7 +174,7 @@ def _parts(x: jax.Array | Codes, is_key: bool, layout: kernels.Layout, along):
   shared = pl.cdiv(layout.slots, layout.block) if whole else LANES * layout.group // layout.block
   scales = along((K, H), width, shared=shared, token_axis=-1 if layout.scales_last else -2)
   lay = lambda x: x.swapaxes(2, 3) if layout.scales_last else x
-  return [(codes, along((K, codes.shape[2]), layout.block)), *((lay(x), scales) for x in arrays[1:])]
+  return [codes, *((lay(x), scales) for x in arrays[1:])]
 
 
 def _params(in_specs, arrays, out_specs, rows: int, layout: kernels.Layout):

@@ -7,7 +7,8 @@
 The grid is (rows of the batch, splits, blocks of a split). Sums stay in VMEM while the blocks of a split go by, as in
 flash decoding (https://pytorch.org/blog/flash-decoding/); decoding.py adds the splits and the tokens beside the cache.
 
-A TPU keeps arrays of up to 128 channels with the token axis last, so that no lane is empty. The kernel reads them as they lie.
+A TPU keeps arrays whose channels, or bytes of codes, are no multiple of 128 with the token axis last, so that no lane is empty. The
+kernel reads them as they lie.
 
 Array names carry shapes: R = G T queries of a key head, S tokens of a block, H head dim, P = H bits / 8 bytes of a token's codes.
 """
@@ -45,7 +46,8 @@ class Layout:
 
   slots: int  # Slots of a row.
   block: int  # Slots of a block.
-  tokens_last: bool  # Keys and values are [K, H, S], not [K, S, H].
+  keys_last: bool  # The token axis of keys is last, [K, H, S] or codes [K, P, S], not [K, S, H] or [K, S, P].
+  values_last: bool  # The same of values. Codes of values have it last in any case.
   positions: bool  # There are key positions; without them a slot is its position.
   group: int | None = None  # Tokens of a key's scale; None: keys and values are not quantised.
   scales_last: bool = True  # Scales of keys are [K, H, groups], not [K, groups, H].
@@ -110,22 +112,22 @@ def decode(plan_ref, q_ref, position_ref, *refs, rule: Rule, layout: Layout, spl
       else:
         k = _keys(key_refs, h, q_RH.shape[1], start, length, layout).astype(q_RH.dtype)
         v = _values(value_refs, h, q_RH.shape[1]).astype(jnp.promote_types(jnp.bfloat16, value_refs[1].dtype))
-      token_axis = 1 if layout.tokens_last else 0
+      key_axis, value_axis = int(layout.keys_last), int(layout.values_last)
       if ends_here:  # What lies beyond the end may be NaN, which the weight 0 would not remove.
-        along = lax.broadcasted_iota(jnp.int32, v.shape, token_axis)
+        along = lax.broadcasted_iota(jnp.int32, v.shape, value_axis)
         v = jnp.where(start + along < length, v, jnp.zeros_like(v))
-      products_RS = dot(q_RH, k, 1 - token_axis)
+      products_RS = dot(q_RH, k, 1 - key_axis)
       logits_RS = scored(rule, products_RS, position_ref[...] - key_position_1S, slope)
       seen_RS = visible(rule, position_ref[...], key_position_1S) & (slot_1S < length)
       if rule.operation == 'sigmoid':
         w_RS = jnp.where(seen_RS, jax.nn.sigmoid(logits_RS), 0.0)
-        out_ref[h] += dot(w_RS.astype(v.dtype), v, token_axis)
+        out_ref[h] += dot(w_RS.astype(v.dtype), v, value_axis)
         return carry
       top_ref, total_ref = stats
       highest_R1 = jnp.maximum(top_ref[h], jnp.max(jnp.where(seen_RS, logits_RS, HIDDEN), axis=1, keepdims=True))
       w_RS = jnp.where(seen_RS, jnp.exp(logits_RS - highest_R1), 0.0)
       shrink_R1 = jnp.exp(top_ref[h] - highest_R1)
-      out_ref[h] = out_ref[h] * shrink_R1 + dot(w_RS.astype(v.dtype), v, token_axis)
+      out_ref[h] = out_ref[h] * shrink_R1 + dot(w_RS.astype(v.dtype), v, value_axis)
       total_ref[h] = total_ref[h] * shrink_R1 + jnp.sum(w_RS, axis=1, keepdims=True)
       top_ref[h] = highest_R1
       return carry
@@ -137,17 +139,23 @@ def decode(plan_ref, q_ref, position_ref, *refs, rule: Rule, layout: Layout, spl
   pl.when(there & ~whole)(lambda: add(ends_here=True))
 
 
-def _fields(codes_PS, channels: int):
-  """Returns float32 codes [H, S]: byte j holds the codes of channels j, j + P, ..., from its lowest bits on."""
-  P = codes_PS.shape[0]
+def _fields(codes, channels: int, axis: int = 0):
+  """Returns float32 codes with `channels` instead of P bytes along `axis`.
+
+  Byte j holds the codes of channels j, j + P, ..., from its lowest bits on.
+  """
+  P = codes.shape[axis]
   bits = 8 * P // channels
-  codes = codes_PS.astype(jnp.int32)
+  codes = codes.astype(jnp.int32)
   fields = [(codes >> (i * bits)) & (2**bits - 1) for i in range(channels // P)]
-  return jnp.concatenate(fields, axis=0).astype(jnp.float32)
+  return jnp.concatenate(fields, axis=axis).astype(jnp.float32)
 
 
 def _keys(refs, h, channels: int, start, length, layout: Layout):
-  """Returns keys [H, S]. A product with a 0/1 matrix copies the scale of each group of tokens to its tokens."""
+  """Returns keys [H, S], or [S, H] if their tokens are not last.
+
+  A product with a 0/1 matrix copies the scale of each group of tokens to its tokens.
+  """
   codes_ref, scale_ref, minimum_ref = refs
   group_axis = 1 if layout.scales_last else 0
   groups = scale_ref.shape[1 + group_axis]
@@ -159,8 +167,12 @@ def _keys(refs, h, channels: int, start, length, layout: Layout):
   copies_GS = (row_GS == lax.div(slot_GS, np.int32(layout.group))).astype(scale_ref.dtype)
   # Groups beyond the end may be NaN.
   valid = lambda ref: jnp.where(group * layout.group < length, ref[h], jnp.zeros_like(ref[h]))
-  spread = lambda ref: dot(valid(ref), copies_GS, 0, group_axis)
-  return _fields(codes_ref[h], channels) * spread(scale_ref) + spread(minimum_ref)
+  if layout.keys_last:
+    spread = lambda ref: dot(valid(ref), copies_GS, 0, group_axis)
+  else:
+    spread = lambda ref: dot(copies_GS, valid(ref), group_axis, 0)
+  codes = _fields(codes_ref[h], channels, 0 if layout.keys_last else 1)
+  return codes * spread(scale_ref) + spread(minimum_ref)
 
 
 def _values(refs, h, channels: int):

@@ -14,7 +14,7 @@ import jax
 
 from jaxlm.attention.distance import alibi_slopes
 from jaxlm.attention.rule import AttentionRule
-from pallas_kernels import flash_attention
+from pallas_kernels import flash_attention, platforms
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Float
@@ -51,8 +51,9 @@ def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
 
 
 def has_kernels() -> bool:
-  """Returns whether the program that is traced is for an accelerator and for one device, so that it may have kernels."""
-  return on_one_device() and jax.default_backend() in ('gpu', 'tpu')
+  """Returns whether the program that is traced is for an accelerator with kernels and for one device, so that it may have kernels."""
+  accelerator = jax.default_backend() in ('gpu', 'tpu') and not platforms.too_old(jax.devices())
+  return accelerator and on_one_device()
 
 
 def attend(

@@ -23,7 +23,7 @@ def device(platform):
 
 def lowered(f, platform, *arrays) -> str:
   # A place for the arrays: since jax 0.12 functions with a partitioning of their own lower for devices, not for a described mesh alone.
-  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  place = jax.sharding.SingleDeviceSharding(jax.devices('cpu')[0])
   arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for x in arrays]
   with device(platform):
     return jax.jit(f).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()

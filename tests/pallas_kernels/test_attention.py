@@ -18,6 +18,7 @@ from tests.pallas_kernels import dense
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 BLOCKS = {'block_q': 32, 'block_k': 64, 'interpret': True}
+FORMS = {'tpu': BLOCKS, 'gpu': {**BLOCKS, 'interpret': 'gpu'}, 'xla': {'implementation': 'xla'}}
 NAMES = ('out', 'dq', 'dk', 'dv')
 SLOPES = {n: tuple(np.linspace(0.02, 0.3, n)) for n in (2, 3, 4)}
 
@@ -163,6 +164,18 @@ def test_padded_keys_weigh_nothing():
   np.testing.assert_array_equal(out, np.full(out.shape, 35.0))
 
 
+@pytest.mark.parametrize('window', [65, 2**31 - 1, 2**31, 2**40])
+@pytest.mark.parametrize('how', FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize(
+  'options', [{}, {'causal': False, 'operation': 'sigmoid', 'prefix': 3}], ids=['softmax', 'sigmoid']
+)
+def test_a_window_that_reaches_all_keys_is_none(options, how, window):
+  arrays = inputs(40, 65, 2, 1, 16)
+  attend = functools.partial(flash_attention, **options, **how)
+  plain = dense.with_gradients(attend, *arrays)
+  all_close(dense.with_gradients(functools.partial(attend, window=window), *arrays), plain, 0)
+
+
 @pytest.mark.parametrize('how', [BLOCKS, {'implementation': 'xla'}], ids=['kernel', 'xla'])
 @pytest.mark.parametrize('operation', ['sigmoid', 'softmax'])
 def test_rows_that_see_nothing_are_zero_and_send_no_gradient(operation, how):
@@ -233,6 +246,17 @@ def test_a_negative_segment_is_shared_by_all():
     all_close([out[:, segments == number]], [expected], 1e-5)
 
 
+@pytest.mark.parametrize(
+  'how', [BLOCKS, {**BLOCKS, 'interpret': 'gpu'}, {'implementation': 'xla'}], ids=['tpu', 'gpu', 'xla']
+)
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint32, np.int64])
+def test_segments_may_be_integers_of_any_size(how, dtype):
+  q, k, v, _ = inputs(40, 40, 2, 1, 32)
+  segments = np.stack([np.repeat(np.int32([0, 1, 100]), (1, 19, 20))] * 2)
+  expected = dense.attention(q, k, v, segments=segments)
+  all_close([attended(q, k, v, segments=segments.astype(dtype), **how)], [expected], 1e-5)
+
+
 def test_a_slot_alone_has_all_the_weight():
   """The first queries are before all keys."""
   q, k, v, dout = inputs(60, 40, 2, 1, 32)
@@ -258,6 +282,8 @@ def test_a_very_low_slot_changes_nothing():
     ({'implementation': 'triton'}, "implementation='triton' is not one of pallas, xla, cudnn"),
     ({'implementation': 'cudnn'}, 'not float32'),
     ({'segments': jnp.ones((2, 7), jnp.int32)}, r'segments \(2, 7\): expected \[2, 8\]'),
+    ({'segments': jnp.ones((2, 8))}, 'segments float32: expected integers'),
+    ({'segments': np.ones((2, 8), bool)}, 'segments bool: expected integers'),
     ({'implementation': 'cudnn', 'prefix': 2}, 'no prefix, softcap or slot'),
     ({'implementation': 'cudnn', 'softcap': 2.0}, 'no prefix, softcap or slot'),
     ({'implementation': 'cudnn', 'slot_logit': np.ones(4)}, 'no prefix, softcap or slot'),

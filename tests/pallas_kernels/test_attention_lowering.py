@@ -52,8 +52,9 @@ def test_the_shapes_of_models_compile_for_a_tpu(model):
     return flash_attention(q, k, v, slot_key=key, slot_value=value, **options).astype(jnp.float32).sum()
 
   program = compiled_for_tpu(jax.grad(loss, argnums=range(5)), q, k, k, key, key)
-  weights = 4 * N * T * T
-  assert program.memory_analysis().temp_size_in_bytes < weights / 4
+  # Far below the weights, 4 N T T. With lse and delta as columns it would be more than 4 of these.
+  column = 4 * N * T * 128
+  assert program.memory_analysis().temp_size_in_bytes < 3 * column
 
 
 @pytest.mark.parametrize('platform', CALLS)
@@ -81,5 +82,9 @@ def test_a_cpu_has_no_kernel_to_compile():
   call = functools.partial(flash_attention, implementation='pallas')
   with pytest.raises(ValueError, match="'pallas' runs on tpu and gpu, and the arrays are on cpu"):
     call(x, x, x)
-  with pytest.raises(NotImplementedError):
-    jax.jit(call)(x, x, x)
+  gradient = jax.grad(lambda *qkv: call(*qkv).sum())
+  batched = jax.vmap(lambda x: call(x[None], x[None], x[None]))
+  for program, arrays in ((call, (x, x, x)), (gradient, (x, x, x)), (batched, (x,))):
+    with pytest.raises(NotImplementedError, match="'pallas' runs on tpu and gpu, and this program is compiled for cpu"):
+      jax.jit(program)(*arrays)
+    assert CALLS['tpu'] in lowered(program, 'tpu', *arrays)

@@ -180,6 +180,8 @@ def test_a_cpu_has_no_kernel_to_compile():
   x = jnp.ones((1, 16, 1, 16))
   with pytest.raises(ValueError, match="'pallas' runs on tpu and gpu, and the arrays are on cpu"):
     column_mass(x, x, implementation='pallas')
+  with pytest.raises(NotImplementedError, match="'pallas' runs on tpu and gpu, and this program is compiled for cpu"):
+    jax.jit(functools.partial(column_mass, implementation='pallas'))(x, x)
 
 
 @pytest.mark.parametrize('how', ['pallas', 'xla'])
@@ -190,6 +192,16 @@ def test_no_array_has_the_size_of_the_weights(how, monkeypatch):
   mass = functools.partial(column_mass, operation='sigmoid', implementation=how)
   largest = max(int(np.prod(shape or (1,))) for shape in shapes_in(jax.make_jaxpr(mass)(q, q).jaxpr))
   assert largest <= length * heads * 128 < heads * length**2 // 100
+
+
+@pytest.mark.parametrize('window', [70, 2**31 - 1, 2**40])
+@pytest.mark.parametrize('how', HOW)
+@pytest.mark.parametrize('causal', [True, False])
+def test_a_window_that_reaches_all_keys_is_none(how, window, causal):
+  q, k, _ = inputs((33, 70), 2, 1, 16, {})
+  plain, wide = (column_mass(q, k, causal=causal, window=w, **HOW[how]) for w in (None, window))
+  for p, w in zip(plain, wide):
+    np.testing.assert_array_equal(w, p)
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,8 @@ def quantised(keys, values, config):
     (4, 8, 16, 1216, np.float32),  # Several blocks of codes share a block of scales, and the last is not whole.
     (4, 32, 64, 320, jnp.bfloat16),
     (4, 16, 48, 160, np.float32),
+    (8, 8, 128, 1216, np.float32),  # The codes of a token fill whole lanes.
+    pytest.param(4, 32, 256, 320, jnp.bfloat16, marks=pytest.mark.slow),
     pytest.param(4, 32, 128, 320, jnp.bfloat16, marks=pytest.mark.slow),
     pytest.param(2, 32, 32, 320, np.float32, marks=pytest.mark.slow),
     pytest.param(8, 16, 16, 320, np.float32, marks=pytest.mark.slow),
@@ -237,6 +239,21 @@ def test_splits_and_blocks_do_not_change_the_sums(options):
   actual = attended(arrays, where, interpret=True, **options)
   expected = attended(arrays, where, implementation='xla', window=options.get('window'))
   np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+
+
+@implementations
+@pytest.mark.parametrize('window', [2**31 - 1, 2**40])
+def test_a_window_that_reaches_all_tokens_is_none(how, window):
+  arrays, where = drawn(2, 3, 4, 2, 16, 40), {'positions': latest((40, 1), 3)}  # Row 1 has positions below 0.
+  plain, wide = (attended(arrays, where, window=w, **HOW[how]) for w in (None, window))
+  np.testing.assert_array_equal(wide, plain)
+
+
+def test_a_block_may_be_larger_than_the_cache():
+  arrays, where = drawn(2, 1, 4, 2, 16, 150), {'positions': latest((150, 20), 1)}
+  expected = attended(arrays, where, implementation='xla')
+  for block in (150, 200):
+    np.testing.assert_allclose(attended(arrays, where, interpret=True, block_s=block), expected, rtol=0, atol=1e-5)
 
 
 def test_the_kernel_reads_nothing_after_the_slots_in_use():
@@ -269,8 +286,14 @@ def test_no_races_and_no_use_of_memory_that_was_not_written(name):
     ({'implementation': 'triton'}, "implementation='triton' is not one of pallas, xla"),
     ({'window': 0}, 'window=0'),
     ({'window': 4, 'causal': False}, 'needs causal=True'),
-    ({'block_s': 100}, 'block_s=100'),
+    ({'block_s': 4}, 'block_s=4 must be a multiple of 128, or at least the number of slots, 8'),
     ({'splits': 0}, 'splits=0'),
+    ({'softcap': 0.0}, 'softcap=0.0 must be above 0'),
+    ({'softcap': -2.0}, 'softcap=-2.0 must be above 0'),
+    ({'softcap': float('nan')}, 'softcap=nan must be above 0'),
+    ({'slot': Slot(np.ones(2))}, r'slot.logits \(2,\): expected \[2, 1, 4\] or \[4\]'),
+    ({'slot': Slot(np.ones((1, 1, 4)))}, r'slot.logits \(1, 1, 4\)'),
+    ({'slot': Slot(np.ones(4), np.ones((1, 16)))}, r'slot.values \(1, 16\): expected \[2, 16\]'),
     ({'positions': np.zeros((2, 3), np.int32)}, r'positions \(2, 3\): expected \[2, 1\]'),
     ({'lengths': np.zeros(3, np.int32)}, r'lengths \(3,\): expected \[2\]'),
     ({'values': np.ones((2, 2, 9, 16), np.float32)}, 'expected q'),
@@ -305,3 +328,5 @@ def test_a_cpu_has_no_kernel_to_compile():
   q, keys, values = drawn(1, 1, 2, 1, 16, 20)
   with pytest.raises(ValueError, match="'pallas' runs on tpu, and the arrays are on cpu"):
     decode_attention(q, keys, values, positions=np.zeros((1, 1), np.int32), implementation='pallas')
+  with pytest.raises(NotImplementedError, match="'pallas' runs on tpu, and this program is compiled for cpu"):
+    attended((q, keys, values), {'positions': np.zeros((1, 1), np.int32)}, implementation='pallas')

@@ -48,6 +48,8 @@ CASES = [
   (arguments(1, 1, 64, bits=4), {}),
   (arguments(16, 1, 64, bits=4), {}),
   (arguments(1, 5, 128, bits=4, beside=5), {}),
+  (arguments(1, 1, 256, bits=4), {}),
+  (arguments(2, 1, 128, bits=8), {}),
   (arguments(2, 64, 128, beside=64), {'window': 4096, 'softcap': 50.0}),
   (arguments(1, 1, 96, key_positions=True), {'window': 1024, 'initial': 4, 'operation': 'sigmoid', 'splits': 2}),
 ]
