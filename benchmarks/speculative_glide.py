@@ -127,7 +127,7 @@ def rows_of(found: dict[str, list[tuple[str, ss.Run]]], costs: dict[str, Costs])
     if not runs:
       continue
     rounds, accepted = (np.array([stats[name] for stats in runs], float) for name in ('rounds', 'accepted'))
-    row['error'] = ratio_error(accepted, rounds)
+    row['error'] = ratio_error(accepted, rounds) if len(runs) > 1 else ''
     row['nodes'] = sum(stats['verified'] for stats in runs) / rounds.sum()
     if 'drafted_at' in runs[0] and row['nodes'] <= 1 + MAX_DRAFT:
       row['by position'] = by_position(runs)
