@@ -197,7 +197,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
   for i, name in enumerate(names):
     of = {row['kind']: row for row in drafted if row['method'] == name}
     there = [(k + (i - len(names) / 2) * width, of[kind]) for k, kind in enumerate(kinds) if kind in of]
-    heights, errors = ([row[key] for _, row in there] for key in ('M', 'error'))
+    heights, errors = ([row[key] or 0 for _, row in there] for key in ('M', 'error'))
     left.bar([place for place, _ in there], heights, width, yerr=errors, label=name)
   left.set_xticks(range(len(kinds)), kinds)
   left.set(ylabel='tokens per round', ylim=(1, None), title='Accepted length, one standard error')
@@ -209,7 +209,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     row for row in drafted if row['kind'] == 'all' and row['method'] in [f'{", ".join(WIDENED)}, {s}' for s in SHAPES]
   ]
   for row in shapes:
-    right.errorbar(row['nodes'], row['M'], row['error'], fmt='o', label=row['method'].split(', ')[-1])
+    right.errorbar(row['nodes'], row['M'], row['error'] or 0, fmt='o', label=row['method'].split(', ')[-1])
   right.set(xlabel='verified tokens per round', ylabel='tokens per round', title='Size of the tree')
   for axis in (left, middle, right):
     axis.grid(alpha=0.3)
