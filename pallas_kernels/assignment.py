@@ -48,7 +48,6 @@ def linear_assignment(
 
   Raises:
     ValueError: shapes do not fit together, or the dtype, T or platform is not for the kernel.
-    NotImplementedError: 'pallas' within a program that is compiled for a CPU or GPU, without `interpret`.
   """
   cost = jnp.asarray(cost)
   sizes = jnp.full(cost.shape[:1], cost.shape[-1]) if sizes is None else jnp.asarray(sizes)

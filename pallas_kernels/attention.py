@@ -78,7 +78,6 @@ def flash_attention(
 
   Raises:
     ValueError: arguments do not fit together, or `implementation` does not support them.
-    NotImplementedError: 'pallas' within a program that is compiled for a CPU, without `interpret`.
   """
   check(
     q, k, v, operation=operation, window=window, prefix=prefix, softcap=softcap, alibi_slopes=alibi_slopes,

@@ -80,7 +80,6 @@ def column_mass(
 
   Raises:
     ValueError: arguments do not fit together, or the arrays are on a platform without the kernel.
-    NotImplementedError: 'pallas' within a program that is compiled for a CPU, without `interpret`.
   """
   check_logits(q, {'k': k}, operation, window, softcap, alibi_slopes, block_q, block_k)
   if implementation not in (None, *IMPLEMENTATIONS):

@@ -97,7 +97,6 @@ def decode_attention(
 
   Raises:
     ValueError: arguments do not fit together, or `implementation` does not support them.
-    NotImplementedError: 'pallas' within a program that is compiled for a CPU or GPU, without `interpret`.
   """
   _check(q, keys, values, positions, key_positions, lengths, rows, beside, slot, alibi_slopes)
   _check_options(operation, causal, window, softcap, block_s, calls.slots_of(keys), splits, implementation)

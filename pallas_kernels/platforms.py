@@ -40,7 +40,7 @@ def require(platforms: Sequence[str], *arrays, implementation: str = 'pallas') -
 
 
 def refused(results, *, kernels: Sequence[str]):
-  """Returns the results; lowering a program that uses them raises NotImplementedError.
+  """Returns the results; lowering a program that uses them raises ValueError.
 
   For the branches of platforms without a kernel in `jax.lax.platform_dependent`: whatever traces the branch, such as vmap or a
   program for another platform, is unaffected. kernels: the platforms with a kernel, of 'tpu' and 'gpu'.
@@ -49,7 +49,7 @@ def refused(results, *, kernels: Sequence[str]):
 
 
 def _refuse(ctx, *_, kernels: tuple[str, ...]):
-  raise NotImplementedError(
+  raise ValueError(
     f"implementation='pallas' runs on {' and '.join(kernels)}, and this program is compiled for "
     f"{' and '.join(ctx.module_context.platforms)}. Leave it out, or pass 'xla'."
   )

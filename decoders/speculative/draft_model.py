@@ -27,6 +27,7 @@ from jaxlm.lengths import bucket
 from jaxlm.models.transformer import Transformer
 
 PROBE = 'Two models, 1 text: naïve?'
+_compared: dict[tuple[str, str], bool] = {}  # by the fingerprints of two tokenizers; see `same_tokens`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +151,6 @@ def same_tokens(ours: Any, theirs: Any) -> bool:
   if prints not in _compared:  # Comparing all tokens takes longer than a short answer.
     _compared[prints] = _same_texts(ours, theirs)
   return _compared[prints]
-
-
-_compared: dict[tuple[str, str], bool] = {}
 
 
 def _same_texts(ours: Any, theirs: Any) -> bool:

@@ -29,7 +29,7 @@ Divergence = Literal['kl', 'tv']
 
 
 def _kl(q_BCV, p_BCV):
-  log_p_BCV = jax.nn.log_softmax(p_BCV[..., : q_BCV.shape[-1]])
+  log_p_BCV = jax.nn.log_softmax(p_BCV)
   return jnp.sum(jnp.exp(log_p_BCV) * (log_p_BCV - jax.nn.log_softmax(q_BCV)), axis=-1)
 
 

@@ -185,7 +185,7 @@ def test_lowers_for_a_tpu(implementation, kernels):
 def test_lowers_for_a_gpu_in_xla_alone():
   cost = jax.ShapeDtypeStruct((4, 100, 100), jnp.float32)
   assert CALLS['cuda'] not in lowered(linear_assignment, 'cuda', cost)
-  with pytest.raises(NotImplementedError, match="'pallas' runs on tpu, and this program is compiled for cuda"):
+  with pytest.raises(ValueError, match="'pallas' runs on tpu, and this program is compiled for cuda"):
     lowered(functools.partial(linear_assignment, implementation='pallas'), 'cuda', cost)
   with pytest.raises(ValueError, match="'pallas' runs on tpu, and the arrays are on cpu"):
     linear_assignment(jnp.zeros((1, 4, 4)), implementation='pallas')

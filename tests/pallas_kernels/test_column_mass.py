@@ -180,7 +180,7 @@ def test_a_cpu_has_no_kernel_to_compile():
   x = jnp.ones((1, 16, 1, 16))
   with pytest.raises(ValueError, match="'pallas' runs on tpu and gpu, and the arrays are on cpu"):
     column_mass(x, x, implementation='pallas')
-  with pytest.raises(NotImplementedError, match="'pallas' runs on tpu and gpu, and this program is compiled for cpu"):
+  with pytest.raises(ValueError, match="'pallas' runs on tpu and gpu, and this program is compiled for cpu"):
     jax.jit(functools.partial(column_mass, implementation='pallas'))(x, x)
 
 

@@ -328,5 +328,5 @@ def test_a_cpu_has_no_kernel_to_compile():
   q, keys, values = drawn(1, 1, 2, 1, 16, 20)
   with pytest.raises(ValueError, match="'pallas' runs on tpu, and the arrays are on cpu"):
     decode_attention(q, keys, values, positions=np.zeros((1, 1), np.int32), implementation='pallas')
-  with pytest.raises(NotImplementedError, match="'pallas' runs on tpu, and this program is compiled for cpu"):
+  with pytest.raises(ValueError, match="'pallas' runs on tpu, and this program is compiled for cpu"):
     attended((q, keys, values), {'positions': np.zeros((1, 1), np.int32)}, implementation='pallas')

@@ -9,17 +9,12 @@ import numpy as np
 import pytest
 
 import decoders
-from decoders import simlayerkv
 from decoders.glide import GlideDecoding, GlideDrafter, GlideLoop, Stream, cape
 from decoders.programs import _programs, forget
-from decoders.simlayerkv import LazyConfig, LazyMemory
 from decoders.speculative import PromptLookup, rounds
 from decoders.speculative.guard import Account
 from decoders.strategies import WholeMemory
-from jaxlm.cache_config import KiviConfig
-from jaxlm.caches import FullCache, LayeredCache
-from jaxlm.caches.packed import pack
-from jaxlm.caches.slots import everything_of, window_of
+from jaxlm.caches import FullCache
 from jaxlm.config import RopeConfig
 from jaxlm.data.tokenizers import ByteTokenizer
 from jaxlm.glide_config import with_target
@@ -283,87 +278,6 @@ def test_a_round_copies_neither_cache():
     shape = rf'f32\[3,{heads},\d{{4}},{size}\]'
     assert re.search(shape, found['text'])
     assert not copies_in_loops(found['text'], shape)
-
-
-class Kept(WholeMemory):
-  """After the prompt, each layer keeps what `of` says."""
-
-  def __init__(self, of):
-    self.of = of
-
-  def compress(self, state, advance, config, plan):
-    cache, read = state.cache, state.position  # The last token is not read yet.
-    layers = [self.of[i](cache.keys[i], cache.values[i], read) for i in range(config.num_layers)]
-    return [(np.arange(len(state.lengths)), state.replace(cache=LayeredCache(tuple(layers))))]
-
-
-def lazy(keys, values, lengths):
-  return window_of(keys, values, lengths, initial=1, recent=3, room=30)
-
-
-def ring(recent):
-  return lambda keys, values, lengths: window_of(keys, values, lengths, initial=0, recent=recent, room=None, spare=5)
-
-
-LONG = [list(range(1, 13)), list(range(20, 45))]
-
-
-def test_layers_that_the_draft_does_not_read_may_be_lazy():
-  memory = lambda: Kept([lazy, everything_of, everything_of])
-  lm, draft = tiny_model(TARGET), tiny_draft(**DEEP)
-  plain = decoders.generate(lm, LONG, max_new_tokens=20, memory=memory())
-  out = decoders.glide.generate(lm, draft, LONG, max_new_tokens=20, memory=memory(), glide=CHAIN)
-  np.testing.assert_array_equal(out.tokens, plain.tokens)
-  with pytest.raises(ValueError, match='reads layer 0 of its target, and the cache has evicted 21 tokens there'):
-    decoders.glide.generate(lm, tiny_draft(layers=(0,)), LONG, max_new_tokens=20, memory=memory(), glide=ALWAYS)
-
-
-@pytest.mark.parametrize('glide', [ALWAYS, *slow(CHAIN)], ids=['tree', 'chain'])
-def test_the_memory_of_simlayerkv_keeps_the_layers_of_the_draft(glide):
-  lm, draft = tiny_model(TARGET), tiny_draft(**DEEP)
-  lazy = LazyConfig(threshold=0.0, n_initial=1, n_recent=3, stage='prefill', exempt_layers=(1, 2))
-  expected = simlayerkv.generate(lm, LONG, max_new_tokens=20, lazy=lazy)
-  memory = LazyMemory(lazy, lm.config)
-  out = decoders.glide.generate(lm, draft, LONG, max_new_tokens=20, memory=memory, glide=glide)
-  np.testing.assert_array_equal(out.tokens, expected.tokens)
-  assert out.stats['lazy_layers'] == expected.stats['lazy_layers'] == [[0], [0]]
-
-
-@pytest.mark.slow
-def test_a_ring_is_read_by_a_draft_with_a_smaller_window_alone():
-  lm = tiny_model(TARGET)
-  settings = dict(max_new_tokens=20, memory=Kept([everything_of, everything_of, ring(16)]), glide=ALWAYS)
-  plain = decoders.generate(lm, LONG, max_new_tokens=20, memory=settings['memory'])
-  out = decoders.glide.generate(lm, tiny_draft(window=5), LONG, **settings)
-  np.testing.assert_array_equal(out.tokens, plain.tokens)
-  for window in (0, 14):
-    with pytest.raises(
-      ValueError, match='layer 2 of its target, and the cache holds only the first 0 and the latest 16 tokens'
-    ):
-      decoders.glide.generate(lm, tiny_draft(window=window), LONG, **settings)
-
-
-@pytest.mark.slow
-def test_a_quantised_layer_is_refused_by_its_number():
-  packed = lambda keys, values, lengths: pack(everything_of(keys, values, lengths), lengths, KiviConfig(4, 8, 8))
-  for layers, message in (
-    ((1,), 'reads layer 1 .* is quantised there to 4 bits'),
-    ((0,), 'A quantised cache rounds tokens'),
-  ):
-    with pytest.raises(ValueError, match=message):
-      memory = Kept([everything_of, packed, everything_of])
-      decoders.glide.generate(tiny_model(TARGET), tiny_draft(layers=layers), LONG, memory=memory, glide=ALWAYS)
-
-
-def test_a_tree_must_fit_into_the_context_and_the_cache():
-  lm, draft = tiny_model(TARGET), tiny_draft(layers=(0,))
-  with pytest.raises(ValueError, match='A tree of 201 tokens in depth is larger than the context of the model, 128'):
-    decoders.glide.generate(lm, draft, PROMPTS, glide=ALWAYS.replace(max_draft=200, bins=(1,)))
-  memory = Kept([everything_of, everything_of, lambda *args: window_of(*args, initial=0, recent=3, room=None)])
-  with pytest.raises(
-    ValueError, match='A tree of 5 tokens in depth is larger than the cache, which has a layer of 3 slots'
-  ):
-    decoders.glide.generate(lm, draft, LONG, memory=memory, glide=CHAIN)
 
 
 def test_a_draft_of_another_target_is_refused_and_both_are_named():
