@@ -57,8 +57,13 @@ class Config:
   early_exit: int = 20
   """smollm2: layer after which transformers' early-exit draft ends."""
   glide_targets: tuple[Literal['redundant', 'smollm2'], ...] = ('redundant', 'smollm2')
-  glide_drafts: tuple[Literal['GliDe', 'vanilla', 'parallel'], ...] = ('GliDe', 'vanilla', 'parallel')
-  """glide: kinds of drafts. vanilla has no cross-attention, and parallel predicts a block in one call."""
+  glide_drafts: tuple[Literal['GliDe', 'GliDe-3', 'vanilla', 'parallel'], ...] = (
+    'GliDe',
+    'GliDe-3',
+    'vanilla',
+    'parallel',
+  )
+  """glide: kinds of drafts. GliDe-3 reads three layers of the target, vanilla has no cross-attention, and parallel predicts a block in one call."""
   glide_data: tuple[Literal['own', 'real'], ...] = ('own', 'real')
   """glide: what drafts are trained on, texts that the target writes itself or real text; the second is for the kind GliDe alone."""
   glide_steps: int = 2400

@@ -1,6 +1,7 @@
 """Drafts for the part glide of `benchmarks.speculative`: each is trained once, by trainers.glide, and kept in the cache folder.
 
   GliDe      one layer that reads the keys and values of one layer of the target
+  GliDe-3    one layer that reads those of three layers
   vanilla    the same layer without the cross-attention
   parallel   one that predicts a whole block in one call
 
@@ -25,7 +26,7 @@ from trainers.glide.presets import PRESETS
 
 VERSION = 1
 """Raise it when training changes in a way that settings do not show: then no draft that was kept before is used."""
-KINDS = {'GliDe': {}, 'vanilla': {'cross': False}, 'parallel': {'draft': 'parallel'}}
+KINDS = {'GliDe': {}, 'GliDe-3': {'layers': 'three'}, 'vanilla': {'cross': False}, 'parallel': {'draft': 'parallel'}}
 ABLATIONS = {
   'reads the first layer': {'layers': (0,)},
   'reads the middle layer': {'layers': (12,)},
@@ -62,6 +63,8 @@ class Setting:
   """Learning rate of the cross-attention's output matrices, divided by `learning_rate`."""
   target_dtype: str = 'float32'
   """Type in which the target runs in training. It decodes in float32."""
+  three: tuple[int, ...] = (0, 1, 2)
+  """Layers of the target that GliDe-3 reads."""
   distill: float = 0.0
   """Share of the target's distribution in the loss."""
 
@@ -72,7 +75,7 @@ def smollm2(steps: int, texts: int) -> Setting:
   preset = PRESETS['smollm2'][1]
   return Setting(
     'smollm2', preset.model, steps, texts, length=160, prompt_tokens=72, batch_size=4, chat=True, learning_rate=1e-3,
-    cross_learning_rate=preset.cross_learning_rate, target_dtype='bfloat16',
+    cross_learning_rate=preset.cross_learning_rate, target_dtype='bfloat16', three=(10, 20, 29),
   )  # fmt: skip
 
 
@@ -81,7 +84,15 @@ def redundant(steps: int, texts: int) -> Setting:
   stochastic_depth.trained()
   steps = -(-steps // 3)
   model = DraftFlags(model_dim=128, num_heads=4, mlp_dim=384, embedding='own', dtype='float32')
-  return Setting(str(stochastic_depth.folder()), model, steps, texts, length=256, prompt_tokens=64)
+  return Setting(str(stochastic_depth.folder()), model, steps, texts, length=256, prompt_tokens=64, three=(7, 15, 23))
+
+
+def model_of(setting: Setting, kind: str) -> DraftFlags:
+  """Returns the shape of a draft of one kind."""
+  changes = (KINDS | ABLATIONS)[kind]
+  if changes.get('layers') == 'three':
+    changes = changes | {'layers': setting.three}
+  return dataclasses.replace(setting.model, **changes)
 
 
 def config(setting: Setting, kind: str, data: str, seed: int = 0) -> glide.GlideTrainConfig:
@@ -89,7 +100,7 @@ def config(setting: Setting, kind: str, data: str, seed: int = 0) -> glide.Glide
   own = data == 'own'
   made = glide.GlideTrainConfig(
     target=setting.target, target_dtype=setting.target_dtype,
-    model=dataclasses.replace(setting.model, **(KINDS | ABLATIONS)[kind]),
+    model=model_of(setting, kind),
     data=glide.TextConfig(
       source=str(write_messages()) if own and setting.chat else 'embedded', batch_size=setting.batch_size, length=setting.length, seed=seed,
     ),

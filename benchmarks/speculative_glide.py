@@ -29,8 +29,9 @@ SHAPES = {'chain': (1,), 'width 2': (2,), 'width 4': (4,), 'width 8': (8,), 'CaP
 """Candidates in place of each drafted token: a chain, the same number everywhere, and the paper's numbers by confidence."""
 SURE = 0.4
 """A sure chain ends after a token that the draft finds less probable."""
-WIDENED = ('GliDe', 'own')
-"""The draft whose trees of all shapes are compared; the others draft chains, and CaPE's trees for the vanilla draft."""
+OWN = ('GliDe', 'own')
+WIDENED = (OWN, ('GliDe-3', 'own'))
+"""The drafts whose trees of all shapes are compared; the others draft chains, and CaPE's trees for the vanilla draft."""
 
 
 def run(target: str, config: Any) -> None:
@@ -85,17 +86,17 @@ def methods(
   }
   for (kind, data), draft in drafts.items():
     widened = {'chain': (1,), 'CaPE': PAPER_BINS} if (kind, data) == ('vanilla', 'own') else {'chain': (1,)}
-    for shape, bins in (SHAPES if (kind, data) == WIDENED else widened).items():
+    for shape, bins in (SHAPES if (kind, data) in WIDENED else widened).items():
       stream = decoders.glide.Stream(lm, draft, GlideDecoding(max_draft=MAX_DRAFT, bins=bins, guard=False))
       ways[f'{kind}, {data}, {shape}'] = lambda stream=stream: ss.ours(stream.generate, **options)
-  if WIDENED in drafts:
+  if OWN in drafts:
     chain = GlideDecoding(max_draft=MAX_DRAFT, bins=(1,))
     for name, decoding, more in (
       ('guarded', chain, {}),
       ('sure chain', chain.replace(threshold=SURE, guard=False), {}),
       ('after lookup', chain.replace(threshold=SURE, guard=False), {'lookup': lookup}),
     ):
-      stream = decoders.glide.Stream(lm, drafts[WIDENED], decoding)
+      stream = decoders.glide.Stream(lm, drafts[OWN], decoding)
       ways[f'GliDe, own, {name}'] = lambda stream=stream, more=more: ss.ours(stream.generate, **options, **more)
   return ways
 
@@ -206,7 +207,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
       middle.plot(range(1, len(row['by position']) + 1), row['by position'], 'o-', label=row['method'])
   middle.set(xlabel='position in the chain', ylabel='acceptance', ylim=(0, 1), title='Acceptance by position')
   shapes = [
-    row for row in drafted if row['kind'] == 'all' and row['method'] in [f'{", ".join(WIDENED)}, {s}' for s in SHAPES]
+    row
+    for row in drafted
+    if row['kind'] == 'all' and row['method'] in [f'{", ".join(w)}, {s}' for w in WIDENED for s in SHAPES]
   ]
   for row in shapes:
     right.errorbar(row['nodes'], row['M'], row['error'] or 0, fmt='o', label=row['method'].split(', ')[-1])

@@ -104,6 +104,8 @@ class GenerateConfig:
   """Number of a prompt's tokens that are read at once (none: all). Set it where a long prompt does not fit in memory."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
   """Type of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
+  implementation: Literal['default', 'xla', 'pallas'] | None = None
+  """How attention is computed. default: the fastest way on the device. xla: without kernels. pallas: by kernels (none: as the model says)."""
   stats: bool = True
   """Print speed, memory and the number of accepted drafted tokens to standard error."""
 
@@ -174,6 +176,8 @@ def load_model(config: GenerateConfig):
     raise ValueError(
       f'{config.model} is a GliDe draft for {lm.config.target.name}: pass that model, and the draft as --draft with --decoder glide.'
     )
+  if config.implementation:
+    lm = dataclasses.replace(lm, config=lm.config.replace(implementation=config.implementation))
   return lm
 
 

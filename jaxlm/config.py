@@ -199,6 +199,9 @@ class ModelConfig:
   """Computation dtype; parameters and attention logits stay float32 in training."""
   remat: Literal['none', 'dots', 'full'] = 'none'
   """What the backward pass recomputes to save memory: nothing, everything but matrix products, or whole layers."""
+  implementation: Literal['default', 'xla', 'pallas'] = 'default'
+  """How attention is computed. default: the fastest way on the device; in float32 exactly, without kernels. xla: without kernels. pallas:
+  whole sequences by our kernels, which must know the model's attention, and decoding steps where they can."""
   direction: Direction = 'forward'
   """The direction in which the model was trained to read text. Trainers set it from --direction."""
   direction_signal: DirectionSignal = 'none'
@@ -285,7 +288,8 @@ class ModelConfig:
 TRAINING_ONLY = ('init', 'init_std', 'dropout')
 """Fields of a ModelConfig that only training reads. The outputs of a trained model do not depend on them."""
 ADDED = (
-  'causal', 'norm_plus_one', 'local_rope_theta', 'query_scale_dim', 'scaled_embeddings', 'embedding_norm', 'output_gate'
+  'causal', 'norm_plus_one', 'local_rope_theta', 'query_scale_dim', 'scaled_embeddings', 'embedding_norm', 'output_gate',
+  'implementation',
 )  # fmt: skip
 """Fields that are newer than some saved files. At their defaults they change nothing."""
 

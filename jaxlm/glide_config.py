@@ -48,7 +48,8 @@ class GlideConfig:
   cross: bool = True
   """Each layer reads keys and values of a target layer. Off: the draft is an ordinary small language model, for comparison."""
   layers: tuple[int, ...] = ()
-  """Number of the target layer that each draft layer reads, counted from 0 (none given: the target's last layers, in order)."""
+  """Numbers of the target layers that the draft layers read, counted from 0: one for each draft layer, or twice, three times as many, for
+  draft layers that read several each (none given: the target's last layers, one each, in order)."""
   cross_start: Literal['zero', 'random'] = 'zero'
   """First output matrix of the cross-attention. zero: a new draft computes what it would compute without cross-attention. random: as
   other matrices, as in the authors' code; what is read of the target then hides the tokens until the draft has learned to use it."""
@@ -96,9 +97,9 @@ class GlideConfig:
       raise ValueError(f'{self.vocabulary=} must be a number of tokens, or 0 for all.')
     if self.window < 0:
       raise ValueError(f'{self.window=} must be a number of tokens, or 0 for all.')
-    if self.layers and len(self.layers) != self.num_layers:
+    if len(self.layers) % self.num_layers:
       raise ValueError(
-        f'layers={self.layers} must name one target layer for each of the {self.num_layers} draft layers.'
+        f'layers={self.layers} must name as many target layers for each of the {self.num_layers} draft layers.'
       )
     if self.eval_mask == 'paper' and self.draft == 'parallel':
       raise ValueError("eval_mask='paper' is of the paper's chain: draft='parallel' needs eval_mask='strict'.")
@@ -135,11 +136,16 @@ class GlideConfig:
 
   @property
   def target_layers(self) -> tuple[int, ...]:
-    """Number of the target layer that each draft layer reads; () without cross-attention."""
+    """Numbers of the target layers that the draft reads, those of its first layer first; () without cross-attention."""
     if not self.cross:
       return ()
     top = self.target.model.num_layers
     return self.layers or tuple(range(top - self.num_layers, top))
+
+  def layers_of(self, layer: int) -> tuple[int, ...]:
+    """Returns the numbers of the target layers that one layer of the draft reads; () without cross-attention."""
+    each = len(self.target_layers) // self.num_layers
+    return self.target_layers[layer * each : (layer + 1) * each]
 
   @property
   def logit_softcap(self) -> float | None:
@@ -175,7 +181,7 @@ def with_target(config: GlideConfig, lm: Any, name: str) -> GlideConfig:
   return config.replace(target=Target(name or 'a model', lm.config, str(tokenizer)))
 
 
-NOT_COMPARED = ('dtype', 'remat')
+NOT_COMPARED = ('dtype', 'remat', 'implementation')
 """Fields in which a target may differ from the one that a draft was trained for."""
 
 

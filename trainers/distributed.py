@@ -6,6 +6,7 @@ collectives.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from jaxlm.attention import flash
 from jaxlm.models import sharding
 from trainers.config import ConfigError, DistributedConfig, MeshConfig
 from trainers.step import data_parallel
@@ -132,7 +134,17 @@ class Layout:
       # Without the constraint XLA may choose another sharding for the result, and the next call would compile again.
       return jax.lax.with_sharding_constraint(new, self.shardings(new)), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return self.jit(step, donate_argnums=0)
+
+  def jit(self, function: Callable, **options: Any) -> Callable:
+    """Returns `jax.jit(function, **options)`, whose attention may run kernels on each device of the mesh."""
+
+    @functools.wraps(function)
+    def traced(*args):
+      with flash.on_mesh(self.mesh):
+        return function(*args)
+
+    return jax.jit(traced, **options)
 
   def rows(self, batch_size: int) -> slice:
     """Returns the rows of the batch that this process must read."""

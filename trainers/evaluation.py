@@ -25,7 +25,9 @@ class Evaluator:
   def __init__(self, task: Task, layout: Layout, frozen: Any, say: Callable[[str], None]):
     self.task, self.layout, self.frozen, self.say = task, layout, frozen, say
     self.rows = layout.rows(task.batch_size)
-    self._sums = jax.jit(lambda params, batch, step, frozen: task.eval_sums(params, batch, Context(step, None, frozen)))
+    self._sums = layout.jit(
+      lambda params, batch, step, frozen: task.eval_sums(params, batch, Context(step, None, frozen))
+    )
 
   def __call__(self, params: Any, step: int, signals: StopOnSignal) -> dict[str, float] | None:
     """Returns the metrics, {} for a task without held-out data, or None if a signal stopped the evaluation."""

@@ -46,11 +46,13 @@ def knows(rule: AttentionRule) -> bool:
 
 
 def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
-  """Returns whether to use `decode_attention`. float32 does not use it, because its users expect exact numbers."""
+  """Returns whether to use `decode_attention`. By default float32 does not use it: its users expect exact numbers."""
   if not knows(rule) or q.shape[1] > LONGEST:
     return False
   if _options.get() is not None:
     return True
+  if rule.implementation != 'default':
+    return rule.implementation == 'pallas'
   platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
   return FASTEST.get(platform) == 'pallas' and flash.on_one_device() and q.dtype == jnp.bfloat16
 
@@ -67,10 +69,11 @@ def attend(
 
   `where` are the arguments of `decode_attention` that say which tokens there are: key_positions, lengths, rows, beside, initial.
   """
+  options = _options.get() or ({'implementation': 'pallas'} if rule.implementation == 'pallas' else {})
   return decode_attention(
     q, keys, values, positions=positions, operation=rule.operation, causal=rule.causal, window=rule.window, scale=rule.scale,
     bias=rule.offset, softcap=rule.softcap, alibi_slopes=alibi_slopes(q.shape[2]) if rule.position == 'alibi' else None,
-    slot=slot_of(q, rule), **where, **(_options.get() or {}),
+    slot=slot_of(q, rule), **where, **options,
   )  # fmt: skip
 
 

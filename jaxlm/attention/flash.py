@@ -1,27 +1,33 @@
 """Attention of a whole sequence through `pallas_kernels.flash_attention`, on accelerators, for rules that the kernels support.
 
-XLA's partitioner does not split kernels, so they are used only in programs for one device: in a process with a single device,
-and in programs that run on each device separately (`on_each_device`), such as a pmapped training step.
+XLA's partitioner does not split kernels. So they are used in programs for one device: in a process with a single device, and in programs
+that run on each device separately (`on_each_device`), such as a pmapped training step. In programs for a mesh of devices (`on_mesh`), each
+device runs the kernels on its rows and heads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import jax
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxlm.attention.distance import alibi_slopes
 from jaxlm.attention.rule import AttentionRule
 from pallas_kernels import flash_attention, platforms
 
 if TYPE_CHECKING:
-  from jaxtyping import Array, Float
+  from jaxtyping import Array, Float, Int
 
 SHORTEST = 128  # In tokens; for shorter sequences the weights of all heads take little memory.
 SHARED = -1  # Segment number of a position that all segments share.
+ROWS, HEADS = ('data', 'fsdp'), 'tensor'
+"""Axes of a mesh that split the rows of a batch, and the heads."""
 _each_device = contextvars.ContextVar('each_device', default=False)
+_mesh = contextvars.ContextVar('mesh', default=None)
 
 
 @contextlib.contextmanager
@@ -32,6 +38,16 @@ def on_each_device():
     yield
   finally:
     _each_device.reset(token)
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh):
+  """Context for tracing a program for a mesh as `jaxlm.models.sharding` makes it, in which `ROWS` split the batches."""
+  token = _mesh.set(mesh if mesh.size > 1 else None)
+  try:
+    yield
+  finally:
+    _mesh.reset(token)
 
 
 def on_one_device() -> bool:
@@ -46,23 +62,66 @@ def knows(rule: AttentionRule) -> bool:
 
 
 def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
-  """Returns whether to use the kernels for a sequence. float32 does not use them, because its users expect exact numbers."""
-  return has_kernels() and q.dtype != 'float32' and q.shape[1] >= SHORTEST and knows(rule)
+  """Returns whether to use the kernels for a sequence. By default float32 does not use them: its users expect exact numbers.
+
+  Raises:
+    ValueError: the rule says that kernels compute it, and they do not know it.
+  """
+  if rule.implementation != 'default':
+    if asked := rule.implementation == 'pallas':
+      _check(rule)
+    return asked
+  where = has_kernels() or _has_accelerator() and divides(_mesh.get(), q.shape[0])
+  return where and q.dtype != 'float32' and q.shape[1] >= SHORTEST and knows(rule)
+
+
+def _check(rule: AttentionRule) -> None:
+  if not knows(rule):
+    raise ValueError(
+      f"implementation='pallas': the kernels know softmax and sigmoid without relative positions, power, row sum and dropout, not "
+      f'{rule.operation} with position={rule.position!r}, power={rule.power}, row_sum={rule.row_sum} and dropout={rule.dropout}. Leave it '
+      "out, or take 'xla'."
+    )
 
 
 def has_kernels() -> bool:
   """Returns whether the program that is traced is for an accelerator with kernels and for one device, so that it may have kernels."""
-  accelerator = jax.default_backend() in ('gpu', 'tpu') and not platforms.too_old(jax.devices())
-  return accelerator and on_one_device()
+  return _has_accelerator() and on_one_device()
+
+
+def _has_accelerator() -> bool:
+  return jax.default_backend() in ('gpu', 'tpu') and not platforms.too_old(jax.devices())
+
+
+def divides(mesh: Mesh | None, rows: int) -> bool:
+  """Returns whether the devices of a mesh can share so many rows evenly. Heads that they cannot share are computed by each."""
+  return mesh is not None and rows % math.prod(mesh.shape.get(axis, 1) for axis in ROWS) == 0
 
 
 def attend(
-  q: Float[Array, 'B T N H'], k: Float[Array, 'B T K H'], v: Float[Array, 'B T K H'], rule: AttentionRule, **options
+  q: Float[Array, 'B T N H'],
+  k: Float[Array, 'B T K H'],
+  v: Float[Array, 'B T K H'],
+  rule: AttentionRule,
+  segments: Int[Array, 'B T'] | None = None,
+  **options: Any,
 ) -> Float[Array, 'B T N H']:
   """Returns attention of a whole sequence under the rule. `options` are keyword arguments of `flash_attention`."""
-  return flash_attention(
-    q, k, v, operation=rule.operation, causal=rule.causal, window=rule.window, prefix=min(rule.prefix, k.shape[1]),
-    scale=rule.scale, softcap=rule.softcap, bias=rule.offset,
-    alibi_slopes=alibi_slopes(q.shape[2]) if rule.position == 'alibi' else None,
-    slot_logit=rule.slot_logit, slot_key=rule.slot_key, slot_value=rule.slot_value, **options,
+  options |= dict(
+    operation=rule.operation, causal=rule.causal, window=rule.window, prefix=min(rule.prefix, k.shape[1]), scale=rule.scale,
+    softcap=rule.softcap, bias=rule.offset,
   )  # fmt: skip
+  if rule.implementation == 'pallas':
+    options |= {'implementation': 'pallas'}
+  slopes = alibi_slopes(q.shape[2]) if rule.position == 'alibi' else None
+  of_heads = dict(alibi_slopes=slopes, slot_logit=rule.slot_logit, slot_key=rule.slot_key, slot_value=rule.slot_value)
+  call = lambda q, k, v, segments, of_heads: flash_attention(q, k, v, segments=segments, **of_heads, **options)
+  mesh = _mesh.get()
+  if mesh is None or not divides(mesh, q.shape[0]):
+    return call(q, k, v, segments, of_heads)
+  rows = tuple(axis for axis in ROWS if axis in mesh.shape)
+  heads = HEADS if HEADS in mesh.shape and k.shape[2] % mesh.shape[HEADS] == 0 else None
+  arrays, of_head = PartitionSpec(rows, None, heads), PartitionSpec(heads)
+  return jax.shard_map(
+    call, mesh=mesh, in_specs=(arrays, arrays, arrays, PartitionSpec(rows), of_head), out_specs=arrays, check_vma=False
+  )(q, k, v, segments, of_heads)

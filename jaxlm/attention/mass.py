@@ -22,7 +22,7 @@ def knows(rule: AttentionRule) -> bool:
 
 def is_default(rule: AttentionRule, length: int) -> bool:
   """Returns whether to use the kernels for a sequence: on accelerators. A CPU sums the weights of pieces, which is exact."""
-  return flash.has_kernels() and length >= flash.SHORTEST and knows(rule)
+  return rule.implementation != 'xla' and flash.has_kernels() and length >= flash.SHORTEST and knows(rule)
 
 
 def received(

@@ -27,6 +27,7 @@ class AttentionRule:
   row_sum: float = struct.field(pytree_node=False, default=1.0)
   offset: float = struct.field(pytree_node=False, default=0.0)
   position: str = struct.field(pytree_node=False, default='none')
+  implementation: str = struct.field(pytree_node=False, default='default')  # see ModelConfig
   dropout: float = struct.field(pytree_node=False, default=0.0)  # dropout rate of the weights; above 0 only in training
   slot_key: Array | None = None  # [K, H]: an extra key without a position that every query sees
   slot_value: Array | None = None  # [K, H]: value of the extra key; None is 0
@@ -73,4 +74,5 @@ def layer_rule(config: ModelConfig, layer: int) -> AttentionRule:
     row_sum=config.attention_row_sum,
     offset=config.logit_offset,
     position=config.position,
+    implementation=config.implementation,
   )

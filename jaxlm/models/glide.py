@@ -2,6 +2,8 @@
 
   x = x + attention(norm(x));  x = x + cross(x);  x = x + mlp(norm(x));  logits = head(norm(x))
 
+A layer may read several layers of the target: then `cross` is a sum of one cross-attention for each.
+
 The queries of the cross-attention are projections of x to the heads of the target, rotated as the target rotates its own. The keys
 and values are those that a layer of the target has computed; a query sees the first `seen` of them. While drafting, these are the
 tokens that the target has verified, so a token that is drafted later in a round lags further behind what it sees.
@@ -75,8 +77,8 @@ class DraftBlock(Block):
 
   def setup(self):
     super().setup()
-    if self.draft.cross:
-      self.cross = Cross(self.draft, self.draft.target_layers[self.layer], name='cross')
+    layers = self.draft.layers_of(self.layer)
+    self.crosses = [Cross(self.draft, layer, name=name) for layer, name in zip(layers, cross_names(self.draft))]
     if self.draft.cross and self.draft.cross_norm:
       self.cross_norm = norm(self.config, 'cross_norm')
 
@@ -84,7 +86,7 @@ class DraftBlock(Block):
     x_BTD, cache = self.attention_block(x_BTD, positions_BT, scheme, cache)
     if self.draft.cross:
       read_BTD = self.cross_norm(x_BTD) if self.draft.cross_norm else x_BTD
-      x_BTD = x_BTD + self.cross(read_BTD, rotations, seen_BT, target)
+      x_BTD = x_BTD + sum(cross(read_BTD, rotations, seen_BT, target) for cross in self.crosses)
     return self.mlp_block(x_BTD, x_BTD), cache
 
 
@@ -133,6 +135,11 @@ class Draft(nn.Module):
       x_BTD, cache = layer(x_BTD, positions_BT, scheme, cache, rotations, seen_BT, target)
     x_BTD = self.final_norm(x_BTD)
     return x_BTD if c.embedding == 'own' else self.embed_out(x_BTD), cache
+
+
+def cross_names(config: GlideConfig) -> list[str]:
+  """Returns the names of the cross-attentions in the parameters of each layer of the draft."""
+  return ['cross', *(f'cross_{i}' for i in range(1, len(config.layers_of(0))))] if config.cross else []
 
 
 def num_before(config: GlideConfig) -> int:

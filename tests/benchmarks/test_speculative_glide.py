@@ -65,7 +65,7 @@ def test_each_draft_has_a_directory_of_its_own_and_drafts_of_one_target_share_it
     for kind in speculative_drafts.KINDS for data in speculative_drafts.DATA for seed in (0, 1)
   ]  # fmt: skip
   # The real text does not depend on the number of the target's own.
-  assert len({m.run.directory for m in made}) == len(made) - 6
+  assert len({m.run.directory for m in made}) == len(made) - 8
   assert len({m.generation.file for m in made}) == 3
   assert speculative_drafts.config(setting, 'GliDe', 'own') == made[0]
 
@@ -115,7 +115,7 @@ def test_the_part_trains_decodes_and_writes_its_results(tmp_path, monkeypatch, c
   assert rows['GliDe, own, CaPE']['by position'] == ''
   assert all(row['same'] == '2/2' for row in rows.values()) and written['flips'] == {}
   assert rows['GliDe, own, width 4']['nodes'] > rows['GliDe, own, chain']['nodes'] > 1
-  assert len(written['trainings']) == 4 and all(t['targets/s'] > 0 for t in written['trainings'])
+  assert len(written['trainings']) == 5 and all(t['targets/s'] > 0 for t in written['trainings'])
   assert 'tokens per round' in capsys.readouterr().out and len(rows['GliDe, own, chain']['by position']) == 4
   assert (tmp_path / 'speculative_glide_redundant.png').stat().st_size > 10_000
   monkeypatch.setattr('trainers.glide.task.DraftTraining.batch', None)  # Nothing is trained again.
@@ -137,8 +137,9 @@ def test_ablations_change_one_choice_of_a_draft(tmp_path, monkeypatch):
   assert rows[3]['parameters'] > rows[0]['parameters'] > rows[1]['parameters']
 
 
-def test_each_kind_and_ablation_is_a_draft_of_its_own():
+def test_each_kind_and_ablation_is_a_draft_of_its_own(tmp_path):
+  setting = tiny_setting(tmp_path)(1, 1)
   drafts = [
-    speculative_drafts.DraftFlags(**c) for c in (speculative_drafts.KINDS | speculative_drafts.ABLATIONS).values()
+    speculative_drafts.model_of(setting, kind) for kind in speculative_drafts.KINDS | speculative_drafts.ABLATIONS
   ]
   assert len(set(drafts)) == len(drafts)

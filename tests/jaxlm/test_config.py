@@ -9,7 +9,7 @@ from tests.models import TINY
 
 ADDED = dict(
   causal=False, norm_plus_one=True, local_rope_theta=100.0, query_scale_dim=5, scaled_embeddings=True, embedding_norm=True,
-  output_gate='head',
+  output_gate='head', implementation='xla',
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ LM = LanguageModel(TINY, None)
     ({'block': 0}, 'block=0 must be at least 1'),
     ({'model_dim': 20, 'num_heads': 3}, 'not a multiple'),
     ({'model_dim': 9, 'num_heads': 3}, '= 3 is odd'),
-    ({'layers': (0, 1)}, r'layers=\(0, 1\) must name one target layer for each of the 1'),
+    ({'num_layers': 2, 'layers': (0, 1, 1)}, r'layers=\(0, 1, 1\) must name as many target layers for each of the 2'),
     ({'window': -1}, 'window=-1'),
     ({'draft': 'tree'}, "Unknown draft 'tree'"),
     ({'draft': 'parallel', 'eval_mask': 'paper'}, "needs eval_mask='strict'"),
@@ -43,6 +43,12 @@ def test_layers_must_be_those_of_the_target():
 def test_by_default_the_last_layers_are_read_in_order():
   layers = lambda **changes: with_target(GlideConfig(**changes), LM, 'tiny').target_layers
   assert layers() == (1,) and layers(num_layers=2) == (0, 1) and layers(num_layers=2, layers=(1, 1)) == (1, 1)
+
+
+def test_a_layer_may_read_several_layers_of_the_target():
+  config = with_target(GlideConfig(num_layers=2, layers=(0, 1, 1, 0)), LM, 'tiny')
+  assert config.layers_of(0) == (0, 1) and config.layers_of(1) == (1, 0)
+  assert config.replace(cross=False).layers_of(1) == ()
 
 
 def test_a_config_comes_back_from_json():

@@ -29,17 +29,24 @@ def lowered(f, platform, *arrays) -> str:
     return jax.jit(f).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
 
 
-def compiled_for_tpu(f, *arrays, donate=()):
-  """Returns f compiled for a TPU v5e, which need not be there; skips the test where the compiler is not installed."""
+def tpu_chips():
+  """Returns four chips of a TPU v5e, which need not be there; skips the test where the compiler is not installed."""
   libtpu = pytest.importorskip('libtpu', reason='the TPU compiler is not installed: pip install jaxlm[tpu]')
   from jax.experimental import topologies
 
   for name, value in {'TPU_SKIP_MDS_QUERY': '1', 'TPU_LIBRARY_PATH': libtpu.get_library_path()}.items():
     os.environ.setdefault(name, value)
-  chip = topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices[0]
-  place = jax.sharding.SingleDeviceSharding(chip)
-  arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arrays)
-  with device('tpu'), no_stored_programs():
+  return topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices
+
+
+def compiled_for_tpu(f, *arrays, donate=()):
+  """Returns f compiled for a TPU v5e: for its first chip, or for those of the arrays' shardings."""
+  one = jax.sharding.SingleDeviceSharding(tpu_chips()[0])
+  place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or one)
+  arrays = jax.tree.map(place, arrays)
+  meshes = [x.sharding.mesh for x in jax.tree.leaves(arrays) if isinstance(x.sharding, jax.NamedSharding)]
+  described = jax.sharding.use_abstract_mesh(meshes[0].abstract_mesh) if meshes else device('tpu')
+  with described, no_stored_programs():
     return jax.jit(f, donate_argnums=donate).trace(*arrays).lower(lowering_platforms=('tpu',)).compile()
 
 

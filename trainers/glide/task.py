@@ -95,7 +95,8 @@ class DraftTraining(Task):
     self.config, self.lm, self.prompts = config, lm, texts.prompts
     self.batches, self.held_out, self.outputs = texts.batches, texts.held_out, texts.outputs
     self.batch_size = config.data.batch_size
-    self.learning_rates = (('cross/o/kernel', config.cross_learning_rate),)
+    names = glide.cross_names(config.model)
+    self.learning_rates = tuple((f'{name}/o/kernel', config.cross_learning_rate) for name in names)
     self.host_metrics = ('accepted_length', 'acceptance') if self.prompts else ()
     self.best_metric = 'accepted_length' if self.prompts else 'loss'
     self._target = {'name': config.target, 'digest': digest.of_tree(lm.params)}

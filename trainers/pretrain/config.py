@@ -116,7 +116,7 @@ class PretrainConfig(TrainConfig):
   start: str | None = None
   """Model to train further: a run directory, a Hugging Face directory, a .gguf file, a fetched name or a Hub id (none: new
   parameters). Architecture, parameters and tokenizer come from this model; the optimizer and its warm-up start anew. Of the flags
-  model.*, only dtype, remat and dropout have an effect, and max_length if the model does not depend on it."""
+  model.*, only dtype, remat, implementation and dropout have an effect, and max_length if the model does not depend on it."""
   model: ModelConfig = ModelConfig()
   data: DataConfig = DataConfig()
   eval: EvalConfig = EvalConfig()

@@ -11,7 +11,7 @@ def main(config: PretrainConfig, explicit: Collection[str] = ()):
   """Trains, or resumes, the run in config.run.directory; returns the last TrainState.
 
   Args:
-    config: with a `start`, only dtype, remat, dropout and the `explicit` fields of `config.model` are used.
+    config: with a `start`, only dtype, remat, implementation, dropout and the `explicit` fields of `config.model` are used.
     explicit: fields of the model that the user set; they must fit the model of `start`.
 
   Raises:

@@ -79,7 +79,7 @@ def check(draft, target=TARGET, **options):
 
 
 DEEP = {'num_layers': 2, 'block': D}
-MOST = DEEP | {'cross_norm': True, 'embedding': 'target', 'layers': (2, 0)}
+MOST = DEEP | {'cross_norm': True, 'embedding': 'target', 'layers': (2, 0, 1, 2)}
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from jaxlm import caches, models
-from jaxlm.attention import flash
+from jaxlm.attention import cached, flash, mass
 from jaxlm.attention.rule import layer_rule
 from jaxlm.config import RopeConfig, SinkConfig
+from jaxlm.models import sharding
 from jaxlm.models.transformer import Transformer
 from tests.models import TINY, init, slow
+from tests.pallas_kernels import lowering
 from trainers.next_token import next_token_loss
 
 KNOWN = [
@@ -89,6 +91,66 @@ def test_the_interpreted_kernels_give_the_dense_gradients_too(sink, kernels, mon
   monkeypatch.setattr(flash, 'attend', interpreted)
   for a, e in zip(jax.tree.leaves(loss_and_gradients(params, config)), jax.tree.leaves(expected)):
     np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+
+
+# Devices for rows, for parameters, and for heads.
+MESHES = [dict(data=2, tensor=2), *slow(dict(fsdp=2, tensor=2), dict(data=2, fsdp=2), dict(tensor=3))]
+
+
+@pytest.mark.parametrize('axes', MESHES, ids=str)
+def test_each_device_of_a_mesh_computes_its_rows_and_heads(axes, monkeypatch):
+  config = TINY.replace(sink=SinkConfig('kv'), position='alibi', windows=(5, 0))
+  params = random_slots(init(config, jax.random.key(1)))
+  expected, kernels, shapes = loss_and_gradients(params, config), flash.flash_attention, []
+
+  def interpreted(q, *args, **kwargs):
+    shapes.append(q.shape)
+    return kernels(q, *args, **kwargs, interpret=True, block_q=16, block_k=16)
+
+  monkeypatch.setattr(flash, 'is_default', lambda rule, q: True)
+  monkeypatch.setattr(flash, 'flash_attention', interpreted)
+  mesh = sharding.make_mesh(**axes)
+  with flash.on_mesh(mesh):
+    actual = loss_and_gradients(jax.device_put(params, sharding.tree_shardings(params, mesh)), config)
+  rows, heads = mesh.shape['data'] * mesh.shape['fsdp'], mesh.shape['tensor']
+  # Two rows cannot be shared by four devices, and two key heads cannot be shared by three.
+  assert {shape[::2] for shape in shapes} == {(2 // rows if rows < 4 else 2, 2 if heads == 2 else 4)}
+  for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+
+
+def test_a_models_implementation_decides(monkeypatch):
+  q = jnp.zeros((1, 256, 4, 8), jnp.bfloat16)
+  rule = lambda name, **changes: layer_rule(TINY.replace(implementation=name, **changes), 0)
+  assert flash.is_default(rule('pallas'), q[:, :2].astype('float32')) and cached.is_default(rule('pallas'), q[:, :1])
+  monkeypatch.setattr(flash, 'has_kernels', lambda: True)
+  assert flash.is_default(rule('default'), q) and not flash.is_default(rule('xla'), q)
+  assert not mass.is_default(rule('xla'), 256) and not cached.is_default(rule('xla'), q[:, :1])
+  with pytest.raises(ValueError, match="the kernels know softmax and sigmoid .*, not sigmoid_norm with .* 'xla'"):
+    flash.is_default(rule('pallas', attention='sigmoid_norm'), q)
+
+
+@pytest.mark.parametrize('name', ['training', 'decoding'])
+def test_kernels_that_a_cpu_lacks_are_an_error_that_says_so(name):
+  config = TINY.replace(implementation='pallas')
+  params = init(TINY, jax.random.key(1))
+  with pytest.raises(ValueError, match="implementation='pallas' .*(TPU|tpu)"):
+    if name == 'training':
+      loss_and_gradients(params, config)
+    else:
+      cache = caches.FullCache.create(config, 2, 32).replace(empty=(False,) * config.num_layers)
+      Transformer(config).apply({'params': params}, TOKENS[:, :1], jnp.full((2, 1), 4), cache)
+
+
+@pytest.mark.slow
+def test_kernels_of_a_mesh_compile_for_a_tpu_and_gather_nothing():
+  mesh = sharding.make_mesh(data=2, tensor=2, devices=lowering.tpu_chips())
+  place = jax.NamedSharding(mesh, jax.P('data', None, 'tensor'))
+  q, k = (jax.ShapeDtypeStruct((4, 4096, n, 64), 'bfloat16', sharding=place) for n in (32, 8))
+  loss = lambda *qkv: flash.attend(*qkv, layer_rule(TINY, 0)).astype(jnp.float32).sum()
+  with flash.on_mesh(mesh):
+    program = lowering.compiled_for_tpu(jax.grad(loss, argnums=(0, 1, 2)), q, k, k).as_text()
+  assert program.count('custom_call_target="tpu_custom_call"') == 3 and 'all-gather' not in program
 
 
 @pytest.mark.parametrize('changes', [{}, {'prefix': 40, 'windows': (3, 3), 'sink': SinkConfig('token')}])

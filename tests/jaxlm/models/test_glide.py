@@ -85,6 +85,7 @@ def test_parameters_are_those_of_the_options_and_never_the_targets():
   assert plain - names(cross=False) == {'layer_0/cross/q/kernel', 'layer_0/cross/o/kernel'}
   assert names(cross_norm=True) - plain == {'layer_0/cross_norm/scale'}
   assert names(draft='parallel') - plain == {'mask_embedding'}
+  assert names(layers=(2, 0)) - plain == {'layer_0/cross_1/q/kernel', 'layer_0/cross_1/o/kernel'}
   tied = names(embedding='target')
   assert tied - plain == {'embed_in/kernel', 'embed_out/kernel'} and plain - tied == {'embed/embedding', 'head'}
   shapes = abstract()['layer_0']['cross']
