@@ -3,6 +3,8 @@
 recommending  Recall and NDCG of the target on test users, beside popular items, the items that follow the last one, and SASRec
 drafts        for each loss of the draft, rule of verification and K: accepted steps, target calls, time of the search without a draft
               divided by that with it, for batches and for histories one by one, and Recall@K and NDCG@K
+plain search  with --peer, the time of transformers' constrained beam search divided by ours, with the same weights, and whether its lists
+              are ours
 
 on generated data and, after `python -m jaxlm.data.fetch movielens-100k`, on films. All models are trained by trainers.recommend, once,
 in the cache folder: a study that was stopped goes on with what is missing. Writes recommendation.json.
@@ -44,6 +46,8 @@ class Config:
   """Number of them whose searches are timed, together and one by one."""
   steps: int = 400
   """Number of training steps of targets and drafts."""
+  peer: bool = False
+  """Also search with transformers, with the same weights."""
   tiny: bool = False
   """A few steps of tiny models: a test of the code path."""
 
@@ -59,6 +63,8 @@ def main(config: Config) -> None:
   from benchmarks import recommendation_runs as runs
   from benchmarks import recommendation_scores as scores
 
+  if config.peer:
+    report.require_peer()
   if unknown := set(config.losses) - set(LOSSES):
     raise SystemExit(f'Unknown losses {", ".join(sorted(unknown))}; there are {", ".join(LOSSES)}.')
   found: list[dict[str, Any]] = []

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import recommendation_decoding as decoding
 from benchmarks import recommendation_runs as runs
 from decoders import atspeed
 from decoders.atspeed import Recommendations
@@ -59,6 +60,7 @@ class Searches:
     buckets = [bucket(len(prompt)) for prompt in self.prompts]
     usual = max(set(buckets), key=buckets.count)
     self.few = [prompt for prompt, n in zip(self.prompts, buckets) if n == usual][: config.timed_users]
+    self.name = name
     self.facts = {'table': f'{name}: drafts', 'seed': seed}
 
   def _search(self, k: int, draft: LanguageModel | None, **more: Any) -> tuple[Recommendations, np.ndarray]:
@@ -73,8 +75,11 @@ class Searches:
     """Returns a row for each number of beams, rule of verification, and draft by the name of its loss."""
     rows = []
     # Drafts of one shape share programs, so they follow each other.
+    peer = decoding.peer(decoding.Config(), self.target) if self.config.peer else None
     for k in self.config.ks:
       plain, plain_seconds = self._search(k, None)
+      if peer is not None:
+        rows.append(self._beside(peer, k, plain, plain_seconds))
       for rule in ('strict', 'relaxed'):
         for loss, draft in drafts.items():
           out, seconds = self._search(k, draft, beam=self.config.beam, gamma=self.config.gamma, verify=rule)
@@ -87,6 +92,21 @@ class Searches:
             'same lists %': 100 * float(same), 'recall@K': found[f'recall@{k}'], 'ndcg@K': found[f'ndcg@{k}'],
           })  # fmt: skip
     return rows
+
+
+  def _beside(self, peer: Any, k: int, plain: Recommendations, seconds: np.ndarray) -> dict[str, Any]:
+    """Returns how often transformers' constrained beam search finds the same lists, and its time divided by ours."""
+    settings = [decoding.Config(batch=size, k=k) for size in (self.config.batch_size, 1)]
+    run = lambda setting, prompts: decoding.transformers(setting, peer, self.trie, prompts)
+    items = run(settings[0], self.prompts)[2]
+    times = [[run(setting, self.few)[0] / len(self.few) for setting in settings] for _ in range(REPEATS)]
+    return {
+      'table': f'{self.name}: plain search', 'seed': self.facts['seed'], 'K': k,
+      'same lists %': 100 * float(np.mean([a == b for a, b in zip(items, plain.items, strict=True)])),
+      'same items %': 100 * float(np.mean([len({*a} & {*b}) / len(b) for a, b in zip(items, plain.items)])),
+      'transformers / jaxlm': float(np.median(times, axis=0)[0] / seconds[0]),
+      'one by one': float(np.median(times, axis=0)[1] / seconds[1]),
+    }  # fmt: skip
 
 
 def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """The study of recommendation runs through on tiny models, goes on with what is there, and says which aims hold."""
 
+import dataclasses
+import importlib.util
 import json
 
 import pytest
@@ -30,8 +32,13 @@ def test_a_tiny_study(tmp_path, monkeypatch, capsys):
   assert len(found['checks']) == 5
   monkeypatch.setattr(recommendation_runs.recommend, 'main', lambda config: None)  # All that is trained is there.
   capsys.readouterr()
-  recommendation.main(TINY)
+  peer = all(map(importlib.util.find_spec, ('torch', 'transformers')))
+  recommendation.main(dataclasses.replace(TINY, losses=('sft',), peer=peer))
   assert 'Written to' in capsys.readouterr().out
+  rows = json.loads((tmp_path / 'recommendation.json').read_text())['rows']
+  beside = [row for row in rows if row['table'] == 'made-small: plain search']
+  assert [row['K'] for row in beside] == ([1, 3] if peer else [])
+  assert all(row['same lists %'] == 100 and row['transformers / jaxlm'] > 0 for row in beside)
 
 
 def test_the_means_are_over_seeds_and_settings_are_checked():
