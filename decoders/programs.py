@@ -5,6 +5,9 @@ from typing import Any
 
 import jax
 
+from jaxlm.attention import flash
+from jaxlm.models import sharding
+
 # Each program holds memory maps, hundreds for a deep model, and Linux allows a process 65530 of them. Without this limit,
 # prompts of many lengths would end the process.
 MOST = 48
@@ -29,7 +32,8 @@ class Clock:
     if program is None:
       start = time.perf_counter()
       options = CPU_OPTIONS if jax.default_backend() == 'cpu' else None
-      program = function.lower(*args, **static).compile(compiler_options=options)
+      with flash.on_mesh(sharding.mesh_of(leaves)):
+        program = function.lower(*args, **static).compile(compiler_options=options)
       self.compile_seconds += time.perf_counter() - start
     _programs[key] = program
     while len(_programs) > MOST:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SHORTEST = 128  # In tokens; for shorter sequences the weights of all heads take little memory.
 SHARED = -1  # Segment number of a position that all segments share.
-ROWS, HEADS = ('data', 'fsdp'), 'tensor'
+ROWS, HEADS = ('data', 'fsdp'), ('tensor',)
 """Axes of a mesh that split the rows of a batch, and the heads."""
 _each_device = contextvars.ContextVar('each_device', default=False)
 _mesh = contextvars.ContextVar('mesh', default=None)
@@ -41,9 +41,9 @@ def on_each_device():
 
 
 @contextlib.contextmanager
-def on_mesh(mesh: Mesh):
-  """Context for tracing a program for a mesh as `jaxlm.models.sharding` makes it, in which `ROWS` split the batches."""
-  token = _mesh.set(mesh if mesh.size > 1 else None)
+def on_mesh(mesh: Mesh | None):
+  """Context for tracing a program for a mesh as `jaxlm.models.sharding` makes it; None, and a mesh of one device, change nothing."""
+  token = _mesh.set(mesh if mesh is not None and mesh.size > 1 else None)
   try:
     yield
   finally:
@@ -71,7 +71,7 @@ def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
     if asked := rule.implementation == 'pallas':
       _check(rule)
     return asked
-  where = has_kernels() or _has_accelerator() and divides(_mesh.get(), q.shape[0])
+  where = has_kernels() or _has_accelerator() and _mesh.get() is not None
   return where and q.dtype != 'float32' and q.shape[1] >= SHORTEST and knows(rule)
 
 
@@ -93,11 +93,6 @@ def _has_accelerator() -> bool:
   return jax.default_backend() in ('gpu', 'tpu') and not platforms.too_old(jax.devices())
 
 
-def divides(mesh: Mesh | None, rows: int) -> bool:
-  """Returns whether the devices of a mesh can share so many rows evenly. Heads that they cannot share are computed by each."""
-  return mesh is not None and rows % math.prod(mesh.shape.get(axis, 1) for axis in ROWS) == 0
-
-
 def attend(
   q: Float[Array, 'B T N H'],
   k: Float[Array, 'B T K H'],
@@ -116,12 +111,17 @@ def attend(
   slopes = alibi_slopes(q.shape[2]) if rule.position == 'alibi' else None
   of_heads = dict(alibi_slopes=slopes, slot_logit=rule.slot_logit, slot_key=rule.slot_key, slot_value=rule.slot_value)
   call = lambda q, k, v, segments, of_heads: flash_attention(q, k, v, segments=segments, **of_heads, **options)
-  mesh = _mesh.get()
-  if mesh is None or not divides(mesh, q.shape[0]):
+  if (mesh := _mesh.get()) is None:
     return call(q, k, v, segments, of_heads)
-  rows = tuple(axis for axis in ROWS if axis in mesh.shape)
-  heads = HEADS if HEADS in mesh.shape and k.shape[2] % mesh.shape[HEADS] == 0 else None
+  rows = _shared_by(mesh, ROWS, q.shape[0])
+  heads = _shared_by(mesh, HEADS, k.shape[2])
   arrays, of_head = PartitionSpec(rows, None, heads), PartitionSpec(heads)
   return jax.shard_map(
     call, mesh=mesh, in_specs=(arrays, arrays, arrays, PartitionSpec(rows), of_head), out_specs=arrays, check_vma=False
   )(q, k, v, segments, of_heads)
+
+
+def _shared_by(mesh: Mesh, axes: tuple[str, ...], size: int) -> tuple[str, ...] | None:
+  """Returns the axes of the mesh that split `size` rows or heads; None if they cannot evenly, and each device computes all."""
+  axes = tuple(axis for axis in axes if axis in mesh.shape)
+  return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None

@@ -26,6 +26,12 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequenc
   return Mesh(np.array(devices[:need]).reshape(data, fsdp, tensor), AXES)
 
 
+def mesh_of(arrays: Sequence[Any]) -> Mesh | None:
+  """Returns the mesh over which some of the arrays are sharded; None if they are on one device, or on a mesh with other axes."""
+  meshes = (x.sharding.mesh for x in arrays if isinstance(getattr(x, 'sharding', None), NamedSharding))
+  return next((mesh for mesh in meshes if mesh.size > 1 and set(mesh.axis_names) <= set(AXES)), None)
+
+
 def spec(path: Sequence[str], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
   """Returns the PartitionSpec of the parameter at `path` (names from the root). A path that is not in the table is replicated."""
   axes = axes_of(path, len(shape)) or (None,) * len(shape)

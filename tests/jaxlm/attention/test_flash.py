@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import decoders
+from decoders import programs
 from jaxlm import caches, models
 from jaxlm.attention import cached, flash, mass
 from jaxlm.attention.rule import layer_rule
 from jaxlm.config import RopeConfig, SinkConfig
+from jaxlm.language_model import LanguageModel
 from jaxlm.models import sharding
 from jaxlm.models.transformer import Transformer
 from tests.models import TINY, init, slow
@@ -35,6 +38,7 @@ UNKNOWN = [
   {'attention_row_sum': 0.5},
   {'position': 'relative_t5'},
 ]
+PROMPTS = [[1, 2, 3, 4, 5], [7, 8, 9]]
 TOKENS = jax.random.randint(jax.random.key(0), (2, 24), 0, TINY.vocab_size)
 SEGMENTS = jnp.asarray([[1] * 10 + [2] * 14, [1] * 3 + [2] * 15 + [0] * 6])
 
@@ -113,7 +117,7 @@ def test_each_device_of_a_mesh_computes_its_rows_and_heads(axes, monkeypatch):
   with flash.on_mesh(mesh):
     actual = loss_and_gradients(jax.device_put(params, sharding.tree_shardings(params, mesh)), config)
   rows, heads = mesh.shape['data'] * mesh.shape['fsdp'], mesh.shape['tensor']
-  # Two rows cannot be shared by four devices, and two key heads cannot be shared by three.
+  # Two rows cannot be shared by four devices, nor two key heads by three: each device then has all.
   assert {shape[::2] for shape in shapes} == {(2 // rows if rows < 4 else 2, 2 if heads == 2 else 4)}
   for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
     np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
@@ -140,6 +144,26 @@ def test_kernels_that_a_cpu_lacks_are_an_error_that_says_so(name):
     else:
       cache = caches.FullCache.create(config, 2, 32).replace(empty=(False,) * config.num_layers)
       Transformer(config).apply({'params': params}, TOKENS[:, :1], jnp.full((2, 1), 4), cache)
+
+
+def test_a_model_that_is_split_over_devices_reads_prompts_with_kernels(monkeypatch):
+  params, kernels, shapes = init(TINY, jax.random.key(1)), flash.flash_attention, []
+  generate = lambda params: decoders.generate(LanguageModel(TINY, params), PROMPTS, max_new_tokens=4).rows()
+
+  def interpreted(q, *args, **kwargs):
+    shapes.append(q.shape)
+    return kernels(q, *args, **kwargs, interpret=True, block_q=16, block_k=16)
+
+  monkeypatch.setattr(flash, 'is_default', lambda rule, q: True)
+  monkeypatch.setattr(flash, 'flash_attention', interpreted)
+  mesh = sharding.make_mesh(fsdp=2, tensor=2)
+  split = generate(jax.device_put(params, sharding.tree_shardings(params, mesh)))
+  assert {(B, N) for B, _, N, _ in shapes} == {(len(PROMPTS) // 2, TINY.num_heads // 2)}
+  # The same shapes on one device are another program.
+  assert generate(params) == split
+  monkeypatch.undo()
+  programs.forget()
+  assert generate(params) == split
 
 
 @pytest.mark.slow
