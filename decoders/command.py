@@ -104,8 +104,9 @@ class GenerateConfig:
   """Number of a prompt's tokens that are read at once (none: all). Set it where a long prompt does not fit in memory."""
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
   """Type of the parameters and the computation (none: float32 on CPU, bfloat16 elsewhere)."""
-  implementation: Literal['default', 'xla', 'pallas'] | None = None
-  """How attention is computed. default: the fastest way on the device. xla: without kernels. pallas: by kernels (none: as the model says)."""
+  implementation: Literal['default', 'xla', 'pallas'] = 'default'
+  """How attention is computed. default: the fastest way on the device. xla: without kernels. pallas: prompts by kernels, which must know
+  the model's attention, and decoding steps where they can."""
   stats: bool = True
   """Print speed, memory and the number of accepted drafted tokens to standard error."""
 
@@ -176,9 +177,9 @@ def load_model(config: GenerateConfig):
     raise ValueError(
       f'{config.model} is a GliDe draft for {lm.config.target.name}: pass that model, and the draft as --draft with --decoder glide.'
     )
-  if config.implementation:
-    lm = dataclasses.replace(lm, config=lm.config.replace(implementation=config.implementation))
-  return lm
+  if config.implementation == 'default' or not isinstance(lm, jaxlm.LanguageModel):
+    return lm
+  return dataclasses.replace(lm, config=lm.config.replace(implementation=config.implementation))
 
 
 def settings_of(config: GenerateConfig) -> dict:

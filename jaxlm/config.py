@@ -201,7 +201,8 @@ class ModelConfig:
   """What the backward pass recomputes to save memory: nothing, everything but matrix products, or whole layers."""
   implementation: Literal['default', 'xla', 'pallas'] = 'default'
   """How attention is computed. default: the fastest way on the device; in float32 exactly, without kernels. xla: without kernels. pallas:
-  whole sequences by our kernels, which must know the model's attention, and decoding steps where they can."""
+  whole sequences by our kernels, which must know the model's attention, and decoding steps where they can. A model that is loaded has the
+  default."""
   direction: Direction = 'forward'
   """The direction in which the model was trained to read text. Trainers set it from --direction."""
   direction_signal: DirectionSignal = 'none'

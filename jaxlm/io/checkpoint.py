@@ -315,7 +315,9 @@ def load_run(
   if step is None and (average := path / AVERAGE / str(found[-1])).is_dir():
     folder = average
   dtype = dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
-  config = config.replace(dtype=dtype)
+  # A model that was trained with kernels is also opened where there are none.
+  how = {'implementation': 'default'} if hasattr(config, 'implementation') else {}
+  config = config.replace(dtype=dtype, **how)
 
   def placed(names, leaf):
     keys = [k.key for k in names]
