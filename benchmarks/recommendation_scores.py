@@ -93,7 +93,6 @@ class Searches:
           })  # fmt: skip
     return rows
 
-
   def _beside(self, peer: Any, k: int, plain: Recommendations, seconds: np.ndarray) -> dict[str, Any]:
     """Returns how often transformers' constrained beam search finds the same lists, and its time divided by ours."""
     settings = [decoding.Config(batch=size, k=k) for size in (self.config.batch_size, 1)]

@@ -169,6 +169,7 @@ def main(config: GenerateConfig) -> None:
 def load_model(config: GenerateConfig):
   """Returns the model with the tokenizer that --tokenizer names. Raises as `jaxlm.load`, and ValueError if there is none."""
   import jaxlm
+  from jaxlm.attention import flash
   from jaxlm.language_model import named_tokenizer
 
   other = {} if config.tokenizer is None else {'tokenizer': named_tokenizer(config.tokenizer)}
@@ -179,7 +180,9 @@ def load_model(config: GenerateConfig):
     )
   if config.implementation == 'default' or not isinstance(lm, jaxlm.LanguageModel):
     return lm
-  return dataclasses.replace(lm, config=lm.config.replace(implementation=config.implementation))
+  lm = dataclasses.replace(lm, config=lm.config.replace(implementation=config.implementation))
+  flash.check(lm.config)
+  return lm
 
 
 def settings_of(config: GenerateConfig) -> dict:

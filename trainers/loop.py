@@ -16,6 +16,7 @@ import jax
 
 from jaxlm import config as configs
 from jaxlm import errors
+from jaxlm.attention import flash
 from jaxlm.data.packing import prefetch
 from jaxlm.errors import CheckpointError, DivergedError
 from jaxlm.io import checkpoint
@@ -65,6 +66,14 @@ SHORT_PATIENCE = 3.0
 """Seconds that TensorBoard and Weights & Biases may take to finish after a signal stopped the run."""
 
 
+def _check_attention(config: Any) -> None:
+  if isinstance(config.model, configs.ModelConfig):
+    try:
+      flash.check(config.model)
+    except ValueError as e:
+      raise ConfigError(f'model.{e}') from e
+
+
 class _Run:
   """The parts of one run, and the loop over them."""
 
@@ -73,6 +82,7 @@ class _Run:
     distributed.initialize(config.distributed)
     self.layout = distributed.make_layout(config.mesh)
     self.layout.check_batch_size(task.batch_size, c.accumulate)
+    _check_attention(config)
     self.rows = self.layout.rows(task.batch_size)
     self.directory = Path(c.directory or f'runs/{task.trainer}')
     self.main = jax.process_index() == 0

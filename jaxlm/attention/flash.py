@@ -16,7 +16,8 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxlm.attention.distance import alibi_slopes
-from jaxlm.attention.rule import AttentionRule
+from jaxlm.attention.rule import AttentionRule, layer_rule
+from jaxlm.config import ModelConfig
 from pallas_kernels import flash_attention, platforms
 
 if TYPE_CHECKING:
@@ -73,6 +74,19 @@ def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
     return asked
   where = has_kernels() or _has_accelerator() and _mesh.get() is not None
   return where and q.dtype != 'float32' and q.shape[1] >= SHORTEST and knows(rule)
+
+
+def check(config: ModelConfig) -> None:
+  """Raises ValueError if a model asks for kernels, and they do not know its attention or this process has no device for them."""
+  if config.implementation != 'pallas':
+    return
+  for layer in range(config.num_layers):
+    _check(layer_rule(config, layer).replace(dropout=config.dropout.attention))
+  if not _has_accelerator():
+    raise ValueError(
+      f"implementation='pallas' runs on TPUs, and on NVIDIA GPUs from Ampere on, and this process computes on "
+      f"{jax.devices()[0].device_kind}. Leave it out, or take 'xla'."
+    )
 
 
 def _check(rule: AttentionRule) -> None:

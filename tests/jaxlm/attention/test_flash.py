@@ -10,7 +10,7 @@ from decoders import programs
 from jaxlm import caches, models
 from jaxlm.attention import cached, flash, mass
 from jaxlm.attention.rule import layer_rule
-from jaxlm.config import RopeConfig, SinkConfig
+from jaxlm.config import DropoutConfig, RopeConfig, SinkConfig
 from jaxlm.language_model import LanguageModel
 from jaxlm.models import sharding
 from jaxlm.models.transformer import Transformer
@@ -132,6 +132,8 @@ def test_a_models_implementation_decides(monkeypatch):
   assert not mass.is_default(rule('xla'), 256) and not cached.is_default(rule('xla'), q[:, :1])
   with pytest.raises(ValueError, match="the kernels know softmax and sigmoid .*, not sigmoid_norm with .* 'xla'"):
     flash.is_default(rule('pallas', attention='sigmoid_norm'), q)
+  with pytest.raises(ValueError, match='not softmax with .* dropout=0.5'):
+    flash.check(TINY.replace(implementation='pallas', dropout=DropoutConfig(attention=0.5)))
 
 
 @pytest.mark.parametrize('name', ['training', 'decoding'])
