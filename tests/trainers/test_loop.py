@@ -27,7 +27,6 @@ def interrupt_at(monkeypatch, step):
   monkeypatch.setattr(loop.StopOnSignal, 'stop', lambda self, now, every: setattr(self, 'received', 15) or now == step)
 
 
-@pytest.mark.parametrize('mesh', [MeshConfig(), *slow(MeshConfig(fsdp=2, tensor=2))], ids=['pmap', 'mesh'])
 def test_kernels_are_refused_before_anything_is_written(tmp_path):
   config = tiny.config(tmp_path / 'run')
   with pytest.raises(ConfigError, match="model.implementation='pallas' runs on TPUs, .* this process computes on cpu"):
@@ -35,6 +34,7 @@ def test_kernels_are_refused_before_anything_is_written(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize('mesh', [MeshConfig(), *slow(MeshConfig(fsdp=2, tensor=2))], ids=['pmap', 'mesh'])
 def test_resumed_run_is_bit_identical(tmp_path, monkeypatch, mesh):
   settings = dict(ema_decay=0.9, accumulate=2)
   # Dropout is random: its masks too must be those of the run that was not stopped.
