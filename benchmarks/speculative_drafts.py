@@ -74,8 +74,8 @@ def smollm2(steps: int, texts: int) -> Setting:
   # At a learning rate of 2e-3 the loss of the first steps rises to three times that of new parameters.
   preset = PRESETS['smollm2'][1]
   return Setting(
-    'smollm2', preset.model, steps, texts, length=160, prompt_tokens=72, batch_size=4, chat=True, learning_rate=1e-3,
-    cross_learning_rate=preset.cross_learning_rate, target_dtype='bfloat16', three=(10, 20, 29),
+    'smollm2', dataclasses.replace(preset.model, layers=(20,)), steps, texts, length=160, prompt_tokens=72, batch_size=4, chat=True, learning_rate=1e-3,
+    cross_learning_rate=preset.cross_learning_rate, target_dtype='bfloat16', three=preset.model.layers,
   )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def test_statements_compare_drafts_within_a_kind(capsys):
   assert found == {
     'chat: GliDe has more tokens per round than the vanilla draft': True,
     'all: GliDe has more tokens per round than the vanilla draft': False,
-    'all: CaPE adds tokens per round': True,
+    'all: CaPE adds tokens per round to GliDe': True,
     'all: at least 2 tokens per round (GliDe, own, CaPE)': True,
     'GliDe, own, chain: faster than plain decoding': True,
     'GliDe, own, CaPE: faster than plain decoding': False,
@@ -101,8 +101,9 @@ def test_the_part_trains_decodes_and_writes_its_results(tmp_path, monkeypatch, c
     'vanilla, own, CaPE',
     'GliDe, real, chain',
     'parallel, own, chain',
-    'GliDe, own, sure chain',
-    'GliDe, own, after lookup',
+    'GliDe-3, own, CaPE',
+    'GliDe-3, own, sure chain',
+    'GliDe-3, own, after lookup',
   } < set(rows)
   for way in ('GliDe, own, chain', 'vanilla, own, chain', 'parallel, own, chain'):
     costs = written['costs'][way]

@@ -29,14 +29,15 @@ PRESETS = {
     GlideTrainConfig(
       target='smollm2',
       target_dtype='bfloat16',
-      # With two seeds, a draft that reads layer 20 of 30 after a norm has more tokens accepted than one that reads the last layer.
+      # After 2400 steps a draft agrees with 49.0 % of held-out tokens if it reads these layers of 30, 45.2 % if it reads layer 20 alone, and
+      # 41.7 % without the target's cache. A norm before, and layer 20 instead of the last one, were better with two seeds.
       model=DraftFlags(
         model_dim=576,
         num_heads=9,
         mlp_dim=1536,
         embedding='target',
         vocabulary=16384,
-        layers=(20,),
+        layers=(10, 20, 29),
         cross_norm=True,
         # The training texts are shorter than many prompts: with a window, no query sees further than in training.
         window=128,
