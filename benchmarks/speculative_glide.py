@@ -29,9 +29,9 @@ SHAPES = {'chain': (1,), 'width 2': (2,), 'width 4': (4,), 'width 8': (8,), 'CaP
 """Candidates in place of each drafted token: a chain, the same number everywhere, and the paper's numbers by confidence."""
 SURE = 0.4
 """A sure chain ends after a token that the draft finds less probable."""
-WIDENED = (('GliDe', 'own'), ('GliDe-3', 'own'))
-"""The drafts whose trees of all shapes are compared; the others draft chains, and CaPE's trees for the vanilla draft. The last one of them is
-also guarded, ends its chains early, and follows prompt lookup."""
+WIDENED = (('GliDe-3', 'own'), ('GliDe', 'own'))
+"""The first of them that there is has trees of all shapes, and is also guarded, ends its chains early, and follows prompt lookup. The others
+draft chains, and those of the target's own texts CaPE's trees."""
 
 
 def run(target: str, config: Any) -> None:
@@ -84,20 +84,23 @@ def methods(
     'prompt lookup': lambda: ss.ours(look, **options),
     'SWIFT, guarded': lambda: ss.ours(SwiftStream(lm, swift).generate, **options),
   }
+  widened = next((draft for draft in WIDENED if draft in drafts), None)
   for (kind, data), draft in drafts.items():
-    widened = {'chain': (1,), 'CaPE': PAPER_BINS} if (kind, data) == ('vanilla', 'own') else {'chain': (1,)}
-    for shape, bins in (SHAPES if (kind, data) in WIDENED else widened).items():
+    few = {'chain': (1,), 'CaPE': PAPER_BINS} if data == 'own' and kind != 'parallel' else {'chain': (1,)}
+    for shape, bins in (SHAPES if (kind, data) == widened else few).items():
       stream = decoders.glide.Stream(lm, draft, GlideDecoding(max_draft=MAX_DRAFT, bins=bins, guard=False))
       ways[f'{kind}, {data}, {shape}'] = lambda stream=stream: ss.ours(stream.generate, **options)
-  for best in [draft for draft in WIDENED if draft in drafts][-1:]:
+  if widened:
     chain = GlideDecoding(max_draft=MAX_DRAFT, bins=(1,))
     for name, decoding, more in (
       ('guarded', chain, {}),
       ('sure chain', chain.replace(threshold=SURE, guard=False), {}),
       ('after lookup', chain.replace(threshold=SURE, guard=False), {'lookup': lookup}),
     ):
-      stream = decoders.glide.Stream(lm, drafts[best], decoding)
-      ways[f'{", ".join(best)}, {name}'] = lambda stream=stream, more=more: ss.ours(stream.generate, **options, **more)
+      stream = decoders.glide.Stream(lm, drafts[widened], decoding)
+      ways[f'{", ".join(widened)}, {name}'] = lambda stream=stream, more=more: ss.ours(
+        stream.generate, **options, **more
+      )
   return ways
 
 
@@ -203,12 +206,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     if row['kind'] == 'all' and row['by position'] and row['method'].endswith('chain'):
       middle.plot(range(1, len(row['by position']) + 1), row['by position'], 'o-', label=row['method'])
   middle.set(xlabel='position in the chain', ylabel='acceptance', ylim=(0, 1), title='Acceptance by position')
-  shapes = [
-    row
-    for row in drafted
-    if row['kind'] == 'all' and row['method'] in [f'{", ".join(w)}, {s}' for w in WIDENED for s in SHAPES]
-  ]
-  for row in shapes:
+  of = {row['method']: row for row in drafted if row['kind'] == 'all'}
+  all_shapes = ([f'{", ".join(draft)}, {shape}' for shape in SHAPES] for draft in WIDENED)
+  for row in [of[name] for name in next((names for names in all_shapes if set(names) <= set(of)), [])]:
     right.errorbar(row['nodes'], row['M'], row['error'] or 0, fmt='o', label=row['method'].split(', ')[-1])
   right.set(xlabel='verified tokens per round', ylabel='tokens per round', title='Size of the tree')
   for axis in (left, middle, right):

@@ -115,7 +115,7 @@ def test_the_part_trains_decodes_and_writes_its_results(tmp_path, monkeypatch, c
     )
   assert rows['GliDe, own, CaPE']['by position'] == ''
   assert all(row['same'] == '2/2' for row in rows.values()) and written['flips'] == {}
-  assert rows['GliDe, own, width 4']['nodes'] > rows['GliDe, own, chain']['nodes'] > 1
+  assert rows['GliDe-3, own, width 4']['nodes'] > rows['GliDe-3, own, chain']['nodes'] > 1
   assert len(written['trainings']) == 5 and all(t['targets/s'] > 0 for t in written['trainings'])
   assert 'tokens per round' in capsys.readouterr().out and len(rows['GliDe, own, chain']['by position']) == 4
   assert (tmp_path / 'speculative_glide_redundant.png').stat().st_size > 10_000
