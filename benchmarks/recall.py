@@ -179,7 +179,9 @@ def train(setting: Setting) -> tuple[Any, np.ndarray]:
 
 def trained(setting: Setting = Setting()) -> jaxlm.LanguageModel:
   """Returns the trained model from the cache folder; if it is not there, trains it first. The key is the code and the setting."""
-  made_by = json.dumps(dataclasses.asdict(setting)) + ''.join(map(inspect.getsource, (filler, texts, loss)))
+  settings = dataclasses.asdict(setting)
+  del settings['model']['implementation']  # It makes no other model, and is newer than some that are kept.
+  made_by = json.dumps(settings) + ''.join(map(inspect.getsource, (filler, texts, loss)))
   folder = cache_folder() / 'trained' / f'recall-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}'
   if not (folder / 'config.json').exists():  # Written last.
     lm = jaxlm.LanguageModel(setting.model, train(setting)[0])

@@ -74,14 +74,13 @@ class Searches:
   def rows(self, drafts: dict[str, LanguageModel]) -> list[dict[str, Any]]:
     """Returns a row for each number of beams, rule of verification, and draft by the name of its loss."""
     rows = []
-    # Drafts of one shape share programs, so they follow each other.
     peer = decoding.peer(decoding.Config(), self.target) if self.config.peer else None
     for k in self.config.ks:
       plain, plain_seconds = self._search(k, None)
       if peer is not None:
         rows.append(self._beside(peer, k, plain, plain_seconds))
       for rule in ('strict', 'relaxed'):
-        for loss, draft in drafts.items():
+        for loss, draft in drafts.items():  # Drafts of one shape share programs, so they follow each other.
           out, seconds = self._search(k, draft, beam=self.config.beam, gamma=self.config.gamma, verify=rule)
           found = lists.metrics([row[:k] for row in out.items], self.truth, k)
           same = np.mean([a == b for a, b in zip(out.items, plain.items)])

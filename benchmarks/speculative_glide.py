@@ -30,7 +30,7 @@ SHAPES = {'chain': (1,), 'width 2': (2,), 'width 4': (4,), 'width 8': (8,), 'CaP
 SURE = 0.4
 """A sure chain ends after a token that the draft finds less probable."""
 WIDENED = (('GliDe-3', 'own'), ('GliDe', 'own'))
-"""The first of them that there is has trees of all shapes, and is also guarded, ends its chains early, and follows prompt lookup. The others
+"""The first of these drafts that was trained has trees of all shapes, and is also guarded, ends its chains early, and follows prompt lookup. The others
 draft chains, and those of the target's own texts CaPE's trees."""
 
 
@@ -191,7 +191,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
   figure = Figure(figsize=(13, 4.6), layout='constrained')
   left, middle, right = figure.subplots(1, 3, width_ratios=(2, 1, 1))
   drafted = [row for row in rows if row.get('M')]
-  names = [*dict.fromkeys(row['method'] for row in drafted if row['method'].endswith(('chain', 'lookup', 'CaPE')))]
+  names = [*dict.fromkeys(row['method'] for row in drafted if row['method'].endswith((', chain', 'lookup', 'CaPE')))]
   kinds, width = [*dict.fromkeys(row['kind'] for row in rows)], 0.8 / max(len(names), 1)
   if len(kinds) == 2:  # A single kind of prompt, and the mean over it.
     kinds = kinds[:1]

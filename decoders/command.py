@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import re
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -169,7 +169,6 @@ def main(config: GenerateConfig) -> None:
 def load_model(config: GenerateConfig):
   """Returns the model with the tokenizer that --tokenizer names. Raises as `jaxlm.load`, and ValueError if there is none."""
   import jaxlm
-  from jaxlm.attention import flash
   from jaxlm.language_model import named_tokenizer
 
   other = {} if config.tokenizer is None else {'tokenizer': named_tokenizer(config.tokenizer)}
@@ -178,6 +177,14 @@ def load_model(config: GenerateConfig):
     raise ValueError(
       f'{config.model} is a GliDe draft for {lm.config.target.name}: pass that model, and the draft as --draft with --decoder glide.'
     )
+  return computed(lm, config)
+
+
+def computed(lm: Any, config: GenerateConfig) -> Any:
+  """Returns a language model that is computed as --implementation says; other models are unchanged. Raises as `flash.check`."""
+  import jaxlm
+  from jaxlm.attention import flash
+
   if config.implementation == 'default' or not isinstance(lm, jaxlm.LanguageModel):
     return lm
   lm = dataclasses.replace(lm, config=lm.config.replace(implementation=config.implementation))
@@ -242,7 +249,7 @@ def decoder(config: GenerateConfig) -> Callable:
   if config.decoder == 'draft':
     if config.draft_model is None:
       raise ValueError('--decoder draft needs the smaller model: pass --draft-model.')
-    draft = jaxlm.load(config.draft_model, dtype=config.dtype)
+    draft = computed(jaxlm.load(config.draft_model, dtype=config.dtype), config)
     if isinstance(draft, jaxlm.GlideDraft):
       raise ValueError(f'{config.draft_model} is a GliDe draft: pass it as --draft with --decoder glide.')
     drafter = decoders.speculative.DraftModel.of(draft, **most)

@@ -288,9 +288,10 @@ class ModelConfig:
 
 TRAINING_ONLY = ('init', 'init_std', 'dropout')
 """Fields of a ModelConfig that only training reads. The outputs of a trained model do not depend on them."""
+HOW = ('implementation',)
+"""Fields of a ModelConfig that choose among ways to compute the same outputs."""
 ADDED = (
-  'causal', 'norm_plus_one', 'local_rope_theta', 'query_scale_dim', 'scaled_embeddings', 'embedding_norm', 'output_gate',
-  'implementation',
+  'causal', 'norm_plus_one', 'local_rope_theta', 'query_scale_dim', 'scaled_embeddings', 'embedding_norm', 'output_gate'
 )  # fmt: skip
 """Fields that are newer than some saved files. At their defaults they change nothing."""
 
@@ -301,7 +302,7 @@ def computing_fields(config: ModelConfig) -> dict[str, Any]:
   Fields in ADDED are included only if they differ from their defaults: older files were written before these fields existed.
   """
   defaults = {f.name: f.default for f in dataclasses.fields(config) if f.name in ADDED}
-  omitted = (*TRAINING_ONLY, *(name for name, value in defaults.items() if getattr(config, name) == value))
+  omitted = (*TRAINING_ONLY, *HOW, *(name for name, value in defaults.items() if getattr(config, name) == value))
   return {name: value for name, value in to_dict(config).items() if name not in omitted}
 
 

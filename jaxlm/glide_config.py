@@ -48,8 +48,9 @@ class GlideConfig:
   cross: bool = True
   """Each layer reads keys and values of a target layer. Off: the draft is an ordinary small language model, for comparison."""
   layers: tuple[int, ...] = ()
-  """Numbers of the target layers that the draft layers read, counted from 0: one for each draft layer, or twice, three times as many, for
-  draft layers that read several each (none given: the target's last layers, one each, in order)."""
+  """Numbers of the target layers that the draft layers read, counted from 0: as many as there are draft layers, or two or
+  three times as many; then each draft layer reads two or three, those of the first layer first (none given: the target's last layers, one
+  each, in order)."""
   cross_start: Literal['zero', 'random'] = 'zero'
   """First output matrix of the cross-attention. zero: a new draft computes what it would compute without cross-attention. random: as
   other matrices, as in the authors' code; what is read of the target then hides the tokens until the draft has learned to use it."""
@@ -99,7 +100,7 @@ class GlideConfig:
       raise ValueError(f'{self.window=} must be a number of tokens, or 0 for all.')
     if len(self.layers) % self.num_layers:
       raise ValueError(
-        f'layers={self.layers} must name as many target layers for each of the {self.num_layers} draft layers.'
+        f'layers={self.layers} has {len(self.layers)} target layers, which {self.num_layers} draft layers cannot share evenly.'
       )
     if self.eval_mask == 'paper' and self.draft == 'parallel':
       raise ValueError("eval_mask='paper' is of the paper's chain: draft='parallel' needs eval_mask='strict'.")
@@ -181,7 +182,7 @@ def with_target(config: GlideConfig, lm: Any, name: str) -> GlideConfig:
   return config.replace(target=Target(name or 'a model', lm.config, str(tokenizer)))
 
 
-NOT_COMPARED = ('dtype', 'remat', 'implementation')
+NOT_COMPARED = ('dtype', 'remat')
 """Fields in which a target may differ from the one that a draft was trained for."""
 
 

@@ -115,6 +115,8 @@ class _Run:
     given = self.task.given_params()
     if given is None and self.config.start is not None:
       given = start.parameters(self.config.start, self.task.trainer, abstract.params, self.layout)
+      for line in self.task.begin(self.config.start, self.directory):
+        self.progress.say(line)
     return self.layout.create(self.init) if given is None else self.layout.create(self.state, given)
 
   def restore(self, abstract: TrainState) -> TrainState:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from trainers.start import other_tokenizer
 from trainers.step import Context, terms
 
 Batch = dict[str, np.ndarray]
@@ -119,6 +120,11 @@ class Task(abc.ABC):
     `before`: the config of the run so far. `notes` is {} in checkpoints of older versions.
     """
     return []
+
+  def begin(self, start: str, directory: Path) -> Iterable[str]:
+    """Returns what to tell the user about the run `start` with whose parameters the run in `directory` begins."""
+    said = other_tokenizer(start, directory)
+    return [] if said is None else [said]
 
   def save_assets(self, directory: Path) -> None:
     """Writes files that the run directory needs besides checkpoints, such as a tokenizer. Called again when a run resumes."""

@@ -18,7 +18,7 @@ from jaxlm.attention.distance import alibi_slopes
 from jaxlm.attention.rule import AttentionRule
 from pallas_kernels import decode_attention
 from pallas_kernels.decoding import Beside, Slot
-from pallas_kernels.decoding_calls import FASTEST, Codes
+from pallas_kernels.decoding_calls import FASTEST, Codes, cannot
 
 if TYPE_CHECKING:
   from jaxtyping import Array, Bool, Float, Int
@@ -51,10 +51,11 @@ def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
     return False
   if _options.get() is not None:
     return True
-  if rule.implementation != 'default':
-    return rule.implementation == 'pallas'
+  if rule.implementation == 'pallas':  # The kernel is for TPUs.
+    return jax.default_backend() == 'tpu' and flash.on_one_device()
   platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
-  return FASTEST.get(platform) == 'pallas' and flash.on_one_device() and q.dtype == jnp.bfloat16
+  fastest = rule.implementation == 'default' and FASTEST.get(platform) == 'pallas'
+  return fastest and flash.on_one_device() and q.dtype == jnp.bfloat16
 
 
 def attend(
@@ -69,7 +70,8 @@ def attend(
 
   `where` are the arguments of `decode_attention` that say which tokens there are: key_positions, lengths, rows, beside, initial.
   """
-  options = _options.get() or ({'implementation': 'pallas'} if rule.implementation == 'pallas' else {})
+  asked = {'implementation': 'xla' if cannot(q, keys, values) else 'pallas'} if rule.implementation == 'pallas' else {}
+  options = _options.get() or asked
   return decode_attention(
     q, keys, values, positions=positions, operation=rule.operation, causal=rule.causal, window=rule.window, scale=rule.scale,
     bias=rule.offset, softcap=rule.softcap, alibi_slopes=alibi_slopes(q.shape[2]) if rule.position == 'alibi' else None,

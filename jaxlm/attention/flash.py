@@ -2,7 +2,7 @@
 
 XLA's partitioner does not split kernels. So they are used in programs for one device: in a process with a single device, and in programs
 that run on each device separately (`on_each_device`), such as a pmapped training step. In programs for a mesh of devices (`on_mesh`), each
-device runs the kernels on its rows and heads.
+device runs the kernels on its rows and heads. Trainers and decoders enter `on_mesh`; do so for programs of your own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxlm.attention.distance import alibi_slopes
@@ -77,7 +78,11 @@ def is_default(rule: AttentionRule, q: Float[Array, 'B T N H']) -> bool:
 
 
 def check(config: ModelConfig) -> None:
-  """Raises ValueError if a model asks for kernels, and they do not know its attention or this process has no device for them."""
+  """Checks that a model which asks for kernels can have them.
+
+  Raises:
+    ValueError: the kernels do not know its attention, or this process has no device for them.
+  """
   if config.implementation != 'pallas':
     return
   for layer in range(config.num_layers):
@@ -115,7 +120,14 @@ def attend(
   segments: Int[Array, 'B T'] | None = None,
   **options: Any,
 ) -> Float[Array, 'B T N H']:
-  """Returns attention of a whole sequence under the rule. `options` are keyword arguments of `flash_attention`."""
+  """Returns attention of a whole sequence under the rule.
+
+  In a program of `on_mesh`, each device computes its rows and heads; if they cannot be shared evenly, it computes those of others too.
+
+  Args:
+    segments: int32, equal within a document.
+    options: keyword arguments of `flash_attention`.
+  """
   options |= dict(
     operation=rule.operation, causal=rule.causal, window=rule.window, prefix=min(rule.prefix, k.shape[1]), scale=rule.scale,
     softcap=rule.softcap, bias=rule.offset,
@@ -127,15 +139,39 @@ def attend(
   call = lambda q, k, v, segments, of_heads: flash_attention(q, k, v, segments=segments, **of_heads, **options)
   if (mesh := _mesh.get()) is None:
     return call(q, k, v, segments, of_heads)
-  rows = _shared_by(mesh, ROWS, q.shape[0])
-  heads = _shared_by(mesh, HEADS, k.shape[2])
+  rows, heads = _shared_by(mesh, ROWS, q.shape[0]), _shared_by(mesh, HEADS, k.shape[2])
+  if not heads and (copies := _copies(mesh, q.shape[2], k.shape[2])) > 1:
+    k, v = (jnp.repeat(x, copies, axis=2) for x in (k, v))
+    of_heads |= {
+      n: x if x is None else jnp.repeat(x, copies, axis=0)
+      for n, x in of_heads.items()
+      if n in ('slot_key', 'slot_value')
+    }
+    heads = HEADS
   arrays, of_head = PartitionSpec(rows, None, heads), PartitionSpec(heads)
+  # Without its devices: JAX takes the traced program for other meshes of this shape too.
   return jax.shard_map(
-    call, mesh=mesh, in_specs=(arrays, arrays, arrays, PartitionSpec(rows), of_head), out_specs=arrays, check_vma=False
+    call,
+    mesh=mesh.abstract_mesh,
+    in_specs=(arrays, arrays, arrays, PartitionSpec(rows), of_head),
+    out_specs=arrays,
+    check_vma=False,
   )(q, k, v, segments, of_heads)
 
 
-def _shared_by(mesh: Mesh, axes: tuple[str, ...], size: int) -> tuple[str, ...] | None:
-  """Returns the axes of the mesh that split `size` rows or heads; None if they cannot evenly, and each device computes all."""
-  axes = tuple(axis for axis in axes if axis in mesh.shape)
-  return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
+def _shared_by(mesh: Mesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
+  """Returns the axes of the mesh that split `size` rows or heads evenly. Along other axes, each device computes all."""
+  found, parts = (), 1
+  for axis in axes:
+    parts *= mesh.shape.get(axis, 1)
+    if axis in mesh.shape and size % parts == 0:
+      found += (axis,)
+    else:
+      break
+  return found
+
+
+def _copies(mesh: Mesh, num_heads: int, num_kv_heads: int) -> int:
+  """Returns how many copies of the key heads the devices of `HEADS` can share evenly, each with query heads of its own; 1 if none."""
+  parts = math.prod(mesh.shape.get(axis, 1) for axis in HEADS)
+  return parts // num_kv_heads if parts % num_kv_heads == num_heads % parts == 0 else 1

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from jaxlm import errors
-from jaxlm.config import TRAINING_ONLY, ModelConfig
+from jaxlm.config import HOW, TRAINING_ONLY, ModelConfig
 from jaxlm.io import gemma_families as gemma
 from jaxlm.io import layernorm_families as layernorm
 from jaxlm.io import rms_families as rms
@@ -80,7 +80,7 @@ def parameter_paths(config: ModelConfig) -> list[str]:
 
 def meaning(config: ModelConfig) -> dict[str, Any]:
   """Returns a normal form of a config's fields: two configs with equal normal forms compute the same logits."""
-  silent = ('dtype', 'remat', 'implementation', 'direction', 'direction_signal', *TRAINING_ONLY)
+  silent = ('dtype', 'remat', 'direction', 'direction_signal', *TRAINING_ONLY, *HOW)
   fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in silent}
   fields['windows'] = tuple(config.window(i) or 0 for i in range(config.num_layers))
   fields['query_scale_dim'] = config.query_scale_dim or config.head_dim

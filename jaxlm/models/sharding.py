@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from jaxlm.models.parameters import axes_of
@@ -27,9 +27,10 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequenc
 
 
 def mesh_of(arrays: Sequence[Any]) -> Mesh | None:
-  """Returns the mesh over which some of the arrays are sharded; None if they are on one device, or on a mesh with other axes."""
+  """Returns the mesh over which some of the arrays are sharded; None if they are on one device, or on another kind of mesh."""
   meshes = (x.sharding.mesh for x in arrays if isinstance(getattr(x, 'sharding', None), NamedSharding))
-  return next((mesh for mesh in meshes if mesh.size > 1 and set(mesh.axis_names) <= set(AXES)), None)
+  ours = lambda mesh: set(mesh.axis_names) <= set(AXES) and set(mesh.axis_types) == {AxisType.Auto}
+  return next((mesh for mesh in meshes if mesh.size > 1 and ours(mesh)), None)
 
 
 def spec(path: Sequence[str], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:

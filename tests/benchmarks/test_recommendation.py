@@ -38,7 +38,7 @@ def test_a_tiny_study(tmp_path, monkeypatch, capsys):
   rows = json.loads((tmp_path / 'recommendation.json').read_text())['rows']
   beside = [row for row in rows if row['table'] == 'made-small: plain search']
   assert [row['K'] for row in beside] == ([1, 3] if peer else [])
-  assert all(row['same lists %'] == 100 and row['transformers / jaxlm'] > 0 for row in beside)
+  assert all(row['same items %'] > 90 and row['transformers / jaxlm'] > 0 for row in beside)
 
 
 def test_the_means_are_over_seeds_and_settings_are_checked():

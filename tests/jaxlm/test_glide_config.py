@@ -19,7 +19,10 @@ LM = LanguageModel(TINY, None)
     ({'block': 0}, 'block=0 must be at least 1'),
     ({'model_dim': 20, 'num_heads': 3}, 'not a multiple'),
     ({'model_dim': 9, 'num_heads': 3}, '= 3 is odd'),
-    ({'num_layers': 2, 'layers': (0, 1, 1)}, r'layers=\(0, 1, 1\) must name as many target layers for each of the 2'),
+    (
+      {'num_layers': 2, 'layers': (0, 1, 1)},
+      r'layers=\(0, 1, 1\) has 3 target layers, which 2 draft layers cannot share',
+    ),
     ({'window': -1}, 'window=-1'),
     ({'draft': 'tree'}, "Unknown draft 'tree'"),
     ({'draft': 'parallel', 'eval_mask': 'paper'}, "needs eval_mask='strict'"),

@@ -45,6 +45,21 @@ def test_a_run_is_resumed_with_the_start_it_began_with(first, tmp_path):
     tiny.fit(tiny.config(tmp_path / 'run', steps=4))
 
 
+def test_another_tokenizer_is_said(tmp_path, capsys, monkeypatch):
+  text = {'run': 'a', 'same': 'a', 'other': 'b'}
+
+  def save(self, directory):
+    (directory / 'tokenizer').mkdir(exist_ok=True)
+    (directory / 'tokenizer' / 'vocab.txt').write_text(text[directory.name])
+
+  monkeypatch.setattr(loop.Task, 'save_assets', save)
+  tiny.fit(tiny.config(tmp_path / 'run', steps=2))
+  for name in ('same', 'other'):
+    tiny.fit(going_on(tmp_path / name, tmp_path / 'run', steps=2))
+    said = capsys.readouterr().out
+    assert ('vocab.txt in their folders tokenizer/ differ' in said) == (name == 'other')
+
+
 def test_what_does_not_fit_is_named(first, tmp_path):
   wider = dataclasses.replace(going_on(tmp_path / 'wide', first), model=tiny.MODEL.replace(mlp_dim=16))
   with pytest.raises(

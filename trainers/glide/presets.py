@@ -47,7 +47,7 @@ PRESETS = {
       self_generate=4000,
       generation=GenerationConfig(chat=True, prompt_tokens=72, batch_size=64),
       distill=DistillConfig(weight=1.0, prompts=True),
-      # After 300 steps the held-out loss is 1.521, and 1.536 with a tenth and 1.657 with the whole learning rate.
+      # After 300 steps of a draft that reads layer 20 the held-out loss is 1.521, and 1.536 with a tenth and 1.657 with the whole learning rate.
       cross_learning_rate=0.3,
       keep_outputs='runs/glide-outputs',
       optimizer=OptimizerConfig(learning_rate=1e-3, schedule='cosine', warmup_steps=100, weight_decay=0.0),

@@ -84,6 +84,9 @@ class Recommendation(Task):
   def model(self, params: Any) -> LanguageModel:
     return LanguageModel(self.config.model, params, self.data.catalogue)
 
+  def begin(self, start: str, directory: Path) -> Iterable[str]:
+    return ()  # The identifiers have been compared. Catalogues of the same items may differ in popularity.
+
   def save_assets(self, directory: Path) -> None:
     run_directory.save_once(directory / 'tokenizer', self.data.catalogue.save)
 

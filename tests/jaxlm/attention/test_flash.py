@@ -98,7 +98,7 @@ def test_the_interpreted_kernels_give_the_dense_gradients_too(sink, kernels, mon
 
 
 # Devices for rows, for parameters, and for heads.
-MESHES = [dict(data=2, tensor=2), *slow(dict(fsdp=2, tensor=2), dict(data=2, fsdp=2), dict(tensor=3))]
+MESHES = [dict(data=2, tensor=2), dict(tensor=4), *slow(dict(fsdp=2, tensor=2), dict(data=2, fsdp=2), dict(tensor=3))]
 
 
 @pytest.mark.parametrize('axes', MESHES, ids=str)
@@ -116,9 +116,9 @@ def test_each_device_of_a_mesh_computes_its_rows_and_heads(axes, monkeypatch):
   mesh = sharding.make_mesh(**axes)
   with flash.on_mesh(mesh):
     actual = loss_and_gradients(jax.device_put(params, sharding.tree_shardings(params, mesh)), config)
-  rows, heads = mesh.shape['data'] * mesh.shape['fsdp'], mesh.shape['tensor']
-  # Two rows cannot be shared by four devices, nor two key heads by three: each device then has all.
-  assert {shape[::2] for shape in shapes} == {(2 // rows if rows < 4 else 2, 2 if heads == 2 else 4)}
+  # Two rows are shared by two of four devices. Four devices have a query head and a copy of a key head each, three have all.
+  rows, heads = 2 if mesh.shape['tensor'] >= 3 else 1, {1: 4, 2: 2, 3: 4, 4: 1}[mesh.shape['tensor']]
+  assert {shape[::2] for shape in shapes} == {(rows, heads)}
   for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
     np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
 
@@ -126,8 +126,12 @@ def test_each_device_of_a_mesh_computes_its_rows_and_heads(axes, monkeypatch):
 def test_a_models_implementation_decides(monkeypatch):
   q = jnp.zeros((1, 256, 4, 8), jnp.bfloat16)
   rule = lambda name, **changes: layer_rule(TINY.replace(implementation=name, **changes), 0)
-  assert flash.is_default(rule('pallas'), q[:, :2].astype('float32')) and cached.is_default(rule('pallas'), q[:, :1])
+  assert flash.is_default(rule('pallas'), q[:, :2].astype('float32'))
+  assert not cached.is_default(rule('pallas'), q[:, :1])  # The kernel of decoding steps is for TPUs.
   monkeypatch.setattr(flash, 'has_kernels', lambda: True)
+  monkeypatch.setattr(flash, 'on_one_device', lambda: True)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  assert cached.is_default(rule('pallas'), q[:, :1].astype('float32'))
   assert flash.is_default(rule('default'), q) and not flash.is_default(rule('xla'), q)
   assert not mass.is_default(rule('xla'), 256) and not cached.is_default(rule('xla'), q[:, :1])
   with pytest.raises(ValueError, match="the kernels know softmax and sigmoid .*, not sigmoid_norm with .* 'xla'"):
@@ -144,8 +148,7 @@ def test_kernels_that_a_cpu_lacks_are_an_error_that_says_so(name):
     if name == 'training':
       loss_and_gradients(params, config)
     else:
-      cache = caches.FullCache.create(config, 2, 32).replace(empty=(False,) * config.num_layers)
-      Transformer(config).apply({'params': params}, TOKENS[:, :1], jnp.full((2, 1), 4), cache)
+      decoders.generate(LanguageModel(config, params), PROMPTS, max_new_tokens=2)
 
 
 def test_a_model_that_is_split_over_devices_reads_prompts_with_kernels(monkeypatch):
@@ -161,8 +164,10 @@ def test_a_model_that_is_split_over_devices_reads_prompts_with_kernels(monkeypat
   mesh = sharding.make_mesh(fsdp=2, tensor=2)
   split = generate(jax.device_put(params, sharding.tree_shardings(params, mesh)))
   assert {(B, N) for B, _, N, _ in shapes} == {(len(PROMPTS) // 2, TINY.num_heads // 2)}
-  # The same shapes on one device are another program.
+  # The same shapes on one device, and on other devices, are other programs.
   assert generate(params) == split
+  others = sharding.make_mesh(fsdp=2, tensor=2, devices=jax.devices()[::-1])
+  assert generate(jax.device_put(params, sharding.tree_shardings(params, others))) == split
   monkeypatch.undo()
   programs.forget()
   assert generate(params) == split
