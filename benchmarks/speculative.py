@@ -63,7 +63,8 @@ class Config:
     'vanilla',
     'parallel',
   )
-  """glide: kinds of drafts. GliDe-3 reads three layers of the target, vanilla has no cross-attention, and parallel predicts a block in one call."""
+  """glide: kinds of drafts. GliDe-3 reads three layers of the target, vanilla has no cross-attention, and parallel predicts a block in
+  one call."""
   glide_data: tuple[Literal['own', 'real'], ...] = ('own', 'real')
   """glide: what drafts are trained on, texts that the target writes itself or real text; the second is for the kind GliDe alone."""
   glide_steps: int = 2400

@@ -26,7 +26,13 @@ from trainers.glide.presets import PRESETS
 
 VERSION = 1
 """Raise it when training changes in a way that settings do not show: then no draft that was kept before is used."""
-KINDS = {'GliDe': {}, 'GliDe-3': {'layers': 'three'}, 'vanilla': {'cross': False}, 'parallel': {'draft': 'parallel'}}
+KINDS = {
+  'GliDe': lambda setting: {},
+  'GliDe-3': lambda setting: {'layers': setting.three},
+  'vanilla': lambda setting: {'cross': False},
+  'parallel': lambda setting: {'draft': 'parallel'},
+}
+"""What each kind changes in the draft of a setting."""
 ABLATIONS = {
   'reads the first layer': {'layers': (0,)},
   'reads the middle layer': {'layers': (12,)},
@@ -74,7 +80,8 @@ def smollm2(steps: int, texts: int) -> Setting:
   # At a learning rate of 2e-3 the loss of the first steps rises to three times that of new parameters.
   preset = PRESETS['smollm2'][1]
   return Setting(
-    'smollm2', dataclasses.replace(preset.model, layers=(20,)), steps, texts, length=160, prompt_tokens=72, batch_size=4, chat=True, learning_rate=1e-3,
+    'smollm2', dataclasses.replace(preset.model, layers=(20,)), steps, texts, length=160, prompt_tokens=72, batch_size=4, chat=True,
+    learning_rate=1e-3,
     cross_learning_rate=preset.cross_learning_rate, target_dtype='bfloat16', three=preset.model.layers,
   )  # fmt: skip
 
@@ -89,9 +96,7 @@ def redundant(steps: int, texts: int) -> Setting:
 
 def model_of(setting: Setting, kind: str) -> DraftFlags:
   """Returns the shape of a draft of one kind."""
-  changes = (KINDS | ABLATIONS)[kind]
-  if changes.get('layers') == 'three':
-    changes = changes | {'layers': setting.three}
+  changes = KINDS[kind](setting) if kind in KINDS else ABLATIONS[kind]
   return dataclasses.replace(setting.model, **changes)
 
 
