@@ -90,7 +90,9 @@ def redundant(steps: int, texts: int) -> Setting:
   """Returns the setting for the redundant byte model, which is trained first if it is not there. Drafts of bytes need fewer steps."""
   stochastic_depth.trained()
   steps = -(-steps // 3)
-  model = DraftFlags(model_dim=128, num_heads=4, mlp_dim=384, embedding='own', dtype='float32')
+  # Prompts with their continuations are longer than training texts. Without a window, drafts agreed with the target on 97 % of the tokens
+  # before 320, and on 47 to 78 % after 352.
+  model = DraftFlags(model_dim=128, num_heads=4, mlp_dim=384, embedding='own', window=128, dtype='float32')
   return Setting(str(stochastic_depth.folder()), model, steps, texts, length=256, prompt_tokens=64, three=(7, 15, 23))
 
 
