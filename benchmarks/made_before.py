@@ -1,6 +1,7 @@
 """What studies made before, in the cache folder: nothing is trained or measured twice."""
 
 from collections.abc import Callable
+import dataclasses
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 import time
 from typing import Any
 
+from jaxlm.config import HOW
 from jaxlm.data.corpus import cache_folder
 
 VERSION = 1
@@ -34,6 +36,14 @@ def kept(kind: str, facts: Any, make: Callable[[], Any] | None) -> Any:
     seconds = round(time.perf_counter() - start, 1)
     write_whole(path, json.dumps({'facts': facts, 'seconds': seconds, 'made': made}).encode())
   return json.loads(path.read_text())['made']
+
+
+def facts_of(setting: Any) -> dict[str, Any]:
+  """Returns a setting that has a ModelConfig `model`, as JSON values. How the model is computed is left out: it makes no other model."""
+  facts = dataclasses.asdict(setting)
+  for name in HOW:
+    del facts['model'][name]
+  return facts
 
 
 def write_whole(path: Path, data: bytes) -> None:

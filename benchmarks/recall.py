@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.made_before import facts_of
 from decoders.simlayerkv.config import LazyConfig
 import jaxlm
 from jaxlm import caches
@@ -179,9 +180,7 @@ def train(setting: Setting) -> tuple[Any, np.ndarray]:
 
 def trained(setting: Setting = Setting()) -> jaxlm.LanguageModel:
   """Returns the trained model from the cache folder; if it is not there, trains it first. The key is the code and the setting."""
-  settings = dataclasses.asdict(setting)
-  del settings['model']['implementation']  # It makes no other model, and is newer than some that are kept.
-  made_by = json.dumps(settings) + ''.join(map(inspect.getsource, (filler, texts, loss)))
+  made_by = json.dumps(facts_of(setting)) + ''.join(map(inspect.getsource, (filler, texts, loss)))
   folder = cache_folder() / 'trained' / f'recall-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}'
   if not (folder / 'config.json').exists():  # Written last.
     lm = jaxlm.LanguageModel(setting.model, train(setting)[0])

@@ -30,8 +30,8 @@ SHAPES = {'chain': (1,), 'width 2': (2,), 'width 4': (4,), 'width 8': (8,), 'CaP
 SURE = 0.4
 """A sure chain ends after a token that the draft finds less probable."""
 WIDENED = (('GliDe-3', 'own'), ('GliDe', 'own'))
-"""The first of these drafts that was trained has trees of all shapes, and is also guarded, ends its chains early, and follows prompt lookup. The others
-draft chains, and those of the target's own texts CaPE's trees."""
+"""The first of these drafts that was trained has trees of all shapes, and is also guarded, ends its chains early, and follows prompt
+lookup. The others draft chains, and those of the target's own texts CaPE's trees."""
 
 
 def run(target: str, config: Any) -> None:

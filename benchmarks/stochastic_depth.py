@@ -23,6 +23,7 @@ import numpy as np
 import optax
 import tqdm
 
+from benchmarks.made_before import facts_of
 import jaxlm
 from jaxlm import caches
 from jaxlm.config import ModelConfig
@@ -110,9 +111,7 @@ def train(setting: Setting) -> tuple[Any, np.ndarray]:
 
 def folder(setting: Setting = Setting()) -> Path:
   """Returns the folder of the trained model in the cache folder. The key is the code and the setting."""
-  settings = dataclasses.asdict(setting)
-  del settings['model']['implementation']  # It makes no other model, and is newer than some that are kept.
-  made_by = json.dumps(settings) + ''.join(map(inspect.getsource, (documents, loss, train)))
+  made_by = json.dumps(facts_of(setting)) + ''.join(map(inspect.getsource, (documents, loss, train)))
   facts = made_by + str(embedded.facts())
   return cache_folder() / 'trained' / f'stochastic-depth-{hashlib.sha256(facts.encode()).hexdigest()[:16]}'
 

@@ -317,7 +317,7 @@ class _Run:
     self.progress.close()
     try:
       self.checkpoints.close()
-    except Exception:
+    except Exception:  # Without another error, `finish` has closed it before, and has raised this one.
       pass
     if self.lock is not None:
       self.lock.close()

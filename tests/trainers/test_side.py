@@ -115,8 +115,8 @@ def events(path):
 def test_events_begin_anew_behind_the_step_of_a_resumed_run(tmp_path):
   for step, values in ((0, [1, 2, 3]), (1, [2, 3])):
     writer = side.TensorBoard(tmp_path, step)
-    for now in values:
-      writer.write(now, {'loss': float(10 * step + now)})
+    for at in values:
+      writer.write(at, {'loss': float(10 * step + at)})
     writer.close()
   first, second = sorted(tmp_path.glob('events*'), key=lambda path: path.name.endswith('.1'))
   numbers = lambda path: [(e.step, v.tag, v.simple_value) for e in events(path) for v in e.summary.value]

@@ -29,8 +29,8 @@ PRESETS = {
     GlideTrainConfig(
       target='smollm2',
       target_dtype='bfloat16',
-      # After 2400 steps a draft agrees with 49.0 % of held-out tokens if it reads these layers of 30, 45.2 % if it reads layer 20 alone, and
-      # 41.7 % without the target's cache. A norm before, and layer 20 instead of the last one, were better with two seeds.
+      # After 2400 steps a draft agrees with 49.0 % of held-out tokens if it reads these layers of 30, with 45.2 % if it reads layer 20
+      # alone, and with 41.7 % without the target's cache. A norm before, and layer 20 instead of the last one, were better with two seeds.
       model=DraftFlags(
         model_dim=576,
         num_heads=9,
@@ -47,7 +47,8 @@ PRESETS = {
       self_generate=4000,
       generation=GenerationConfig(chat=True, prompt_tokens=72, batch_size=64),
       distill=DistillConfig(weight=1.0, prompts=True),
-      # After 300 steps of a draft that reads layer 20 the held-out loss is 1.521, and 1.536 with a tenth and 1.657 with the whole learning rate.
+      # A draft that reads layer 20 has a held-out loss of 1.521 after 300 steps, 1.536 with a tenth of the learning rate, and 1.657 with
+      # the whole one.
       cross_learning_rate=0.3,
       keep_outputs='runs/glide-outputs',
       optimizer=OptimizerConfig(learning_rate=1e-3, schedule='cosine', warmup_steps=100, weight_decay=0.0),

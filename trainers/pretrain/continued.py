@@ -22,7 +22,7 @@ from trainers import distributed
 from trainers.config import ConfigError
 from trainers.pretrain import task as language_modeling
 
-OURS = ('dtype', 'remat', 'implementation', 'dropout')
+OURS = ('dtype', 'remat', *configs.HOW, 'dropout')
 """Fields of a ModelConfig that say how the model is computed or trained; the run's values are used, not those of --start."""
 
 

@@ -123,6 +123,19 @@ def test_each_device_of_a_mesh_computes_its_rows_and_heads(axes, monkeypatch):
     np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('names', [('fsdp', 'tensor'), ('tensor', 'data'), ('data', 'fsdp')])
+def test_a_mesh_may_lack_axes(names, monkeypatch):
+  shapes = []
+  monkeypatch.setattr(flash, 'flash_attention', lambda q, *_, **__: shapes.append(q.shape) or q)
+  q = jnp.arange(4 * 8 * 4 * 8.0).reshape(4, 8, 4, 8)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2), names)
+  with flash.on_mesh(mesh):
+    out = jax.jit(lambda q: flash.attend(q, q, q, layer_rule(TINY, 0)))(
+      jax.device_put(q, jax.NamedSharding(mesh, jax.P()))
+    )
+  assert shapes == [(2, 8, 2, 8) if 'tensor' in names else (1, 8, 4, 8)] and (out == q).all()
+
+
 def test_a_models_implementation_decides(monkeypatch):
   q = jnp.zeros((1, 256, 4, 8), jnp.bfloat16)
   rule = lambda name, **changes: layer_rule(TINY.replace(implementation=name, **changes), 0)
