@@ -173,9 +173,9 @@ def advanced(
     )  # fmt: skip
     return carry, None
 
-  roots_BK = jnp.broadcast_to(jnp.arange(K)[None], (B, K))
+  roots_BK = jnp.broadcast_to(jnp.arange(K, dtype=jnp.int32)[None], (B, K))
   carry = state.beams, state.depth, at_BK, roots_BK, at_BK, active_B, state.accepted, state.finite
-  xs = jnp.arange(g + 1), jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), steps)
+  xs = jnp.arange(g + 1, dtype=jnp.int32), jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), steps)
   beams, depth, _, _, parent_BK, _, accepted, finite = jax.lax.scan(step, carry, xs)[0]
   # What is kept are the tokens up to each beam's parent; the beam's own token is read in the next round.
   path_BS = jnp.maximum(take(paths_BXT, parent_BK)[:, :, : L - 2], 0).reshape(B, -1)

@@ -164,6 +164,17 @@ def test_excluded_items_are_not_recommended(models, trie, histories):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('verify', ['strict', 'relaxed', 'relaxed_exact'])
+def test_a_program_may_use_float64_elsewhere(models, trie, histories, verify):
+  expected = run(*models, trie, histories, verify=verify)
+  with jax.enable_x64(True):
+    found = run(*models, trie, histories, verify=verify)
+  assert found.scores.dtype == np.float32
+  if verify == 'strict':  # Random numbers are others with jax_enable_x64.
+    check_equal(found, expected)
+
+
+@pytest.mark.slow
 def test_excluded_items_are_not_recommended_with_a_draft(models, trie, histories):
   exclude = [[i for i in range(60) if i % 4 == b] for b in range(4)]
   check_equal(run(*models, trie, histories, exclude=exclude), run(models[0], None, trie, histories, exclude=exclude))
