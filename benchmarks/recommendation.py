@@ -43,11 +43,11 @@ class Config:
   batch_size: int = 32
   """Users whose lists are searched together."""
   timed_users: int = 32
-  """Number of them whose searches are timed, together and one by one."""
+  """Number of them whose searches are timed with the first seed, together and one by one."""
   steps: int = 400
   """Number of training steps of targets and drafts."""
   peer: bool = False
-  """Also search with transformers, with the same weights."""
+  """Also search with transformers, with the same weights, for the first seed."""
   tiny: bool = False
   """A few steps of tiny models: a test of the code path."""
 

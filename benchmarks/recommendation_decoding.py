@@ -7,52 +7,57 @@ The models are random. The target's first layer holds the draft, and everything 
 time that a layer takes does not depend on its weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import math
 import os
 from pathlib import Path
 import tempfile
 import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 
 from benchmarks import report
+from benchmarks.recommendation import verdict
 from jaxlm import console
 
 Found = tuple[float, float, list[list[int]], Any]
 """(Seconds of all queries, seconds of the processor, the items of each, what else there is to say)."""
 
 
+SHAPES = {'2x128': (2, 128, 16), '6x256': (6, 256, 704), '12x768': (12, 768, 2048)}
+"""Targets by name: layers, width (a multiple of 64, the width of a head), width of the MLP."""
+DRAFT_DIM = 64
+"""Width of the draft, which has one layer."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Beam search of a random target over random identifiers."""
+  """Beam search of random targets over random identifiers."""
 
-  layers: int = 6
-  model_dim: int = 256
-  """A multiple of 64, the width of a head."""
-  mlp_dim: int = 704
-  draft_dim: int = 64
-  """Width of the draft, which has one layer; a multiple of 64."""
+  targets: tuple[Literal['2x128', '6x256', '12x768'], ...] = ('6x256', '12x768')
+  """Layers x width of the targets."""
+  ks: tuple[int, ...] = (1, 3, 5, 10, 20)
+  """Numbers of identifiers to find, and of beams of the target (K)."""
+  multiples: tuple[float, ...] = (1, 1.5, 2, 4)
+  """Numbers of prefixes that the draft keeps (N), as multiples of K, rounded up."""
+  order: Literal['score', 'nested'] = 'nested'
+  """Which prefixes the draft keeps (see decoders.atspeed.AtSpeedConfig)."""
+  gamma: int = 3
   items: int = 10_000
   codes: int = 64
   """Codes of each of the four levels of an identifier."""
   history_items: int = 20
   """Items of a history, each of four tokens."""
-  queries: int = 8
+  queries: int = 4
   batch: int = 1
   """Histories that are read together."""
-  k: int = 10
-  beams: tuple[int, ...] = (10, 20, 40)
-  """Numbers of prefixes that the draft keeps (N)."""
-  orders: tuple[str, ...] = ('nested',)
-  """Which prefixes the draft keeps: score, nested (see decoders.atspeed.AtSpeedConfig)."""
-  gamma: int = 3
   others: float = 0.02
   """What all other weights of the target are multiplied by: the larger, the worse is the draft."""
-  repeats: int = 5
+  repeats: int = 3
   """Timed runs of each way, in turn, after one that is not timed."""
   peer: bool = True
   """Also run transformers."""
@@ -62,18 +67,26 @@ class Config:
 
 
 def main(config: Config) -> None:
-  lm, draft, trie, histories = made(config)
-  runs = {'plain': functools.partial(ours, config, lm, None, trie, histories)}
-  for beam in config.beams:
-    for order in config.orders:
-      runs[f'N={beam}, {order}'] = functools.partial(ours, config, lm, draft, trie, histories, beam=beam, order=order)
-  runs['copies of the history'] = functools.partial(copies(config, lm), trie, histories)
   if config.peer:
     report.require_peer()
-    runs['transformers'] = functools.partial(transformers, config, peer(config, lm), trie, histories)
-  found = report.in_turn(runs, config.repeats)
-  rows = rows_of(config, found)
-  report.write('recommendation_decoding', rows, config=dataclasses.asdict(config), load=list(os.getloadavg()))
+  rows = []
+  for target in config.targets:
+    lm, draft, trie, histories = made(config, target)
+    theirs = peer(lm, config.threads) if config.peer else None
+    for k in config.ks:
+      same = functools.partial(ours, lm, trie, histories, k, config.batch)
+      runs = {'plain': functools.partial(same, None)}
+      for beam in sorted({math.ceil(k * multiple) for multiple in config.multiples}):
+        runs[f'N={beam}'] = functools.partial(same, draft, beam=beam, order=config.order, gamma=config.gamma)
+      runs['copies of the history'] = functools.partial(copies(lm, k, config.batch), trie, histories)
+      if config.peer:
+        runs['transformers'] = functools.partial(transformers, theirs, trie, histories, k, config.batch)
+      new = rows_of(config, report.in_turn(runs, config.repeats))
+      print(report.table(new), flush=True)
+      rows += [{'table': target, 'K': k, **row} for row in new]
+  report.write(
+    'recommendation_decoding', rows, checks=checks(rows), config=dataclasses.asdict(config), load=list(os.getloadavg())
+  )
 
 
 def rows_of(config: Config, found: dict[str, list[Found]]) -> list[dict[str, Any]]:
@@ -94,6 +107,21 @@ def rows_of(config: Config, found: dict[str, list[Found]]) -> list[dict[str, Any
   return rows
 
 
+def checks(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the aims as statements, what was measured, and whether they hold."""
+  found = []
+  for target, k in dict.fromkeys((row['table'], row['K']) for row in rows):
+    ratio = {row['way']: row['plain / this'] for row in rows if (row['table'], row['K']) == (target, k)}
+    if 'transformers' in ratio:
+      times = 1 / ratio['transformers']
+      found.append(verdict(f'{target}, K={k}: transformers / plain at least 3', times >= 3, times))
+    best = max((way for way in ratio if way.startswith('N=')), key=ratio.get)
+    text = f'{target}, K={k}: plain / speculative at least 1.5 at its best, which is with {best}'
+    found.append(verdict(text, ratio[best] >= 1.5, ratio[best]))
+  same = min(row['same items'] for row in rows)
+  return [*found, verdict('all ways find the same items', same == 1, same)]
+
+
 def timed(search) -> Found:
   """Returns the result of search() -> (items, what else there is to say) with the time that it took."""
   start, of_process = time.perf_counter(), time.process_time()
@@ -101,8 +129,8 @@ def timed(search) -> Found:
   return time.perf_counter() - start, time.process_time() - of_process, *found
 
 
-def made(config: Config):
-  """Returns (target, draft, trie, histories)."""
+def made(config: Config, target: str):
+  """Returns (target, draft, trie, histories); `target`: a name in SHAPES."""
   import jax
   import jax.numpy as jnp
 
@@ -119,16 +147,17 @@ def made(config: Config):
     vocab_size=levels * config.codes, num_layers=layers, model_dim=dim, num_heads=dim // 64, num_kv_heads=dim // 64, head_dim=64,
     mlp_dim=mlp, max_length=max(128, levels * config.history_items + 16), dtype='float32',
   )  # fmt: skip
-  small = shape(1, config.draft_dim, config.mlp_dim * config.draft_dim // config.model_dim)
-  large = shape(config.layers, config.model_dim, config.mlp_dim)
+  layers, model_dim, mlp_dim = SHAPES[target]
+  small = shape(1, DRAFT_DIM, mlp_dim * DRAFT_DIM // model_dim)
+  large = shape(layers, model_dim, mlp_dim)
   draft, target = (
     jax.tree.map(np.asarray, jax.jit(init_params, static_argnums=0)(c, jax.random.key(config.seed)))
     for c in (small, large)
   )
   # Larger logits, so that the best identifiers are well ahead of the next ones.
-  draft['head'] = draft['head'] * np.float32(6 / config.draft_dim**0.5 / draft['head'].std())
+  draft['head'] = draft['head'] * np.float32(6 / DRAFT_DIM**0.5 / draft['head'].std())
   # Norms divide by the root of a mean over all dimensions, of which most are nearly 0.
-  narrower = (config.draft_dim / config.model_dim) ** 0.5
+  narrower = (DRAFT_DIM / model_dim) ** 0.5
 
   def held(path, whole, part=None):
     name = jax.tree_util.keystr(path)
@@ -146,17 +175,17 @@ def made(config: Config):
   return on_device(large, target), on_device(small, draft), trie, histories
 
 
-def ours(config: Config, lm, draft, trie, histories, **options) -> Found:
+def ours(lm, trie, histories, k: int, batch: int, draft, **options) -> Found:
   from decoders.atspeed import recommend
 
   def search():
-    out = recommend(lm, draft, trie, histories, config.k, gamma=config.gamma, batch_size=config.batch, **options)
+    out = recommend(lm, draft, trie, histories, k, batch_size=batch, **options)
     return out.items, out.stats
 
   return timed(search)
 
 
-def copies(config: Config, lm) -> Callable[..., Found]:
+def copies(lm, k: int, batch: int) -> Callable[..., Found]:
   """Returns the usual beam search, with K rows for each history, each with a cache of its own that holds the history."""
   import jax
   import jax.numpy as jnp
@@ -167,7 +196,7 @@ def copies(config: Config, lm) -> Callable[..., Found]:
   from jaxlm.lengths import bucket
   from jaxlm.models import functions
 
-  c, K = lm.config, config.k
+  c, K = lm.config, k
   logits_of = lambda params, states_RD: functions.logits(params, c, states_RD).reshape(-1, K, c.vocab_size)
 
   @functools.partial(jax.jit, static_argnames='room')
@@ -190,12 +219,12 @@ def copies(config: Config, lm) -> Callable[..., Found]:
 
   def search(trie, histories):
     items = []
-    for first in range(0, len(histories), config.batch):
-      batch = histories[first : first + config.batch]
-      tokens = np.zeros((len(batch), bucket(max(map(len, batch)))), np.int32)
-      for row, history in zip(tokens, batch):
+    for first in range(0, len(histories), batch):
+      some = histories[first : first + batch]
+      tokens = np.zeros((len(some), bucket(max(map(len, some)))), np.int32)
+      for row, history in zip(tokens, some):
         row[: len(history)] = history
-      lengths, beams = jnp.asarray([len(h) for h in batch], jnp.int32), Prefixes.roots(len(batch), K)
+      lengths, beams = jnp.asarray([len(h) for h in some], jnp.int32), Prefixes.roots(len(some), K)
       logits, cache = read(lm.params, jnp.asarray(tokens), lengths, room=trie.depth)
       for t in range(trie.depth):
         beams, rows = extend(logits, beams, trie)
@@ -207,14 +236,14 @@ def copies(config: Config, lm) -> Callable[..., Found]:
   return lambda trie, histories: timed(lambda: search(trie, histories))
 
 
-def peer(config: Config, lm) -> Any:
+def peer(lm, threads: int) -> Any:
   """Returns transformers' model with the weights."""
   import torch
   import transformers
 
   import jaxlm
 
-  torch.set_num_threads(config.threads)
+  torch.set_num_threads(threads)
   with tempfile.TemporaryDirectory() as folder:
     jaxlm.save_huggingface(lm, Path(folder) / 'hf')
     model = transformers.AutoModelForCausalLM.from_pretrained(Path(folder) / 'hf', dtype=torch.float32).eval()
@@ -222,7 +251,7 @@ def peer(config: Config, lm) -> Any:
   return model
 
 
-def transformers(config: Config, model, trie, histories) -> Found:
+def transformers(model, trie, histories, k: int, batch: int) -> Found:
   """Searches with `generate(num_beams=K, prefix_allowed_tokens_fn=...)`; shorter histories of a batch are padded on the left."""
   import torch
 
@@ -231,18 +260,18 @@ def transformers(config: Config, model, trie, histories) -> Found:
 
   def search():
     items = []
-    for first in range(0, len(histories), config.batch):
-      batch = histories[first : first + config.batch]
-      width = max(map(len, batch))
-      inputs = torch.tensor([[0] * (width - len(row)) + list(row) for row in batch])
-      mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+    for first in range(0, len(histories), batch):
+      some = histories[first : first + batch]
+      width = max(map(len, some))
+      inputs = torch.tensor([[0] * (width - len(row)) + list(row) for row in some])
+      mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in some])
       with torch.inference_mode():
         out = model.generate(
-          inputs, attention_mask=mask, num_beams=config.k, num_return_sequences=config.k, max_new_tokens=trie.depth,
+          inputs, attention_mask=mask, num_beams=k, num_return_sequences=k, max_new_tokens=trie.depth,
           min_new_tokens=trie.depth, do_sample=False, length_penalty=0.0, pad_token_id=0,
           prefix_allowed_tokens_fn=lambda _, ids, width=width: allowed[tuple(ids[width:].tolist())],
         )  # fmt: skip
-      rows = out[:, width:].reshape(len(batch), config.k, -1).tolist()
+      rows = out[:, width:].reshape(len(some), k, -1).tolist()
       items += [[i for ids in row for i in of_id[tuple(ids)]] for row in rows]
     return items, None
 

@@ -1,6 +1,7 @@
 """What the study of recommendation measures of its models, on test users."""
 
 from collections.abc import Sequence
+import os
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def ndcg(items: Sequence[Sequence[int]], truth: Sequence[np.ndarray]) -> np.ndar
 
 
 class Searches:
-  """Searches for the lists of test users, with and without a draft, and their times."""
+  """Searches for the lists of test users, with and without a draft, and for the first seed their times."""
 
   def __init__(self, config: Any, name: str, seed: int, target: LanguageModel):
     histories = runs.histories(config, name, seed).histories
@@ -62,19 +63,23 @@ class Searches:
     self.few = [prompt for prompt, n in zip(self.prompts, buckets) if n == usual][: config.timed_users]
     self.name = name
     self.facts = {'table': f'{name}: drafts', 'seed': seed}
+    self.is_timed = seed == 0
 
-  def _search(self, k: int, draft: LanguageModel | None, **more: Any) -> tuple[Recommendations, np.ndarray]:
-    """Returns the lists, and the seconds of a history [in batches, one by one]; what compiles is not timed."""
+  def _search(self, k: int, draft: LanguageModel | None, **more: Any) -> tuple[Recommendations, np.ndarray | None]:
+    """Returns the lists, and the seconds of a history [in batches, one by one]; what compiles is not timed. None: they are not timed."""
     size = self.config.batch_size
     run = lambda some, size: atspeed.recommend(self.target, draft, self.trie, some, k=k, batch_size=size, **more)
-    out, *_ = run(self.prompts, size), run(self.few, size), run(self.few, 1)
+    out = run(self.prompts, size)
+    if not self.is_timed:
+      return out, None
+    run(self.few, size), run(self.few, 1)
     times = [[run(self.few, n).stats['seconds_per_history'] for n in (size, 1)] for _ in range(REPEATS)]
     return out, np.median(times, axis=0)
 
   def rows(self, drafts: dict[str, LanguageModel]) -> list[dict[str, Any]]:
     """Returns a row for each number of beams, rule of verification, and draft by the name of its loss."""
     rows = []
-    peer = decoding.peer(decoding.Config(), self.target) if self.config.peer else None
+    peer = decoding.peer(self.target, len(os.sched_getaffinity(0))) if self.config.peer and self.is_timed else None
     for k in self.config.ks:
       plain, plain_seconds = self._search(k, None)
       if peer is not None:
@@ -87,17 +92,18 @@ class Searches:
           rows.append({
             **self.facts, 'loss': loss, 'rule': rule, 'K': k,
             'accepted steps': float(np.mean(out.stats['accept_steps'])), 'target calls': float(np.mean(out.stats['target_calls'])),
-            'times as fast': float(plain_seconds[0] / seconds[0]), 'one by one': float(plain_seconds[1] / seconds[1]),
             'same lists %': 100 * float(same), 'recall@K': found[f'recall@{k}'], 'ndcg@K': found[f'ndcg@{k}'],
           })  # fmt: skip
+          if seconds is not None:
+            rows[-1] |= dict(zip(('times as fast', 'one by one'), (plain_seconds / seconds).tolist()))
     return rows
 
   def _beside(self, peer: Any, k: int, plain: Recommendations, seconds: np.ndarray) -> dict[str, Any]:
     """Returns how often transformers' constrained beam search finds the same lists, and its time divided by ours."""
-    settings = [decoding.Config(batch=size, k=k) for size in (self.config.batch_size, 1)]
-    run = lambda setting, prompts: decoding.transformers(setting, peer, self.trie, prompts)
-    items = run(settings[0], self.prompts)[2]
-    times = [[run(setting, self.few)[0] / len(self.few) for setting in settings] for _ in range(REPEATS)]
+    run = lambda prompts, size: decoding.transformers(peer, self.trie, prompts, k, size)
+    size = self.config.batch_size
+    items = run(self.prompts, size)[2]
+    times = [[run(self.few, n)[0] / len(self.few) for n in (size, 1)] for _ in range(REPEATS)]
     return {
       'table': f'{self.name}: plain search', 'seed': self.facts['seed'], 'K': k,
       'same lists %': 100 * float(np.mean([a == b for a, b in zip(items, plain.items, strict=True)])),
@@ -108,7 +114,7 @@ class Searches:
 
 
 def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Returns the means over seeds, in the order of the first seed, with the deviation of the target calls."""
+  """Returns the means over seeds, in the order of the first seed, with deviations of what the study is about."""
   labels = ('table', 'system', 'loss', 'rule', 'K')
   by_label: dict[tuple, list[dict[str, Any]]] = {}
   for row in rows:
@@ -119,8 +125,9 @@ def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     one = {name: first[name] for name in labels if name in first}
     for name in first:
       if name not in (*labels, 'seed'):
-        one[name] = float(np.mean([row[name] for row in several]))
-    if 'target calls' in first and len(several) > 1:
-      one['deviation of calls'] = float(np.std([row['target calls'] for row in several], ddof=1))
+        one[name] = float(np.mean([row[name] for row in several if name in row]))
+    for name, text in (('target calls', 'deviation of calls'), ('behind', 'deviation of behind')):
+      if name in first and len(several) > 1:
+        one[text] = float(np.std([row[name] for row in several], ddof=1))
     found.append(one | {'seeds': len(several)})
   return found

@@ -131,7 +131,7 @@ def _plan(rule: kernels.Rule, call: Stored, block: int):
     if rule.window is not None and not rule.initial:
       first_B = jnp.clip(jnp.min(call.positions, axis=1) - rule.window + 1, 0, S)
   rows_B = jnp.arange(B) if call.rows is None else call.rows
-  return jnp.stack([rows_B, length_B, first_B // block, pl.cdiv(length_B, block)]).astype(jnp.int32)
+  return jnp.stack([rows_B, length_B, first_B // block, -(-length_B // block)]).astype(jnp.int32)
 
 
 def _along(shape: tuple[int, ...], block: int, *, splits: int, blocks: int, in_memory=True, token_axis=-1, shared=1):

@@ -56,9 +56,9 @@ def relaxed(key, scores: Float[Array, ' F'], drafts: Drafts, kept: int, by_score
   accept_key, choice_key, residual_key, more_key = jax.random.split(key, 4)
   log_p_F = log_softmax(scores)
   log_p_N = of_places(log_p_F, drafts.place)
-  u_N = jax.random.uniform(accept_key, log_p_N.shape)
+  u_N = jax.random.uniform(accept_key, log_p_N.shape, jnp.float32)
   accepted_N = (log_p_N > -jnp.inf) & (jnp.log(u_N) < log_p_N - drafts.log_q)
-  ranks_N = log_p_N if by_score else jax.random.uniform(choice_key, log_p_N.shape)
+  ranks_N = log_p_N if by_score else jax.random.uniform(choice_key, log_p_N.shape, jnp.float32)
   (which_K,), (first_K,) = first_of(jnp.where(accepted_N, ranks_N, -jnp.inf)[None], kept)
   taken_F = put(drafts.place[which_K], first_K, len(scores))
   residual_F = jnp.maximum(jnp.exp(log_p_F) - jnp.exp(drafts.log_q_F), 0)
@@ -100,13 +100,13 @@ def relaxed_exact(key, scores: Float[Array, ' F'], drafts: Drafts, kept: int):
     without_F = free_F & ~((index_F == at) & fills)
     next_F = jnp.where(fills, fresh(without_F), normed(jnp.maximum(law_F - q_i_F, 0), fresh(free_F)))
     law_F = jnp.where(open_ & (q > 0), next_F, law_F)
-    slots_K = jnp.where((jnp.arange(kept) == filled) & fills, at, slots_K)
+    slots_K = jnp.where((jnp.arange(kept) == filled) & fills, at, slots_K).astype(jnp.int32)
     undrawn_F &= ~((index_F == at) & there)
     return (filled + fills, slots_K, without_F, law_F, undrawn_F), None
 
   everything_F = jnp.ones(len(scores), bool)
   start = jnp.int32(0), jnp.zeros(kept, jnp.int32), everything_F, fresh(everything_F), everything_F
-  us_N = jax.random.uniform(walk_key, q_N.shape)
+  us_N = jax.random.uniform(walk_key, q_N.shape, jnp.float32)
   (filled, slots_K, free_F, law_F, _), _ = jax.lax.scan(walk, start, (drafts.place, q_N, left_N, us_N))
   one_1, _ = draw(slot_key, jnp.log(law_F), 1)
   free_F &= index_F != one_1[0]
@@ -136,5 +136,5 @@ def put(place_K, there_K, size: int):
 
 def draw(key, log_p_F, count: int) -> tuple[Int[Array, ' K'], Bool[Array, ' K']]:
   """Returns (places drawn without replacement from unnormalised log-probabilities, whether there was one left)."""
-  (at_K,), (there_K,) = first_of((log_p_F + jax.random.gumbel(key, log_p_F.shape))[None], count)
+  (at_K,), (there_K,) = first_of((log_p_F + jax.random.gumbel(key, log_p_F.shape, jnp.float32))[None], count)
   return at_K, there_K

@@ -102,7 +102,7 @@ def first_of(ranks: Float[Array, 'B F'], count: int) -> tuple[Int[Array, 'B N'],
 
 def gumbel(keys: Array, size: int) -> Float[Array, 'B F']:
   """Returns noise; the largest n of log-probabilities plus noise are n draws without replacement, in order."""
-  return jax.vmap(lambda key: jax.random.gumbel(key, (size,)))(keys)
+  return jax.vmap(lambda key: jax.random.gumbel(key, (size,), jnp.float32))(keys)
 
 
 def extended(found: Candidates, width: int, keys: Array | None = None) -> tuple[Prefixes, Int[Array, 'B N']]:

@@ -77,7 +77,7 @@ def search(
     beam_BC, id_BC = at_BC // V, at_BC % V
     recombined_B = s.recombined
     if worse_BWV is not None:
-      dropped_B = (worse_BWV & (total_BWV >= scores_BC[:, -1:, None])).sum(axis=(1, 2))
+      dropped_B = (worse_BWV & (total_BWV >= scores_BC[:, -1:, None])).sum(axis=(1, 2), dtype=jnp.int32)
       recombined_B += jnp.where(s.done, 0, dropped_B)
 
     length = s.length + 1

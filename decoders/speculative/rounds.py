@@ -166,7 +166,7 @@ def one_round(
   ]
   size = jnp.argmax(fits)
   accepted, kept, broken_RP, first_R1 = jax.lax.switch(size, sizes, tree)
-  nodes = jnp.array([1 + d + m for d, m in drafter.buckets])[size]
+  nodes = jnp.array([1 + d + m for d, m in drafter.buckets], jnp.int32)[size]
   state = state.replace(verified=state.verified + jnp.where(state.done, 0, nodes))
   return with_accepted(state, accepted, kept, broken_RP, first_R1, length_R, eos_E, drafter)
 
@@ -179,8 +179,9 @@ def with_accepted(
   index_1P, rows_R1 = jnp.arange(P)[None], jnp.arange(R)[:, None]
   offered_RP = index_1P <= accepted.count[:, None]
   ends_RP = offered_RP & jnp.isin(accepted.tokens, eos_E)
-  until_R = jnp.where(ends_RP.any(axis=1), jnp.argmax(ends_RP, axis=1), accepted.count) + 1
-  sound_R = jnp.where(broken_RP.any(axis=1), jnp.argmax(broken_RP, axis=1), P)
+  first_of = lambda x_RP: jnp.argmax(x_RP, axis=1).astype(jnp.int32)
+  until_R = jnp.where(ends_RP.any(axis=1), first_of(ends_RP), accepted.count) + 1
+  sound_R = jnp.where(broken_RP.any(axis=1), first_of(broken_RP), P)
   finite_R = state.finite & (state.done | (sound_R >= until_R))
   until_R = jnp.minimum(until_R, sound_R)
   M = state.tokens.shape[1]

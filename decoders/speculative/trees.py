@@ -117,11 +117,11 @@ def residual(tree: Tree, probabilities: Float[Array, 'B N V'], keys: jax.Array, 
 
     def step(carry):
       node, *_ = carry
-      u_W = jax.random.uniform(jax.random.fold_in(key, node), (width,))
+      u_W = jax.random.uniform(jax.random.fold_in(key, node), (width,), jnp.float32)
       p_V, q_V = p_NV[node], tree.odds[jnp.minimum(node, D - 1)]
       x = tree.chain[jnp.minimum(node, D - 1)]
       accepted, p_V, q_V = try_one(p_V, q_V, x, node < tree.length, u_W[0])
-      first, leaf = jnp.sum(tree.parents < node), jnp.int32(-1)
+      first, leaf = jnp.sum(tree.parents < node, dtype=jnp.int32), jnp.int32(-1)
       for w in range(min(width - 1, len(tree.leaves))):
         at = jnp.minimum(first + w, len(tree.leaves) - 1)
         here = ~accepted & (leaf < 0) & (first + w < len(tree.leaves)) & (tree.parents[at] == node)

@@ -18,5 +18,5 @@ if TYPE_CHECKING:
 
 def dropped(x: Float[Array, '...'], rate: float, key: Array) -> Float[Array, '...']:
   """Returns x with each number set to 0 with probability `rate`, in x's dtype."""
-  keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+  keep = jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape)
   return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))

@@ -97,13 +97,13 @@ class Packed:
 
     def score(q_BKRH):
       tail_BKRR = dot(q_BKRH, of_rows(self.key_tail, rows))
-      lay = lambda logits, tail, start: jax.lax.dynamic_update_slice(logits, tail, (0, 0, start))
+      lay = lambda logits, tail, start: jax.lax.dynamic_update_slice_in_dim(logits, tail, start, 2)
       return jax.vmap(lay)(score_rows(q_BKRH, self.keys, rows), tail_BKRR, filled_B // R * R)
 
     def mix(w_BKRC):
       exact_BC = jnp.arange(w_BKRC.shape[-1])[None] >= newest_B[:, None]
       packed_BKRH = mix_rows(jnp.where(exact_BC[:, None, None], 0.0, w_BKRC), self.values, rows)
-      lift = lambda w, start: jax.lax.dynamic_slice(w, (0, 0, start), (*w.shape[:2], R))
+      lift = lambda w, start: jax.lax.dynamic_slice_in_dim(w, start, R, axis=2)
       in_order_BR = (newest_B[:, None] + jnp.arange(R)[None]) % (R + 1)
       tail_BKRH = take_slots(of_rows(self.value_tail, rows), in_order_BR)
       return packed_BKRH + jnp.matmul(jax.vmap(lift)(w_BKRC, newest_B).astype(tail_BKRH.dtype), tail_BKRH)

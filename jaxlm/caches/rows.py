@@ -53,15 +53,15 @@ def _by_head(one, whole, x_BKRX, store, rows_B):
   in_order = rows_B is None
   if in_order and not isinstance(store, Quantized):
     return whole(x_BKRX, store)
-  rows_B = jnp.arange(B) if in_order else rows_B
+  rows_B = jnp.arange(B, dtype=jnp.int32) if in_order else rows_B.astype(jnp.int32)
 
   def apart(x_BKRX, store, rows_B):
     def head(i):
-      row, k = rows_B[i // K], i % K
-      part = jax.tree.map(lambda s: jax.lax.dynamic_slice(s, (row, k, 0, 0), (1, 1, *s.shape[2:]))[0, 0], store)
+      row, k, zero = rows_B[i // K], i % K, jnp.int32(0)
+      part = jax.tree.map(lambda s: jax.lax.dynamic_slice(s, (row, k, zero, zero), (1, 1, *s.shape[2:]))[0, 0], store)
       return one(x_BKRX.reshape(B * K, *x_BKRX.shape[2:])[i], part)
 
-    out = jax.lax.map(head, jnp.arange(B * K))
+    out = jax.lax.map(head, jnp.arange(B * K, dtype=jnp.int32))
     return out.reshape(B, K, *out.shape[1:]).astype(jnp.float32)
 
   def together(x_BKRX, store, rows_B):
@@ -74,7 +74,8 @@ def _by_head(one, whole, x_BKRX, store, rows_B):
 def write_rows(slots_RKSH, new_BKTH, start_B, rows_B=None, mask_B=None, axis: int = 2):
   """Returns the array with the new entries of row b written along `axis` from slot `start_B[b]` on, if `mask_B[b]` is true."""
   B = new_BKTH.shape[0]
-  at_slot = lambda row, start: (row, *(start if i == axis else 0 for i in range(1, 4)))
+  # Indices must share a type, which is not given where jax_enable_x64 is set.
+  at_slot = lambda row, start: tuple(jnp.int32(x) for x in (row, *(start if i == axis else 0 for i in range(1, 4))))
 
   def together(slots_RKSH):
     def write(slots, new, start, mask=None):

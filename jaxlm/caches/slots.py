@@ -160,7 +160,7 @@ class Slots:
 def write_positions(positions, new_BT, slot_B, rows, mask):
   """Returns `positions` with new ones written by `write_rows`, as if they were keys of head size 1."""
   by_head = positions.reshape(len(positions), -1, positions.shape[-1], 1)
-  new = jnp.broadcast_to(new_BT[:, None, :, None], (len(new_BT), by_head.shape[1], new_BT.shape[1], 1))
+  new = jnp.broadcast_to(new_BT.astype(positions.dtype)[:, None, :, None], (len(new_BT), by_head.shape[1], new_BT.shape[1], 1))
   return write_rows(by_head, new, slot_B, rows, mask).reshape(positions.shape)
 
 
@@ -184,7 +184,7 @@ def held(positions, lengths_B=None) -> Bool[Array, '...']:
 
 def filled(positions) -> Int[Array, ' B']:
   """Returns the number of filled slots, which are the first ones unless the memory is a ring. All heads hold as many tokens."""
-  return (positions != EMPTY).sum(axis=-1).reshape(len(positions), -1)[:, 0]
+  return (positions != EMPTY).sum(axis=-1, dtype=jnp.int32).reshape(len(positions), -1)[:, 0]
 
 
 def both(mask, other):
@@ -236,7 +236,7 @@ def append_each(memory: Any, k_BKTH, v_BKTH, positions_BT, rows, mask) -> Any:
 
 def everything_of(keys: Float[Array, 'B K S H'], values: Float[Array, 'B K S H'], lengths: Int[Array, ' B']) -> Slots:
   """Returns a memory of the first `lengths` tokens of each row; a token's slot is its position."""
-  slot_1S = jnp.arange(keys.shape[2])[None]
+  slot_1S = jnp.arange(keys.shape[2], dtype=jnp.int32)[None]
   positions_BS = jnp.where(slot_1S < lengths[:, None], slot_1S, EMPTY)
   return Slots(keys, values, positions_BS, jnp.zeros_like(lengths))
 
@@ -260,7 +260,7 @@ def window_of(
   if room is None:
     held_BC = ring_positions(lengths, initial, recent + spare)
   else:
-    slot_1C = jnp.arange(initial + recent + room)[None]
+    slot_1C = jnp.arange(initial + recent + room, dtype=jnp.int32)[None]
     start_B1 = jnp.maximum(initial, lengths_B1 - recent)
     held_BC = jnp.where(slot_1C < initial, slot_1C, start_B1 + slot_1C - initial)
     held_BC = jnp.where(held_BC < lengths_B1, held_BC, EMPTY)
@@ -281,7 +281,7 @@ def ring_slot(position_B, initial: int, size: int):
 
 def ring_positions(lengths_B, initial: int, size: int):
   """Returns the position of the token in each slot of a ring after `lengths_B` tokens, [B, initial + size]; EMPTY for none."""
-  slot_1C = jnp.arange(initial + size)[None]
+  slot_1C = jnp.arange(initial + size, dtype=jnp.int32)[None]
   last_B1 = lengths_B[:, None] - 1
   newest_BC = last_B1 - (last_B1 - slot_1C) % size  # the latest position that is stored in this slot
   held_BC = jnp.where(slot_1C < initial, slot_1C, newest_BC)

@@ -97,7 +97,7 @@ class Encoder(nn.Module):
       self.final_norm = norm(c, 'final_norm')
 
   def __call__(self, x_BSD, lengths_B, key=None):
-    positions_BS = jnp.broadcast_to(jnp.arange(x_BSD.shape[1]), x_BSD.shape[:2])
+    positions_BS = jnp.broadcast_to(jnp.arange(x_BSD.shape[1], dtype=jnp.int32), x_BSD.shape[:2])
     cache = caches.Sequence((positions_BS < lengths_B[:, None]).astype(jnp.int32))
     for i, layer in enumerate(self.layers):
       x_BSD, _ = layer(x_BSD, positions_BS, (None, None), cache, folded(key, i))
@@ -174,7 +174,7 @@ class Seq2Seq(nn.Module):
   def embedded_source(self, source_BS, key=None):
     c = self.config
     table = self.embed if c.embeddings == 'shared' else self.source_embed
-    positions_BS = jnp.broadcast_to(jnp.arange(source_BS.shape[1]), source_BS.shape)
+    positions_BS = jnp.broadcast_to(jnp.arange(source_BS.shape[1], dtype=jnp.int32), source_BS.shape)
     learned = self.source_position_embed if c.position == 'learned' else None
     return self._embedded(table, learned, source_BS, positions_BS, key, SOURCE_EMBEDDING)
 
@@ -186,7 +186,7 @@ class Seq2Seq(nn.Module):
 
   def decode(self, tokens_BT, memory, positions_BT=None, cache=None, key=None):
     if positions_BT is None:
-      positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+      positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
     cache = markov.cache_for(self.config, cache, len(tokens_BT))
     if isinstance(cache, caches.RecentTokens):
       return self._reread(tokens_BT, memory, positions_BT, cache, key)

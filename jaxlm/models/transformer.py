@@ -104,7 +104,7 @@ class Transformer(nn.Module):
     """
     c = self.config
     if positions is None:
-      positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+      positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     x_BTD = self.embed(tokens)
     if c.scaled_embeddings:
       x_BTD = x_BTD * jnp.asarray(c.model_dim**0.5, c.dtype)  # Rounded, as the models were trained.

@@ -48,5 +48,8 @@ def test_the_means_are_over_seeds_and_settings_are_checked():
   found = means([row | {'seed': 0}, row | {'seed': 1, 'target calls': 3.0}])
   assert len(found) == 1 and found[0]['target calls'] == 2.5 and found[0]['seeds'] == 2
   assert found[0]['deviation of calls'] == pytest.approx(0.5**0.5)
+  assert (
+    means([row | {'seed': 0, 'one by one': 3.0}, row | {'seed': 1}])[0]['one by one'] == 3
+  )  # Only the first seed is timed.
   with pytest.raises(ValueError, match=r'ks=\(50,\) must be within 1 .. beam=40'):
     Config(ks=(50,))

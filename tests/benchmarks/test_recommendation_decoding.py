@@ -15,12 +15,12 @@ pytest.importorskip('transformers', reason='the peer is not installed: pip insta
 def test_all_ways_find_the_same_items(monkeypatch, tmp_path, batch):
   monkeypatch.setattr(report, 'RESULTS', tmp_path)
   config = recommendation_decoding.Config(
-    layers=2, model_dim=128, mlp_dim=16, items=60, codes=5, history_items=2, queries=2, batch=batch, k=3, beams=(3,), repeats=1,
-    threads=1,
+    targets=('2x128',), items=60, codes=5, history_items=2, queries=2, batch=batch, ks=(3,), multiples=(1,), repeats=1, threads=1,
   )  # fmt: skip
   recommendation_decoding.main(config)
   found = json.loads((tmp_path / 'recommendation_decoding.json').read_text())
-  assert [row['way'] for row in found['rows']] == ['plain', 'N=3, nested', 'copies of the history', 'transformers']
+  assert [row['way'] for row in found['rows']] == ['plain', 'N=3', 'copies of the history', 'transformers']
   assert all(row['same items'] == 1 for row in found['rows'])
   assert found['rows'][0]['plain / this'] == 1 and found['rows'][0]['target calls'] == 4
   assert found['rows'][1]['target calls'] < 4
+  assert found['checks'][-1] == {'statement': 'all ways find the same items', 'pass': True, 'measured': 1}

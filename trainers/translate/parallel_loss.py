@@ -32,7 +32,7 @@ def random_masks(key: Array, lengths: Int[Array, ' B'], positions: int) -> Bool[
   """Returns which tokens of each target are masked: 1 ... n - 1 of n, each number equally likely, at random places; 1 of 1."""
   number_key, place_key = jax.random.split(key)
   number_B = jax.random.randint(number_key, lengths.shape, 1, jnp.maximum(lengths, 2))
-  noise_BT = jax.random.uniform(place_key, (*lengths.shape, positions))
+  noise_BT = jax.random.uniform(place_key, (*lengths.shape, positions), jnp.float32)
   return mask_predict.remask(noise_BT, lengths, number_B)
 
 

@@ -27,7 +27,7 @@ class TableReader:
     return text_B1, text_B1
 
   def branch(self, cache, size):
-    zeros = (jnp.zeros((len(cache), size, 1, 1)),)
+    zeros = (jnp.zeros((len(cache), size, 1, 1), cache.dtype),)
     return Branch(cache, zeros, zeros, jnp.zeros((len(cache), size), jnp.int32), jnp.int32(0), None)
 
   def read(self, params, tokens, positions, total, branch):
