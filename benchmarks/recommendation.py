@@ -19,7 +19,7 @@ import tyro
 from benchmarks import report
 from jaxlm import console
 
-LOSSES = ('sft', 'word-kd', 'tvd-kd', 'seq-kd', 'atspeed-s', 'atspeed-s-clean', 'atspeed-r')
+LOSSES = ('sft', 'word-kd', 'tvd-kd', 'seq-kd', 'seq-kd-released', 'atspeed-s', 'atspeed-s-clean', 'atspeed-r')
 RULES = ('strict', 'relaxed')
 
 

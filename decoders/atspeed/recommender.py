@@ -52,8 +52,8 @@ def recommend(
     lm: the target, a decoder-only model.
     draft: a faster model with the same vocabulary; None: constrained beam search with the target alone, and for a `verify` other than
       'strict' stochastic beam search, whose beams are drawn without replacement.
-    trie: the identifiers of the items, in ids of the model's vocabulary. That it was made for this model's ids cannot be checked beyond
-      their range.
+    trie: the identifiers of the items, in ids of the model's vocabulary. For a model with a catalogue, most of them must be its own;
+      without one, only their range can be checked.
     histories: token ids, for example the identifiers of a user's items in order of time. They may differ in length.
     k: number of identifiers. If the trie has fewer, the rest is left out.
     beam: number of prefixes that the draft keeps at each step (N), at least k.
@@ -70,7 +70,7 @@ def recommend(
     progress: called with the number of histories of each batch when it is done.
 
   Raises:
-    DataError: the model and the draft have catalogues with other identifiers.
+    DataError: the model and the draft have catalogues with other identifiers, or the trie was made for other ones.
     ValueError: a history is empty, longer than a model reads or has ids outside the vocabulary; the trie has tokens outside the
       vocabulary; the draft has another vocabulary; `exclude` or `numbers` has another length; a number is out of range; or a model
       is no decoder-only model that reads forward.
@@ -212,6 +212,8 @@ def _checked(lm, draft, trie: ItemTrie, histories) -> list[list[int]]:
       f'The trie has token {trie.largest_token}, and the vocabulary of the model has ids 0 to {lm.config.vocab_size - 1}: it was '
       'made for another model.'
     )
+  if isinstance(lm.tokenizer, Catalogue):
+    lm.tokenizer.check_trie(trie)
   if draft is not None and draft.config.vocab_size != lm.config.vocab_size:
     raise ValueError(
       f'The draft has {draft.config.vocab_size} tokens and the model {lm.config.vocab_size}: they must share a vocabulary.'

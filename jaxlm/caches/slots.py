@@ -160,7 +160,9 @@ class Slots:
 def write_positions(positions, new_BT, slot_B, rows, mask):
   """Returns `positions` with new ones written by `write_rows`, as if they were keys of head size 1."""
   by_head = positions.reshape(len(positions), -1, positions.shape[-1], 1)
-  new = jnp.broadcast_to(new_BT.astype(positions.dtype)[:, None, :, None], (len(new_BT), by_head.shape[1], new_BT.shape[1], 1))
+  new = jnp.broadcast_to(
+    new_BT.astype(positions.dtype)[:, None, :, None], (len(new_BT), by_head.shape[1], new_BT.shape[1], 1)
+  )
   return write_rows(by_head, new, slot_B, rows, mask).reshape(positions.shape)
 
 

@@ -198,6 +198,19 @@ class Catalogue:
         'same run of stage ids.'
       )
 
+  def check_trie(self, trie: ItemTrie) -> None:
+    """Raises DataError if most identifiers of a trie are none of this catalogue. Items that came later may have new ones."""
+    known = sum(ids in self._identifiers for ids in trie.some_identifiers)
+    if 2 * known < len(trie.some_identifiers):
+      raise errors.DataError(
+        f'Of {len(trie.some_identifiers)} identifiers of {trie}, the model knows {known}: it was made for other identifiers than '
+        f"{self}. Make it with the model's own catalogue: lm.tokenizer.trie()."
+      )
+
+  @functools.cached_property
+  def _identifiers(self) -> frozenset[tuple[int, ...]]:
+    return frozenset(map(tuple, self.tokens.tolist()))
+
   def save(self, folder: str | Path) -> None:
     """Writes the catalogue's files into a folder, which is created."""
     folder = Path(folder)

@@ -141,6 +141,13 @@ class ItemTrie:
   def largest_token(self) -> int:
     return int(np.asarray(self.token).max())
 
+  @functools.cached_property
+  def some_identifiers(self) -> list[tuple[int, ...]]:
+    """256 identifiers, evenly spaced, or all if there are fewer."""
+    leaves = np.flatnonzero(np.asarray(self.item_count))
+    some = leaves[np.linspace(0, len(leaves) - 1, min(len(leaves), 256)).astype(int)]
+    return list(map(tuple, self.tokens(some).tolist()))
+
   def __repr__(self) -> str:
     return (
       f'ItemTrie({self.num_items} items, {self.num_ids} identifiers of {self.depth} tokens, {self.num_nodes} nodes)'

@@ -13,8 +13,8 @@ from trainers.config import ConfigError, TrainConfig
 
 RESULTS = 'recommendation.json'
 """File in a run directory with the metrics of a finished run."""
-Loss = Literal['sft', 'word-kd', 'tvd-kd', 'seq-kd', 'atspeed-s', 'atspeed-s-clean', 'atspeed-r']
-ON_BEAMS = ('seq-kd', 'atspeed-s', 'atspeed-s-clean', 'atspeed-r')
+Loss = Literal['sft', 'word-kd', 'tvd-kd', 'seq-kd', 'seq-kd-released', 'atspeed-s', 'atspeed-s-clean', 'atspeed-r']
+ON_BEAMS = ('seq-kd', 'seq-kd-released', 'atspeed-s', 'atspeed-s-clean', 'atspeed-r')
 """Losses that read the target's beams."""
 
 
@@ -197,7 +197,8 @@ class LossConfig:
 
   name: Loss = 'atspeed-s'
   """sft: no alignment. word-kd, tvd-kd: KL divergence or total variation from the target's distribution on the data. seq-kd: cross-entropy
-  on the target's beams. atspeed-s: for strict verification. atspeed-s-clean: our variant of it. atspeed-r: for relaxed verification."""
+  on the target's beams. seq-kd-released: the same as in the authors' code, where the first code to predict is that of the data, not of the
+  beam. atspeed-s: for strict verification. atspeed-s-clean: our variant of it. atspeed-r: for relaxed verification."""
   alpha: float = 0.5
   """Share of the alignment in the loss (for sft it is 0)."""
   tau: float | None = None

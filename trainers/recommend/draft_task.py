@@ -115,8 +115,12 @@ def draft_terms(
     return terms | {loss.name: Term(*align(*pair, batch['mask']), factor)}
   q_BKLV = logits(beams_BKLD, params, config)
   mask_BKL = (batch['beams'] >= 0) * batch['weight'][:, None, None]
-  if loss.name == 'seq-kd':
-    found = losses.seq_kd(q_BKLV, jnp.maximum(batch['beams'], 0), mask_BKL)
+  if loss.name in ('seq-kd', 'seq-kd-released'):
+    labels_BKL = jnp.maximum(batch['beams'], 0)
+    if loss.name == 'seq-kd-released':
+      next_B1 = jnp.take_along_axis(batch['targets'], batch['prompt'][:, None] - 1, axis=1)
+      labels_BKL = labels_BKL.at[:, :, 0].set(next_B1)
+    found = losses.seq_kd(q_BKLV, labels_BKL, mask_BKL)
     return terms | {loss.name: Term(*found, factor)}
   p_BKLV = logits(theirs()[1], target_params, target)
   kind = {'atspeed-s': 'strict', 'atspeed-s-clean': 'strict-clean', 'atspeed-r': 'relaxed'}[loss.name]

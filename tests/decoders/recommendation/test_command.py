@@ -12,6 +12,7 @@ from decoders.recommendation import command
 from decoders.recommendation.command import RecommendFlags
 from jaxlm.data import catalogue
 from jaxlm.data.catalogue import Catalogue
+from jaxlm.data.item_trie import ItemTrie
 from jaxlm.errors import DataError
 from tests.interruption import interrupted_at
 from tests.models import TINY, tiny_model
@@ -177,6 +178,8 @@ def test_the_identifiers_of_a_draft_are_compared_from_python_too():
     DataError, match=f'The draft and the model have other identifiers.*{OTHER.digest}.*{ITEMS.digest}'
   ):
     atspeed.recommend(model(), model(OTHER), ITEMS.trie(), [ITEMS.prompt([1])], k=2, beam=2)
+  with pytest.raises(DataError, match=r'Of \d+ identifiers of ItemTrie.*, the model knows \d+: it was made for other'):
+    atspeed.recommend(model(), None, ItemTrie.from_ids(ITEMS.tokens[:, ::-1]), [ITEMS.prompt([1])], k=2)
 
 
 def test_lines_that_are_no_histories_are_named_and_unknown_items_can_be_skipped(tmp_path, capsys):

@@ -7,6 +7,7 @@ import pytest
 
 from jaxlm.data import catalogue
 from jaxlm.data.catalogue import BOS, Catalogue, SeveralItemsError
+from jaxlm.data.item_trie import ItemTrie
 from jaxlm.errors import CheckpointError, DataError
 
 CODES = np.array([[0, 1], [2, 1], [0, 0], [2, 1]])
@@ -80,3 +81,14 @@ def test_identifiers_that_do_not_fit_are_refused():
     made([('a',), ('<bos>',), ('b',), ('c',)])
   with pytest.raises(DataError, match='0 items have identifiers'):
     Catalogue((), (), np.zeros((0, 2), np.int32), ('<pad>', '<bos>'), np.zeros(0))
+
+
+def test_a_trie_of_other_identifiers_is_refused():
+  found = made()
+  found.check_trie(found.trie().allowed([0]))
+  found.check_trie(ItemTrie.from_ids([[2, 5], [3, 5], [3, 4]]))  # One item came later.
+  for ids in ([[2, 3], [3, 2], [2, 5]], [[2], [3]]):
+    with pytest.raises(
+      DataError, match=r'Of \d identifiers of ItemTrie\(.*\), the model knows [01]: it was made for other'
+    ):
+      found.check_trie(ItemTrie.from_ids(ids))

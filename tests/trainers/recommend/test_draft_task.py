@@ -47,7 +47,7 @@ def found():
     alone = functions.hidden(params, DRAFT, BATCH['tokens'])[0]
     terms = {
       name: draft_task.draft_terms(params, target, BATCH, DRAFT, TARGET, LEGAL, LossConfig(name, alpha=0.3))
-      for name in ('sft', 'word-kd', 'seq-kd', 'atspeed-s', 'atspeed-r')
+      for name in ('sft', 'word-kd', 'seq-kd', 'seq-kd-released', 'atspeed-s', 'atspeed-r')
     }
     logits = [
       functions.logits(p, c, x) for (p, c), xs in (((params, DRAFT), states), ((target, TARGET), theirs)) for x in xs
@@ -74,13 +74,16 @@ def test_terms_are_those_of_the_losses(found):
   _, _, terms, (q_row, q, p_row, p) = found
   there = (BEAMS >= 0).astype(np.float32)
 
+  released = np.maximum(BEAMS, 0)
+  released[:, :, 0] = BATCH['targets'][[0, 1], BATCH['prompt'] - 1][:, None]  # The data's own first code.
+
   @jax.jit
   def expected():
     mask, ce = BATCH['mask'], losses.cross_entropy(q_row, BATCH['targets'], BATCH['mask'])
     on_beams = lambda kind: losses.topk_alignment(q, p, LEGAL[None, None], there, kind)
     return ce, {
       'word-kd': losses.word_kd(q_row, p_row, mask), 'seq-kd': losses.seq_kd(q, np.maximum(BEAMS, 0), there),
-      'atspeed-s': on_beams('strict'), 'atspeed-r': on_beams('relaxed'),
+      'seq-kd-released': losses.seq_kd(q, released, there), 'atspeed-s': on_beams('strict'), 'atspeed-r': on_beams('relaxed'),
     }  # fmt: skip
 
   ce, by_name = jax.device_get(expected())
