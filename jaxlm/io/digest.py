@@ -14,16 +14,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # Of 8 bytes, both halves are elements.
 
 
 @jax.jit
 def _digest(x: jax.Array) -> jax.Array:
   x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
   bits = jax.lax.bitcast_convert_type(x, BITS[x.dtype.itemsize]).astype(jnp.uint32)
-  index = jnp.zeros(x.shape, jnp.uint32)
-  for axis, size in enumerate(x.shape):
-    index = index * jnp.uint32(size & 0xFFFFFFFF) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+  index = jnp.zeros(bits.shape, jnp.uint32)
+  for axis, size in enumerate(bits.shape):
+    index = index * jnp.uint32(size & 0xFFFFFFFF) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
   h = bits ^ (index * jnp.uint32(0x9E3779B1))
   for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
     h = (h ^ (h >> jnp.uint32(shift))) * jnp.uint32(factor)

@@ -55,7 +55,7 @@ class PlusOneRMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    scale = self.param('scale', nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32)
+    scale = self.param('scale', nn.initializers.zeros, (x.shape[-1],), jnp.float32).astype(jnp.float32)
     x = x.astype(jnp.float32)
     y = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
     return (y * (1.0 + scale).reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
@@ -88,7 +88,7 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = math.prod(self.inputs), math.prod(self.features)
-    kernel = self.param('kernel', lambda key: self.init(key, shape).reshape(*self.inputs, *self.features))
+    kernel = self.param('kernel', lambda key: self.init(key, shape, jnp.float32).reshape(*self.inputs, *self.features))
     rows = x.shape[: x.ndim - len(self.inputs)]
     # With float32 products, which are rounded afterwards, XLA's CPU backend uses the processor's bfloat16 units. Elsewhere a product
     # that is bfloat16 is summed in float32 anyway.
@@ -100,7 +100,7 @@ class Dense(nn.Module):
     )
     y = y.astype(self.dtype).reshape(*rows, *self.features)
     if self.use_bias:
-      bias = self.param('bias', nn.initializers.zeros, self.features)
+      bias = self.param('bias', nn.initializers.zeros, self.features, jnp.float32)
       y = y + bias.astype(self.dtype).reshape((1,) * len(rows) + self.features)
     return y
 
@@ -122,9 +122,9 @@ class Attention(nn.Module):
       make = lambda: Dense((c.head_dim,), (c.head_dim,), False, c.dtype, init)
       self.kernel_in, self.kernel_out = make(), make()
     if c.sink.kind == 'logit':
-      self.slot_logit = self.param('slot_logit', nn.initializers.zeros, (c.num_heads,))
+      self.slot_logit = self.param('slot_logit', nn.initializers.zeros, (c.num_heads,), jnp.float32)
     # A learned vector per head [K, H], or one for all heads [1, H]; N(0, 0.02^2) as in the attention-sink paper's code.
-    per_head = nn.initializers.normal(0.02), (1 if c.sink.shared else c.num_kv_heads, c.head_dim)
+    per_head = nn.initializers.normal(0.02), (1 if c.sink.shared else c.num_kv_heads, c.head_dim), jnp.float32
     if c.sink.kind in ('kv', 'k'):
       self.slot_key = self.param('slot_key', *per_head)
     if c.sink.kind in ('kv', 'v'):

@@ -40,9 +40,9 @@ class Affine(nn.Module):
   @nn.compact
   def __call__(self):
     # A vector, as the kernel of one output unit, is initialised as a matrix with one column.
-    vector = lambda key, shape: XAVIER(key, (*shape, 1))[:, 0]
-    kernel = self.param('kernel', XAVIER if len(self.shape) > 1 else vector, self.shape)
-    return kernel, None if self.biases is None else self.param('bias', nn.initializers.zeros, self.biases)
+    vector = lambda key, shape, dtype: XAVIER(key, (*shape, 1), dtype)[:, 0]
+    kernel = self.param('kernel', XAVIER if len(self.shape) > 1 else vector, self.shape, jnp.float32)
+    return kernel, None if self.biases is None else self.param('bias', nn.initializers.zeros, self.biases, jnp.float32)
 
 
 class Gru(nn.Module):

@@ -99,16 +99,16 @@ class Draft(nn.Module):
     c, init, stack = self.config, initializers(self.config.stack), self.config.stack
     if c.embedding == 'own':
       self.embed = nn.Embed(c.vocab_size, c.model_dim, dtype=c.dtype, embedding_init=init.embedding)
-      self.head = self.param('head', init.head, (c.model_dim, c.num_predicted))
+      self.head = self.param('head', init.head, (c.model_dim, c.num_predicted), jnp.float32)
     else:
       E = c.target.model.model_dim
       # With equal widths, the draft starts in the space of the target's embeddings. It does not end there: with tied embeddings, it would
       # at first predict each token to be followed by itself.
-      matrix = (lambda key, shape: jnp.eye(*shape)) if E == c.model_dim else init.matrix
+      matrix = (lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)) if E == c.model_dim else init.matrix
       self.embed_in = Dense((E,), (c.model_dim,), False, c.dtype, matrix)
       self.embed_out = Dense((c.model_dim,), (E,), False, c.dtype, init.matrix)
     if c.draft == 'parallel':
-      self.mask_embedding = self.param('mask_embedding', nn.initializers.normal(0.02), (c.model_dim,))
+      self.mask_embedding = self.param('mask_embedding', nn.initializers.normal(0.02), (c.model_dim,), jnp.float32)
     self.layers = [DraftBlock(stack, i, c, name=f'layer_{i}') for i in range(c.num_layers)]
     self.final_norm = norm(stack, 'final_norm')
 

@@ -19,7 +19,7 @@ from jaxlm.config import ModelConfig
 
 
 class Initializers(NamedTuple):
-  """Functions (key, shape) -> float32 array. Matrices are [in, out], embeddings [rows, D]."""
+  """Functions (key, shape, dtype) -> array. Matrices are [in, out], embeddings [rows, D]."""
 
   matrix: Callable
   mlp_out: Callable

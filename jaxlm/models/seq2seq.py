@@ -116,7 +116,9 @@ class Decoder(nn.Module):
     # One table for all layers, as in T5: the simplest of the learned schemes by distance, and the one that decoder-only models have.
     self.distance_table = None
     if c.position == 'relative_t5':
-      self.distance_table = self.param('distance_table', nn.initializers.normal(0.02), (c.num_heads, BUCKETS))
+      self.distance_table = self.param(
+        'distance_table', nn.initializers.normal(0.02), (c.num_heads, BUCKETS), jnp.float32
+      )
     if c.norm_placement != 'post':
       self.final_norm = norm(c, 'final_norm')
 
@@ -147,11 +149,11 @@ class Seq2Seq(nn.Module):
     if c.embeddings != 'shared':
       self.source_embed = embed(c.source_vocab_size or c.vocab_size)
     if c.embeddings == 'separate':
-      self.head = self.param('head', init.head, (c.model_dim, c.vocab_size))
+      self.head = self.param('head', init.head, (c.model_dim, c.vocab_size), jnp.float32)
     if c.position == 'learned':
       self.source_position_embed, self.position_embed = embed(c.max_length), embed(c.target_positions)
     if c.output_bias:
-      self.output_bias = self.param('output_bias', nn.initializers.zeros, (c.vocab_size,))
+      self.output_bias = self.param('output_bias', nn.initializers.zeros, (c.vocab_size,), jnp.float32)
     self.encoder, self.decoder = Encoder(c), Decoder(c)
 
   def _embedded(self, table, position_table, tokens_BT, positions_BT, key, place):

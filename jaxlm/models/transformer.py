@@ -40,14 +40,16 @@ class Transformer(nn.Module):
     self.embed = nn.Embed(c.vocab_size, c.model_dim, dtype=c.dtype, embedding_init=init.embedding)
     before = int(c.sink.kind == 'token')
     if before:
-      self.sink_token = self.param('sink_token', nn.initializers.normal(0.02), (c.model_dim,))
+      self.sink_token = self.param('sink_token', nn.initializers.normal(0.02), (c.model_dim,), jnp.float32)
     if c.position == 'learned':
       length = c.max_length + before
       self.position_embed = nn.Embed(length, c.model_dim, dtype=c.dtype, embedding_init=init.embedding)
     if c.embedding_norm:
       self.embedding_norm = norm(c, 'embedding_norm')
     if c.position == 'relative_t5':  # One table for all layers, as in T5.
-      self.distance_table = self.param('distance_table', nn.initializers.normal(0.02), (c.num_heads, BUCKETS))
+      self.distance_table = self.param(
+        'distance_table', nn.initializers.normal(0.02), (c.num_heads, BUCKETS), jnp.float32
+      )
     block = Block
     if c.remat != 'none':
       block = nn.remat(Block, prevent_cse=True, policy=REMAT_POLICIES[c.remat])
@@ -55,7 +57,7 @@ class Transformer(nn.Module):
     if c.norm_placement != 'post':
       self.final_norm = norm(c, 'final_norm')
     if not c.tied_embeddings:
-      self.head = self.param('head', init.head, (c.model_dim, c.vocab_size))
+      self.head = self.param('head', init.head, (c.model_dim, c.vocab_size), jnp.float32)
 
   def hidden(
     self,

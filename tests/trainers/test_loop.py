@@ -34,6 +34,18 @@ def test_kernels_are_refused_before_anything_is_written(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_in_a_program_that_uses_float64(tmp_path, monkeypatch):
+  whole = tiny.fit(tiny.config(tmp_path / 'whole'))
+  interrupt_at(monkeypatch, 5)
+  with jax.enable_x64(True), pytest.raises(SystemExit):
+    tiny.fit(tiny.config(tmp_path / 'parts'))
+  monkeypatch.undo()
+  with jax.enable_x64(True):
+    state = tiny.fit(tiny.config(tmp_path / 'parts'))
+  chex.assert_trees_all_close(jax.device_get(state.params), jax.device_get(whole.params), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize('mesh', [MeshConfig(), *slow(MeshConfig(fsdp=2, tensor=2))], ids=['pmap', 'mesh'])
 def test_resumed_run_is_bit_identical(tmp_path, monkeypatch, mesh):
   settings = dict(ema_decay=0.9, accumulate=2)

@@ -14,8 +14,13 @@ from jaxlm.io import checkpoint, digest
 from tests.jaxlm.io.test_checkpoint import ABSTRACT, TREE
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int8', 'bool'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int8', 'bool', 'float64'])
 def test_every_single_bit_counts(dtype):
+  with jax.enable_x64(dtype == 'float64'):
+    check_every_single_bit(dtype)
+
+
+def check_every_single_bit(dtype):
   x = np.asarray(jnp.asarray(np.arange(12).reshape(3, 4) % 5, dtype))
   seen = {digest.digests({'x': x})['x']}
   for byte in range(x.nbytes):
