@@ -51,7 +51,8 @@ def test_schemes_by_distance_to_both_sides_equal_loops(scheme):
   np.testing.assert_allclose(ours(*qkv(), rule), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_buckets_of_both_sides_are_those_of_t5():
+@pytest.mark.parametrize('x64', [False, True])
+def test_buckets_of_both_sides_are_those_of_t5(x64):
   """Computed by transformers' T5Attention._relative_position_bucket, whose argument is the negative of ours."""
   theirs = {
     -200: 31,
@@ -71,7 +72,8 @@ def test_buckets_of_both_sides_are_those_of_t5():
     127: 15,
     500: 15,
   }
-  found = jax.jit(schemes.both_sides_bucket)(np.array(list(theirs)))
+  with jax.enable_x64(x64):
+    found = jax.jit(schemes.both_sides_bucket)(np.array(list(theirs)))
   assert found.tolist() == list(theirs.values())
 
 
