@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,6 +47,11 @@ def scripted_model(follow: dict[int, int], vocab_size: int, tokenizer=None, num_
 def slow(*values):
   """Returns values of one parameter of a test as values that are tried in CI only."""
   return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+def float64(on: bool = True):
+  """Returns a context in which jax_enable_x64 is set, or not."""
+  return (jax if hasattr(jax, 'enable_x64') else jax.experimental).enable_x64(on)  # The first since jax 0.8.
 
 
 def living_cache_bytes() -> int:

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import numpy as np
 import pytest
 
@@ -12,7 +11,7 @@ from decoders.simlayerkv import KiviConfig, LazyConfig
 from decoders.swift import SwiftConfig
 from decoders.swift.sets import SkipSet
 from tests.decoders.translation import models_made
-from tests.models import TINY, tiny_model
+from tests.models import TINY, float64, tiny_model
 
 PROMPTS = [[1, 2, 3], [*range(4, 16)], [5, 6, 7, 8, 9, 10, 5, 6, 7]]
 SAMPLED = dict(max_new_tokens=12, sampling=decoders.Sampling(temperature=1.5, top_k=20), seed=3)
@@ -75,6 +74,6 @@ def recombined_beams():
 def test_tokens_are_the_same_with_float64(decode):
   models()
   expected = decode()
-  with jax.enable_x64(True):
+  with float64(True):
     found = decode()
   np.testing.assert_array_equal(found.tokens, expected.tokens)

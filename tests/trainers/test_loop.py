@@ -11,7 +11,7 @@ import pytest
 from jaxlm.config import DropoutConfig
 from jaxlm.errors import CheckpointError, DivergedError
 from jaxlm.io import checkpoint
-from tests.models import slow
+from tests.models import float64, slow
 from tests.trainers import tiny
 from trainers import loop, metrics
 from trainers.config import ConfigError, MeshConfig
@@ -38,10 +38,10 @@ def test_kernels_are_refused_before_anything_is_written(tmp_path):
 def test_a_run_goes_on_in_a_program_that_uses_float64(tmp_path, monkeypatch):
   whole = tiny.fit(tiny.config(tmp_path / 'whole'))
   interrupt_at(monkeypatch, 5)
-  with jax.enable_x64(True), pytest.raises(SystemExit):
+  with float64(True), pytest.raises(SystemExit):
     tiny.fit(tiny.config(tmp_path / 'parts'))
   monkeypatch.undo()
-  with jax.enable_x64(True):
+  with float64(True):
     state = tiny.fit(tiny.config(tmp_path / 'parts'))
   chex.assert_trees_all_close(jax.device_get(state.params), jax.device_get(whole.params), rtol=1e-4, atol=1e-6)
 

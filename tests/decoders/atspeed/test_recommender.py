@@ -18,7 +18,7 @@ from jaxlm.data.item_trie import ItemTrie
 from jaxlm.errors import NotFiniteError
 from jaxlm.language_model import LanguageModel, forward
 from jaxlm.models.transformer import abstract_params
-from tests.models import TINY
+from tests.models import TINY, float64
 
 L, K, BEAM, GAMMA = 3, 4, 8, 2
 TARGET, DRAFT = TINY, TINY.replace(num_layers=1, model_dim=16)
@@ -167,7 +167,7 @@ def test_excluded_items_are_not_recommended(models, trie, histories):
 @pytest.mark.parametrize('verify', ['strict', 'relaxed', 'relaxed_exact'])
 def test_a_program_may_use_float64_elsewhere(models, trie, histories, verify):
   expected = run(*models, trie, histories, verify=verify)
-  with jax.enable_x64(True):
+  with float64(True):
     found = run(*models, trie, histories, verify=verify)
   assert found.scores.dtype == np.float32
   if verify == 'strict':  # Random numbers are others with jax_enable_x64.

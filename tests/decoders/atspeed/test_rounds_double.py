@@ -12,6 +12,7 @@ from decoders.beam import constrained
 from jaxlm.data.item_trie import ItemTrie
 from tests.decoders.atspeed.double import DoubleReader, random_weights
 from tests.decoders.atspeed.engine import speculate
+from tests.models import float64
 
 V, L, ITEMS, B = 40, 4, 200, 16
 READER = DoubleReader()
@@ -37,7 +38,7 @@ def check(case, config: AtSpeedConfig):
   target, trie, tokens, lengths = case
   other = random_weights(2, V)
   drafts = {'near': {name: x + 0.1 * other[name] for name, x in target.items()}, 'other': other}
-  with jax.enable_x64(True):
+  with float64(True):
     expected = constrained.search(target, tokens, lengths, trie, reader=READER, width=config.k)
     assert expected.scores.dtype == np.float64
     run = jax.jit(functools.partial(speculate, config=config, reader=READER, drafter=READER))
@@ -57,7 +58,7 @@ def test_lists_are_equal_in_float64(case, config):
 def test_scores_are_those_of_whole_identifiers(case):
   """Each identifier found, read again in one pass after its history, has the score of the search."""
   target, trie, tokens, lengths = case
-  with jax.enable_x64(True):
+  with float64(True):
     found = constrained.search(target, tokens, lengths, trie, reader=READER, width=10)
     codes = trie.tokens(np.asarray(found.leaves))
     # Row (b, k, t) holds history b and the first t codes of its identifier k.

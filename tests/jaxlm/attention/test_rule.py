@@ -10,7 +10,7 @@ from jaxlm.attention.attend import attend
 from jaxlm.attention.rule import AttentionRule, layer_rule
 from jaxlm.caches.full import of_prompt
 from tests.jaxlm.attention.test_operations import H, N, oracle, ours, qkv, t5_bucket
-from tests.models import TINY
+from tests.models import TINY, float64
 
 ALL = AttentionRule('softmax', H**-0.5, causal=False)
 
@@ -72,7 +72,7 @@ def test_buckets_of_both_sides_are_those_of_t5(x64):
     127: 15,
     500: 15,
   }
-  with jax.enable_x64(x64):
+  with float64(x64):
     found = jax.jit(schemes.both_sides_bucket)(np.array(list(theirs)))
   assert found.tolist() == list(theirs.values())
 

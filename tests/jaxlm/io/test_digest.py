@@ -12,11 +12,12 @@ import pytest
 from jaxlm.errors import CheckpointError
 from jaxlm.io import checkpoint, digest
 from tests.jaxlm.io.test_checkpoint import ABSTRACT, TREE
+from tests.models import float64
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int8', 'bool', 'float64'])
 def test_every_single_bit_counts(dtype):
-  with jax.enable_x64(dtype == 'float64'):
+  with float64(dtype == 'float64'):
     check_every_single_bit(dtype)
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.models import TINY, init, slow
+from tests.models import TINY, float64, init, slow
 
 WIDE = TINY.replace(
   model_dim=128, num_heads=4, num_kv_heads=2, head_dim=24, mlp_dim=200, vocab_size=300, max_length=100
@@ -47,7 +47,7 @@ def test_sink_is_by_fan_in_and_narrower_at_the_end_of_a_gated_mlp(config):
 
 @pytest.mark.parametrize('x64', [False, *slow(True)])
 def test_the_default_is_bit_for_bit_what_it_was(x64):
-  with jax.enable_x64(x64):
+  with float64(x64):
     params = init(TINY, jax.random.key(0))
   assert {x.dtype.name for x in jax.tree.leaves(params)} == {'float32'}
   layer = params['layer_1']
