@@ -39,7 +39,7 @@ class Config:
   """Beam search of random targets over random identifiers."""
 
   targets: tuple[Literal['2x128', '6x256', '12x768'], ...] = ('6x256', '12x768')
-  """Layers x width of the targets."""
+  """Layers x width of the targets; 2x128 is for tests."""
   ks: tuple[int, ...] = (1, 3, 5, 10, 20)
   """Numbers of identifiers to find, and of beams of the target (K)."""
   multiples: tuple[float, ...] = (1, 1.5, 2, 4)
@@ -47,6 +47,7 @@ class Config:
   order: Literal['score', 'nested'] = 'nested'
   """Which prefixes the draft keeps (see decoders.atspeed.AtSpeedConfig)."""
   gamma: int = 3
+  """Steps that the draft runs ahead."""
   items: int = 10_000
   codes: int = 64
   """Codes of each of the four levels of an identifier."""
@@ -65,6 +66,14 @@ class Config:
   """Number of PyTorch's threads; XLA uses all cores of the process."""
   seed: int = 0
 
+  def __post_init__(self):
+    if not (self.targets and self.ks and self.multiples):
+      raise ValueError('targets, ks and multiples must each name at least one.')
+    if min(self.ks) < 1 or min(self.multiples) < 1:
+      raise ValueError(
+        f'ks={self.ks} and multiples={self.multiples} must be at least 1: a draft keeps at least K prefixes.'
+      )
+
 
 def main(config: Config) -> None:
   if config.peer:
@@ -72,15 +81,15 @@ def main(config: Config) -> None:
   rows = []
   for target in config.targets:
     lm, draft, trie, histories = made(config, target)
-    theirs = peer(lm, config.threads) if config.peer else None
+    peer_model = peer(lm, config.threads) if config.peer else None
     for k in config.ks:
-      same = functools.partial(ours, lm, trie, histories, k, config.batch)
-      runs = {'plain': functools.partial(same, None)}
+      search = functools.partial(ours, lm, trie, histories, k, config.batch)
+      runs = {'plain': functools.partial(search, None)}
       for beam in sorted({math.ceil(k * multiple) for multiple in config.multiples}):
-        runs[f'N={beam}'] = functools.partial(same, draft, beam=beam, order=config.order, gamma=config.gamma)
+        runs[f'N={beam}'] = functools.partial(search, draft, beam=beam, order=config.order, gamma=config.gamma)
       runs['copies of the history'] = functools.partial(copies(lm, k, config.batch), trie, histories)
       if config.peer:
-        runs['transformers'] = functools.partial(transformers, theirs, trie, histories, k, config.batch)
+        runs['transformers'] = functools.partial(transformers, peer_model, trie, histories, k, config.batch)
       new = rows_of(config, report.in_turn(runs, config.repeats))
       print(report.table(new), flush=True)
       rows += [{'table': target, 'K': k, **row} for row in new]

@@ -114,7 +114,7 @@ class Searches:
 
 
 def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Returns the means over seeds, in the order of the first seed, with deviations of what the study is about."""
+  """Returns the means over seeds, in the order of the first seed, with standard deviations of 'target calls' and 'behind'."""
   labels = ('table', 'system', 'loss', 'rule', 'K')
   by_label: dict[tuple, list[dict[str, Any]]] = {}
   for row in rows:

@@ -26,7 +26,7 @@ def read(params, tokens_BT, start_B, lengths_B, total_B, cache, *, config: Model
   Returns (float32 logits [B, V] after each row's last token, cache).
   """
   rows = jnp.arange(len(tokens_BT))
-  positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
+  positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
   hidden_BTD, cache = functions.hidden(params, config, tokens_BT, positions_BT, cache, total_B)
   last_BD = hidden_BTD[rows, jnp.clip(lengths_B - 1, 0, tokens_BT.shape[1] - 1)]
   return functions.logits(params, config, last_BD), cache

@@ -27,7 +27,9 @@ class Clock:
   def run(self, part: str, function, *args, **static):
     """Calls the jitted `function`, compiled for these shapes at most once, and waits for its result."""
     leaves, structure = jax.tree.flatten(args)
-    key = (function, structure, tuple((x.shape, x.dtype, x.sharding) for x in leaves), tuple(sorted(static.items())))
+    shapes = tuple((x.shape, x.dtype, x.sharding) for x in leaves)
+    widest = jax.dtypes.canonicalize_dtype('float64')  # float32, unless jax_enable_x64 is set: then programs differ.
+    key = (function, structure, shapes, tuple(sorted(static.items())), widest)
     program = _programs.pop(key, None)
     if program is None:
       start = time.perf_counter()

@@ -151,7 +151,9 @@ def _slot(rule: kernels.Rule, slot: Slot, shape: tuple[int, ...], T: int) -> tup
   B, K, R, H = shape
   logits_BTN = jnp.broadcast_to(jnp.asarray(slot.logits, jnp.float32), (B, T, K * (R // T)))
   logits_BKR1 = logits_BTN.reshape(B, T, K, -1).transpose(0, 2, 3, 1).reshape(B, K, R, 1)
-  values = jnp.zeros((1, 1, 1, H)) if slot.values is None else slot.values.astype(jnp.float32)[None, :, None]
+  values = (
+    jnp.zeros((1, 1, 1, H), jnp.float32) if slot.values is None else slot.values.astype(jnp.float32)[None, :, None]
+  )
   if rule.operation == 'sigmoid':
     return (jax.nn.sigmoid(logits_BKR1) * values,)
   return jnp.broadcast_to(values, shape), logits_BKR1, jnp.ones_like(logits_BKR1)

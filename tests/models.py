@@ -51,7 +51,9 @@ def slow(*values):
 
 def float64(on: bool = True):
   """Returns a context in which jax_enable_x64 is set, or not."""
-  return (jax if hasattr(jax, 'enable_x64') else jax.experimental).enable_x64(on)  # The first since jax 0.8.
+  return (jax if hasattr(jax, 'enable_x64') else jax.experimental).enable_x64(
+    on
+  )  # jax.enable_x64 exists since jax 0.8.
 
 
 def living_cache_bytes() -> int:

@@ -164,5 +164,5 @@ def with_room(branch, room: int):
 def none_drafted(batch: int, config: AtSpeedConfig, fan_out: int) -> Drafted:
   """Returns a step without drafted prefixes, which stands behind the last step."""
   shape = batch, 1, config.beam
-  log_q = jnp.full((batch, 1, config.beam * fan_out), -jnp.inf) if config.drawn else None
+  log_q = jnp.full((batch, 1, config.beam * fan_out), -jnp.inf, jnp.float32) if config.drawn else None
   return Drafted(jnp.full(shape, NOWHERE, jnp.int32), jnp.zeros(shape, jnp.int32), log_q)

@@ -103,7 +103,7 @@ def later(
   )  # fmt: skip
   tokens_BQ = Prefixes(nodes_BQ, None).tokens(trie)
   states_BQD, branch = reader.read(params, tokens_BQ, positions_BQ, state.lengths + trie.depth, branch)
-  at_BK = jnp.broadcast_to(jnp.arange(K)[None], (B, K))
+  at_BK = jnp.broadcast_to(jnp.arange(K, dtype=jnp.int32)[None], (B, K))
   return advanced(reader, params, state, drafted, branch, states_BQD, paths_BQT, at_BK, trie, closed, keys, config)
 
 

@@ -179,9 +179,9 @@ def with_accepted(
   index_1P, rows_R1 = jnp.arange(P)[None], jnp.arange(R)[:, None]
   offered_RP = index_1P <= accepted.count[:, None]
   ends_RP = offered_RP & jnp.isin(accepted.tokens, eos_E)
-  first_of = lambda x_RP: jnp.argmax(x_RP, axis=1).astype(jnp.int32)
-  until_R = jnp.where(ends_RP.any(axis=1), first_of(ends_RP), accepted.count) + 1
-  sound_R = jnp.where(broken_RP.any(axis=1), first_of(broken_RP), P)
+  first_true = lambda x_RP: jnp.argmax(x_RP, axis=1).astype(jnp.int32)
+  until_R = jnp.where(ends_RP.any(axis=1), first_true(ends_RP), accepted.count) + 1
+  sound_R = jnp.where(broken_RP.any(axis=1), first_true(broken_RP), P)
   finite_R = state.finite & (state.done | (sound_R >= until_R))
   until_R = jnp.minimum(until_R, sound_R)
   M = state.tokens.shape[1]

@@ -121,6 +121,6 @@ def scores(params, keep_C2L, text_RS, first_R, valid_R, total_R, cache, *, confi
     guesses = jax.vmap(guessed)((tokens_N, states_ND))
   else:
     guesses = jax.lax.map(guessed, (tokens_N, states_ND), batch_size=AT_ONCE)
-  tokens = jnp.maximum(jnp.sum(valid_R), 1) * window
+  tokens = jnp.maximum(jnp.sum(valid_R, dtype=jnp.float32), 1) * window
   mean = lambda x_N: jnp.sum(jnp.where(valid_R[:, None], x_N.reshape(C, R, window), 0), axis=(1, 2)) / tokens
   return jax.tree.map(mean, guesses)

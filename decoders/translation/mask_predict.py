@@ -144,7 +144,7 @@ def decode(
     new_RT, new_log_p_RT = predict(params, config, nat.hidden(params, config, inputs, lengths_R, memory))
     return jnp.where(masked_RT, new_RT, tokens_RT), jnp.where(masked_RT, new_log_p_RT, log_p_RT)
 
-  start = jnp.zeros((B * C, room), jnp.int32), jnp.zeros((B * C, room))
+  start = jnp.zeros((B * C, room), jnp.int32), jnp.zeros((B * C, room), jnp.float32)
   tokens_RT, log_p_RT = jax.lax.fori_loop(0, iterations, refine, start)
   # Positions after a candidate's length are never masked, so that their log-probability stays 0.
   scores_BC = (log_p_RT.sum(axis=1) / jnp.maximum(lengths_R, 1)).reshape(B, C)

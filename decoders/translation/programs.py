@@ -93,7 +93,7 @@ def sample(
     total=limits_B, cache=empty_cache(config, B, room),
   )  # fmt: skip
   unfinished = lambda carry: ~jnp.all(carry[0].done)
-  s, sums_B, steps = jax.lax.while_loop(unfinished, body, (start, jnp.zeros(B), jnp.int32(0)))
+  s, sums_B, steps = jax.lax.while_loop(unfinished, body, (start, jnp.zeros(B, jnp.float32), jnp.int32(0)))
   # Rows that only fill the batch have no token.
   scores_B = sums_B / jnp.power(jnp.maximum(s.lengths, 1).astype(jnp.float32), length_penalty)
   return Hypotheses(s.tokens[:, None], s.lengths[:, None], scores_B[:, None], steps, jnp.zeros(B, jnp.int32), s.finite)

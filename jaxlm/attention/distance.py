@@ -27,7 +27,9 @@ def bucket(distance: Int[Array, '...'], buckets: int = BUCKETS) -> Int[Array, '.
   """Returns T5's bucket of a distance: the first half of the buckets hold one distance each, the others are logarithmic up to 128."""
   exact = buckets // 2
   distance = jnp.maximum(distance, 0)
-  steps = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(MAX_DISTANCE / exact) * (buckets - exact)
+  steps = (
+    jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(MAX_DISTANCE / exact) * (buckets - exact)
+  )
   return jnp.where(distance < exact, distance, jnp.minimum(exact + steps.astype(jnp.int32), buckets - 1))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlm.attention import cached
 from jaxlm.attention.attend import attend_by, dot
@@ -133,14 +134,15 @@ class Packed:
   def newest(self, filled_B, rows=None):
     """Returns exact values and, where they are not quantised, exact keys [B, K, residual, H] of the newest tokens, and their slots."""
     R = self.config.residual
-    slot_BR = jnp.maximum(filled_B - R, 0)[:, None] + jnp.arange(R)[None]
+    slot_BR = jnp.maximum(filled_B - R, 0)[:, None] + jnp.arange(R, dtype=jnp.int32)[None]
     values = take_slots(of_rows(self.value_tail, rows), slot_BR % (R + 1))
     tail = take_slots(of_rows(self.key_tail, rows), slot_BR % R)
-    group, row_B = self.config.group, jnp.arange(len(slot_BR)) if rows is None else rows
+    group, row_B = self.config.group, jnp.arange(len(slot_BR), dtype=jnp.int32) if rows is None else rows
 
     def part(x, start_B, size: int):
       """Returns `size` entries of each row along the token axis, by slices: a TPU would change the layout of what it gathers from."""
-      cut = lambda row, start: jax.lax.dynamic_slice(x, (row, 0, start, 0), (1, x.shape[1], size, x.shape[3]))[0]
+      zero = np.int32(0)  # With jax_enable_x64, Python's 0 would be an index of another type.
+      cut = lambda row, start: jax.lax.dynamic_slice(x, (row, zero, start, zero), (1, x.shape[1], size, x.shape[3]))[0]
       return jnp.stack([cut(row_B[b], start_B[b]) for b in range(len(start_B))])
 
     first_B = jnp.minimum(slot_BR[:, 0] // group, self.keys.scale.shape[2] - R // group - 1)

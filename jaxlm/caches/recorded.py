@@ -48,7 +48,7 @@ class Recorder:
 
     def memory(k_BTKH, v_BTKH):
       B, T = k_BTKH.shape[:2]
-      positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+      positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
       if mask is not None:
         seen_BT = jnp.pad(mask, ((0, 0), (T - mask.shape[1], 0)), constant_values=True)
         positions_BT = jnp.where(seen_BT, positions_BT, EMPTY)

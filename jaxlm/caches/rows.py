@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlm.attention.attend import dot
 from jaxlm.attention.attend import heads_first as heads_first
@@ -57,7 +58,7 @@ def _by_head(one, whole, x_BKRX, store, rows_B):
 
   def apart(x_BKRX, store, rows_B):
     def head(i):
-      row, k, zero = rows_B[i // K], i % K, jnp.int32(0)
+      row, k, zero = rows_B[i // K], i % K, np.int32(0)
       part = jax.tree.map(lambda s: jax.lax.dynamic_slice(s, (row, k, zero, zero), (1, 1, *s.shape[2:]))[0, 0], store)
       return one(x_BKRX.reshape(B * K, *x_BKRX.shape[2:])[i], part)
 
@@ -74,8 +75,9 @@ def _by_head(one, whole, x_BKRX, store, rows_B):
 def write_rows(slots_RKSH, new_BKTH, start_B, rows_B=None, mask_B=None, axis: int = 2):
   """Returns the array with the new entries of row b written along `axis` from slot `start_B[b]` on, if `mask_B[b]` is true."""
   B = new_BKTH.shape[0]
-  # Indices must share a type, which is not given where jax_enable_x64 is set.
-  at_slot = lambda row, start: tuple(jnp.int32(x) for x in (row, *(start if i == axis else 0 for i in range(1, 4))))
+  # With jax_enable_x64, Python numbers and arrays would be indices of different types.
+  index = lambda x: np.int32(x) if isinstance(x, int) else x.astype(jnp.int32)
+  at_slot = lambda row, start: tuple(map(index, (row, *(start if i == axis else 0 for i in range(1, 4)))))
 
   def together(slots_RKSH):
     def write(slots, new, start, mask=None):

@@ -112,4 +112,6 @@ class Scored:
       valid=valid_BM,
     )
     share_B = valid_BM.sum(axis=1) / jnp.maximum((slot_BM >= 0).sum(axis=1), 1)
-    return out, self.replace(cache=cache, ratios=self.ratios.at[:, layer].add(ratio_B * share_B))
+    return out, self.replace(
+      cache=cache, ratios=self.ratios.at[:, layer].add((ratio_B * share_B).astype(self.ratios.dtype))
+    )

@@ -81,7 +81,9 @@ class Voted:
       pad = ((0, 0), (0, -M % CHUNK))
       slot_BM, index_BM, valid_BM = (jnp.pad(x, pad) for x in (slot_BM, index_BM, valid_BM))
       start_C = jnp.arange(0, M, CHUNK)
-      votes = jax.lax.scan(lambda total, start: (total + piece(start), None), jnp.zeros(keys.shape[:3]), start_C)[0]
+      votes = jax.lax.scan(
+        lambda total, start: (total + piece(start), None), jnp.zeros(keys.shape[:3], jnp.float32), start_C
+      )[0]
     else:
       votes = piece(0)
     return out, self.voted(layer, cache, votes)

@@ -199,11 +199,14 @@ class Catalogue:
       )
 
   def check_trie(self, trie: ItemTrie) -> None:
-    """Raises DataError if most identifiers of a trie are none of this catalogue. Items that came later may have new ones."""
+    """Raises DataError if this catalogue has fewer than half of a trie's identifiers, of which 256 at most are checked.
+
+    A trie of items that came later alone is refused too: add them to the catalogue's own.
+    """
     known = sum(ids in self._identifiers for ids in trie.some_identifiers)
     if 2 * known < len(trie.some_identifiers):
       raise errors.DataError(
-        f'Of {len(trie.some_identifiers)} identifiers of {trie}, the model knows {known}: it was made for other identifiers than '
+        f'Of {len(trie.some_identifiers)} identifiers of {trie}, the model knows {known}: the trie was made for other identifiers than '
         f"{self}. Make it with the model's own catalogue: lm.tokenizer.trie()."
       )
 

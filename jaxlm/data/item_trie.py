@@ -155,7 +155,7 @@ class ItemTrie:
 
   def children(self, nodes: Int[Array, '...']) -> tuple[Int[Array, '... M'], Int[Array, '... M'], Bool[Array, '... M']]:
     """Returns (tokens, nodes, mask) of the children of each node, by rising token. `NOWHERE` has none. Runs under jit."""
-    slot_M = jnp.arange(self.fan_out).reshape((1,) * nodes.ndim + (-1,))
+    slot_M = jnp.arange(self.fan_out, dtype=jnp.int32).reshape((1,) * nodes.ndim + (-1,))
     at = jnp.maximum(nodes, 0)
     count = jnp.where(nodes >= 0, self.child_count[at], 0)
     mask = slot_M < count[..., None]

@@ -36,10 +36,13 @@ def init_params(config: RqVaeConfig, dim: int, sizes: tuple[int, ...], key: Arra
   keys = jax.random.split(key, 2 * len(widths))
 
   def layers(widths, keys):
-    init = lambda key, a, b: {'w': jax.random.normal(key, (a, b)) * (2 / a) ** 0.5, 'b': jnp.zeros(b)}
+    init = lambda key, a, b: {
+      'w': jax.random.normal(key, (a, b), jnp.float32) * (2 / a) ** 0.5,
+      'b': jnp.zeros(b, jnp.float32),
+    }
     return [init(key, a, b) for key, a, b in zip(keys, widths, widths[1:])]
 
-  codes = [jnp.zeros((size, config.width)) for size in sizes]
+  codes = [jnp.zeros((size, config.width), jnp.float32) for size in sizes]
   return {
     'encoder': layers(widths, keys), 'decoder': layers(widths[::-1], keys[len(widths) :]), 'codes': codes
   }  # fmt: skip
@@ -121,7 +124,8 @@ def _train(params, x, key, *, config: RqVaeConfig):
     used = [u.at[index[:, l]].add(1) for l, u in enumerate(used)]
     if config.reset_every:
       due = (i + 1) % config.reset_every == 0
-      fresh = lambda l, code: residuals[l][jax.random.randint(jax.random.fold_in(reset_key, l), (len(code),), 0, n)]
+      any_of = lambda key, count: jax.random.randint(key, (count,), 0, n, jnp.int32)
+      fresh = lambda l, code: residuals[l][any_of(jax.random.fold_in(reset_key, l), len(code))]
       replaced = lambda l, code: jnp.where((due & (used[l] == 0))[:, None], fresh(l, code), code)
       params = params | {'codes': [replaced(l, code) for l, code in enumerate(params['codes'])]}
       used = [jnp.where(due, 0, u) for u in used]

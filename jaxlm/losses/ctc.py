@@ -41,6 +41,6 @@ def ctc(
   target_padding = padding(mask, targets.shape)
   loss_B = optax.ctc_loss(
     logits.astype(jnp.float32), padding(prediction_mask, (B, S)), targets, target_padding, blank_id=blank_id
-  )
+  ).astype(jnp.float32)  # float64 with jax_enable_x64
   n_B = jnp.sum(1 - target_padding, axis=1)
   return jnp.sum(jnp.where(n_B > 0, loss_B, 0.0)), jnp.sum(n_B)

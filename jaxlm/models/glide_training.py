@@ -63,7 +63,7 @@ def kept_reads(target_config: ModelConfig, layers: dict[int, tuple[jax.Array, ja
 
   def memory(keys_BKSH, values_BKSH):
     B, _, S, _ = keys_BKSH.shape
-    positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
+    positions_BS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
     cast = lambda x: x.astype(target_config.dtype)
     return caches.Slots(cast(keys_BKSH), cast(values_BKSH), positions_BS, jnp.zeros(B, jnp.int32))
 
@@ -104,7 +104,7 @@ def training_states(
     ValueError: embedding='target', and there are no `target_params`.
   """
   B, T = tokens.shape
-  index_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+  index_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
   start_BT = block_starts(config, phase, T)
   seen_BT = start_BT
   if config.first_block == 'causal':

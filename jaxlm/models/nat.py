@@ -53,7 +53,7 @@ class ParallelSeq2Seq(Seq2Seq):
     return x_BSD[:, 1:], jax.nn.log_softmax(scores_BN.at[:, 0].set(-jnp.inf))
 
   def decode_at_once(self, inputs, lengths_B, memory, key=None):
-    positions_BT = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape[:2])
+    positions_BT = jnp.broadcast_to(jnp.arange(inputs.shape[1], dtype=jnp.int32), inputs.shape[:2])
     cache = caches.Sequence((positions_BT < lengths_B[:, None]).astype(jnp.int32))
     if jnp.issubdtype(inputs.dtype, jnp.integer):
       return self.decode(inputs, memory, positions_BT, cache, key)[0]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def random_masks(key: Array, lengths: Int[Array, ' B'], positions: int) -> Bool[Array, 'B T']:
   """Returns which tokens of each target are masked: 1 ... n - 1 of n, each number equally likely, at random places; 1 of 1."""
   number_key, place_key = jax.random.split(key)
-  number_B = jax.random.randint(number_key, lengths.shape, 1, jnp.maximum(lengths, 2))
+  number_B = jax.random.randint(number_key, lengths.shape, 1, jnp.maximum(lengths, 2), jnp.int32)
   noise_BT = jax.random.uniform(place_key, (*lengths.shape, positions), jnp.float32)
   return mask_predict.remask(noise_BT, lengths, number_B)
 

@@ -178,7 +178,9 @@ def test_the_identifiers_of_a_draft_are_compared_from_python_too():
     DataError, match=f'The draft and the model have other identifiers.*{OTHER.digest}.*{ITEMS.digest}'
   ):
     atspeed.recommend(model(), model(OTHER), ITEMS.trie(), [ITEMS.prompt([1])], k=2, beam=2)
-  with pytest.raises(DataError, match=r'Of \d+ identifiers of ItemTrie.*, the model knows \d+: it was made for other'):
+  with pytest.raises(
+    DataError, match=r'Of \d+ identifiers of ItemTrie.*, the model knows \d+: the trie was made for other'
+  ):
     atspeed.recommend(model(), None, ItemTrie.from_ids(ITEMS.tokens[:, ::-1]), [ITEMS.prompt([1])], k=2)
 
 

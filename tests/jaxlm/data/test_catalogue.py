@@ -89,6 +89,6 @@ def test_a_trie_of_other_identifiers_is_refused():
   found.check_trie(ItemTrie.from_ids([[2, 5], [3, 5], [3, 4]]))  # One item came later.
   for ids in ([[2, 3], [3, 2], [2, 5]], [[2], [3]]):
     with pytest.raises(
-      DataError, match=r'Of \d identifiers of ItemTrie\(.*\), the model knows [01]: it was made for other'
+      DataError, match=r'Of \d identifiers of ItemTrie\(.*\), the model knows [01]: the trie was made for other'
     ):
       found.check_trie(ItemTrie.from_ids(ids))
