@@ -4,6 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from jaxlm.config import SinkConfig
+from jaxlm.models import exam, nat, seq2seq, transformer
+from tests.jaxlm.models import test_exam, test_nat, test_seq2seq
 from tests.models import TINY, float64, init, slow
 
 WIDE = TINY.replace(
@@ -83,3 +86,23 @@ def test_a_name_that_is_none_and_a_spread_that_is_none_are_refused():
     TINY.replace(init='xaver')
   with pytest.raises(ValueError, match='init_std=0.0 must be positive'):
     TINY.replace(init_std=0.0)
+
+
+MODELS = {
+  'sink logit, plus one': (transformer, TINY.replace(sink=SinkConfig('logit'), norm_plus_one=True)),
+  'sink key and value, T5 distances': (transformer, TINY.replace(sink=SinkConfig('kv'), position='relative_t5')),
+  'sink token, biases': (transformer, TINY.replace(sink=SinkConfig('token'), qkv_bias=True, out_bias=True)),
+  'translation': (seq2seq, test_seq2seq.TINY.replace(output_bias=True)),
+  'CMLM': (nat, test_nat.CMLM),
+  'EXAM': (exam, test_exam.CODE),
+  'fastText': (exam, test_exam.PRESETS['fastText']),
+  'gated recurrent units': (exam, test_exam.PRESETS['code, many labels']),
+}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_parameters_are_float32_also_with_float64(name):
+  module, config = MODELS[name]
+  with float64():
+    params = module.abstract_params(config)
+  assert {x.dtype.name for x in jax.tree.leaves(params)} == {'float32'}
