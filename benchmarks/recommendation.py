@@ -95,31 +95,28 @@ def checks(rows: Sequence[dict[str, Any]], config: Config) -> list[dict[str, Any
       if (best, rule) not in calls:
         continue
       ours, others = calls[best, rule], {loss: n for (loss, r), n in calls.items() if r == rule and loss != best}
-      verdicts.append(verdict(f'{name}, K={K}, {rule}: {best} needs at most {aim} target calls', ours <= aim, ours))
+      verdicts.append(
+        report.verdict(f'{name}, K={K}, {rule}: {best} needs at most {aim} target calls', ours <= aim, ours)
+      )
       if others:
         nearest = min(others, key=others.get)
         text = f'{name}, K={K}, {rule}: {best} needs the fewest target calls ({nearest}: {others[nearest]:.2f})'
-        verdicts.append(verdict(text, ours <= others[nearest], ours))
+        verdicts.append(report.verdict(text, ours <= others[nearest], ours))
     strict = [row for row in rows if row['table'] == f'{name}: drafts' and row['rule'] == 'strict']
     if strict:
       same = min(row['same lists %'] for row in strict)
       text = f'{name}, strict: at least 99 % of the lists are those without a draft, whatever the draft and K; rounding may part equals'
-      verdicts.append(verdict(text, same >= 99, same))
+      verdicts.append(report.verdict(text, same >= 99, same))
     for row in [row for row in rows if row['table'] == f'{name}: plain search' and row['K'] == K]:
       for way in ('transformers / jaxlm', 'one by one'):
-        verdicts.append(verdict(f'{name}, K={K}: {way} at least 3', row[way] >= 3, row[way]))
+        verdicts.append(report.verdict(f'{name}, K={K}: {way} at least 3', row[way] >= 3, row[way]))
     of = {row['system']: row for row in rows if row['table'] == f'{name}: recommending'}
     above = of['popularity']['behind']
-    verdicts.append(verdict(f'{name}: NDCG@10 of the target above that of popular items', above > 0, above))
+    verdicts.append(report.verdict(f'{name}: NDCG@10 of the target above that of popular items', above > 0, above))
     behind, error = of['SASRec']['behind'], of['SASRec']['standard error']
     text = f'{name}: NDCG@10 of the target not below that of SASRec by more than two standard errors ({error:.4f} each)'
-    verdicts.append(verdict(text, behind >= -2 * error, behind))
+    verdicts.append(report.verdict(text, behind >= -2 * error, behind))
   return verdicts
-
-
-def verdict(statement: str, holds: bool, measured: float) -> dict[str, Any]:
-  print('PASS' if holds else 'MISS', statement, '--', round(measured, 4))
-  return {'statement': statement, 'pass': bool(holds), 'measured': round(measured, 4)}
 
 
 if __name__ == '__main__':

@@ -21,7 +21,6 @@ import numpy as np
 import tyro
 
 from benchmarks import report
-from benchmarks.recommendation import verdict
 from jaxlm import console
 
 Found = tuple[float, float, list[list[int]], Any]
@@ -123,12 +122,12 @@ def checks(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ratio = {row['way']: row['plain / this'] for row in rows if (row['table'], row['K']) == (target, k)}
     if 'transformers' in ratio:
       times = 1 / ratio['transformers']
-      found.append(verdict(f'{target}, K={k}: transformers / plain at least 3', times >= 3, times))
+      found.append(report.verdict(f'{target}, K={k}: transformers / plain at least 3', times >= 3, times))
     best = max((way for way in ratio if way.startswith('N=')), key=ratio.get)
     text = f'{target}, K={k}: plain / speculative at least 1.5 at its best, which is with {best}'
-    found.append(verdict(text, ratio[best] >= 1.5, ratio[best]))
+    found.append(report.verdict(text, ratio[best] >= 1.5, ratio[best]))
   same = min(row['same items'] for row in rows)
-  return [*found, verdict('all ways find the same items', same == 1, same)]
+  return [*found, report.verdict('all ways find the same items', same == 1, same)]
 
 
 def timed(search) -> Found:

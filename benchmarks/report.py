@@ -127,6 +127,12 @@ def described(name: str, value: Any) -> str:
   return f'{name}: {value}'
 
 
+def verdict(statement: str, holds: bool, measured: float) -> dict[str, Any]:
+  """Prints and returns a statement, whether it holds, and what was measured."""
+  print('PASS' if holds else 'MISS', statement, '--', round(measured, 4))
+  return {'statement': statement, 'pass': bool(holds), 'measured': round(measured, 4)}
+
+
 def write(name: str, rows: Sequence[dict[str, Any]], **more: Any) -> Path:
   """Prints the table and writes benchmarks/results/NAME.json."""
   RESULTS.mkdir(parents=True, exist_ok=True)
