@@ -137,8 +137,8 @@ def timed(search) -> Found:
   return time.perf_counter() - start, time.process_time() - of_process, *found
 
 
-def made(config: Config, target: str):
-  """Returns (target, draft, trie, histories); `target`: a name in SHAPES."""
+def made(config: Config, size: str):
+  """Returns (target, draft, trie, histories); `size`: a name in SHAPES."""
   import jax
   import jax.numpy as jnp
 
@@ -155,7 +155,7 @@ def made(config: Config, target: str):
     vocab_size=levels * config.codes, num_layers=layers, model_dim=dim, num_heads=dim // 64, num_kv_heads=dim // 64, head_dim=64,
     mlp_dim=mlp, max_length=max(128, levels * config.history_items + 16), dtype='float32',
   )  # fmt: skip
-  layers, model_dim, mlp_dim = SHAPES[target]
+  layers, model_dim, mlp_dim = SHAPES[size]
   small = shape(1, DRAFT_DIM, mlp_dim * DRAFT_DIM // model_dim)
   large = shape(layers, model_dim, mlp_dim)
   draft, target = (

@@ -51,9 +51,8 @@ def slow(*values):
 
 def float64(on: bool = True):
   """Returns a context in which jax_enable_x64 is set, or not."""
-  return (jax if hasattr(jax, 'enable_x64') else jax.experimental).enable_x64(
-    on
-  )  # jax.enable_x64 exists since jax 0.8.
+  place = jax if hasattr(jax, 'enable_x64') else jax.experimental  # It has moved in jax 0.8.
+  return place.enable_x64(on)
 
 
 def living_cache_bytes() -> int:

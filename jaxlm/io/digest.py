@@ -3,8 +3,8 @@
   digest = sum_i h(b_i xor i g) mod 2^32,   b_i: the bits of element i as an integer
 
 h is the finaliser of murmur3 and g a constant from the golden ratio. h is one to one, so a change of one element always changes
-the digest; a change of several does with probability 1 - 2^-32. An element of 8 bytes counts as two of 4 bytes. The digest does not depend on how an array is sharded, and it
-is computed on the devices that hold the array.
+the digest; a change of several does with probability 1 - 2^-32. An element of 8 bytes counts as two of 4 bytes.
+The digest does not depend on how an array is sharded, and it is computed on the devices that hold the array.
 """
 
 import hashlib

@@ -202,10 +202,8 @@ class Attention(nn.Module):
       return {'slot_key': key_KH, 'slot_value': self.per_head(self.slot_value)}
     if c.sink.learned_dims is not None:
       key_KH = jnp.where(jnp.arange(c.head_dim) < c.sink.learned_dims, key_KH, 0.0)
-    directions = {
-      'unit': jnp.eye(c.head_dim, dtype=jnp.float32)[0],
-      'ones': jnp.full(c.head_dim, c.head_dim**-0.5, jnp.float32),
-    }
+    one_H = jnp.ones(c.head_dim, jnp.float32)
+    directions = {'unit': jnp.eye(c.head_dim, dtype=jnp.float32)[0], 'ones': one_H / c.head_dim**0.5}
     if c.sink.value == 'zero':
       return {'slot_key': key_KH}
     value_KH = jnp.broadcast_to(c.sink.value_scale * directions[c.sink.value], key_KH.shape)

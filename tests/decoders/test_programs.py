@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from decoders import programs
+from tests.models import float64
 
 
 def test_the_latest_used_are_kept(monkeypatch):
@@ -19,6 +20,15 @@ def test_the_latest_used_are_kept(monkeypatch):
     assert clock.run('test', double, jnp.ones(n)).tolist() == [2.0] * n and len(programs._programs) <= 3
     compiled += [n] * (clock.compile_seconds > 0)
   assert compiled == [1, 2, 3, 4, 2]  # 2 was the longest unused when 4 came.
+
+
+def test_a_program_is_not_used_where_numbers_are_wider():
+  one, double = jnp.ones(2), jax.jit(lambda x: x + jnp.arange(2.0))
+  run = lambda: programs.Clock().run('test', double, one).dtype.name
+  assert run() == 'float32'
+  with float64():
+    assert run() == 'float64'
+  assert run() == 'float32'
 
 
 def test_programs_get_the_options_of_the_cpu(monkeypatch):

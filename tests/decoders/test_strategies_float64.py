@@ -1,4 +1,4 @@
-"""Every decoder in a program that computes in float64 elsewhere (jax_enable_x64): the same tokens, also where they are sampled."""
+"""Decoders in a program that computes in float64 elsewhere (jax_enable_x64): the same tokens, also where they are sampled."""
 
 import functools
 

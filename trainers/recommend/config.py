@@ -197,7 +197,8 @@ class LossConfig:
 
   name: Loss = 'atspeed-s'
   """sft: no alignment. word-kd, tvd-kd: KL divergence or total variation from the target's distribution on the data. seq-kd: cross-entropy
-  on the target's beams. seq-kd-released: seq-kd as the authors' code computes it, where the label of the first code is the data's, not the beam's. atspeed-s: for strict verification. atspeed-s-clean: our variant of it. atspeed-r: for relaxed verification."""
+  on the target's beams. seq-kd-released: seq-kd as the authors' code computes it, where the label of the first code is the data's, not the
+  beam's. atspeed-s: for strict verification. atspeed-s-clean: our variant of it. atspeed-r: for relaxed verification."""
   alpha: float = 0.5
   """Share of the alignment in the loss (for sft it is 0)."""
   tau: float | None = None

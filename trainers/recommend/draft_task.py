@@ -116,8 +116,8 @@ def draft_terms(
   q_BKLV = logits(beams_BKLD, params, config)
   mask_BKL = (batch['beams'] >= 0) * batch['weight'][:, None, None]
   if loss.name in ('seq-kd', 'seq-kd-released'):
-    labels_BKL = jnp.maximum(batch['beams'], 0)  # As in the paper's name: all labels are the target's.
-    if loss.name == 'seq-kd-released':
+    labels_BKL = jnp.maximum(batch['beams'], 0)
+    if loss.name == 'seq-kd-released':  # The authors' code takes the first label of every beam from the data.
       next_B1 = jnp.take_along_axis(batch['targets'], batch['prompt'][:, None] - 1, axis=1)
       labels_BKL = labels_BKL.at[:, :, 0].set(next_B1)
     found = losses.seq_kd(q_BKLV, labels_BKL, mask_BKL)

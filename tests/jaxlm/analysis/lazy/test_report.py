@@ -23,6 +23,7 @@ from jaxlm.attention.attend import attention_weights
 from jaxlm.caches.full import Sequence, heads_first
 from jaxlm.config import SinkConfig
 from jaxlm.data.tokenizers import ByteTokenizer
+from jaxlm.errors import DataError
 from jaxlm.language_model import LanguageModel
 from jaxlm.models.transformer import Transformer
 from tests.models import TINY, slow, tiny_model
@@ -295,8 +296,8 @@ def test_the_upper_layers_of_smollm2_are_lazy_and_remain_so():
 
   try:
     path = fetch.locate('smollm2') or fetch.fetch('smollm2')
-  except Exception as e:
-    pytest.skip(f'SmolLM2 cannot be had here: {e}')
+  except DataError as e:
+    pytest.skip(f'SmolLM2 is not on this machine and cannot be downloaded: {e}')
   lm = jaxlm.load(path, 'float32')
   ids = laziness_command.read('embedded', 1024, lm.tokenizer)
   found = analysis.laziness(lm, ids, new_tokens=32)
